@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// row is what MyTicket stores of the two-line ticket.
+const row = `(gen_random_uuid(), now(), 'default', 'Order: 0000000000
+VAT: 3.10
+Total: 16.90
+
+product,product_id,price
+Formule(s) midi 1,aZde000001,14.90
+Formule(s) midi 2,aZde000002,2.90', 'text/plain; charset=utf-8', 'TREATED', (random() * 1e10)::bigint, 3.10, 16.90,
+'[{"product":"Formule(s) midi 1","product_id":"aZde000001","price":14.90},{"product":"Formule(s) midi 2","product_id":"aZde000002","price":2.90}]', 1)`
+
+const insertRow = `INSERT INTO tickets
+(id, received_at, source, body, content_type, status, order_number, vat, total, lines, parser_version) VALUES `
+
+// ceiling measures (c): rows/s of the same row, one by one and in batches of 100, and the time of a single-row commit. It returns the
+// rows/s of the batches.
+func (b *bench) ceiling(ctx context.Context) (float64, error) {
+	conn, err := pgx.Connect(ctx, b.url)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close(ctx)
+	// The partition that the server would make, so that both write into the same.
+	if _, err := conn.Exec(ctx, `CREATE TABLE IF NOT EXISTS tickets_bench PARTITION OF tickets FOR VALUES FROM (date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC') TO ((date_trunc('day', now() AT TIME ZONE 'UTC') + interval '1 day') AT TIME ZONE 'UTC')`); err != nil {
+		return 0, err
+	}
+	alone, err := b.pgbench(ctx, 1, 1)
+	if err != nil {
+		return 0, err
+	}
+	b.single = time.Duration(float64(time.Second) / alone)
+	oneByOne, err := b.pgbench(ctx, 50, 1)
+	if err != nil {
+		return 0, err
+	}
+	batches, err := b.pgbench(ctx, 4, 100)
+	if err != nil {
+		return 0, err
+	}
+	fmt.Fprintf(b.out, "\n| pgbench, the same row | rows/s |\n|---|--:|\n| one by one, 1 client (a commit takes %s) | %.0f |\n"+
+		"| (c) one by one, 50 clients | %.0f |\n| (c) in batches of 100, 4 clients | %.0f |\n",
+		b.single.Round(time.Microsecond), alone, oneByOne, batches*100)
+	return batches * 100, nil
+}
+
+var tps = regexp.MustCompile(`tps = ([0-9.]+)`)
+
+// pgbench returns the transactions a second of an INSERT of so many rows.
+func (b *bench) pgbench(ctx context.Context, clients, rows int) (float64, error) {
+	dir, err := os.MkdirTemp("", "myticket-bench-")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(dir)
+	script := filepath.Join(dir, "insert.sql")
+	statement := insertRow + strings.TrimSuffix(strings.Repeat(row+",", rows), ",") + ";\n"
+	if err := os.WriteFile(script, []byte(statement), 0o644); err != nil {
+		return 0, err
+	}
+	command := exec.CommandContext(ctx, "pgbench", "--no-vacuum", "--protocol=prepared", "--client", strconv.Itoa(clients),
+		"--jobs", "2", "--time", strconv.Itoa(max(1, int(b.settings.duration.Seconds()))), "--file", script, b.url)
+	output, err := command.CombinedOutput()
+	if err != nil {
+		return 0, fmt.Errorf("pgbench: %w\n%s", err, output)
+	}
+	found := tps.FindSubmatch(output)
+	if found == nil {
+		return 0, fmt.Errorf("pgbench said no rate:\n%s", output)
+	}
+	return strconv.ParseFloat(string(found[1]), 64)
+}

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/gofiber/fiber/v2"
+)
+
+// serveFloor is the floor: the same Fiber with the same limits as MyTicket's, and a handler that stores nothing.
+func serveFloor(addr string) error {
+	app := fiber.New(fiber.Config{
+		BodyLimit: 1<<20 + 64<<10, CaseSensitive: true, Concurrency: 4096, DisablePreParseMultipartForm: true,
+		DisableStartupMessage: true, IdleTimeout: 75 * time.Second, Network: fiber.NetworkTCP, ReadBufferSize: 8 << 10,
+		ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second,
+	})
+	answer := []byte(`{"id":"01890a5d-ac96-774b-bcce-b302099a8057","status":"TREATED"}`)
+	app.Post("/ticket", func(c *fiber.Ctx) error {
+		c.Response().Header.SetContentType("application/json")
+		c.Response().SetBodyRaw(answer)
+		return nil
+	})
+	app.Get("/ping", func(c *fiber.Ctx) error { return c.SendString("Pong") })
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
+	go func() {
+		<-stop
+		_ = app.Shutdown()
+	}()
+	return app.Listen(addr)
+}
+
+// awaitAnswer returns when the server answers, and is ready where it can say so.
+func awaitAnswer(ctx context.Context, addr, admin string) error {
+	url := "http://" + addr + "/ping"
+	if admin != "" {
+		url = "http://" + admin + "/readyz"
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		if err != nil {
+			return err
+		}
+		response, err := http.DefaultClient.Do(request)
+		if err == nil {
+			_ = response.Body.Close()
+			if response.StatusCode == http.StatusOK {
+				return nil
+			}
+			err = errors.New(response.Status)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the server is not ready: %w", err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// saveProfile writes a CPU profile of a server, which runs meanwhile, and returns a function that waits for it.
+func saveProfile(admin, file string, duration time.Duration) (wait func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		response, err := http.Get(fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", admin, int(duration.Seconds())))
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "no profile:", err)
+			return
+		}
+		defer response.Body.Close()
+		content, err := io.ReadAll(response.Body)
+		if err == nil {
+			err = os.WriteFile(file, content, 0o644)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "no profile:", err)
+		}
+	}()
+	return func() { <-done }
+}

@@ -1,0 +1,46 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+
+	"myticket/internal/postgres"
+)
+
+// databaseFlags are the settings of every command that needs the database.
+type databaseFlags struct {
+	DatabaseURL     string `name:"database-url" env:"DATABASE_URL" group:"Database" placeholder:"URL" help:"Connection URI of the Postgres database (postgresql://user:password@host:5432/name)."`
+	DatabaseURLFile string `name:"database-url-file" env:"DATABASE_URL_FILE" group:"Database" type:"path" placeholder:"FILE" help:"File that holds the connection URI, instead of --database-url: a mounted secret."`
+}
+
+// url returns the connection URI, from the flag, the environment or the file.
+func (f databaseFlags) url() (string, error) {
+	switch {
+	case f.DatabaseURL != "" && f.DatabaseURLFile != "":
+		return "", errors.New("both --database-url and --database-url-file are set: MyTicket cannot tell which database is meant, unset one")
+	case f.DatabaseURLFile != "":
+		content, err := os.ReadFile(f.DatabaseURLFile)
+		if err != nil {
+			return "", fmt.Errorf("read --database-url-file: %w", err)
+		}
+		return strings.TrimSpace(string(content)), nil
+	case f.DatabaseURL == "":
+		return "", errors.New("no database: set DATABASE_URL, --database-url or --database-url-file")
+	}
+	return f.DatabaseURL, nil
+}
+
+// open opens the store for a command of an operator: few connections, named after the command.
+func (f databaseFlags) open(ctx context.Context, command string) (*postgres.Store, error) {
+	url, err := f.url()
+	if err != nil {
+		return nil, err
+	}
+	return postgres.Open(ctx, postgres.Config{
+		URL: url, MaxConns: 2, ApplicationName: "myticket " + command, Logger: slog.Default(),
+	})
+}

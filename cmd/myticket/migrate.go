@@ -1,0 +1,111 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"myticket/internal/postgres"
+	"myticket/internal/telemetry"
+)
+
+// migrateCmd is `myticket migrate`. Only it ever changes the schema.
+type migrateCmd struct {
+	Up     migrateUpCmd     `cmd:"" help:"Run every migration that the database does not have yet."`
+	Status migrateStatusCmd `cmd:"" help:"Say where the schema stands. Exit code 1 when the server could not work on it."`
+	Force  migrateForceCmd  `cmd:"" help:"Declare that the schema is at a version, after you mended what a failed migration left."`
+}
+
+type migrateFlags struct {
+	databaseFlags
+	LockTimeout time.Duration `env:"MYTICKET_MIGRATE_LOCK_TIMEOUT" default:"5m" help:"How long to wait for another migration to end. Default: ${default}."`
+}
+
+func (f migrateFlags) config(std streams) (postgres.MigrateConfig, error) {
+	url, err := f.url()
+	if err != nil {
+		return postgres.MigrateConfig{}, err
+	}
+	logger, err := telemetry.NewLogger(std.stderr, "text", "info")
+	return postgres.MigrateConfig{URL: url, LockTimeout: f.LockTimeout, Logger: logger}, err
+}
+
+type migrateUpCmd struct{ migrateFlags }
+
+func (c migrateUpCmd) Run(ctx context.Context, std streams) error {
+	config, err := c.config(std)
+	if err != nil {
+		return err
+	}
+	if err := postgres.Migrate(ctx, config); err != nil {
+		return fmt.Errorf("migrate up: %w", err)
+	}
+	status, err := schemaStatus(ctx, c.databaseFlags)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(std.stdout, status)
+	return err
+}
+
+type migrateStatusCmd struct {
+	databaseFlags
+	Output string `default:"text" enum:"text,json" help:"text or json. Default: ${default}."`
+}
+
+func (c migrateStatusCmd) Run(ctx context.Context, std streams) error {
+	status, err := schemaStatus(ctx, c.databaseFlags)
+	if err != nil {
+		return err
+	}
+	if c.Output == "json" {
+		err = json.NewEncoder(std.stdout).Encode(map[string]any{
+			"version": status.Version, "latest": status.Latest, "dirty": status.Dirty, "ready": status.Ready(),
+		})
+	} else {
+		_, err = fmt.Fprintln(std.stdout, status)
+	}
+	if err == nil && !status.Ready() {
+		return fmt.Errorf("the server cannot work on this schema")
+	}
+	return err
+}
+
+type migrateForceCmd struct {
+	migrateFlags
+	Version int `arg:"" help:"The version that the schema really is at."`
+}
+
+func (c migrateForceCmd) Validate() error {
+	latest, err := postgres.LatestSchema()
+	if err == nil && (c.Version < 1 || uint(c.Version) > latest) {
+		err = fmt.Errorf("VERSION must be 1 to %d, which are the migrations that this program has", latest)
+	}
+	return err
+}
+
+func (c migrateForceCmd) Run(ctx context.Context, std streams) error {
+	config, err := c.config(std)
+	if err != nil {
+		return err
+	}
+	if err := postgres.ForceSchema(config, uint(c.Version)); err != nil {
+		return fmt.Errorf("migrate force: %w", err)
+	}
+	status, err := schemaStatus(ctx, c.databaseFlags)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(std.stdout, status)
+	return err
+}
+
+func schemaStatus(ctx context.Context, database databaseFlags) (postgres.SchemaStatus, error) {
+	store, err := database.open(ctx, "migrate")
+	if err != nil {
+		return postgres.SchemaStatus{}, err
+	}
+	defer store.Close()
+	return store.Schema(ctx)
+}

@@ -1,0 +1,252 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/alecthomas/kong"
+
+	"myticket/internal/admin"
+	"myticket/internal/httpapi"
+	"myticket/internal/intake"
+	"myticket/internal/postgres"
+	"myticket/internal/telemetry"
+	"myticket/internal/treatment"
+)
+
+// serveCmd is `myticket serve`.
+type serveCmd struct {
+	databaseFlags
+	serverFlags `set:"log_format=json"`
+}
+
+// serverFlags are the settings of a server, wherever its database is.
+type serverFlags struct {
+	HTTPAddr    string `name:"http-addr" env:"MYTICKET_HTTP_ADDR" default:":9098" group:"Listeners" help:"Address of the webhook, /ping and /metrics. Default: ${default}."`
+	AdminAddr   string `name:"admin-addr" env:"MYTICKET_ADMIN_ADDR" default:":9099" group:"Listeners" help:"Address of the internal listener: /livez, /readyz, /metrics, /debug/pprof. Never let it be reached from outside. Default: ${default}."`
+	SourcesFile string `env:"MYTICKET_SOURCES_FILE" type:"path" placeholder:"FILE" group:"Listeners" help:"JSON file with the credentials and rates of sources (docs/webhook.md). Default: every source is open."`
+
+	MaxBody        byteSize      `env:"MYTICKET_MAX_BODY" default:"1MiB" group:"Limits" help:"Longest ticket, in bytes; beyond it 413. Default: ${default}."`
+	MaxHeader      byteSize      `env:"MYTICKET_MAX_HEADER" default:"8KiB" group:"Limits" help:"Longest headers of a request, in bytes; beyond it 431. Each connection holds a buffer of this size. Default: ${default}."`
+	MaxConnections int           `env:"MYTICKET_MAX_CONNECTIONS" default:"4096" group:"Limits" help:"Connections to the webhook at once; beyond it 503. Default: ${default}."`
+	RequestTimeout time.Duration `env:"MYTICKET_REQUEST_TIMEOUT" default:"4s" group:"Limits" help:"Longest time from a ticket to its answer; beyond it 503. Senders commonly give up at 5s. Default: ${default}."`
+	ReadTimeout    time.Duration `env:"MYTICKET_READ_TIMEOUT" default:"10s" group:"Limits" help:"Longest time that a client may take to send a request; beyond it 408. Default: ${default}."`
+	WriteTimeout   time.Duration `env:"MYTICKET_WRITE_TIMEOUT" default:"10s" group:"Limits" help:"Longest time that a client may take to read its answer. Default: ${default}."`
+	IdleTimeout    time.Duration `env:"MYTICKET_IDLE_TIMEOUT" default:"75s" group:"Limits" help:"How long a connection may idle between requests; longer than the proxy's in front. Default: ${default}."`
+
+	DatabaseMaxConns int `env:"MYTICKET_DATABASE_MAX_CONNS" default:"8" group:"Database" help:"Connections of this server at most; at least --batches-in-flight and 3. Servers times this must stay below Postgres' max_connections. Default: ${default}."`
+
+	BatchTickets    int           `env:"MYTICKET_BATCH_TICKETS" default:"256" group:"Batching" help:"Tickets in one transaction at most. Default: ${default}."`
+	BatchBytes      byteSize      `env:"MYTICKET_BATCH_BYTES" default:"4MiB" group:"Batching" help:"Ticket bytes in one transaction at most. Default: ${default}."`
+	BatchesInFlight int           `env:"MYTICKET_BATCHES_IN_FLIGHT" default:"2" group:"Batching" help:"Transactions under way at once. Default: ${default}."`
+	WaitingTickets  int           `env:"MYTICKET_WAITING_TICKETS" default:"10000" group:"Batching" help:"Tickets waiting for a transaction at most; beyond it 503. Default: ${default}."`
+	WaitingBytes    byteSize      `env:"MYTICKET_WAITING_BYTES" default:"64MiB" group:"Batching" help:"Ticket bytes waiting for a transaction at most; beyond it 503. Default: ${default}."`
+	KeyTTL          time.Duration `env:"MYTICKET_KEY_TTL" default:"168h" group:"Batching" help:"How long an idempotency key is remembered. Default: ${default}."`
+
+	TreatInterval    time.Duration `env:"MYTICKET_TREAT_INTERVAL" default:"1s" group:"Treatment" help:"Time between looks for tickets that are TO_TREAT and due. Default: ${default}."`
+	TreatLease       time.Duration `env:"MYTICKET_TREAT_LEASE" default:"1m" group:"Treatment" help:"How long a claimed ticket is this server's alone. Default: ${default}."`
+	TreatMaxAttempts int           `env:"MYTICKET_TREAT_MAX_ATTEMPTS" default:"10" group:"Treatment" help:"Attempts after which a ticket becomes ERROR. Default: ${default}."`
+	TreatMinBackOff  time.Duration `env:"MYTICKET_TREAT_MIN_BACK_OFF" default:"1s" group:"Treatment" help:"Wait before the second attempt; it doubles with each. Default: ${default}."`
+	TreatMaxBackOff  time.Duration `env:"MYTICKET_TREAT_MAX_BACK_OFF" default:"10m" group:"Treatment" help:"Longest wait before an attempt. Default: ${default}."`
+
+	PartitionPeriod string `env:"MYTICKET_PARTITION_PERIOD" default:"day" enum:"day,week,month" group:"Partitions" help:"What one partition holds, in UTC: day, week or month. Default: ${default}."`
+	PartitionsAhead int    `env:"MYTICKET_PARTITIONS_AHEAD" default:"3" group:"Partitions" help:"Partitions made ahead of time. Default: ${default}."`
+
+	ShutdownDelay   time.Duration `env:"MYTICKET_SHUTDOWN_DELAY" default:"0s" group:"Shutdown" help:"How long to go on serving after SIGTERM while not ready, until load balancers have noticed. Default: ${default}."`
+	ShutdownTimeout time.Duration `env:"MYTICKET_SHUTDOWN_TIMEOUT" default:"20s" group:"Shutdown" help:"Longest time to finish what is in flight, after --shutdown-delay. Default: ${default}."`
+
+	LogFormat string `env:"MYTICKET_LOG_FORMAT" default:"${log_format}" enum:"json,text" group:"Log" help:"json or text. Default: ${default}."`
+	LogLevel  string `env:"MYTICKET_LOG_LEVEL" default:"info" enum:"debug,info,warn,error" group:"Log" help:"debug, info, warn or error. Default: ${default}."`
+}
+
+// connsBesides is how many connections a server needs besides those of its batches: for treatment, for maintenance, and
+// one to ask whether the database answers, which must never wait behind tickets.
+const connsBesides = 3
+
+// Validate is called by kong. Each error names the setting.
+func (f *serverFlags) Validate() error {
+	for _, s := range []struct {
+		name  string
+		value int64
+		min   int64
+	}{
+		{"max-body", int64(f.MaxBody), 1},
+		{"max-header", int64(f.MaxHeader), 1 << 10},
+		{"max-connections", int64(f.MaxConnections), 1},
+		{"request-timeout", int64(f.RequestTimeout), int64(100 * time.Millisecond)},
+		{"read-timeout", int64(f.ReadTimeout), int64(time.Millisecond)},
+		{"write-timeout", int64(f.WriteTimeout), int64(time.Millisecond)},
+		{"idle-timeout", int64(f.IdleTimeout), int64(time.Millisecond)},
+		{"batch-tickets", int64(f.BatchTickets), 1},
+		{"batch-bytes", int64(f.BatchBytes), 1},
+		{"batches-in-flight", int64(f.BatchesInFlight), 1},
+		{"waiting-tickets", int64(f.WaitingTickets), 1},
+		{"waiting-bytes", int64(f.WaitingBytes), 1},
+		{"key-ttl", int64(f.KeyTTL), int64(time.Minute)},
+		{"treat-interval", int64(f.TreatInterval), int64(10 * time.Millisecond)},
+		{"treat-lease", int64(f.TreatLease), int64(time.Second)},
+		{"treat-max-attempts", int64(f.TreatMaxAttempts), 1},
+		{"treat-min-back-off", int64(f.TreatMinBackOff), int64(time.Millisecond)},
+		{"treat-max-back-off", int64(f.TreatMaxBackOff), int64(f.TreatMinBackOff)},
+		{"partitions-ahead", int64(f.PartitionsAhead), 1},
+		{"shutdown-delay", int64(f.ShutdownDelay), 0},
+		{"shutdown-timeout", int64(f.ShutdownTimeout), int64(time.Millisecond)},
+		{"database-max-conns", int64(f.DatabaseMaxConns), int64(f.BatchesInFlight + connsBesides)},
+	} {
+		if s.value < s.min {
+			return fmt.Errorf("--%s is too small: %s", s.name, f.smallest(s.name, s.min))
+		}
+	}
+	if limit := 1 << 30; int64(f.MaxBody) > int64(limit) {
+		return fmt.Errorf("--max-body is too large: Postgres holds no value of more than 1 GiB")
+	}
+	return nil
+}
+
+func (f *serverFlags) smallest(name string, least int64) string {
+	switch name {
+	case "database-max-conns":
+		return fmt.Sprintf("it must be at least --batches-in-flight and %d more, which is %d", connsBesides, least)
+	case "treat-max-back-off":
+		return "it must be at least --treat-min-back-off"
+	case "request-timeout", "read-timeout", "write-timeout", "idle-timeout", "key-ttl", "treat-interval", "treat-lease",
+		"treat-min-back-off", "shutdown-delay", "shutdown-timeout":
+		return fmt.Sprintf("it must be at least %s", time.Duration(least))
+	}
+	return fmt.Sprintf("it must be at least %d", least)
+}
+
+// Run serves until ctx ends.
+func (c *serveCmd) Run(ctx context.Context, std streams, command *kong.Context) error {
+	url, err := c.url()
+	if err != nil {
+		return err
+	}
+	logger, err := telemetry.NewLogger(std.stderr, c.LogFormat, c.LogLevel)
+	if err != nil {
+		return err
+	}
+	logSettings(logger, command, url)
+	return c.serve(ctx, url, logger, func(net.Addr) {})
+}
+
+// serve runs the server on a database until ctx ends, then lets go of nothing that was accepted. It calls listening
+// when the webhook's address is known.
+func (f *serverFlags) serve(ctx context.Context, url string, logger *slog.Logger, listening func(webhook net.Addr)) error {
+	sources := httpapi.OpenSources()
+	if f.SourcesFile != "" {
+		var err error
+		if sources, err = httpapi.ReadSources(f.SourcesFile); err != nil {
+			return err
+		}
+	}
+	store, err := postgres.Open(ctx, postgres.Config{
+		URL: url, MaxConns: int32(f.DatabaseMaxConns), ApplicationName: "myticket serve", Logger: logger,
+	})
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+
+	registry := telemetry.NewRegistry(version)
+	treater := treatment.New(treatment.Config{
+		Interval: f.TreatInterval, Lease: f.TreatLease, MaxAttempts: f.TreatMaxAttempts,
+		MinBackOff: f.TreatMinBackOff, MaxBackOff: f.TreatMaxBackOff, Logger: logger,
+	}, store)
+	in := intake.New(intake.Config{
+		BatchTickets: f.BatchTickets, BatchBytes: int(f.BatchBytes), BatchesInFlight: f.BatchesInFlight,
+		WaitingTickets: f.WaitingTickets, WaitingBytes: int(f.WaitingBytes), Timeout: f.RequestTimeout,
+		KeyTTL: f.KeyTTL, Lease: f.TreatLease, Logger: logger, Metrics: intake.NewMetrics(registry),
+	}, store, treater)
+	in.Register(registry)
+	maintainer := postgres.NewMaintainer(
+		postgres.MaintainConfig{Period: postgres.Period(f.PartitionPeriod), Ahead: f.PartitionsAhead}, store)
+	webhook := httpapi.New(httpapi.Config{
+		MaxBody: int(f.MaxBody), MaxHeader: int(f.MaxHeader), MaxConnections: f.MaxConnections,
+		ReadTimeout: f.ReadTimeout, WriteTimeout: f.WriteTimeout, IdleTimeout: f.IdleTimeout,
+		Logger: logger, Registry: registry,
+	}, in, sources)
+	var draining atomic.Bool
+	internal := admin.NewServer(registry, func() []admin.Check { return checks(maintainer, in, draining.Load()) })
+
+	webhookListener, err := net.Listen("tcp", f.HTTPAddr)
+	if err != nil {
+		return fmt.Errorf("listen on --http-addr: %w", err)
+	}
+	internalListener, err := net.Listen("tcp", f.AdminAddr)
+	if err != nil {
+		return errors.Join(fmt.Errorf("listen on --admin-addr: %w", err), webhookListener.Close())
+	}
+
+	background, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBackground()
+	var parts sync.WaitGroup
+	defer parts.Wait()
+	defer stopBackground()
+	failed := make(chan error, 2)
+	parts.Go(func() { maintainer.Run(background) })
+	parts.Go(func() { treater.Run(background) })
+	parts.Go(func() {
+		if err := webhook.Serve(webhookListener); err != nil {
+			failed <- err
+		}
+	})
+	parts.Go(func() {
+		if err := internal.Serve(internalListener); !errors.Is(err, http.ErrServerClosed) {
+			failed <- fmt.Errorf("serve the internal listener: %w", err)
+		}
+	})
+	logger.Info("serving", "version", version,
+		"webhook", webhookListener.Addr().String(), "internal", internalListener.Addr().String())
+	listening(webhookListener.Addr())
+
+	var failure error
+	select {
+	case <-ctx.Done():
+		logger.Info("shutting down: not ready from now on, finishing what is in flight",
+			"delay", f.ShutdownDelay.String(), "timeout", f.ShutdownTimeout.String())
+		draining.Store(true)
+		time.Sleep(f.ShutdownDelay)
+	case failure = <-failed:
+		draining.Store(true)
+	}
+	// What follows has its own time: ctx has ended already.
+	ending, cancel := context.WithTimeout(background, f.ShutdownTimeout)
+	defer cancel()
+	err = errors.Join(failure, webhook.Shutdown(ending), in.Close(ending))
+	stopBackground() // treatment finishes the ticket it is at
+	err = errors.Join(err, internal.Shutdown(ending))
+	if err == nil {
+		logger.Info("stopped; every ticket that was accepted has been answered")
+	}
+	return err
+}
+
+// checks is what readiness hangs on: that a ticket can be stored durably right now.
+func checks(maintainer *postgres.Maintainer, in *intake.Intake, draining bool) []admin.Check {
+	health := maintainer.Health()
+	database := admin.Check{Name: "database", OK: true, Detail: "answers"}
+	schema := admin.Check{Name: "schema", OK: health.Ready, Detail: health.Schema.String()}
+	serving := admin.Check{Name: "serving", OK: !draining, Detail: "accepts tickets"}
+	switch {
+	case health.Err != nil:
+		database = admin.Check{Name: "database", Detail: "does not answer: " + health.Err.Error()}
+		schema.Detail = "unknown, because the database does not answer"
+	case !in.Available():
+		database = admin.Check{Name: "database", Detail: "does not take tickets; it is asked several times a second"}
+	case health.Schema.Latest == 0:
+		database = admin.Check{Name: "database", Detail: "not asked yet"}
+		schema.Detail = "not asked yet"
+	}
+	if draining {
+		serving.Detail = "shutting down"
+	}
+	return []admin.Check{database, schema, serving}
+}

@@ -1,0 +1,400 @@
+// Package devdb runs a throwaway Postgres from the binaries on this machine, for `myticket dev` and for the tests.
+//
+// The server listens on 127.0.0.1 only, asks for a password, and ends with the process that started it.
+package devdb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+const (
+	// superuser is the role of every URL. A throwaway server has no other.
+	superuser = "postgres"
+	// stopGrace is how long a fast shutdown may take before Stop turns to harder means.
+	stopGrace = 30 * time.Second
+	// portAttempts is how many free ports are tried: another process can take one between its choice and its use.
+	portAttempts = 10
+)
+
+// Config says which server to run. The zero value is a durable server in a temporary folder on a free port.
+type Config struct {
+	// Dir is the folder that keeps the server's data and password; it is made when missing, and a cluster that is
+	// already in it is used again. Defaults to a new temporary folder, which Stop removes.
+	Dir string
+
+	// Port is the TCP port on 127.0.0.1. Defaults to a free one.
+	Port int
+
+	// Settings are postgresql.conf settings by name, for example Volatile(). Defaults to those of Postgres, which
+	// are durable. The address and the port cannot be set here.
+	Settings map[string]string
+
+	// Log receives the server's log. Defaults to nowhere; errors carry the log's last lines either way.
+	Log io.Writer
+
+	// Progress receives a sentence whenever something slow begins, such as an installation. Defaults to nowhere.
+	Progress io.Writer
+
+	// BinDir is the folder that holds initdb and postgres. Defaults to a search: PATH, then where the packages of
+	// Debian, Red Hat and Homebrew put them, newest version first. When nothing is found, and this process is root
+	// on a Debian, the package is installed.
+	BinDir string
+}
+
+// Volatile returns the settings of a server that may lose its data in a crash of the machine (not of the server):
+// what tests want. A commit is still visible to everybody when it returns.
+func Volatile() map[string]string {
+	return map[string]string{
+		"fsync":              "off",
+		"full_page_writes":   "off",
+		"synchronous_commit": "on",
+		"max_connections":    "300",
+		"shared_buffers":     "128MB",
+		// CREATE DATABASE and DROP DATABASE wait for checkpoints, and copy less WAL when nobody replicates it.
+		"wal_level":          "minimal",
+		"max_wal_senders":    "0",
+		"max_wal_size":       "4GB",
+		"checkpoint_timeout": "1h",
+		"log_checkpoints":    "off",
+	}
+}
+
+// Server is one Postgres. Its methods may be called from any goroutine.
+type Server struct {
+	config   Config
+	folder   folder
+	binaries binaries
+	account  *account
+	password string
+	port     int
+	isTemp   bool
+
+	mu      sync.Mutex
+	lock    *folderLock // held while the server runs
+	process *process    // nil when the server does not run
+}
+
+// Start runs a server and returns once it answers queries, or when ctx ends. A folder that another server uses, or
+// whose cluster no installed version can read, is an error. What Start began is undone when it fails, but for the
+// folder's content.
+func Start(ctx context.Context, config Config) (*Server, error) {
+	if config.Port < 0 || config.Port > 65535 {
+		return nil, fmt.Errorf("port %d of the Postgres to start is no TCP port: choose 1 to 65535, or 0 for a free one",
+			config.Port)
+	}
+	if config.Log == nil {
+		config.Log = io.Discard
+	}
+	if config.Progress == nil {
+		config.Progress = io.Discard
+	}
+
+	server := &Server{config: config, port: config.Port}
+	if err := server.prepare(ctx); err != nil {
+		return nil, err
+	}
+	if err := server.start(ctx); err != nil {
+		return nil, errors.Join(err, server.removeTemp())
+	}
+
+	return server, nil
+}
+
+// prepare finds what Start needs and makes the folder.
+func (s *Server) prepare(ctx context.Context) error {
+	installed, err := findOrInstall(ctx, s.config)
+	if err != nil {
+		return err
+	}
+	if s.account, err = serverAccount(); err != nil {
+		return err
+	}
+
+	parent := s.config.Dir
+	if parent == "" {
+		parent = os.TempDir()
+	}
+	if err := s.account.checkAccess(ctx, installed[0], parent); err != nil {
+		return err
+	}
+
+	if s.config.Dir == "" {
+		s.isTemp = true
+		s.folder, err = makeTempFolder()
+	} else {
+		s.folder, err = makeFolder(s.config.Dir)
+	}
+	if err != nil {
+		return err
+	}
+	s.binaries, err = s.folder.chooseBinaries(installed)
+
+	return err
+}
+
+// start locks the folder and runs the server in it. The caller holds s.mu, or is the only one who knows s.
+func (s *Server) start(ctx context.Context) error {
+	lock, err := s.folder.acquire(ctx)
+	if err != nil {
+		return err
+	}
+
+	if err := s.launch(ctx, lock); err != nil {
+		lock.release()
+
+		return err
+	}
+	s.lock = lock
+
+	return nil
+}
+
+func (s *Server) launch(ctx context.Context, lock *folderLock) error {
+	var err error
+	if s.password, err = s.folder.ensureCluster(ctx, s.config, s.binaries, s.account, lock); err != nil {
+		return err
+	}
+	if err := s.folder.clearStalePID(); err != nil {
+		return err
+	}
+	if err := s.folder.writeSettings(s.config.Settings, s.account); err != nil {
+		return err
+	}
+
+	for attempt := 1; ; attempt++ {
+		port := s.port
+		if port == 0 {
+			if port, err = freePort(ctx); err != nil {
+				return err
+			}
+		}
+
+		err := s.launchOn(ctx, port, lock)
+		if err == nil {
+			s.port = port
+
+			return nil
+		}
+		if !errors.Is(err, errPortTaken) {
+			return err
+		}
+		if s.port != 0 {
+			return fmt.Errorf("start Postgres on 127.0.0.1:%d: %w: stop the program that listens there, "+
+				"or choose another port", port, err)
+		}
+		if attempt == portAttempts {
+			return fmt.Errorf("start Postgres: no port was free in %d attempts: %w", attempt, err)
+		}
+	}
+}
+
+// launchOn runs the server on a port and waits until it answers.
+func (s *Server) launchOn(ctx context.Context, port int, lock *folderLock) error {
+	process, err := startPostmaster(s.binaries, s.folder, s.account, port, lock, s.config.Log)
+	if err != nil {
+		return err
+	}
+
+	connect := func(ctx context.Context) error {
+		conn, err := pgx.Connect(ctx, s.urlAt(port, "postgres"))
+		if err != nil {
+			return err
+		}
+
+		return conn.Close(ctx)
+	}
+	if err := process.waitReady(ctx, connect, s.folder.passwordFile()); err != nil {
+		return errors.Join(err, process.kill())
+	}
+	s.process = process
+
+	return nil
+}
+
+// URL returns the connection string of a database on this server. It stays the same over Restart.
+func (s *Server) URL(database string) string {
+	return s.urlAt(s.port, database)
+}
+
+func (s *Server) urlAt(port int, database string) string {
+	u := url.URL{
+		Scheme:   "postgres",
+		User:     url.UserPassword(superuser, s.password),
+		Host:     net.JoinHostPort("127.0.0.1", strconv.Itoa(port)),
+		Path:     "/" + database,
+		RawQuery: "sslmode=disable",
+	}
+
+	return u.String()
+}
+
+// Port returns the server's port on 127.0.0.1.
+func (s *Server) Port() int { return s.port }
+
+// Dir returns the folder that keeps the server's data.
+func (s *Server) Dir() string { return s.folder.path }
+
+// PID returns the process id of the postmaster, or 0 when the server does not run.
+func (s *Server) PID() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	if !s.isRunning() {
+		return 0
+	}
+
+	return s.process.pid()
+}
+
+// CreateDatabase makes a database unless there is one of that name.
+func (s *Server) CreateDatabase(ctx context.Context, name string) error {
+	conn, err := pgx.Connect(ctx, s.URL("postgres"))
+	if err != nil {
+		return fmt.Errorf("create database %s: %w", name, err)
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+
+	_, err = conn.Exec(ctx, "CREATE DATABASE "+pgx.Identifier{name}.Sanitize())
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && pgErr.Code == "42P04" { // duplicate_database
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("create database %s: %w", name, err)
+	}
+
+	return nil
+}
+
+// Stop ends the server: open transactions are rolled back, and what was committed is on disk (Postgres's fast
+// shutdown). A server that does not end by itself, within half a minute or until ctx ends, is ended the hard way,
+// which Stop reports as an error; Postgres recovers at the next start. A temporary folder is removed. A server that does not run
+// is no error.
+func (s *Server) Stop(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	return errors.Join(s.stop(ctx), s.removeTemp())
+}
+
+func (s *Server) stop(ctx context.Context) error {
+	if s.process == nil {
+		return nil
+	}
+
+	ctx, cancel := context.WithTimeout(ctx, stopGrace)
+	defer cancel()
+	err := s.process.stop(ctx)
+	s.forget()
+
+	return err
+}
+
+// Kill ends the server at once, as a crash does: the postmaster and all its children die by SIGKILL. The folder
+// stays, even a temporary one; Restart recovers from it.
+func (s *Server) Kill() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	if s.process == nil {
+		return nil
+	}
+	err := s.process.kill()
+	s.forget()
+
+	return err
+}
+
+// Restart runs the server again on the same folder, port and password, after Kill; a server that runs is stopped
+// first. It does not bring back a temporary folder that Stop removed.
+func (s *Server) Restart(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	if err := s.stop(ctx); err != nil {
+		return err
+	}
+
+	return s.start(ctx)
+}
+
+// Pause freezes the postmaster and all its children (SIGSTOP): connections stay open, and nobody answers on them.
+func (s *Server) Pause() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	if !s.isRunning() {
+		return errNotRunning
+	}
+	if _, err := s.process.freeze(); err != nil {
+		return fmt.Errorf("pause Postgres: %w", err)
+	}
+
+	return nil
+}
+
+// Resume lets a paused server go on.
+func (s *Server) Resume() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	if !s.isRunning() {
+		return errNotRunning
+	}
+	if err := s.process.thaw(); err != nil {
+		return fmt.Errorf("resume Postgres: %w", err)
+	}
+
+	return nil
+}
+
+var errNotRunning = errors.New("the Postgres server does not run: it was stopped or killed")
+
+func (s *Server) isRunning() bool {
+	return s.process != nil && !s.process.hasExited()
+}
+
+// forget lets go of a server that ended.
+func (s *Server) forget() {
+	s.process = nil
+	s.lock.release()
+	s.lock = nil
+}
+
+func (s *Server) removeTemp() error {
+	if !s.isTemp {
+		return nil
+	}
+	if err := os.RemoveAll(s.folder.path); err != nil {
+		return fmt.Errorf("remove the temporary folder of Postgres: %w", err)
+	}
+
+	return nil
+}
+
+func freePort(ctx context.Context) (int, error) {
+	var config net.ListenConfig
+	listener, err := config.Listen(ctx, "tcp4", "127.0.0.1:0")
+	if err != nil {
+		return 0, fmt.Errorf("find a free port on 127.0.0.1: %w", err)
+	}
+	defer func() { _ = listener.Close() }()
+
+	address, ok := listener.Addr().(*net.TCPAddr)
+	if !ok {
+		return 0, fmt.Errorf("find a free port on 127.0.0.1: unexpected address %s", listener.Addr())
+	}
+
+	return address.Port, nil
+}

@@ -1,0 +1,130 @@
+package devdb
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+)
+
+const (
+	// installLock serialises the installers of several processes, for example parallel test binaries.
+	installLock = "/run/myticket-devdb-install.lock"
+
+	// Debian's package makes and starts a cluster of its own unless this file says no.
+	createClusterConf     = "/etc/postgresql-common/createcluster.conf"
+	createClusterTemplate = "/usr/share/postgresql-common/createcluster.conf"
+	noMainCluster         = "# Written by myticket while it installed Postgres, which it runs itself.\n" +
+		"create_main_cluster = false\n"
+)
+
+// canInstall reports whether this process may install Debian packages.
+func canInstall() bool {
+	if os.Geteuid() != 0 {
+		return false
+	}
+	_, err := exec.LookPath("apt-get")
+
+	return err == nil
+}
+
+// install installs Debian's Postgres, unless another process did while this one waited for its turn.
+func install(ctx context.Context, progress io.Writer, isInstalled func() bool) error {
+	lock, err := os.OpenFile(installLock, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("install Postgres: %w", err)
+	}
+	defer func() { _ = lock.Close() }()
+	if err := flockWait(ctx, lock); err != nil {
+		return fmt.Errorf("install Postgres: wait for another process that installs it: %w", err)
+	}
+	if isInstalled() {
+		return nil
+	}
+
+	fmt.Fprintln(progress, "No Postgres server is installed here: installing Debian's package postgresql, about a minute …")
+	restore, err := withoutMainCluster()
+	if err != nil {
+		return fmt.Errorf("install Postgres: %w", err)
+	}
+	err = aptInstall(ctx)
+	if restoreErr := restore(); restoreErr != nil {
+		err = errors.Join(err, restoreErr)
+	}
+	if err != nil {
+		return fmt.Errorf("install Postgres (try `apt-get update && apt-get install postgresql` by hand): %w", err)
+	}
+
+	return nil
+}
+
+// aptInstall refreshes the package lists only when they do not lead to the package.
+func aptInstall(ctx context.Context) error {
+	args := []string{
+		"install", "--yes", "--no-install-recommends",
+		"-o", "DPkg::Lock::Timeout=300", // somebody else's apt may be at work
+		"postgresql",
+	}
+	if aptGet(ctx, args...) == nil {
+		return nil
+	}
+	if err := aptGet(ctx, "update"); err != nil {
+		return err
+	}
+
+	return aptGet(ctx, args...)
+}
+
+func aptGet(ctx context.Context, args ...string) error {
+	var out bytes.Buffer
+	cmd := exec.CommandContext(ctx, "apt-get", args...)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	// ucf asks about configuration files outside of dpkg's own questions.
+	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "UCF_FORCE_CONFFOLD=1", "LC_ALL=C")
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("apt-get %s: %w; it said:\n%s", args[0], err, lastLines(out.Bytes(), errorLines))
+	}
+
+	return nil
+}
+
+// withoutMainCluster keeps Debian from making and starting a cluster of its own. A machine that already has an opinion
+// about that keeps it. The returned function puts Debian's defaults in place for later installations by the user.
+func withoutMainCluster() (restore func() error, err error) {
+	nothing := func() error { return nil }
+
+	if err := os.MkdirAll(filepath.Dir(createClusterConf), 0o755); err != nil {
+		return nil, err
+	}
+	file, err := os.OpenFile(createClusterConf, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if errors.Is(err, fs.ErrExist) {
+		return nothing, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	_, err = file.WriteString(noMainCluster)
+	if err := errors.Join(err, file.Close()); err != nil {
+		return nil, err
+	}
+
+	return func() error {
+		defaults, err := os.ReadFile(createClusterTemplate)
+		if errors.Is(err, fs.ErrNotExist) { // nothing was installed
+			return os.Remove(createClusterConf)
+		}
+		if err != nil {
+			return err
+		}
+		if current, err := os.ReadFile(createClusterConf); err != nil || string(current) != noMainCluster {
+			return err
+		}
+
+		return os.WriteFile(createClusterConf, defaults, 0o644)
+	}, nil
+}

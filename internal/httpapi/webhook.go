@@ -1,0 +1,208 @@
+package httpapi
+
+import (
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"myticket/internal/intake"
+	"myticket/internal/ticket"
+)
+
+// Request is what matters of a request to the webhook. None of it shares memory with the connection's buffers.
+type Request struct {
+	Source  string // as in the path; empty for /ticket
+	Headers Headers
+	Body    []byte
+}
+
+// Headers are the request headers that the webhook looks at, as sent.
+type Headers struct {
+	Authorization    string
+	ContentEncoding  string
+	ContentType      string
+	IdempotencyKey   string
+	Traceparent      string
+	WebhookID        string
+	WebhookSignature string
+	WebhookTimestamp string
+}
+
+// Response is the answer to a request.
+type Response struct {
+	Status      int
+	ContentType string
+	Body        []byte
+	RetryAfter  int    // seconds; 0 for no header
+	Challenge   string // WWW-Authenticate; empty for no header
+}
+
+// Accepter stores deliveries: an intake.Intake.
+type Accepter interface {
+	Accept(d intake.Delivery) (intake.Receipt, error)
+}
+
+// Webhook answers the requests of senders. It knows nothing of HTTP's transport, so a test can call it.
+type Webhook struct {
+	accepter Accepter
+	sources  *Sources
+	maxBody  int
+	logger   *slog.Logger
+}
+
+// NewWebhook returns a Webhook that takes bodies of at most maxBody bytes.
+func NewWebhook(accepter Accepter, sources *Sources, maxBody int, logger *slog.Logger) *Webhook {
+	return &Webhook{accepter: accepter, sources: sources, maxBody: maxBody, logger: logger}
+}
+
+// What senders are asked to wait before they send again, in seconds.
+const (
+	retryOverloaded  = 1
+	retryDraining    = 1
+	retryUnavailable = 5
+)
+
+// Ticket answers a POST to /ticket or /ticket/{source}.
+func (w *Webhook) Ticket(r Request) Response {
+	if r.Source == "" {
+		r.Source = ticket.DefaultSource
+	}
+	if !validSource(r.Source) {
+		return problem(http.StatusNotFound, "source_invalid",
+			"The name of a source has 1 to 63 of the characters a-z, 0-9 and -. The ticket was not stored.")
+	}
+	source := w.sources.find(r.Source)
+	if !source.authenticates(r) {
+		refused := problem(http.StatusUnauthorized, "unauthorized",
+			"This source asks for credentials, and the request has none that it knows. The ticket was not stored.")
+		refused.Challenge = source.challenge()
+		return refused
+	}
+	if wait := source.wait(); wait > 0 {
+		return retryLater(http.StatusTooManyRequests, "rate_limited", wait,
+			"The source sends faster than it may. The ticket was not stored; send it again later.")
+	}
+	switch encoding := r.Headers.ContentEncoding; {
+	case encoding != "" && !strings.EqualFold(encoding, "identity"):
+		return problem(http.StatusUnsupportedMediaType, "content_encoding",
+			"Tickets are taken as they are, without a Content-Encoding. The ticket was not stored.")
+	case len(r.Body) == 0:
+		return problem(http.StatusBadRequest, "body_empty", "The body is empty: there is no ticket to store.")
+	case len(r.Body) > w.maxBody:
+		return w.tooLarge()
+	}
+	receipt, err := w.accepter.Accept(intake.Delivery{
+		Source: r.Source, Body: r.Body,
+		ContentType:    ticket.CleanText(r.Headers.ContentType, 255),
+		Traceparent:    traceparent(r.Headers.Traceparent),
+		IdempotencyKey: idempotencyKey(r.Headers),
+	})
+	if err != nil {
+		return w.failed(err)
+	}
+	return Response{Status: http.StatusOK, ContentType: "application/json", Body: appendReceipt(nil, receipt)}
+}
+
+func (w *Webhook) tooLarge() Response {
+	return problem(http.StatusRequestEntityTooLarge, "body_too_large",
+		"A ticket may have at most "+strconv.Itoa(w.maxBody)+" bytes. The ticket was not stored.")
+}
+
+func (w *Webhook) failed(err error) Response {
+	switch {
+	case errors.Is(err, intake.ErrKeyReused):
+		return problem(http.StatusUnprocessableEntity, "key_reused",
+			"The idempotency key was used before for a ticket with another body. The ticket was not stored; "+
+				"send it with a key of its own.")
+	case errors.Is(err, intake.ErrOverloaded):
+		return retryLater(http.StatusServiceUnavailable, "overloaded", retryOverloaded,
+			"Too many tickets are waiting to be stored. This one was not stored; send it again.")
+	case errors.Is(err, intake.ErrDraining):
+		return retryLater(http.StatusServiceUnavailable, "draining", retryDraining,
+			"This server is shutting down. The ticket was not stored; send it again.")
+	case errors.Is(err, intake.ErrUnavailable):
+		return retryLater(http.StatusServiceUnavailable, "database_unavailable", retryUnavailable,
+			"The database does not answer, so the ticket is not known to be stored; send it again. "+
+				"With an Idempotency-Key it is stored once even if it was.")
+	}
+	w.logger.Error("a ticket could not be accepted; its sender is asked to send it again", "error", err)
+	return retryLater(http.StatusServiceUnavailable, "internal_error", retryUnavailable,
+		"Something went wrong here. The ticket is not known to be stored; send it again.")
+}
+
+// appendReceipt appends {"id":"…","status":"…"}, with "problems" and "duplicate" where there are any.
+func appendReceipt(b []byte, r intake.Receipt) []byte {
+	if b == nil {
+		b = make([]byte, 0, 80)
+	}
+	b = append(b, `{"id":"`...)
+	b = append(b, r.ID.String()...)
+	b = append(b, `","status":"`...)
+	b = append(b, r.Status...)
+	b = append(b, '"')
+	if len(r.Problems) > 0 {
+		problems, err := json.Marshal(r.Problems)
+		if err == nil { // strings and integers: there is no error
+			b = append(append(b, `,"problems":`...), problems...)
+		}
+	}
+	if r.Duplicate {
+		b = append(b, `,"duplicate":true`...)
+	}
+	return append(b, '}')
+}
+
+func validSource(name string) bool {
+	if name == "" || len(name) > 63 {
+		return false
+	}
+	for i := range len(name) {
+		if c := name[i]; !('a' <= c && c <= 'z' || '0' <= c && c <= '9' || c == '-') {
+			return false
+		}
+	}
+	return true
+}
+
+// traceparent returns a W3C trace context of version 00, and nothing when it is not one
+// (https://www.w3.org/TR/trace-context/#traceparent-header).
+func traceparent(s string) string {
+	if len(s) != 55 || s[2] != '-' || s[35] != '-' || s[52] != '-' {
+		return ""
+	}
+	for i := range len(s) {
+		if c := s[i]; !('0' <= c && c <= '9' || 'a' <= c && c <= 'f' || c == '-') {
+			return ""
+		}
+	}
+	return s
+}
+
+// maxKey is the longest idempotency key that is kept as it is, in bytes.
+const maxKey = 255
+
+// idempotencyKey returns the key of a delivery, from Idempotency-Key
+// (https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/), or else from webhook-id
+// (https://www.standardwebhooks.com). The draft's quotes around the key are optional. A key that is too long or not plain
+// text is replaced by its hash, because a strange key is no reason to lose a ticket.
+func idempotencyKey(h Headers) string {
+	key := h.IdempotencyKey
+	if n := len(key); n >= 2 && key[0] == '"' && key[n-1] == '"' {
+		key = key[1 : n-1]
+	}
+	if key == "" {
+		key = h.WebhookID
+	}
+	for i := range len(key) {
+		if key[i] < 0x20 || key[i] > 0x7e {
+			return hashed(key)
+		}
+	}
+	if len(key) > maxKey {
+		return hashed(key)
+	}
+	return key
+}

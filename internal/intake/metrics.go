@@ -1,0 +1,102 @@
+package intake
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"myticket/internal/ticket"
+)
+
+// Metrics counts what intake does.
+type Metrics struct {
+	tickets      map[ticket.Status]prometheus.Counter
+	duplicates   prometheus.Counter
+	batches      *prometheus.CounterVec
+	batchTickets prometheus.Histogram
+	batchBytes   prometheus.Histogram
+	wait         prometheus.Histogram
+	commit       prometheus.Histogram
+	away         prometheus.Gauge
+}
+
+// NewMetrics registers the metrics with r; nil registers them nowhere.
+func NewMetrics(r prometheus.Registerer) *Metrics {
+	auto := promauto.With(r)
+	seconds := []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5}
+	m := &Metrics{
+		tickets: map[ticket.Status]prometheus.Counter{},
+		duplicates: auto.NewCounter(prometheus.CounterOpts{
+			Name: "myticket_intake_duplicates_total",
+			Help: "Deliveries answered with an earlier ticket because of their idempotency key.",
+		}),
+		batches: auto.NewCounterVec(prometheus.CounterOpts{
+			Name: "myticket_intake_batches_total",
+			Help: "Batches handed to the database, by outcome: committed or failed.",
+		}, []string{"outcome"}),
+		batchTickets: auto.NewHistogram(prometheus.HistogramOpts{
+			Name:    "myticket_intake_batch_tickets",
+			Help:    "Tickets in a batch.",
+			Buckets: []float64{1, 2, 4, 8, 16, 32, 64, 128, 256, 512},
+		}),
+		batchBytes: auto.NewHistogram(prometheus.HistogramOpts{
+			Name:    "myticket_intake_batch_bytes",
+			Help:    "Body bytes in a batch.",
+			Buckets: prometheus.ExponentialBuckets(256, 8, 7),
+		}),
+		wait: auto.NewHistogram(prometheus.HistogramOpts{
+			Name:    "myticket_intake_wait_seconds",
+			Help:    "How long the oldest ticket of a batch waited for its transaction to begin.",
+			Buckets: seconds,
+		}),
+		commit: auto.NewHistogram(prometheus.HistogramOpts{
+			Name:    "myticket_intake_commit_seconds",
+			Help:    "How long the transaction of a batch took.",
+			Buckets: seconds,
+		}),
+		away: auto.NewGauge(prometheus.GaugeOpts{
+			Name: "myticket_intake_database_away",
+			Help: "1 while deliveries are refused because the database does not answer.",
+		}),
+	}
+	stored := auto.NewCounterVec(prometheus.CounterOpts{
+		Name: "myticket_intake_tickets_total",
+		Help: "Tickets stored, by the status they were answered with.",
+	}, []string{"status"})
+	for _, status := range []ticket.Status{ticket.Treated, ticket.Error, ticket.ToTreat} {
+		m.tickets[status] = stored.WithLabelValues(string(status))
+	}
+	return m
+}
+
+// Register adds the gauges of what waits in intake.
+func (in *Intake) Register(r prometheus.Registerer) {
+	auto := promauto.With(r)
+	auto.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "myticket_intake_waiting_tickets",
+		Help: "Tickets that wait for a transaction.",
+	}, func() float64 { tickets, _ := in.queue.waiting(); return float64(tickets) })
+	auto.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "myticket_intake_waiting_bytes",
+		Help: "Body bytes that wait for a transaction.",
+	}, func() float64 { _, bytes := in.queue.waiting(); return float64(bytes) })
+}
+
+func (m *Metrics) stored(status ticket.Status) {
+	if counter := m.tickets[status]; counter != nil {
+		counter.Inc()
+	}
+}
+
+func (m *Metrics) batch(tickets, bytes int, wait, commit time.Duration, err error) {
+	outcome := "committed"
+	if err != nil {
+		outcome = "failed"
+	}
+	m.batches.WithLabelValues(outcome).Inc()
+	m.batchTickets.Observe(float64(tickets))
+	m.batchBytes.Observe(float64(bytes))
+	m.wait.Observe(wait.Seconds())
+	m.commit.Observe(commit.Seconds())
+}

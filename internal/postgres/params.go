@@ -1,0 +1,263 @@
+package postgres
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"myticket/internal/intake"
+	"myticket/internal/ticket"
+)
+
+// The parameters of the hot statements are written straight into Postgres' binary array format, without pgx's
+// encoding of Go slices: BenchmarkTicketParams has the two beside each other.
+
+// Formats of parameters, as the protocol's Bind message has them
+// (https://www.postgresql.org/docs/current/protocol-message-formats.html).
+const (
+	formatText   = 0
+	formatBinary = 1
+)
+
+// array is a one-dimensional array in the binary format of array_recv: a header of five 32-bit integers (dimensions,
+// has nulls, element type, length, lower bound), then each element with its length in front, -1 for NULL.
+type array struct {
+	b      []byte
+	length uint32
+}
+
+const arrayHeader = 20
+
+func newArray(elementType uint32, size int) array {
+	b := make([]byte, arrayHeader, arrayHeader+size)
+	binary.BigEndian.PutUint32(b[0:], 1)
+	binary.BigEndian.PutUint32(b[8:], elementType)
+	binary.BigEndian.PutUint32(b[16:], 1)
+	return array{b: b}
+}
+
+func (a *array) null() {
+	a.b = append(a.b, 0xff, 0xff, 0xff, 0xff)
+	a.b[7] = 1
+	a.length++
+}
+
+func (a *array) text(s string) {
+	a.b = binary.BigEndian.AppendUint32(a.b, uint32(len(s)))
+	a.b = append(a.b, s...)
+	a.length++
+}
+
+func (a *array) textOrNull(s string) {
+	if s == "" {
+		a.null()
+		return
+	}
+	a.text(s)
+}
+
+func (a *array) bytes(p []byte) {
+	a.b = binary.BigEndian.AppendUint32(a.b, uint32(len(p)))
+	a.b = append(a.b, p...)
+	a.length++
+}
+
+func (a *array) uuid(id uuid.UUID) { a.bytes(id[:]) }
+
+func (a *array) time(t time.Time) {
+	a.b = binary.BigEndian.AppendUint32(a.b, 8)
+	a.b = appendTime(a.b, t)
+	a.length++
+}
+
+// jsonb appends what write appends: a version, which is 1, and then the JSON text.
+func (a *array) jsonb(write func([]byte) []byte) {
+	at := len(a.b)
+	a.b = append(a.b, 0, 0, 0, 0, 1)
+	a.b = write(a.b)
+	binary.BigEndian.PutUint32(a.b[at:], uint32(len(a.b)-at-4))
+	a.length++
+}
+
+func (a *array) param() []byte {
+	binary.BigEndian.PutUint32(a.b[12:], a.length)
+	return a.b
+}
+
+// postgresEpoch is where Postgres' timestamps begin: 2000-01-01, in Unix microseconds.
+const postgresEpoch = 946_684_800_000_000
+
+func appendTime(b []byte, t time.Time) []byte {
+	return binary.BigEndian.AppendUint64(b, uint64(t.UnixMicro()-postgresEpoch))
+}
+
+// amounts is an array of numerics in text format, which is the shorter way for decimals.
+type amounts struct{ b []byte }
+
+func (a *amounts) add(amount ticket.Amount) {
+	if len(a.b) == 0 {
+		a.b = append(a.b, '{')
+	} else {
+		a.b = append(a.b, ',')
+	}
+	if !amount.IsSet() {
+		a.b = append(a.b, "NULL"...)
+		return
+	}
+	a.b = amount.AppendText(a.b)
+}
+
+func (a *amounts) param() []byte { return append(a.b, '}') }
+
+// ticketColumns are arrays with an element for each ticket.
+type ticketColumns struct {
+	id, receivedAt, source, body, contentType, traceparent  []byte
+	status, problems, orderNumber, vat, total, extra, lines []byte
+}
+
+func ticketParams(entries []*intake.Entry) ticketColumns {
+	n, bodies, lines := len(entries), 0, 0
+	for _, e := range entries {
+		bodies += len(e.Ticket.Body)
+		lines += len(e.Ticket.Order.Lines)
+	}
+	ids, times := newArray(pgtype.UUIDOID, 20*n), newArray(pgtype.TimestamptzOID, 12*n)
+	sources, body := newArray(pgtype.TextOID, 16*n), newArray(pgtype.ByteaOID, bodies+4*n)
+	types, parents := newArray(pgtype.TextOID, 32*n), newArray(pgtype.TextOID, 4*n)
+	statuses, problems := newArray(pgtype.TextOID, 12*n), newArray(pgtype.JSONBOID, 4*n)
+	numbers, extras := newArray(pgtype.TextOID, 16*n), newArray(pgtype.JSONBOID, 4*n)
+	orderLines := newArray(pgtype.JSONBOID, 8*n+bodies+48*lines)
+	var vats, totals amounts
+	for _, e := range entries {
+		t := &e.Ticket
+		ids.uuid(t.ID)
+		times.time(t.ReceivedAt)
+		sources.text(t.Source)
+		body.bytes(t.Body)
+		types.text(t.ContentType)
+		parents.textOrNull(t.Traceparent)
+		statuses.text(string(t.Status))
+		problemsJSON(&problems, t.Problems)
+		numbers.textOrNull(t.Order.Number)
+		vats.add(t.Order.VAT)
+		totals.add(t.Order.Total)
+		fieldsJSON(&extras, t.Order.Extra)
+		linesJSON(&orderLines, t.Order.Lines)
+	}
+	return ticketColumns{
+		id: ids.param(), receivedAt: times.param(), source: sources.param(), body: body.param(),
+		contentType: types.param(), traceparent: parents.param(), status: statuses.param(),
+		problems: problems.param(), orderNumber: numbers.param(), vat: vats.param(), total: totals.param(),
+		extra: extras.param(), lines: orderLines.param(),
+	}
+}
+
+var insertFormats = []int16{
+	formatBinary, formatBinary, formatBinary, formatBinary, formatBinary, formatBinary, formatBinary, formatBinary,
+	formatBinary, formatText, formatText, formatBinary, formatBinary, formatBinary, formatBinary, formatBinary,
+}
+
+// insertParams returns the parameters of insertTickets. The entries are all read, or all unread and claimed.
+func insertParams(entries []*intake.Entry) [][]byte {
+	p := ticketParams(entries)
+	parser, attempts, next := ticket.ParserVersion, 0, []byte(nil)
+	if claimed := entries[0].ClaimedUntil; !claimed.IsZero() {
+		parser, attempts, next = 0, 1, appendTime(nil, claimed)
+	}
+	return [][]byte{
+		p.id, p.receivedAt, p.source, p.body, p.contentType, p.traceparent, p.status, p.problems, p.orderNumber,
+		p.vat, p.total, p.extra, p.lines, int2(parser), int2(attempts), next,
+	}
+}
+
+var finishFormats = []int16{
+	formatBinary, formatBinary, formatBinary, formatText, formatText, formatBinary, formatBinary, formatBinary,
+	formatBinary, formatBinary, formatBinary,
+}
+
+func int2(n int) []byte { return binary.BigEndian.AppendUint16(nil, uint16(n)) }
+
+func problemsJSON(a *array, problems []ticket.Problem) {
+	if len(problems) == 0 {
+		a.null()
+		return
+	}
+	a.jsonb(func(b []byte) []byte {
+		text, err := json.Marshal(problems)
+		if err != nil { // strings and an integer: cannot happen
+			panic(err)
+		}
+		return append(b, text...)
+	})
+}
+
+func fieldsJSON(a *array, fields []ticket.Field) {
+	if len(fields) == 0 {
+		a.null()
+		return
+	}
+	a.jsonb(func(b []byte) []byte { return appendFields(b, fields) })
+}
+
+func linesJSON(a *array, lines []ticket.Line) {
+	if len(lines) == 0 {
+		a.null()
+		return
+	}
+	a.jsonb(func(b []byte) []byte { return appendLines(b, lines) })
+}
+
+func appendFields(b []byte, fields []ticket.Field) []byte {
+	b = append(b, '[')
+	for i := range fields {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendJSON(append(b, `{"name":`...), fields[i].Name)
+		b = appendJSON(append(b, `,"value":`...), fields[i].Value)
+		b = append(b, '}')
+	}
+	return append(b, ']')
+}
+
+func appendLines(b []byte, lines []ticket.Line) []byte {
+	b = append(b, '[')
+	for i := range lines {
+		line := &lines[i]
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendJSON(append(b, `{"product":`...), line.Name)
+		b = appendJSON(append(b, `,"product_id":`...), line.ProductID)
+		b = append(b, `,"price":`...)
+		if line.Price.IsSet() {
+			b = line.Price.AppendText(b)
+		} else {
+			b = append(b, "null"...)
+		}
+		if len(line.Extra) > 0 {
+			b = appendFields(append(b, `,"extra":`...), line.Extra)
+		}
+		b = append(b, '}')
+	}
+	return append(b, ']')
+}
+
+// appendJSON appends s as a JSON string (RFC 8259, section 7). s is valid UTF-8.
+func appendJSON(b []byte, s string) []byte {
+	for i := range len(s) {
+		if s[i] < 0x20 || s[i] == '"' || s[i] == '\\' {
+			text, err := json.Marshal(s)
+			if err != nil { // a string: cannot happen
+				panic(err)
+			}
+			return append(b, text...)
+		}
+	}
+	b = append(b, '"')
+	b = append(b, s...)
+	return append(b, '"')
+}

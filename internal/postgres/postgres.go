@@ -1,0 +1,87 @@
+// Package postgres is everything that speaks SQL: it keeps tickets, products and idempotency keys in PostgreSQL.
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Config says how to reach the database.
+type Config struct {
+	// URL is a libpq connection URI or keyword string
+	// (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING). Required.
+	URL string
+
+	// MaxConns bounds the connections of this process. Pods × MaxConns must stay below the server's max_connections.
+	// Defaults to 8.
+	MaxConns int32
+
+	// ConnectTimeout bounds making one connection. Defaults to 2 s.
+	ConnectTimeout time.Duration
+
+	// ApplicationName is what pg_stat_activity shows. Defaults to "myticket".
+	ApplicationName string
+
+	// Logger defaults to slog.Default.
+	Logger *slog.Logger
+}
+
+// Store keeps tickets in PostgreSQL. It is safe for use by several goroutines.
+type Store struct {
+	pool   *pgxpool.Pool
+	logger *slog.Logger
+}
+
+// Open prepares a store. It makes no connection yet: a server that is away is no error here, but in the first call.
+// A URL that cannot be read is an error that does not show it, for it may hold a password.
+func Open(ctx context.Context, config Config) (*Store, error) {
+	if config.URL == "" {
+		return nil, fmt.Errorf("no database: set DATABASE_URL or --database-url")
+	}
+	poolConfig, err := pgxpool.ParseConfig(config.URL)
+	if err != nil {
+		return nil, fmt.Errorf("read the database URL: %w", err)
+	}
+	if config.MaxConns == 0 {
+		config.MaxConns = 8
+	}
+	if config.ConnectTimeout == 0 {
+		config.ConnectTimeout = 2 * time.Second
+	}
+	if config.ApplicationName == "" {
+		config.ApplicationName = "myticket"
+	}
+	if config.Logger == nil {
+		config.Logger = slog.Default()
+	}
+	poolConfig.MaxConns = config.MaxConns
+	poolConfig.MaxConnLifetime = 30 * time.Minute
+	poolConfig.MaxConnLifetimeJitter = 5 * time.Minute
+	poolConfig.HealthCheckPeriod = 15 * time.Second
+	poolConfig.ConnConfig.ConnectTimeout = config.ConnectTimeout
+	poolConfig.ConnConfig.RuntimeParams["application_name"] = config.ApplicationName
+	// After a failover a new connection may still reach the old primary, which is read-only by then.
+	poolConfig.ConnConfig.ValidateConnect = validateReadWrite
+	poolConfig.AfterConnect = preferIndexes
+	pool, err := pgxpool.NewWithConfig(ctx, poolConfig)
+	if err != nil {
+		return nil, fmt.Errorf("make the connection pool: %w", err)
+	}
+	return &Store{pool: pool, logger: config.Logger}, nil
+}
+
+// Close waits for the connections that are in use, and closes all.
+func (s *Store) Close() { s.pool.Close() }
+
+// preferIndexes keeps the planner from plans that are right only while a table is small. A server prepares its
+// statements on an empty database and keeps the plans for as long as nobody runs ANALYZE; every statement of the hot
+// path reads and writes by key, so a sequential scan, a hash join or a merge join would be wrong sooner or later.
+func preferIndexes(ctx context.Context, conn *pgx.Conn) error {
+	_, err := conn.Exec(ctx, `SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off`)
+	return err
+}

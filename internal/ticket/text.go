@@ -1,0 +1,16 @@
+package ticket
+
+import "strings"
+
+// CleanText makes s fit for a text column and a log line: valid UTF-8 without NUL, cut after max bytes. What does not
+// fit becomes U+FFFD.
+func CleanText(s string, max int) string {
+	if len(s) > max {
+		s = s[:max]
+	}
+	s = strings.ToValidUTF8(s, "\uFFFD")
+	if strings.IndexByte(s, 0) >= 0 {
+		s = strings.ReplaceAll(s, "\x00", "\uFFFD")
+	}
+	return s
+}

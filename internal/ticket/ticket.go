@@ -1,0 +1,77 @@
+// Package ticket is the domain: what a ticket (a till receipt sent as text) is, what can be read from it, and what
+// it says about products. It imports nothing else of MyTicket.
+package ticket
+
+import (
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Status is where a stored ticket stands. The words are those that users see in SQL, in answers and on the command line.
+type Status string
+
+// The statuses of a ticket. Dismissed is set only by a person.
+const (
+	ToTreat   Status = "TO_TREAT"  // stored, not read yet
+	Treated   Status = "TREATED"   // read as a whole; its products are in the product base
+	Error     Status = "ERROR"     // stored, could not be read or kept; Problems says why
+	Dismissed Status = "DISMISSED" // an ERROR that a person set aside, with a reason
+)
+
+// Statuses lists every status, in the order of a ticket's life.
+func Statuses() []Status { return []Status{ToTreat, Treated, Error, Dismissed} }
+
+// DefaultSource is the source of a ticket posted to /ticket without a name.
+const DefaultSource = "default"
+
+// Ticket is one delivery: the bytes that were sent, and what became of them.
+type Ticket struct {
+	ID          uuid.UUID // UUIDv7 (RFC 9562, section 5.7); its time is ReceivedAt
+	Source      string    // which shop or till sent it: [a-z0-9-]{1,63}
+	ReceivedAt  time.Time // to the millisecond: exactly the time inside ID
+	Body        []byte    // byte for byte what was sent
+	ContentType string    // as sent, made valid UTF-8; empty when there was none
+	Traceparent string    // W3C trace context of the request that brought it; empty when there was none
+
+	Status   Status
+	Problems []Problem // why Status is Error; empty otherwise
+	Order    Order     // what was read; on an ERROR ticket as much as could be
+}
+
+// Problem is one thing on a ticket that was not understood.
+type Problem struct {
+	Line    int    `json:"line"`    // 1-based line of the body; 0 means the ticket as a whole
+	Code    string `json:"code"`    // stable and from a fixed set, for filters and metrics
+	Message string `json:"message"` // for the person who will mend it
+}
+
+// Order is what a ticket says.
+type Order struct {
+	Number string
+	VAT    Amount
+	Total  Amount
+	Extra  []Field // header records that MyTicket does not know, in the order they came
+	Lines  []Line
+}
+
+// Line is one product line of an order.
+type Line struct {
+	Name      string
+	ProductID string
+	Price     Amount
+	Extra     []Field // columns that MyTicket does not know, in the order they came
+}
+
+// Field is a named text that MyTicket keeps without understanding it.
+type Field struct {
+	Name  string
+	Value string
+}
+
+// Product is what the product base knows of one product: what the newest ticket that named it says.
+type Product struct {
+	ID    string
+	Name  string
+	Price Amount
+}
