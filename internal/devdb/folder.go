@@ -20,9 +20,9 @@ import (
 
 const (
 	tempPrefix = "myticket-devdb-"
-	// tempAge is how old a temporary folder that nobody uses must be before it counts as left behind by a process
-	// that was killed. A younger one may just be about to be used.
-	tempAge = time.Hour
+	// tempAge is how old a temporary folder that nobody holds must be before it counts as left behind by a process
+	// that was killed. A younger one may just be about to be locked.
+	tempAge = time.Minute
 )
 
 // folder is what a server keeps on disk:
@@ -90,10 +90,22 @@ func makeFolder(dir string) (folder, error) {
 	return folder{path: path}, nil
 }
 
-func makeTempFolder() (folder, error) {
-	removeLeftovers()
+// tempRoot returns the folder for temporary folders: in memory if that is good enough for the data and there is room.
+func tempRoot(isVolatile bool) string {
+	// Who sets TMPDIR has decided.
+	if isVolatile && os.Getenv("TMPDIR") == "" {
+		if root := memoryRoot(); root != "" {
+			return root
+		}
+	}
 
-	path, err := os.MkdirTemp("", tempPrefix)
+	return os.TempDir()
+}
+
+func makeTempFolder(root string) (folder, error) {
+	removeLeftovers(root)
+
+	path, err := os.MkdirTemp(root, tempPrefix)
 	if err == nil {
 		path, err = filepath.EvalSymlinks(path)
 	}
@@ -110,8 +122,8 @@ func makeTempFolder() (folder, error) {
 
 // removeLeftovers removes the temporary folders of processes that were killed before they could. It does what it can:
 // folders of other users stay.
-func removeLeftovers() {
-	paths, _ := filepath.Glob(filepath.Join(os.TempDir(), tempPrefix+"*"))
+func removeLeftovers(root string) {
+	paths, _ := filepath.Glob(filepath.Join(root, tempPrefix+"*"))
 	for _, path := range paths {
 		info, err := os.Lstat(path)
 		if err != nil || !info.IsDir() || time.Since(info.ModTime()) < tempAge {
@@ -203,7 +215,7 @@ func (f folder) initdb(ctx context.Context, config Config, b binaries, as *accou
 		// The same on every machine, sorted by bytes, and what CloudNativePG makes by default.
 		"--encoding=UTF8", "--locale=C",
 	}
-	if strings.EqualFold(config.Settings["fsync"], "off") {
+	if config.isVolatile() {
 		args = append(args, "--no-sync")
 		const checksumsByDefault = 18
 		if b.major >= checksumsByDefault {

@@ -1,6 +1,7 @@
 package devdb
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -29,8 +30,7 @@ func readStat(pid int) (processStat, bool) {
 		return processStat{}, false
 	}
 	// The second field is the program's name in parentheses, and may contain anything.
-	_, rest, _ := strings.Cut(string(text[strings.LastIndexByte(string(text), ')')+1:]), " ")
-	fields := strings.Fields(rest)
+	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
 	if len(fields) < 2 {
 		return processStat{}, false
 	}
@@ -87,4 +87,18 @@ func isPostmasterOf(pid int, data string) bool {
 	dir, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
 
 	return err == nil && dir == data
+}
+
+// memoryRoot returns /dev/shm where it has room for the tests of a whole repository; containers often give it 64 MB.
+func memoryRoot() string {
+	const (
+		root = "/dev/shm"
+		room = 4 << 30
+	)
+	var stat syscall.Statfs_t
+	if err := syscall.Statfs(root, &stat); err != nil || stat.Bavail*uint64(stat.Bsize) < room {
+		return ""
+	}
+
+	return root
 }

@@ -193,6 +193,12 @@ func (in *Intake) read(t *ticket.Ticket) {
 // Available tells whether the store answered when it was last asked.
 func (in *Intake) Available() bool { return !in.away.Load() }
 
+// Waiting returns how many tickets wait for a transaction.
+func (in *Intake) Waiting() int {
+	tickets, _ := in.queue.waiting()
+	return tickets
+}
+
 // Close refuses further deliveries with ErrDraining and returns when all that were accepted are answered, or with an
 // error when ctx ends before that.
 func (in *Intake) Close(ctx context.Context) error {

@@ -46,13 +46,15 @@ func refused(err error) bool {
 	return false
 }
 
-// transient tells that the transaction lost against another one and may win when it is run again.
+// transient tells that the transaction lost against another one and may win when it is run again. A unique violation
+// (23505) is one as well: the ticket is there already, from an attempt whose answer was lost, and insertTicketsAgain
+// expects that.
 func transient(err error) bool {
 	var pgErr *pgconn.PgError
 	if !errors.As(err, &pgErr) {
 		return false
 	}
-	return pgErr.Code == "40001" || pgErr.Code == "40P01" || pgErr.Code == "55P03"
+	return pgErr.Code == "40001" || pgErr.Code == "40P01" || pgErr.Code == "55P03" || pgErr.Code == "23505"
 }
 
 // broken tells that the connection, or the server behind it, is not the one to ask: the server is shutting down or

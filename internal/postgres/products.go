@@ -72,11 +72,12 @@ func productParams(sayings []saying) [][]byte {
 	return [][]byte{ids.param(), names.param(), prices.param(), tickets.param(), times.param(), firsts.param()}
 }
 
-func upsert(ctx context.Context, conn *pgx.Conn, products []saying) error {
-	if _, err := conn.Prepare(ctx, "upsert_products", upsertProducts); err != nil {
+func upsert(ctx context.Context, conn *pgx.Conn, sayings []saying) error {
+	products, err := conn.Prepare(ctx, upsertProducts, upsertProducts)
+	if err != nil {
 		return err
 	}
-	return conn.PgConn().ExecPrepared(ctx, "upsert_products", productParams(products), productFormats, nil).Read().Err
+	return conn.PgConn().ExecPrepared(ctx, products.Name, productParams(sayings), productFormats, nil).Read().Err
 }
 
 // saying is what a batch says about a product: the words of its newest ticket, and the time of its oldest.

@@ -66,10 +66,11 @@ func (s *Store) Finish(ctx context.Context, c treatment.Claim) error {
 	err := s.retry(ctx, "store what was read", func() error {
 		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 			conn := tx.Conn()
-			if _, err := conn.Prepare(ctx, "finish_ticket", finishTicket); err != nil {
+			finish, err := conn.Prepare(ctx, finishTicket, finishTicket)
+			if err != nil {
 				return err
 			}
-			result := conn.PgConn().ExecPrepared(ctx, "finish_ticket",
+			result := conn.PgConn().ExecPrepared(ctx, finish.Name,
 				[][]byte{
 					p.status, p.problems, p.orderNumber, p.vat, p.total, p.extra, p.lines, int2(ticket.ParserVersion),
 					appendTime(nil, c.Ticket.ReceivedAt), c.Ticket.ID[:], int2(c.Attempt),

@@ -1,0 +1,65 @@
+# Needs Go and, for what touches the database, Postgres's server binaries (as root on Debian they are installed on first
+# use). Tools are built from source at the versions that .ci/tools/go.mod pins, once.
+
+# All recipes are short enough to be read by `make -n`.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+GO ?= go
+TOOL := $(GO) tool -modfile=.ci/tools/go.mod
+GOLANGCI_LINT := $(TOOL) golangci-lint
+
+# The version that `myticket version` prints; a build without Git is "dev".
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+
+# How long `make fuzz` looks for a ticket that breaks the parser.
+FUZZTIME ?= 1m
+
+# The race detector needs cgo and a C compiler with its headers; tests also run without. Asked for by `make test` only.
+RACE = $(shell [ "$$($(GO) env CGO_ENABLED)" = 1 ] && \
+	printf '\043include <pthread.h>\nint main(void) { return 0; }' | \
+	$$($(GO) env CC) -x c -o /dev/null - >/dev/null 2>&1 && echo -race)
+
+.PHONY: help
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build bin/myticket, a static binary
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/myticket ./cmd/myticket
+
+.PHONY: run
+run: build ## build, then serve with a database of its own (bin/myticket dev)
+	bin/myticket dev
+
+# One Postgres serves the tests of all packages. It is built first instead of `go run`, which would have the last word.
+.PHONY: test
+test: ## run all tests against a throwaway Postgres; ARGS='-run TestX' narrows them
+	@$(GO) build -o bin/withpg ./internal/devdb/withpg
+	@bin/withpg -- $(TOOL) gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg -- \
+		$(RACE) -shuffle=on -timeout=10m $(ARGS) ./...
+
+.PHONY: lint
+lint: ## check format, go vet, golangci-lint (.golangci.yaml) and both go.mod files
+	@unformatted=$$(gofmt -l $$($(GO) list -f '{{.Dir}}' ./...)); if [ -n "$$unformatted" ]; then \
+		printf 'Not formatted (run make fmt):\n%s\n' "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(GOLANGCI_LINT) run ./...
+	$(GO) mod tidy -diff
+	$(GO) -C .ci/tools mod tidy -diff
+
+.PHONY: fmt
+fmt: ## format the code and sort its imports
+	$(GOLANGCI_LINT) fmt ./...
+
+.PHONY: fuzz
+fuzz: ## look for tickets that break the parser, for FUZZTIME=1m
+	$(GO) test -run '^$$' -fuzz '^FuzzParse$$' -fuzztime $(FUZZTIME) ./internal/ticket
+
+.PHONY: bench
+bench: ## measure throughput beside what this machine can do at best; ARGS are its flags
+	$(GO) run ./cmd/myticket-bench $(ARGS)
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin

@@ -1,0 +1,292 @@
+package intake_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"myticket/internal/intake"
+	"myticket/internal/ticket"
+)
+
+// scriptedStore is a store whose commits a test can hold back, count and fail. What a real Postgres does to intake is
+// tested in cmd/myticket.
+type scriptedStore struct {
+	save func(ctx context.Context, entries []*intake.Entry) error
+	ping func() error
+}
+
+func (s *scriptedStore) Save(ctx context.Context, entries []*intake.Entry) error {
+	return s.save(ctx, entries)
+}
+
+func (s *scriptedStore) Ping(context.Context) error {
+	if s.ping == nil {
+		return nil
+	}
+	return s.ping()
+}
+
+type scriptedTreater func(t *ticket.Ticket) error
+
+func (f scriptedTreater) Treat(_ context.Context, t *ticket.Ticket, _ int) error { return f(t) }
+
+func start(t *testing.T, config intake.Config, store intake.Store, treater intake.Treater) *intake.Intake {
+	t.Helper()
+	config.Logger = slog.New(slog.DiscardHandler)
+	in := intake.New(config, store, treater)
+	t.Cleanup(func() { assert.NoError(t, in.Close(context.Background())) })
+	return in
+}
+
+func delivery(text string) intake.Delivery {
+	return intake.Delivery{Source: ticket.DefaultSource, Body: []byte(text)}
+}
+
+const sample = "Order: 1\nVAT: 0\nTotal: 2\n\nproduct,product_id,price\nCafé,a,2"
+
+func TestIntake_AnswersOnlyAfterCommit(t *testing.T) {
+	t.Parallel()
+	saving, commit := make(chan struct{}), make(chan struct{})
+	in := start(t, intake.Config{}, &scriptedStore{save: func(context.Context, []*intake.Entry) error {
+		close(saving)
+		<-commit
+		return nil
+	}}, nil)
+	answered := make(chan intake.Receipt)
+	go func() {
+		r, err := in.Accept(delivery(sample))
+		assert.NoError(t, err)
+		answered <- r
+	}()
+	<-saving
+	select {
+	case <-answered:
+		t.Fatal("answered before the commit")
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(commit)
+	assert.Equal(t, ticket.Treated, (<-answered).Status)
+}
+
+func TestIntake_TicketsThatArriveDuringACommit_ShareTheNext(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	var sizes []int
+	first, commit := make(chan struct{}), make(chan struct{})
+	in := start(t, intake.Config{BatchesInFlight: 1, BatchTickets: 8}, &scriptedStore{save: func(_ context.Context, entries []*intake.Entry) error {
+		mu.Lock()
+		sizes = append(sizes, len(entries))
+		n := len(sizes)
+		mu.Unlock()
+		if n == 1 {
+			close(first)
+			<-commit
+		}
+		return nil
+	}}, nil)
+	var group sync.WaitGroup
+	accept := func() {
+		_, err := in.Accept(delivery(sample))
+		assert.NoError(t, err)
+	}
+	group.Go(accept)
+	<-first
+	for range 20 {
+		group.Go(accept)
+	}
+	awaitWaiting(t, in, 20)
+	close(commit)
+	group.Wait()
+	assert.Equal(t, []int{1, 8, 8, 4}, sizes)
+}
+
+func TestIntake_MoreThanMayWait_IsRefusedAtOnce(t *testing.T) {
+	t.Parallel()
+	for name, config := range map[string]intake.Config{
+		"tickets": {BatchesInFlight: 1, WaitingTickets: 2},
+		"bytes":   {BatchesInFlight: 1, WaitingBytes: 2*len(sample) + 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			saving, commit := make(chan struct{}, 10), make(chan struct{})
+			in := start(t, config, &scriptedStore{save: func(context.Context, []*intake.Entry) error {
+				saving <- struct{}{}
+				<-commit
+				return nil
+			}}, nil)
+			var group sync.WaitGroup
+			accept := func() {
+				_, err := in.Accept(delivery(sample))
+				assert.NoError(t, err)
+			}
+			group.Go(accept)
+			<-saving
+			group.Go(accept)
+			group.Go(accept)
+			awaitWaiting(t, in, 2)
+			_, err := in.Accept(delivery(sample))
+			require.ErrorIs(t, err, intake.ErrOverloaded)
+			close(commit)
+			group.Wait()
+		})
+	}
+}
+
+func TestIntake_StoreThatDoesNotAnswer_IsGivenUpInTime(t *testing.T) {
+	t.Parallel()
+	const timeout = 300 * time.Millisecond
+	var pings atomic.Int32
+	var back atomic.Bool
+	store := &scriptedStore{
+		save: func(ctx context.Context, _ []*intake.Entry) error {
+			if back.Load() {
+				return nil
+			}
+			<-ctx.Done()
+			return fmt.Errorf("no answer: %w", ticket.ErrUnavailable)
+		},
+		ping: func() error {
+			pings.Add(1)
+			if back.Load() {
+				return nil
+			}
+			return errors.New("away")
+		},
+	}
+	in := start(t, intake.Config{Timeout: timeout, BatchesInFlight: 2, BatchTickets: 1}, store, nil)
+	var group sync.WaitGroup
+	for range 20 { // ten times what is in flight: those behind must not wait ten times as long
+		group.Go(func() {
+			begin := time.Now()
+			_, err := in.Accept(delivery(sample))
+			assert.ErrorIs(t, err, intake.ErrUnavailable)
+			assert.Less(t, time.Since(begin), timeout+2*time.Second, "the wait is bounded by Timeout, not by the queue")
+		})
+	}
+	group.Wait()
+	assert.False(t, in.Available())
+	_, err := in.Accept(delivery(sample))
+	require.ErrorIs(t, err, intake.ErrUnavailable, "while the store is away it is not asked")
+
+	back.Store(true)
+	require.Eventually(t, in.Available, 10*time.Second, 5*time.Millisecond, "it comes back by itself")
+	_, err = in.Accept(delivery(sample))
+	require.NoError(t, err)
+	assert.Positive(t, pings.Load())
+}
+
+func TestIntake_RefusedBatch_CostsOnlyTheCulprit(t *testing.T) {
+	t.Parallel()
+	var unread []*intake.Entry
+	store := &scriptedStore{save: func(_ context.Context, entries []*intake.Entry) error {
+		if entries[0].ClaimedUntil.IsZero() {
+			return fmt.Errorf("poison: %w", ticket.ErrRefused)
+		}
+		unread = append(unread, entries...)
+		for _, e := range entries {
+			assert.Equal(t, ticket.ToTreat, e.Ticket.Status)
+			assert.Empty(t, e.Ticket.Order, "what was read may be what the store refuses")
+		}
+		return nil
+	}}
+	later := errors.New("away meanwhile")
+	in := start(t, intake.Config{}, store, scriptedTreater(func(tk *ticket.Ticket) error {
+		switch string(tk.Body) {
+		case "poison":
+			tk.Status, tk.Problems = ticket.Error, []ticket.Problem{{Code: "database_refused"}}
+		case "later":
+			return later
+		default:
+			tk.Status = ticket.Treated
+		}
+		return nil
+	}))
+	for text, want := range map[string]ticket.Status{sample: ticket.Treated, "poison": ticket.Error, "later": ticket.ToTreat} {
+		r, err := in.Accept(delivery(text))
+		require.NoError(t, err, text)
+		assert.Equal(t, want, r.Status, text)
+	}
+	assert.Len(t, unread, 3)
+}
+
+func TestIntake_TicketThatIsRefusedEvenUnread_FailsAlone(t *testing.T) {
+	t.Parallel()
+	gate := make(chan struct{})
+	var calls atomic.Int32
+	store := &scriptedStore{save: func(_ context.Context, entries []*intake.Entry) error {
+		if calls.Add(1) == 1 {
+			<-gate // the first ticket holds the lane, until all others are in one batch
+		}
+		for _, e := range entries {
+			if string(e.Ticket.Body) == "poison" {
+				return fmt.Errorf("poison: %w", ticket.ErrRefused)
+			}
+		}
+		return nil
+	}}
+	in := start(t, intake.Config{BatchesInFlight: 1}, store, scriptedTreater(func(tk *ticket.Ticket) error {
+		tk.Status = ticket.Treated
+		return nil
+	}))
+	var group sync.WaitGroup
+	for i := range 10 {
+		group.Go(func() {
+			if i == 5 {
+				_, err := in.Accept(delivery("poison"))
+				assert.ErrorIs(t, err, intake.ErrUnavailable, "its sender keeps it")
+				return
+			}
+			_, err := in.Accept(delivery(sample))
+			assert.NoError(t, err)
+		})
+	}
+	require.Eventually(t, func() bool { return calls.Load() == 1 && in.Waiting() == 9 }, 10*time.Second, time.Millisecond)
+	close(gate)
+	group.Wait()
+	assert.True(t, in.Available(), "one ticket does not make the store look absent")
+}
+
+func TestIntake_Close_AnswersWhatWasAcceptedAndRefusesTheRest(t *testing.T) {
+	t.Parallel()
+	saving, commit := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	in := intake.New(intake.Config{BatchesInFlight: 1, Logger: slog.New(slog.DiscardHandler)}, &scriptedStore{
+		save: func(context.Context, []*intake.Entry) error {
+			once.Do(func() { close(saving) })
+			<-commit
+			return nil
+		},
+	}, nil)
+	var group sync.WaitGroup
+	for range 5 {
+		group.Go(func() {
+			_, err := in.Accept(delivery(sample))
+			assert.NoError(t, err)
+		})
+	}
+	<-saving
+	awaitWaiting(t, in, 4)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	require.Error(t, in.Close(ctx), "it cannot be done in that time, and says so")
+	_, err := in.Accept(delivery(sample))
+	require.ErrorIs(t, err, intake.ErrDraining)
+	close(commit)
+	require.NoError(t, in.Close(t.Context()))
+	group.Wait()
+}
+
+func awaitWaiting(t *testing.T, in *intake.Intake, tickets int) {
+	t.Helper()
+	require.Eventually(t, func() bool { return in.Waiting() == tickets }, 10*time.Second, time.Millisecond,
+		"%d tickets should wait for a transaction", tickets)
+}

@@ -1,0 +1,88 @@
+package postgres_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"myticket/internal/devdb/pgtest"
+	"myticket/internal/intake"
+	"myticket/internal/postgres"
+	"myticket/internal/ticket"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+// testBundle is what a test works with: a store on a database of its own, and a pool to look behind it.
+type testBundle struct {
+	url   string
+	store *postgres.Store
+	pool  *pgxpool.Pool
+}
+
+func setup(t *testing.T) *testBundle {
+	t.Helper()
+	url := pgtest.New(t)
+	return &testBundle{url: url, store: open(t, url), pool: openPool(t, url)}
+}
+
+func open(t *testing.T, url string) *postgres.Store {
+	t.Helper()
+	store, err := postgres.Open(t.Context(), postgres.Config{URL: url, MaxConns: 40})
+	require.NoError(t, err)
+	t.Cleanup(store.Close)
+	return store
+}
+
+func openPool(t *testing.T, url string) *pgxpool.Pool {
+	t.Helper()
+	pool, err := pgxpool.New(t.Context(), url)
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	return pool
+}
+
+// one returns the one value of a query.
+func one[T any](t *testing.T, b *testBundle, sql string, args ...any) T {
+	t.Helper()
+	var value T
+	require.NoError(t, b.pool.QueryRow(t.Context(), sql, args...).Scan(&value), sql)
+	return value
+}
+
+func exec(t *testing.T, b *testBundle, sql string, args ...any) {
+	t.Helper()
+	_, err := b.pool.Exec(t.Context(), sql, args...)
+	require.NoError(t, err, sql)
+}
+
+// entry is a ticket as intake would hand it over.
+func entry(t testing.TB, body string) *intake.Entry {
+	t.Helper()
+	id, at, err := ticket.NewID()
+	require.NoError(t, err)
+	e := &intake.Entry{Ticket: ticket.Ticket{
+		ID: id, ReceivedAt: at, Source: ticket.DefaultSource, Body: []byte(body), ContentType: "text/plain", Status: ticket.Treated,
+	}}
+	if e.Ticket.Order, e.Ticket.Problems = ticket.Parse(e.Ticket.Body); len(e.Ticket.Problems) > 0 {
+		e.Ticket.Status = ticket.Error
+	}
+	return e
+}
+
+// body is a ticket with an order number and lines of the form name,id,price.
+func body(order string, lines ...string) string {
+	return fmt.Sprintf("Order: %s\nVAT: 3.10\nTotal: 16.90\n\nproduct,product_id,price\n%s", order, strings.Join(lines, "\n"))
+}
+
+func save(t *testing.T, b *testBundle, entries ...*intake.Entry) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	require.NoError(t, b.store.Save(ctx, entries))
+}

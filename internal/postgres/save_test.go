@@ -1,0 +1,230 @@
+package postgres_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"myticket/internal/intake"
+	"myticket/internal/ticket"
+)
+
+func TestSave_StoresWhatWasSentAndWhatWasRead(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	e := entry(t, "Order: 7\nVAT: 3.10\nTotal: 16.90\nTill: \"3\"\n\nproduct,product_id,price,qty\nCaf\xe9 \"x\",IZ8z,2.00,1\n")
+	e.Ticket.Source, e.Ticket.Traceparent = "shop-1", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	require.Empty(t, e.Ticket.Problems)
+	save(t, b, e)
+
+	rows, err := b.pool.Query(t.Context(), `SELECT id::text, received_at, source, body, content_type, traceparent, status,
+		problems, order_number, vat::text, total::text, extra::text, lines::text, parser_version, attempts FROM tickets`)
+	require.NoError(t, err)
+	got, err := pgx.CollectExactlyOneRow(rows, pgx.RowToMap)
+	require.NoError(t, err)
+	received, ok := got["received_at"].(time.Time)
+	require.True(t, ok)
+	got["received_at"] = received.UTC()
+	assert.Equal(t, map[string]any{
+		"id": e.Ticket.ID.String(), "received_at": ticket.IDTime(e.Ticket.ID), "source": "shop-1",
+		"body": e.Ticket.Body, "content_type": "text/plain", "traceparent": e.Ticket.Traceparent,
+		"status": "TREATED", "problems": nil, "order_number": "7", "vat": "3.10", "total": "16.90",
+		"extra":          `[{"name": "Till", "value": "\"3\""}]`,
+		"lines":          `[{"extra": [{"name": "qty", "value": "1"}], "price": 2.00, "product": "Café \"x\"", "product_id": "IZ8z"}]`,
+		"parser_version": int16(ticket.ParserVersion), "attempts": int16(0),
+	}, got)
+	assert.Equal(t, "Café \"x\" 2.00", one[string](t, b, `SELECT product || ' ' || price FROM order_lines WHERE order_number = '7'`))
+}
+
+func TestSave_SentAgain_StoresOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	entries := []*intake.Entry{entry(t, body("1", "Café,a,2")), entry(t, body("2", "Café,a,2")), entry(t, "no ticket")}
+	keyed := entry(t, body("3", "Thé,b,3"))
+	keyed.Key, keyed.KeyExpiresAt, keyed.BodySHA256 = "k", time.Now().Add(time.Hour), sha256.Sum256(keyed.Ticket.Body)
+	entries = append(entries, keyed)
+
+	save(t, b, entries[:2]...) // a part that was committed, as seen by a caller who never got the answer
+	save(t, b, entries...)
+	save(t, b, entries...)
+
+	assert.Equal(t, 4, one[int](t, b, `SELECT count(*) FROM tickets`))
+	assert.Equal(t, 4, one[int](t, b, `SELECT count(DISTINCT id) FROM tickets`))
+	assert.Nil(t, keyed.Original, "its own delivery is no duplicate of itself")
+}
+
+func TestSave_SameKeyTwiceInOneBatch(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	first, second, other := entry(t, body("1", "Café,a,2")), entry(t, body("1", "Café,a,2")), entry(t, body("2", "Café,a,2"))
+	for _, e := range []*intake.Entry{first, second, other} {
+		e.Key, e.KeyExpiresAt, e.BodySHA256 = "k", time.Now().Add(time.Hour), sha256.Sum256(e.Ticket.Body)
+	}
+	for range 2 { // the second time, as after a lost answer
+		save(t, b, first, second, other)
+		assert.Nil(t, first.Original)
+		assert.Equal(t, &intake.Receipt{ID: first.Ticket.ID, Status: ticket.Treated, Duplicate: true}, second.Original)
+		assert.True(t, other.KeyReused)
+		assert.Equal(t, 1, one[int](t, b, `SELECT count(*) FROM tickets`))
+	}
+}
+
+func TestSave_ContentThatPostgresRefuses_StoresNothingAndSaysSo(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	exec(t, b, `ALTER TABLE tickets ADD CONSTRAINT no_poison CHECK (order_number <> 'POISON')`)
+	err := b.store.Save(t.Context(), []*intake.Entry{entry(t, body("1", "Café,a,2")), entry(t, body("POISON", "Thé,b,3"))})
+	require.ErrorIs(t, err, ticket.ErrRefused)
+	assert.Zero(t, one[int](t, b, `SELECT count(*) FROM tickets`))
+	assert.Zero(t, one[int](t, b, `SELECT count(*) FROM products`))
+}
+
+func TestSave_HotProductsThatDoNotChange_WaitForNobody(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	save(t, b, entry(t, body("1", "Café,a,2", "Thé,b,3")))
+	tx, err := b.pool.Begin(t.Context())
+	require.NoError(t, err)
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+	_, err = tx.Exec(t.Context(), `SELECT FROM products FOR UPDATE`)
+	require.NoError(t, err)
+
+	// While somebody holds the rows, tickets that only confirm them go through.
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	require.NoError(t, b.store.Save(ctx, []*intake.Entry{entry(t, body("2", "Café,a,2", "Thé,b,3"))}),
+		"a ticket waited for a product about which it says nothing new")
+}
+
+func TestSave_32WritersOfTheSameTenProducts_NeverDeadlock(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var group sync.WaitGroup
+	for writer := range 32 {
+		group.Go(func() {
+			r := rand.New(rand.NewPCG(1, uint64(writer)))
+			for i := range 12 {
+				var entries []*intake.Entry
+				for range 4 {
+					var lines []string
+					for _, p := range r.Perm(10) { // each in another order, each with another price
+						lines = append(lines, fmt.Sprintf("Product %d,p%d,%d.%02d", p, p, r.IntN(50), i))
+					}
+					entries = append(entries, entry(t, body(fmt.Sprint(writer, "-", i), lines...)))
+				}
+				if !assert.NoError(t, b.store.Save(t.Context(), entries)) {
+					return
+				}
+			}
+		})
+	}
+	group.Wait()
+	assert.Equal(t, 32*12*4, one[int](t, b, `SELECT count(*) FROM tickets`))
+	// Retried deadlocks would be hidden: Postgres counts them.
+	assert.Zero(t, one[int](t, b, `SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()`))
+	settle(t, b)
+	assertProductsAreWhatTheTicketsSay(t, b)
+}
+
+func TestProducts_NewestTicketCounts_InWhateverOrderTicketsCome(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var entries []*intake.Entry
+	r := rand.New(rand.NewPCG(2, 2))
+	for i := range 400 { // few products and few prices, so that confirmations and changes mix
+		var lines []string
+		for range 1 + r.IntN(4) {
+			p := r.IntN(8)
+			lines = append(lines, fmt.Sprintf("Product %d,p%d,%d", p, p, r.IntN(3)))
+		}
+		entries = append(entries, entry(t, body(fmt.Sprint(i), lines...)))
+	}
+	r.Shuffle(len(entries), func(i, j int) { entries[i], entries[j] = entries[j], entries[i] })
+	batches := slices.Collect(slices.Chunk(entries, 5))
+	var group sync.WaitGroup
+	for writer := range 4 {
+		group.Go(func() {
+			for i := writer; i < len(batches); i += 4 {
+				if !assert.NoError(t, b.store.Save(t.Context(), batches[i])) {
+					return
+				}
+			}
+		})
+	}
+	group.Wait()
+	settle(t, b)
+	assertProductsAreWhatTheTicketsSay(t, b)
+}
+
+func TestProducts_LateTicketDoesNotOverruleANewerOneThatChangedNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	first, late, confirming := entry(t, body("1", "Café,a,2")), entry(t, body("2", "Café,a,3")), entry(t, body("3", "Café,a,2"))
+	save(t, b, first)
+	save(t, b, confirming) // finds nothing new, and so writes nothing
+	save(t, b, late)
+	settle(t, b)
+	assert.Equal(t, "2", one[string](t, b, `SELECT price::text FROM products`))
+	assert.Zero(t, one[int](t, b, `SELECT count(*) FROM products WHERE unsettled_since IS NOT NULL`))
+
+	// After more than a minute, last_seen_at alone stops it.
+	exec(t, b, `UPDATE products SET last_seen_at = last_seen_at + interval '1 hour'`)
+	save(t, b, entry(t, body("4", "Café,a,9")))
+	assert.Equal(t, "2", one[string](t, b, `SELECT price::text FROM products`))
+}
+
+func TestProducts_FirstAndLastSeen(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	old, recent := entry(t, body("1", "Café,a,2")), entry(t, body("2", "Café,a,2"))
+	hour := time.Hour.Milliseconds()
+	for i := range 6 { // old's id and time are an hour back
+		ms := old.Ticket.ReceivedAt.UnixMilli() - hour
+		old.Ticket.ID[i] = byte(ms >> (40 - 8*i))
+	}
+	old.Ticket.ReceivedAt = ticket.IDTime(old.Ticket.ID)
+	save(t, b, recent)
+	save(t, b, old)
+	first := one[time.Time](t, b, `SELECT first_seen_at FROM products`)
+	assert.True(t, first.Equal(old.Ticket.ReceivedAt), "first_seen_at is %s", first)
+	assert.Equal(t, recent.Ticket.ID.String(), one[string](t, b, `SELECT ticket_id::text FROM products`))
+	later := entry(t, body("3", "Café,a,2"))
+	exec(t, b, `UPDATE products SET last_seen_at = last_seen_at - interval '61 seconds'`)
+	save(t, b, later)
+	last := one[time.Time](t, b, `SELECT last_seen_at FROM products`)
+	assert.True(t, last.Equal(later.Ticket.ReceivedAt), "last_seen_at is %s", last)
+}
+
+func settle(t *testing.T, b *testBundle) {
+	t.Helper()
+	for range 100 {
+		n, err := b.store.SettleProducts(t.Context(), 0, 1000)
+		require.NoError(t, err)
+		if n == 0 {
+			return
+		}
+	}
+	t.Fatal("products are still unsettled after 100 rounds")
+}
+
+// assertProductsAreWhatTheTicketsSay compares the product base with the last word of the stored tickets.
+func assertProductsAreWhatTheTicketsSay(t *testing.T, b *testBundle) {
+	t.Helper()
+	assert.Equal(t, "", one[string](t, b, `
+		WITH said AS (
+			SELECT DISTINCT ON (product_id) product_id, product AS name, price FROM order_lines
+			ORDER BY product_id, ticket_id DESC, line DESC)
+		SELECT coalesce(string_agg(format('%s: tickets say %s %s, products %s %s', coalesce(s.product_id, p.product_id),
+			s.name, s.price, p.name, p.price), E'\n'), '')
+		FROM said s FULL JOIN products p ON p.product_id = s.product_id
+		WHERE (s.name, s.price) IS DISTINCT FROM (p.name, p.price)`))
+}

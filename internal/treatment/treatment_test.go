@@ -1,0 +1,193 @@
+package treatment_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"myticket/internal/devdb/pgtest"
+	"myticket/internal/postgres"
+	"myticket/internal/ticket"
+	"myticket/internal/treatment"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+const sample = "Order: 1\nVAT: 0\nTotal: 2\n\nproduct,product_id,price\nCafé,a,2"
+
+// testBundle is a real store with tickets that wait, and a pool to look behind it.
+type testBundle struct {
+	store *postgres.Store
+	pool  *pgxpool.Pool
+}
+
+func setup(t *testing.T, bodies ...string) *testBundle {
+	t.Helper()
+	url := pgtest.New(t)
+	store, err := postgres.Open(t.Context(), postgres.Config{URL: url, MaxConns: 20})
+	require.NoError(t, err)
+	t.Cleanup(store.Close)
+	pool, err := pgxpool.New(t.Context(), url)
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	b := &testBundle{store, pool}
+	for _, body := range bodies {
+		id, at, err := ticket.NewID()
+		require.NoError(t, err)
+		b.exec(t, `INSERT INTO tickets (id, received_at, source, body, status, next_attempt_at)
+			VALUES ($1, $2, 'default', $3, 'TO_TREAT', now())`, id, at, []byte(body))
+	}
+	return b
+}
+
+func (b *testBundle) exec(t *testing.T, sql string, args ...any) {
+	t.Helper()
+	_, err := b.pool.Exec(t.Context(), sql, args...)
+	require.NoError(t, err, sql)
+}
+
+func one[T any](t *testing.T, b *testBundle, sql string) T {
+	t.Helper()
+	var value T
+	require.NoError(t, b.pool.QueryRow(t.Context(), sql).Scan(&value), sql)
+	return value
+}
+
+func (b *testBundle) treater(config treatment.Config) *treatment.Treater {
+	config.Logger = slog.New(slog.DiscardHandler)
+	return treatment.New(config, b.store)
+}
+
+func TestTreater_TreatsWhatWaits(t *testing.T) {
+	t.Parallel()
+	b := setup(t, sample, "no ticket")
+	n, err := b.treater(treatment.Config{}).RunOnce(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, 2, n)
+	assert.Equal(t, "ERROR,TREATED", one[string](t, b, `SELECT string_agg(status, ',' ORDER BY status) FROM tickets`))
+	assert.Equal(t, "Café 2", one[string](t, b, `SELECT name || ' ' || price FROM products`))
+	assert.Equal(t, "1 Café", one[string](t, b, `SELECT order_number || ' ' || product FROM order_lines`))
+	assert.NotEmpty(t, one[string](t, b, `SELECT problems -> 0 ->> 'message' FROM tickets WHERE status = 'ERROR'`))
+	assert.Equal(t, 2, one[int](t, b, `SELECT count(*) FROM tickets WHERE next_attempt_at IS NULL AND parser_version > 0`))
+}
+
+func TestTreater_SeveralServersAtOnce_TreatEachTicketOnce(t *testing.T) {
+	t.Parallel()
+	var bodies []string
+	for i := range 200 {
+		bodies = append(bodies, fmt.Sprintf("Order: %d\nVAT: 0\nTotal: 2\n\nproduct,product_id,price\nCafé,a,2", i))
+	}
+	b := setup(t, bodies...)
+	b.exec(t, `CREATE TABLE treatments (id uuid)`)
+	b.exec(t, `CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
+		BEGIN INSERT INTO treatments VALUES (new.id); RETURN new; END $$`)
+	b.exec(t, `CREATE TRIGGER note AFTER UPDATE ON tickets FOR EACH ROW WHEN (new.status = 'TREATED') EXECUTE FUNCTION note()`)
+	var group sync.WaitGroup
+	for range 6 {
+		group.Go(func() {
+			tr := b.treater(treatment.Config{Batch: 7})
+			for {
+				n, err := tr.RunOnce(t.Context())
+				if !assert.NoError(t, err) || n == 0 {
+					return
+				}
+			}
+		})
+	}
+	group.Wait()
+	assert.Equal(t, 200, one[int](t, b, `SELECT count(*) FROM treatments`))
+	assert.Equal(t, 200, one[int](t, b, `SELECT count(DISTINCT id) FROM treatments`))
+	assert.Equal(t, 200, one[int](t, b, `SELECT count(*) FROM tickets WHERE status = 'TREATED' AND attempts = 1`))
+}
+
+func TestTreater_ServerKilledInTheMiddle_AnotherOneTakesOver(t *testing.T) {
+	t.Parallel()
+	b := setup(t, sample)
+	claims, err := b.store.Claim(t.Context(), 10, time.Minute) // and dies
+	require.NoError(t, err)
+	require.Len(t, claims, 1)
+
+	n, err := b.treater(treatment.Config{}).RunOnce(t.Context())
+	require.NoError(t, err)
+	assert.Zero(t, n, "the lease holds")
+
+	b.exec(t, `UPDATE tickets SET next_attempt_at = now() - interval '1 s'`) // the lease has run out
+	n, err = b.treater(treatment.Config{}).RunOnce(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, 1, n)
+	assert.Equal(t, "TREATED", one[string](t, b, `SELECT status FROM tickets`))
+
+	// It was not dead after all: its writes come to nothing.
+	claims[0].Ticket.Status, claims[0].Ticket.Problems = ticket.Error, []ticket.Problem{{Code: "late"}}
+	require.ErrorIs(t, b.store.Finish(t.Context(), claims[0]), treatment.ErrClaimLost)
+	require.ErrorIs(t, b.store.Postpone(t.Context(), claims[0], 0), treatment.ErrClaimLost)
+	assert.Equal(t, "TREATED", one[string](t, b, `SELECT status FROM tickets`))
+}
+
+func TestTreater_ContentThatPostgresRefuses_BecomesErrorAtOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t, sample, "Order: POISON\nVAT: 0\nTotal: 2\n\nproduct,product_id,price\nThé,b,3")
+	b.exec(t, `ALTER TABLE tickets ADD CONSTRAINT no_poison CHECK (order_number <> 'POISON')`)
+	_, err := b.treater(treatment.Config{}).RunOnce(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, "database_refused", one[string](t, b, `SELECT problems -> 0 ->> 'code' FROM tickets WHERE status = 'ERROR'`))
+	assert.Contains(t, one[string](t, b, `SELECT problems -> 0 ->> 'message' FROM tickets WHERE status = 'ERROR'`), "no_poison")
+	assert.Equal(t, 1, one[int](t, b, `SELECT count(*) FROM tickets WHERE status = 'TREATED'`))
+	assert.Equal(t, "a", one[string](t, b, `SELECT string_agg(product_id, ',') FROM products`), "an ERROR ticket adds no product")
+}
+
+func TestTreater_FailureThatMayPass_IsTriedAgainLaterAndAtLastBecomesError(t *testing.T) {
+	t.Parallel()
+	b := setup(t, sample)
+	// 53100 is disk_full: nothing that the ticket could be blamed for.
+	b.exec(t, `CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$
+		BEGIN RAISE EXCEPTION 'no space left' USING ERRCODE = '53100'; END $$`)
+	b.exec(t, `CREATE TRIGGER full_disk BEFORE INSERT ON products FOR EACH ROW EXECUTE FUNCTION full_disk()`)
+	tr := b.treater(treatment.Config{MaxAttempts: 3, MinBackOff: time.Hour, MaxBackOff: 90 * time.Minute})
+	for attempt := 1; attempt <= 2; attempt++ {
+		n, err := tr.RunOnce(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, 1, n)
+		assert.Equal(t, "TO_TREAT", one[string](t, b, `SELECT status FROM tickets`))
+		wait := one[float64](t, b, `SELECT extract(epoch FROM next_attempt_at - now())::float8 FROM tickets`)
+		assert.Greater(t, wait, 29*60., "attempt %d: back-off with jitter of half of it", attempt)
+		assert.Less(t, wait, 91*60., "attempt %d: never longer than the maximum", attempt)
+		n, err = tr.RunOnce(t.Context())
+		require.NoError(t, err)
+		require.Zero(t, n, "it is not due yet")
+		b.exec(t, `UPDATE tickets SET next_attempt_at = now()`)
+	}
+	_, err := tr.RunOnce(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, "ERROR", one[string](t, b, `SELECT status FROM tickets`))
+	assert.Equal(t, "attempts_used_up", one[string](t, b, `SELECT problems -> 0 ->> 'code' FROM tickets`))
+	assert.Contains(t, one[string](t, b, `SELECT problems -> 0 ->> 'message' FROM tickets`), "no space left")
+}
+
+func TestTreater_TicketThatKillsWhoeverTreatsIt_IsGivenUp(t *testing.T) {
+	t.Parallel()
+	b := setup(t, sample)
+	b.exec(t, `UPDATE tickets SET attempts = 3`)
+	_, err := b.treater(treatment.Config{MaxAttempts: 3}).RunOnce(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, "attempts_used_up", one[string](t, b, `SELECT problems -> 0 ->> 'code' FROM tickets WHERE status = 'ERROR'`))
+}
+
+func TestTreater_Run_EndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	b := setup(t, sample)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { b.treater(treatment.Config{Interval: 10 * time.Millisecond}).Run(ctx); close(done) }()
+	require.Eventually(t, func() bool { return one[int](t, b, `SELECT count(*) FROM tickets WHERE status = 'TREATED'`) == 1 },
+		20*time.Second, 10*time.Millisecond)
+	cancel()
+	<-done
+}
