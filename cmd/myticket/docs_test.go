@@ -1,0 +1,50 @@
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/alecthomas/kong"
+	"github.com/stretchr/testify/require"
+)
+
+var update = flag.Bool("update", false, "write docs/settings.md anew")
+
+// TestSettingsPage_IsWhatTheProgramSays keeps docs/settings.md true: it is made from the command line's own model.
+func TestSettingsPage_IsWhatTheProgramSays(t *testing.T) {
+	t.Parallel()
+	const page = "../../docs/settings.md"
+	parser, err := kong.New(&cli{}, kong.Name("myticket"))
+	require.NoError(t, err)
+	var b strings.Builder
+	b.WriteString("# Settings of `myticket serve`\n\nMade from `myticket serve --help` by " +
+		"`go test ./cmd/myticket -run SettingsPage -update`.\n" +
+		"Every setting is a flag and an environment variable; the flag wins. An unknown `MYTICKET_` variable is an error.\n")
+	group := ""
+	for _, flags := range parser.Model.Find("serve").AllFlags(true) {
+		for _, f := range flags {
+			if f.Name == "help" {
+				continue
+			}
+			if f.Group != nil && f.Group.Key != group {
+				group = f.Group.Key
+				fmt.Fprintf(&b, "\n## %s\n\n| flag | variable | default | what |\n|---|---|---|---|\n", group)
+			}
+			value := f.Default
+			if value != "" {
+				value = "`" + value + "`"
+			}
+			help, _, _ := strings.Cut(f.Help, " Default: ")
+			fmt.Fprintf(&b, "| `--%s` | `%s` | %s | %s |\n", f.Name, strings.Join(f.Envs, "`, `"), value, help)
+		}
+	}
+	if *update {
+		require.NoError(t, os.WriteFile(page, []byte(b.String()), 0o644))
+	}
+	have, err := os.ReadFile(page)
+	require.NoError(t, err)
+	require.Equal(t, b.String(), string(have), "docs/settings.md lags: run this test with -update")
+}
