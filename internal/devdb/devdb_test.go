@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -360,11 +361,11 @@ func TestCreateDatabase_IsNoErrorTwice(t *testing.T) {
 	require.NoError(t, conn.Close(t.Context()))
 }
 
-// A process that is killed takes its server along, and the next one finds the folder free.
-func TestServer_DoesNotOutliveItsOwner(t *testing.T) {
-	t.Parallel()
-	dir := reachableDir(t)
-	owner := exec.CommandContext(t.Context(), os.Args[0])
+// startOwner runs a process that owns a server in a folder, and returns it and the server's process id.
+func startOwner(t *testing.T, dir string) (owner *exec.Cmd, pid int) {
+	t.Helper()
+
+	owner = exec.CommandContext(t.Context(), os.Args[0])
 	owner.Env = append(os.Environ(), ownerEnv+"="+dir)
 	owner.Stderr = os.Stderr
 	_, err := owner.StdinPipe()
@@ -374,11 +375,30 @@ func TestServer_DoesNotOutliveItsOwner(t *testing.T) {
 	require.NoError(t, owner.Start())
 	line, err := bufio.NewReader(out).ReadString('\n')
 	require.NoError(t, err)
-	pid, err := strconv.Atoi(strings.TrimSpace(line))
+	pid, err = strconv.Atoi(strings.TrimSpace(line))
 	require.NoError(t, err)
 	require.True(t, devdb.IsAlive(pid))
 
-	_, err = devdb.Start(t.Context(), devdb.Config{Dir: dir})
+	return owner, pid
+}
+
+func TestServer_EndsWhenItsOwnerIsKilled(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux tells a process that its parent died")
+	}
+	owner, pid := startOwner(t, reachableDir(t))
+
+	require.NoError(t, owner.Process.Kill())
+	_ = owner.Wait()
+	assert.Eventually(t, func() bool { return !devdb.IsAlive(pid) }, 10*time.Second, 10*time.Millisecond)
+}
+
+func TestStart_TakesOverFromAnOwnerThatWasKilled(t *testing.T) {
+	t.Parallel()
+	dir := reachableDir(t)
+	owner, pid := startOwner(t, dir)
+	_, err := devdb.Start(t.Context(), devdb.Config{Dir: dir})
 	require.ErrorContains(t, err, fmt.Sprintf("in use by the Postgres of process %d", owner.Process.Pid))
 
 	require.NoError(t, owner.Process.Kill())
@@ -386,6 +406,4 @@ func TestServer_DoesNotOutliveItsOwner(t *testing.T) {
 	server := start(t, devdb.Config{Dir: dir})
 	assert.NotEqual(t, pid, server.PID())
 	assert.Equal(t, 1, queryInt(t, server, "SELECT 1"))
-	assert.Eventually(t, func() bool { return !devdb.IsAlive(pid) }, 10*time.Second, time.Millisecond,
-		"the former server is gone")
 }

@@ -46,15 +46,24 @@ func refused(err error) bool {
 	return false
 }
 
-// transient tells that the transaction lost against another one and may win when it is run again. A unique violation
-// (23505) is one as well: the ticket is there already, from an attempt whose answer was lost, and insertTicketsAgain
-// expects that.
+// transient tells that the transaction lost against another one and may win when it is run again:
+//   - a serialization failure (40001), a deadlock (40P01), a lock that was not to be had in time (55P03);
+//   - a unique violation (23505): the ticket is there already, from an attempt whose answer was lost, and
+//     insertTicketsAgain expects that;
+//   - a violated partition constraint, which has no name (23514): the ticket was on its way into the default partition
+//     when its own one was made. The next attempt finds it.
 func transient(err error) bool {
 	var pgErr *pgconn.PgError
 	if !errors.As(err, &pgErr) {
 		return false
 	}
-	return pgErr.Code == "40001" || pgErr.Code == "40P01" || pgErr.Code == "55P03" || pgErr.Code == "23505"
+	switch pgErr.Code {
+	case "40001", "40P01", "55P03", "23505":
+		return true
+	case "23514":
+		return pgErr.ConstraintName == ""
+	}
+	return false
 }
 
 // broken tells that the connection, or the server behind it, is not the one to ask: the server is shutting down or

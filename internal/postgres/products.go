@@ -1,9 +1,8 @@
 package postgres
 
 import (
-	"cmp"
+	"bytes"
 	"context"
-	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -87,7 +86,7 @@ type saying struct {
 	firstAt  time.Time
 }
 
-// distinctProducts returns what the treated tickets of a batch say, each product once and sorted by its id.
+// distinctProducts returns what the treated tickets of a batch say, each product once.
 func distinctProducts(entries []*intake.Entry) []saying {
 	index := map[string]int{}
 	var sayings []saying
@@ -114,12 +113,11 @@ func distinctProducts(entries []*intake.Entry) []saying {
 			}
 		}
 	}
-	slices.SortFunc(sayings, func(a, b saying) int { return cmp.Compare(a.ID, b.ID) })
 	return sayings
 }
 
 // compareIDs orders ids as Postgres does: by their bytes, which for UUIDv7 is by time.
-func compareIDs(a, b uuid.UUID) int { return slices.Compare(a[:], b[:]) }
+func compareIDs(a, b uuid.UUID) int { return bytes.Compare(a[:], b[:]) }
 
 // unsettledProducts are changes that were made a while ago, the oldest tickets first, and only those whose tickets are
 // close together, so that newestSayings reads a short span of tickets.
@@ -200,7 +198,7 @@ func (s *Store) newestSayings(ctx context.Context, from, to time.Time, ids []str
 	if err != nil {
 		return nil, err
 	}
-	sayings, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (saying, error) {
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (saying, error) {
 		var said saying
 		var price string
 		err := row.Scan(&said.ID, &said.Name, &price, &said.ticketID)
@@ -211,6 +209,4 @@ func (s *Store) newestSayings(ctx context.Context, from, to time.Time, ids []str
 		said.Price, err = ticket.ParseAmount(price)
 		return said, err
 	})
-	slices.SortFunc(sayings, func(a, b saying) int { return cmp.Compare(a.ID, b.ID) })
-	return sayings, err
 }
