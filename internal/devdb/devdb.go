@@ -333,7 +333,8 @@ func (s *Server) Restart(ctx context.Context) error {
 	return s.start(ctx)
 }
 
-// Pause freezes the postmaster and all its children (SIGSTOP): connections stay open, and nobody answers on them.
+// Pause freezes the postmaster and all its children (SIGSTOP): connections stay open, and nobody answers on them. Only
+// Resume, Stop, Kill, and the end of this process get the server out of this state.
 func (s *Server) Pause() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -341,7 +342,7 @@ func (s *Server) Pause() error {
 	if !s.isRunning() {
 		return errNotRunning
 	}
-	if _, err := s.process.freeze(); err != nil {
+	if err := s.process.pause(); err != nil {
 		return fmt.Errorf("pause Postgres: %w", err)
 	}
 

@@ -27,12 +27,21 @@ import (
 // ownerEnv makes this test binary a program that starts a server in the folder it names and waits.
 const ownerEnv = "MYTICKET_DEVDB_TEST_OWNER"
 
+// pausedEnv makes that program pause its server.
+const pausedEnv = "MYTICKET_DEVDB_TEST_PAUSED"
+
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(ownerEnv); dir != "" {
 		server, err := devdb.Start(context.Background(), devdb.Config{Dir: dir, Settings: devdb.Volatile()})
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
+		}
+		if os.Getenv(pausedEnv) != "" {
+			if err := server.Pause(); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
 		}
 		fmt.Println(server.PID())
 		_, _ = io.Copy(io.Discard, os.Stdin)
@@ -362,11 +371,11 @@ func TestCreateDatabase_IsNoErrorTwice(t *testing.T) {
 }
 
 // startOwner runs a process that owns a server in a folder, and returns it and the server's process id.
-func startOwner(t *testing.T, dir string) (owner *exec.Cmd, pid int) {
+func startOwner(t *testing.T, dir string, env ...string) (owner *exec.Cmd, pid int) {
 	t.Helper()
 
 	owner = exec.CommandContext(t.Context(), os.Args[0])
-	owner.Env = append(os.Environ(), ownerEnv+"="+dir)
+	owner.Env = append(append(os.Environ(), ownerEnv+"="+dir), env...)
 	owner.Stderr = os.Stderr
 	_, err := owner.StdinPipe()
 	require.NoError(t, err)
@@ -387,11 +396,21 @@ func TestServer_EndsWhenItsOwnerIsKilled(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("only Linux tells a process that its parent died")
 	}
-	owner, pid := startOwner(t, reachableDir(t))
+	for name, env := range map[string]string{"running": "", "paused": pausedEnv + "=1"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			owner, pid := startOwner(t, reachableDir(t), env)
+			children, err := devdb.ChildrenOf(pid)
+			require.NoError(t, err)
+			require.NotEmpty(t, children)
 
-	require.NoError(t, owner.Process.Kill())
-	_ = owner.Wait()
-	assert.Eventually(t, func() bool { return !devdb.IsAlive(pid) }, 10*time.Second, 10*time.Millisecond)
+			require.NoError(t, owner.Process.Kill())
+			_ = owner.Wait()
+			for _, pid := range append(children, pid) {
+				assert.Eventually(t, func() bool { return !devdb.IsAlive(pid) }, 10*time.Second, 10*time.Millisecond)
+			}
+		})
+	}
 }
 
 func TestStart_TakesOverFromAnOwnerThatWasKilled(t *testing.T) {
@@ -401,8 +420,14 @@ func TestStart_TakesOverFromAnOwnerThatWasKilled(t *testing.T) {
 	_, err := devdb.Start(t.Context(), devdb.Config{Dir: dir})
 	require.ErrorContains(t, err, fmt.Sprintf("in use by the Postgres of process %d", owner.Process.Pid))
 
+	// With a child frozen, the server is sure to be there still when the next one asks for the folder.
+	children, err := devdb.ChildrenOf(pid)
+	require.NoError(t, err)
+	require.NotEmpty(t, children)
+	require.NoError(t, syscall.Kill(children[0], syscall.SIGSTOP))
 	require.NoError(t, owner.Process.Kill())
 	_ = owner.Wait()
+	time.AfterFunc(300*time.Millisecond, func() { _ = syscall.Kill(children[0], syscall.SIGCONT) })
 	server := start(t, devdb.Config{Dir: dir})
 	assert.NotEqual(t, pid, server.PID())
 	assert.Equal(t, 1, queryInt(t, server, "SELECT 1"))

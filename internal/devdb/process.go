@@ -38,7 +38,8 @@ type process struct {
 	cmd    *exec.Cmd
 	log    *logTail
 	exited chan struct{}
-	err    error // how it ended, once exited is closed
+	err    error  // how it ended, once exited is closed
+	waker  *waker // nil unless the server is paused
 }
 
 func startPostmaster(
@@ -186,6 +187,7 @@ func (p *process) kill() error {
 		return nil
 	}
 
+	defer p.endWaker()
 	// Frozen, the postmaster has no more children between the look and the kill.
 	children, err := p.freeze()
 	if err != nil {
@@ -241,8 +243,25 @@ func (p *process) freeze() ([]int, error) {
 	return children, nil
 }
 
+// pause freezes the server until resume, or until this process ends.
+func (p *process) pause() error {
+	children, err := p.freeze()
+	if err != nil {
+		return err
+	}
+	if p.waker != nil {
+		return nil
+	}
+	if p.waker, err = startWaker(append(children, p.pid())); err != nil {
+		return errors.Join(err, p.thaw())
+	}
+
+	return nil
+}
+
 // thaw undoes freeze; what is not frozen does not notice.
 func (p *process) thaw() error {
+	defer p.endWaker()
 	children, err := childrenOf(p.pid())
 	if err != nil {
 		return err
@@ -254,6 +273,45 @@ func (p *process) thaw() error {
 	}
 
 	return p.signal(syscall.SIGCONT)
+}
+
+func (p *process) endWaker() {
+	if p.waker != nil {
+		p.waker.end()
+		p.waker = nil
+	}
+}
+
+// waker is a small process that wakes others when this process ends, however it ends. Nobody else would: what is frozen
+// does not hear that it shall stop, and would keep its memory until the machine restarts.
+type waker struct {
+	cmd  *exec.Cmd
+	life io.Closer
+}
+
+func startWaker(pids []int) (*waker, error) {
+	args := []string{"-c", `read -r _; kill -CONT "$@"`, "sh"}
+	for _, pid := range pids {
+		args = append(args, strconv.Itoa(pid))
+	}
+	cmd := exec.Command("sh", args...) //nolint:noctx // it lives until its input ends
+	// In a process group of its own, a Ctrl-C at the terminal does not end it before its work is done.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	life, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+
+	return &waker{cmd: cmd, life: life}, nil
+}
+
+// end lets it wake the others now. It complains about those that are gone; that is no news.
+func (w *waker) end() {
+	_ = w.life.Close()
+	_ = w.cmd.Wait()
 }
 
 func (p *process) signal(sig syscall.Signal) error {

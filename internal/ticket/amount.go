@@ -2,7 +2,9 @@ package ticket
 
 import (
 	"errors"
+	"fmt"
 	"strconv"
+	"strings"
 )
 
 // Amount is a decimal amount of money with the scale it was written with (2 and 2.00 are equal in value and both
@@ -53,3 +55,122 @@ func (a Amount) AppendText(b []byte) []byte {
 
 // String returns the amount in plain decimal form, and "" when it is not set.
 func (a Amount) String() string { return string(a.AppendText(nil)) }
+
+// Equal tells whether two amounts have the same value, whatever their scales; two that are not set are equal.
+func (a Amount) Equal(b Amount) bool {
+	if a.set != b.set {
+		return false
+	}
+	// At most 12 digits before the point and 6 behind it: neither overflows at the larger scale.
+	for ; a.scale < b.scale; a.scale++ {
+		a.units *= 10
+	}
+	for ; b.scale < a.scale; b.scale++ {
+		b.units *= 10
+	}
+	return a.units == b.units
+}
+
+// ParseAmount reads an amount: an optional sign, digits, and a decimal point or comma with digits on both sides. A single
+// comma with three digits behind it could also separate thousands, so it is refused; a point could not, for tickets use
+// it for decimals. Groups of three digits may be separated by spaces, or by whichever of point and comma is not the
+// decimal one. Everything else is an error that wraps ErrAmount: an empty text, NaN, exponents, currencies, more than
+// MaxAmountDigits before or MaxAmountScale digits behind the decimal sign.
+func ParseAmount(s string) (Amount, error) {
+	digits, negative := s, false
+	switch {
+	case strings.HasPrefix(s, "-"):
+		digits, negative = s[1:], true
+	case strings.HasPrefix(s, "\u2212"): // minus sign
+		digits, negative = s[len("\u2212"):], true
+	case strings.HasPrefix(s, "+"):
+		digits = s[1:]
+	}
+	whole, fraction, err := splitAmount(digits)
+	if err != nil {
+		return Amount{}, err
+	}
+	a := Amount{scale: uint8(len(fraction)), set: true}
+	for _, part := range [...]string{whole, fraction} {
+		for i := range len(part) {
+			if part[i] < '0' || part[i] > '9' {
+				return Amount{}, ErrAmount
+			}
+			a.units = a.units*10 + int64(part[i]-'0')
+		}
+	}
+	if negative {
+		a.units = -a.units
+	}
+	return a, nil
+}
+
+// splitAmount returns what stands before and behind the decimal sign, without the signs between groups.
+func splitAmount(s string) (whole, fraction string, err error) {
+	points, commas := strings.Count(s, "."), strings.Count(s, ",")
+	whole = s
+	group, decimal := "", ""
+	switch {
+	case points == 0 && commas == 0:
+	case points == 1 && commas == 0:
+		decimal = "."
+	case points == 0 && commas == 1:
+		decimal = ","
+	case points > 1 && commas == 0:
+		group = "."
+	case points == 0 && commas > 1:
+		group = ","
+	case strings.LastIndexByte(s, '.') > strings.LastIndexByte(s, ',') && points == 1:
+		group, decimal = ",", "."
+	case strings.LastIndexByte(s, ',') > strings.LastIndexByte(s, '.') && commas == 1:
+		group, decimal = ".", ","
+	default:
+		return "", "", ErrAmount
+	}
+	if decimal != "" {
+		i := strings.LastIndex(s, decimal)
+		whole, fraction = s[:i], s[i+1:]
+		if fraction == "" {
+			return "", "", ErrAmount
+		}
+	}
+	spaces := strings.ContainsAny(whole, " \u00a0\u202f")
+	switch {
+	case spaces && group != "":
+		return "", "", ErrAmount
+	case decimal == "," && group == "" && !spaces && len(fraction) == 3:
+		return "", "", fmt.Errorf("%w that can be told: the comma may stand for decimals or for thousands", ErrAmount)
+	case spaces:
+		whole, group = strings.NewReplacer("\u00a0", " ", "\u202f", " ").Replace(whole), " "
+	}
+	if group != "" {
+		if whole, err = joinGroups(whole, group); err != nil {
+			return "", "", err
+		}
+	}
+	switch {
+	case whole == "":
+		return "", "", ErrAmount
+	case len(whole) > MaxAmountDigits || len(fraction) > MaxAmountScale:
+		return "", "", fmt.Errorf("%w of a till: it has more than %d digits before or %d behind the decimal sign",
+			ErrAmount, MaxAmountDigits, MaxAmountScale)
+	}
+	return whole, fraction, nil
+}
+
+// joinGroups takes the signs between groups of three digits away.
+func joinGroups(s, sign string) (string, error) {
+	first, rest, _ := strings.Cut(s, sign)
+	if len(first) < 1 || len(first) > 3 || len(s) > 2*MaxAmountDigits {
+		return "", ErrAmount
+	}
+	joined := first
+	for more := true; more; {
+		var group string
+		if group, rest, more = strings.Cut(rest, sign); len(group) != 3 {
+			return "", ErrAmount
+		}
+		joined += group
+	}
+	return joined, nil
+}

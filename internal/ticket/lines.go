@@ -1,0 +1,289 @@
+package ticket
+
+import (
+	"errors"
+	"strings"
+)
+
+// columns says what the fields of a product line are.
+type columns struct {
+	separator              byte
+	names                  []string // as written
+	count                  int      // of all columns; names holds at most MaxFields
+	name, productID, price int      // places of the known ones; -1 for none
+	twice                  string   // a known column that is named twice, if there is one
+}
+
+// findColumns reads a line as the one that names the columns. It tells whether the line names all that are needed.
+func findColumns(line string) (columns, bool) {
+	for _, separator := range []byte{',', ';', '\t'} {
+		if strings.Count(line, string(rune(separator))) < 2 {
+			continue
+		}
+		c := readColumns(line, separator)
+		if c.name >= 0 && c.productID >= 0 && c.price >= 0 {
+			return c, true
+		}
+	}
+	return columns{}, false
+}
+
+func readColumns(line string, separator byte) columns {
+	c := columns{separator: separator, name: -1, productID: -1, price: -1}
+	r := fieldReader{text: line, separator: separator}
+	var err error
+	if c.names, err = r.record(nil); err != nil || r.at < len(line) {
+		return c
+	}
+	c.count = r.count
+	for i, name := range c.names {
+		var place *int
+		switch {
+		case strings.EqualFold(name, "product"):
+			place = &c.name
+		case strings.EqualFold(name, "product_id"):
+			place = &c.productID
+		case strings.EqualFold(name, "price"):
+			place = &c.price
+		default:
+			continue
+		}
+		if *place >= 0 {
+			c.twice = name
+		}
+		*place = i
+	}
+	return c
+}
+
+// checkColumns notes what makes a list of columns useless, and tells whether product lines can be read by it.
+func (p *parser) checkColumns(c columns) bool {
+	line := p.line
+	switch {
+	case c.twice != "":
+		p.problem(line, ProblemColumnsConflict, "the column %s is named twice, so it is unclear which one counts; %s",
+			quote(c.twice), p.notRead())
+		return false
+	case c.count > MaxFields:
+		p.problem(line, ProblemTooLong, "there are %d columns, and at most %d are read; %s", c.count, MaxFields, p.notRead())
+		return false
+	}
+	for _, name := range c.names {
+		if p.tooLong("the name of a column", name, MaxFieldName) {
+			return false
+		}
+	}
+	return true
+}
+
+func (p *parser) columnsMissing(line string) {
+	number := p.line
+	p.problem(number, ProblemColumnsMissing,
+		"the columns of the product list should be named here, at least product, product_id and price, and there is %s; %s",
+		quote(trim(line)), p.notRead())
+}
+
+// notRead says which lines are not read because of the one before them.
+func (p *parser) notRead() string {
+	from := p.line + 1
+	for {
+		if _, ok := p.next(); !ok {
+			break
+		}
+	}
+	switch {
+	case p.line < from:
+		return "nothing comes after it"
+	case p.line == from:
+		return "line " + itoa(from) + " was not read"
+	}
+	return "lines " + itoa(from) + " to " + itoa(p.line) + " were not read"
+}
+
+// products reads the product lines.
+func (p *parser) products(c columns) {
+	found := false
+	p.order.Lines = make([]Line, 0, min(strings.Count(p.text[p.at:], "\n")+1, 1024))
+	fields := make([]string, 0, 8)
+	for p.at < len(p.text) {
+		start, number := p.at, p.line+1
+		if line, _ := p.next(); trim(line) == "" {
+			continue
+		}
+		found = true
+		r := fieldReader{text: p.text, at: start, separator: c.separator}
+		var err error
+		fields, err = r.record(fields[:0])
+		p.at, p.line = r.at, number+r.breaks
+		if err != nil {
+			p.badRecord(err, start, number)
+			continue
+		}
+		if p.refuseNUL(p.text[start:r.at], number) {
+			continue
+		}
+		if r.count != c.count {
+			p.problem(number, ProblemFieldsCount, "the line has %d fields and the product list %d columns; "+
+				"a text that contains the separator %q must be in quotes", r.count, c.count, string(rune(c.separator)))
+			continue
+		}
+		p.productLine(c, fields, number)
+	}
+	if !found {
+		p.problem(0, ProblemNoProducts, "the ticket lists no product")
+	}
+	if len(p.order.Lines) == 0 {
+		p.order.Lines = nil
+	}
+}
+
+func (p *parser) badRecord(err error, start, number int) {
+	text := quote(p.text[start:min(len(p.text), start+200)])
+	if errors.Is(err, errUnterminated) {
+		p.problem(number, ProblemQuoteUnterminated, "a quote that opens here is never closed, in %s; %s", text, p.notReadAfter(number))
+		return
+	}
+	p.problem(number, ProblemQuoteInvalid, "after the closing quote of a field something else comes, in %s; "+
+		"a quote inside a quoted field is written twice", text)
+}
+
+// notReadAfter says which lines an open quote has swallowed.
+func (p *parser) notReadAfter(number int) string {
+	if p.line <= number {
+		return "nothing comes after it"
+	}
+	return "lines " + itoa(number+1) + " to " + itoa(p.line) + " were not read"
+}
+
+// productLine reads the fields of a line, one for each column.
+func (p *parser) productLine(c columns, fields []string, number int) {
+	line := Line{Name: fields[c.name], ProductID: fields[c.productID]}
+	before := len(p.problems) + p.unlisted
+	switch {
+	case line.Name == "":
+		p.problem(number, ProblemFieldMissing, "the line has no product name")
+	case line.ProductID == "":
+		p.problem(number, ProblemFieldMissing, "the line has no product_id")
+	}
+	p.tooLongAt(number, "the product's name", line.Name, MaxNameLength)
+	p.tooLongAt(number, "the product_id", line.ProductID, MaxProductIDLength)
+	var err error
+	if line.Price, err = ParseAmount(fields[c.price]); err != nil {
+		p.problem(number, ProblemAmountInvalid, "price %s: %v", quote(fields[c.price]), err)
+	}
+	if len(c.names) > 3 {
+		line.Extra = make([]Field, 0, len(c.names)-3)
+		for i, name := range c.names {
+			if i == c.name || i == c.productID || i == c.price {
+				continue
+			}
+			if len(fields[i]) > MaxFieldValue {
+				p.tooLongAt(number, "the column "+quote(name).String(), fields[i], MaxFieldValue)
+			}
+			line.Extra = append(line.Extra, Field{name, fields[i]})
+		}
+	}
+	if len(p.problems)+p.unlisted == before {
+		p.order.Lines = append(p.order.Lines, line)
+	}
+}
+
+var (
+	errUnterminated = errors.New("a quoted field has no end")
+	errAfterQuote   = errors.New("text after the closing quote of a field")
+)
+
+// fieldReader reads one record of separated fields (RFC 4180, section 2), trimmed, from a place in a text. A quoted field
+// may hold separators, doubled quotes and line breaks, and may have spaces around it.
+type fieldReader struct {
+	text      string
+	at        int
+	separator byte
+	breaks    int // line ends inside of quoted fields
+	count     int // fields of the record
+}
+
+// record appends the fields of the record to dst, but none beyond MaxFields, which are counted only. It leaves at behind the record's line end. After errAfterQuote it
+// stands behind that line, after errUnterminated at the end of the text.
+func (r *fieldReader) record(dst []string) ([]string, error) {
+	for {
+		field, err := r.field()
+		if err != nil {
+			return dst, err
+		}
+		if r.count++; r.count <= MaxFields {
+			dst = append(dst, field)
+		}
+		if r.at >= len(r.text) {
+			return dst, nil
+		}
+		c := r.text[r.at]
+		r.at++
+		if c == r.separator {
+			continue
+		}
+		if c == '\r' && r.at < len(r.text) && r.text[r.at] == '\n' {
+			r.at++
+		}
+		return dst, nil
+	}
+}
+
+// field reads one field, and leaves at on what ends it: a separator, a line end, or the end of the text.
+func (r *fieldReader) field() (string, error) {
+	start := r.at
+	for r.at < len(r.text) && r.text[r.at] == ' ' {
+		r.at++
+	}
+	if r.at < len(r.text) && r.text[r.at] == '"' {
+		return r.quoted()
+	}
+	for r.at < len(r.text) {
+		if c := r.text[r.at]; c == r.separator || c == '\n' || c == '\r' {
+			break
+		}
+		r.at++
+	}
+	return trim(r.text[start:r.at]), nil
+}
+
+func (r *fieldReader) quoted() (string, error) {
+	r.at++
+	start, doubled := r.at, false
+	for {
+		i := strings.IndexByte(r.text[r.at:], '"')
+		if i < 0 {
+			rest := strings.TrimSuffix(strings.TrimSuffix(r.text[start:], "\n"), "\r") // the last line's end begins no other
+			r.countBreaks(rest)
+			r.at = len(r.text)
+			return "", errUnterminated
+		}
+		r.at += i + 1
+		if r.at >= len(r.text) || r.text[r.at] != '"' {
+			break
+		}
+		doubled = true
+		r.at++
+	}
+	field := r.text[start : r.at-1]
+	r.countBreaks(field)
+	if doubled {
+		field = strings.ReplaceAll(field, `""`, `"`)
+	}
+	end := r.at
+	for r.at < len(r.text) && r.text[r.at] == ' ' {
+		r.at++
+	}
+	if r.at >= len(r.text) || r.text[r.at] == r.separator || r.text[r.at] == '\n' || r.text[r.at] == '\r' {
+		return trim(field), nil
+	}
+	line := parser{text: r.text, at: end}
+	line.next()
+	r.at = line.at
+	return "", errAfterQuote
+}
+
+// countBreaks counts the line ends in the text of a quoted field: LF, CRLF or CR.
+func (r *fieldReader) countBreaks(text string) {
+	r.breaks += strings.Count(text, "\n") + strings.Count(text, "\r") - strings.Count(text, "\r\n")
+}

@@ -1,0 +1,243 @@
+package ticket
+
+import (
+	"fmt"
+	"strings"
+	"unicode/utf8"
+)
+
+// ParserVersion is stored with each ticket that was read. Raise it when Parse understands what it did not before, or
+// otherwise: tickets that an older version marked ERROR can then be found and sent back.
+const ParserVersion = 1
+
+// Limits of what is read. What exceeds them is a problem, not cut.
+const (
+	MaxNumberLength    = 64   // characters of an order number
+	MaxProductIDLength = 128  // characters
+	MaxNameLength      = 512  // characters of a product's name
+	MaxFieldName       = 64   // characters of the name of an unknown header record or column
+	MaxFieldValue      = 1024 // characters of its value
+	MaxFields          = 100  // unknown header records of a ticket, and columns of its product list
+	MaxProblems        = 100  // problems that are listed; one more says how many there are besides
+)
+
+// Codes of the problems that Parse finds.
+const (
+	ProblemEmpty             = "empty"              // nothing but blank lines
+	ProblemHeaderUnreadable  = "header_unreadable"  // a line that is no "Name: value"
+	ProblemHeaderConflict    = "header_conflict"    // a known record twice, with two values
+	ProblemOrderMissing      = "order_missing"      // no Order record
+	ProblemVATMissing        = "vat_missing"        // no VAT record
+	ProblemTotalMissing      = "total_missing"      // no Total record
+	ProblemAmountInvalid     = "amount_invalid"     // a price, VAT or total that is no amount
+	ProblemColumnsMissing    = "columns_missing"    // no line that names the columns, or not all of them
+	ProblemColumnsConflict   = "columns_conflict"   // a column that is named twice
+	ProblemFieldsCount       = "fields_count"       // more or fewer fields than columns
+	ProblemFieldMissing      = "field_missing"      // a product line without a name or an id
+	ProblemQuoteUnterminated = "quote_unterminated" // a quoted field without an end
+	ProblemQuoteInvalid      = "quote_invalid"      // text behind the closing quote of a field
+	ProblemNUL               = "nul_byte"           // a NUL byte, which Postgres' text cannot hold
+	ProblemTooLong           = "text_too_long"      // beyond one of the limits above
+	ProblemNoProducts        = "no_products"        // not one product line
+	ProblemTooMany           = "too_many_problems"  // more than MaxProblems
+)
+
+// Parse reads a ticket:
+//
+//	Order: 123456
+//	VAT: 3.10
+//	Total: 16.90
+//
+//	product,product_id,price
+//	Formule(s) midi,aZde,14.90
+//
+// It is liberal in form: header records in any order and case, columns by their names, a comma, semicolon or tab between
+// fields, quotes as in RFC 4180, LF, CRLF or CR, blank lines anywhere, a byte order mark, UTF-8, UTF-16 with a byte order
+// mark, or Windows-1252. It is strict in meaning: every line is understood, or named in the problems. A ticket without
+// problems is understood as a whole; with problems, the Order holds what could be read.
+//
+// It takes time and memory linear in the body, and never panics. Text in the Order is valid UTF-8 without NUL.
+func Parse(body []byte) (Order, []Problem) {
+	p := parser{text: decode(body)}
+	p.hasNUL = strings.IndexByte(p.text, 0) >= 0
+	if p.isBlank() {
+		return Order{}, []Problem{{Code: ProblemEmpty, Message: "the ticket holds nothing but blank lines"}}
+	}
+	columns, ok := p.header()
+	if ok {
+		p.products(columns)
+	}
+	p.complete()
+	return p.order, p.problems
+}
+
+// complete notes what the ticket as a whole lacks.
+func (p *parser) complete() {
+	for _, record := range []struct {
+		seen       bool
+		name, code string
+	}{
+		{p.seen.order, "Order", ProblemOrderMissing},
+		{p.seen.vat, "VAT", ProblemVATMissing},
+		{p.seen.total, "Total", ProblemTotalMissing},
+	} {
+		if !record.seen {
+			p.problem(0, record.code, "there is no %s record", record.name)
+		}
+	}
+	if p.unlisted > 0 {
+		p.problems = append(p.problems, Problem{
+			Code: ProblemTooMany, Message: fmt.Sprintf("there are %d more problems, which are not listed", p.unlisted),
+		})
+	}
+}
+
+// parser walks through the text once, line by line.
+type parser struct {
+	text   string
+	at     int // where the next line begins
+	line   int // number of the line that was read last
+	hasNUL bool
+
+	order    Order
+	seen     struct{ order, vat, total bool } // the record is there, readable or not
+	problems []Problem
+	unlisted int // problems beyond MaxProblems
+}
+
+func (p *parser) problem(line int, code, format string, args ...any) {
+	if len(p.problems) >= MaxProblems {
+		p.unlisted++
+		return
+	}
+	p.problems = append(p.problems, Problem{Line: line, Code: code, Message: fmt.Sprintf(format, args...)})
+}
+
+func (p *parser) isBlank() bool { return strings.Trim(p.text, " \t\r\n\u00a0") == "" }
+
+// next returns the next line without its end, which is LF, CRLF or CR.
+func (p *parser) next() (string, bool) {
+	if p.at >= len(p.text) {
+		return "", false
+	}
+	start := p.at
+	for i := start; i < len(p.text); i++ {
+		switch p.text[i] {
+		case '\r':
+			p.at = i + 1
+			if p.at < len(p.text) && p.text[p.at] == '\n' {
+				p.at++
+			}
+		case '\n':
+			p.at = i + 1
+		default:
+			continue
+		}
+		p.line++
+		return p.text[start:i], true
+	}
+	p.at = len(p.text)
+	p.line++
+	return p.text[start:], true
+}
+
+// header reads header records up to the line that names the columns, and returns what that one says.
+func (p *parser) header() (columns, bool) {
+	records, afterBlank := false, false
+	for {
+		line, ok := p.next()
+		if !ok {
+			p.problem(0, ProblemColumnsMissing, "no line names the columns of the product list: product, product_id, price")
+			return columns{}, false
+		}
+		if p.refuseNUL(line, p.line) {
+			continue
+		}
+		text := trim(line)
+		if text == "" {
+			afterBlank = records
+			continue
+		}
+		if c, ok := findColumns(line); ok {
+			return c, p.checkColumns(c)
+		}
+		name, value, isRecord := strings.Cut(text, ":")
+		name, value = trim(name), trim(value)
+		switch {
+		case isRecord && name != "" && !(afterBlank && strings.ContainsAny(name, ",;\t")):
+			records = true
+			p.record(name, value)
+		case afterBlank:
+			p.columnsMissing(line)
+			return columns{}, false
+		default:
+			p.problem(p.line, ProblemHeaderUnreadable, "%s is no header record: those have the form \"Name: value\"", quote(text))
+		}
+	}
+}
+
+// refuseNUL notes a problem when the text of a line holds a NUL, and tells so.
+func (p *parser) refuseNUL(text string, line int) bool {
+	if !p.hasNUL || strings.IndexByte(text, 0) < 0 {
+		return false
+	}
+	p.problem(line, ProblemNUL, "the line holds a NUL byte, which no text has: %s", quote(text))
+	return true
+}
+
+// record notes one header record.
+func (p *parser) record(name, value string) {
+	switch {
+	case strings.EqualFold(name, "Order"):
+		p.seen.order = true
+		switch {
+		case value == "":
+			p.problem(p.line, ProblemOrderMissing, "the Order record is empty")
+		case p.tooLong("the order number", value, MaxNumberLength):
+		case p.order.Number != "" && p.order.Number != value:
+			p.conflict("Order", p.order.Number, value)
+		default:
+			p.order.Number = value
+		}
+	case strings.EqualFold(name, "VAT"):
+		p.seen.vat = true
+		p.amountRecord("VAT", &p.order.VAT, value)
+	case strings.EqualFold(name, "Total"):
+		p.seen.total = true
+		p.amountRecord("Total", &p.order.Total, value)
+	case len(p.order.Extra) >= MaxFields:
+		p.problem(p.line, ProblemTooLong, "more than %d header records that MyTicket does not know", MaxFields)
+	case p.tooLong("the name of the record", name, MaxFieldName), p.tooLong("the value of the record", value, MaxFieldValue):
+	default:
+		p.order.Extra = append(p.order.Extra, Field{name, value})
+	}
+}
+
+func (p *parser) amountRecord(name string, field *Amount, value string) {
+	amount, err := ParseAmount(value)
+	switch {
+	case err != nil:
+		p.problem(p.line, ProblemAmountInvalid, "%s %s: %v", name, quote(value), err)
+	case field.set && !field.Equal(amount):
+		p.conflict(name, field.String(), value)
+	default:
+		*field = amount
+	}
+}
+
+func (p *parser) conflict(name, first, second string) {
+	p.problem(p.line, ProblemHeaderConflict, "%s is there twice, as %s and as %s", name, quote(first), quote(second))
+}
+
+// tooLong notes a problem when a text has more than max characters, and tells so.
+func (p *parser) tooLong(what, text string, max int) bool {
+	return p.tooLongAt(p.line, what, text, max)
+}
+
+func (p *parser) tooLongAt(line int, what, text string, max int) bool {
+	if len(text) <= max || utf8.RuneCountInString(text) <= max {
+		return false
+	}
+	p.problem(line, ProblemTooLong, "%s has more than %d characters: %s", what, max, quote(text))
+	return true
+}
