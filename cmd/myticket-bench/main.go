@@ -45,7 +45,8 @@ func main() {
 	flag.StringVar(&s.server, "server", "bin/myticket", "the server to measure")
 	flag.DurationVar(&s.warmUp, "warm-up", 2*time.Second, "traffic before each measurement")
 	flag.DurationVar(&s.duration, "duration", 8*time.Second, "length of each measurement")
-	flag.StringVar(&s.only, "only", "", "measure only rows of MyTicket that match this regular expression, such as \"2 lines, 10 products, concurrency 200\"")
+	flag.StringVar(&s.only, "only", "",
+		"measure only rows of MyTicket that match this regular expression, such as \"2 lines, 10 products, concurrency 200\"")
 	flag.StringVar(&s.profile, "profile", "", "write a CPU profile of the server during the first row into this file")
 	flag.StringVar(&s.args, "args", "", "further arguments of the server, separated by spaces")
 	flag.Parse()
@@ -120,15 +121,16 @@ func (b *bench) prepare(ctx context.Context) error {
 	}
 	defer conn.Close(ctx)
 	var version, fsync, commit string
-	err = conn.QueryRow(ctx, `SELECT current_setting('server_version'), current_setting('fsync'), current_setting('synchronous_commit')`).
-		Scan(&version, &fsync, &commit)
+	err = conn.QueryRow(ctx, `SELECT current_setting('server_version'), current_setting('fsync'),
+		current_setting('synchronous_commit')`).Scan(&version, &fsync, &commit)
 	if err != nil {
 		return err
 	}
 	if fsync != "on" || commit != "on" {
 		return fmt.Errorf("fsync is %s and synchronous_commit is %s: without both there is nothing to measure", fsync, commit)
 	}
-	fmt.Fprintf(b.out, "%s, %d processors for everything, PostgreSQL %s with fsync and synchronous_commit on; %s a row after %s of warm-up.\n",
+	fmt.Fprintf(b.out, "%s, %d processors for everything, PostgreSQL %s with fsync and synchronous_commit on; "+
+		"%s a row after %s of warm-up.\n",
 		runtime.Version(), runtime.NumCPU(), version, b.settings.duration, b.settings.warmUp)
 	return nil
 }

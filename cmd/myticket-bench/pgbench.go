@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
+	"myticket/internal/postgres"
 )
 
 // row is what MyTicket stores of the two-line ticket.
@@ -22,21 +22,22 @@ Total: 16.90
 product,product_id,price
 Formule(s) midi 1,aZde000001,14.90
 Formule(s) midi 2,aZde000002,2.90', 'text/plain; charset=utf-8', 'TREATED', (random() * 1e10)::bigint, 3.10, 16.90,
-'[{"product":"Formule(s) midi 1","product_id":"aZde000001","price":14.90},{"product":"Formule(s) midi 2","product_id":"aZde000002","price":2.90}]', 1)`
+'[{"product":"Formule(s) midi 1","product_id":"aZde000001","price":14.90},
+{"product":"Formule(s) midi 2","product_id":"aZde000002","price":2.90}]', 1)`
 
 const insertRow = `INSERT INTO tickets
 (id, received_at, source, body, content_type, status, order_number, vat, total, lines, parser_version) VALUES `
 
-// ceiling measures (c): rows/s of the same row, one by one and in batches of 100, and the time of a single-row commit. It returns the
-// rows/s of the batches.
+// ceiling measures (c): rows/s of the same row, one by one and in batches of 100, and the time of a single-row commit. It
+// returns the rows/s of the batches.
 func (b *bench) ceiling(ctx context.Context) (float64, error) {
-	conn, err := pgx.Connect(ctx, b.url)
+	// The partition that the server would make, so that both write into the same.
+	store, err := postgres.Open(ctx, postgres.Config{URL: b.url})
 	if err != nil {
 		return 0, err
 	}
-	defer conn.Close(ctx)
-	// The partition that the server would make, so that both write into the same.
-	if _, err := conn.Exec(ctx, `CREATE TABLE IF NOT EXISTS tickets_bench PARTITION OF tickets FOR VALUES FROM (date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC') TO ((date_trunc('day', now() AT TIME ZONE 'UTC') + interval '1 day') AT TIME ZONE 'UTC')`); err != nil {
+	defer store.Close()
+	if _, err := store.EnsurePartitions(ctx, postgres.Day, 1, time.Now()); err != nil {
 		return 0, err
 	}
 	alone, err := b.pgbench(ctx, 1, 1)

@@ -21,7 +21,8 @@ type databaseFlags struct {
 func (f databaseFlags) url() (string, error) {
 	switch {
 	case f.DatabaseURL != "" && f.DatabaseURLFile != "":
-		return "", errors.New("both --database-url and --database-url-file are set: MyTicket cannot tell which database is meant, unset one")
+		return "", errors.New("both --database-url and --database-url-file are set: " +
+			"MyTicket cannot tell which database is meant, unset one")
 	case f.DatabaseURLFile != "":
 		content, err := os.ReadFile(f.DatabaseURLFile)
 		if err != nil {

@@ -36,8 +36,9 @@ type streams struct {
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	os.Exit(run(ctx, os.Args[1:], os.Environ(), streams{os.Stdout, os.Stderr}))
+	code := run(ctx, os.Args[1:], os.Environ(), streams{os.Stdout, os.Stderr})
+	stop()
+	os.Exit(code)
 }
 
 // run is the whole program, so that a test can call it. It returns the exit code: 0 for success, 1 when the command

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -67,7 +68,7 @@ func (c migrateStatusCmd) Run(ctx context.Context, std streams) error {
 		_, err = fmt.Fprintln(std.stdout, status)
 	}
 	if err == nil && !status.Ready() {
-		return fmt.Errorf("the server cannot work on this schema")
+		return errors.New("the server cannot work on this schema")
 	}
 	return err
 }

@@ -105,7 +105,7 @@ func (f *serverFlags) Validate() error {
 		}
 	}
 	if limit := 1 << 30; int64(f.MaxBody) > int64(limit) {
-		return fmt.Errorf("--max-body is too large: Postgres holds no value of more than 1 GiB")
+		return errors.New("--max-body is too large: Postgres holds no value of more than 1 GiB")
 	}
 	return nil
 }
@@ -176,11 +176,12 @@ func (f *serverFlags) serve(ctx context.Context, url string, logger *slog.Logger
 	var draining atomic.Bool
 	internal := admin.NewServer(registry, func() []admin.Check { return checks(maintainer, in, draining.Load()) })
 
-	webhookListener, err := net.Listen("tcp", f.HTTPAddr)
+	var listen net.ListenConfig
+	webhookListener, err := listen.Listen(ctx, "tcp", f.HTTPAddr)
 	if err != nil {
 		return fmt.Errorf("listen on --http-addr: %w", err)
 	}
-	internalListener, err := net.Listen("tcp", f.AdminAddr)
+	internalListener, err := listen.Listen(ctx, "tcp", f.AdminAddr)
 	if err != nil {
 		return errors.Join(fmt.Errorf("listen on --admin-addr: %w", err), webhookListener.Close())
 	}

@@ -9,7 +9,8 @@ import (
 
 	"github.com/alecthomas/kong"
 	"github.com/dustin/go-humanize"
-	"github.com/jackc/pgx/v5"
+
+	"myticket/internal/postgres"
 )
 
 // byteSize is a number of bytes, written as 1048576, 64KiB or 1MiB.
@@ -25,8 +26,6 @@ func (s *byteSize) UnmarshalText(text []byte) error {
 	return nil
 }
 
-func (s byteSize) String() string { return fmt.Sprint(int(s)) }
-
 // logSettings logs once what is in force, without secrets.
 func logSettings(logger *slog.Logger, command *kong.Context, databaseURL string) {
 	var settings []any
@@ -36,17 +35,8 @@ func logSettings(logger *slog.Logger, command *kong.Context, databaseURL string)
 		}
 		settings = append(settings, slog.String(flag.Name, fmt.Sprint(flag.Target.Interface())))
 	}
-	settings = append(settings, slog.String("database", describeDatabase(databaseURL)))
+	settings = append(settings, slog.String("database", postgres.Describe(databaseURL)))
 	logger.Info("settings", settings...)
-}
-
-// describeDatabase says which database a URL means, without what may be secret.
-func describeDatabase(url string) string {
-	config, err := pgx.ParseConfig(url)
-	if err != nil {
-		return "unreadable"
-	}
-	return fmt.Sprintf("%s on %s:%d as %s", config.Database, config.Host, config.Port, config.User)
 }
 
 // serviceLink matches the variables that Kubernetes and Docker put into a container for a Service named myticket

@@ -54,7 +54,7 @@ func TestMain(m *testing.M) {
 func reachableDir(t *testing.T) string {
 	t.Helper()
 
-	dir, err := os.MkdirTemp("", "devdb-test-") //nolint:usetesting // see above
+	dir, err := os.MkdirTemp(devdb.TempRoot(), "devdb-test-") //nolint:usetesting // see above
 	require.NoError(t, err)
 	require.NoError(t, os.Chmod(dir, 0o755))
 	t.Cleanup(func() { assert.NoError(t, os.RemoveAll(dir)) })

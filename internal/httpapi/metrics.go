@@ -24,9 +24,11 @@ func newMetrics(r prometheus.Registerer) *metrics {
 }
 
 func (m *metrics) request(code int, took time.Duration) {
-	observer, ok := m.byCode.Load(code)
+	found, ok := m.byCode.Load(code)
 	if !ok {
-		observer, _ = m.byCode.LoadOrStore(code, m.duration.WithLabelValues(strconv.Itoa(code)))
+		found, _ = m.byCode.LoadOrStore(code, m.duration.WithLabelValues(strconv.Itoa(code)))
 	}
-	observer.(prometheus.Observer).Observe(took.Seconds())
+	if observer, ok := found.(prometheus.Observer); ok {
+		observer.Observe(took.Seconds())
+	}
 }

@@ -43,7 +43,11 @@ func start(t *testing.T, config intake.Config, store intake.Store, treater intak
 	t.Helper()
 	config.Logger = slog.New(slog.DiscardHandler)
 	in := intake.New(config, store, treater)
-	t.Cleanup(func() { assert.NoError(t, in.Close(context.Background())) })
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		assert.NoError(t, in.Close(ctx))
+	})
 	return in
 }
 
@@ -168,7 +172,7 @@ func TestIntake_StoreThatDoesNotAnswer_IsGivenUpInTime(t *testing.T) {
 		group.Go(func() {
 			begin := time.Now()
 			_, err := in.Accept(delivery(sample))
-			assert.ErrorIs(t, err, intake.ErrUnavailable)
+			assert.ErrorIs(t, err, intake.ErrUnavailable) //nolint:testifylint // not the test's goroutine
 			assert.Less(t, time.Since(begin), timeout+2*time.Second, "the wait is bounded by Timeout, not by the queue")
 		})
 	}
@@ -220,12 +224,13 @@ func TestIntake_RefusedBatch_CostsOnlyTheCulprit(t *testing.T) {
 
 func TestIntake_TicketThatIsRefusedEvenUnread_FailsAlone(t *testing.T) {
 	t.Parallel()
-	gate := make(chan struct{})
-	var calls atomic.Int32
+	saving, commit := make(chan struct{}), make(chan struct{})
+	var first sync.Once
 	store := &scriptedStore{save: func(_ context.Context, entries []*intake.Entry) error {
-		if calls.Add(1) == 1 {
-			<-gate // the first ticket holds the lane, until all others are in one batch
-		}
+		first.Do(func() { // the first ticket holds the lane, until all others are in one batch
+			close(saving)
+			<-commit
+		})
 		for _, e := range entries {
 			if string(e.Ticket.Body) == "poison" {
 				return fmt.Errorf("poison: %w", ticket.ErrRefused)
@@ -238,19 +243,21 @@ func TestIntake_TicketThatIsRefusedEvenUnread_FailsAlone(t *testing.T) {
 		return nil
 	}))
 	var group sync.WaitGroup
-	for i := range 10 {
-		group.Go(func() {
-			if i == 5 {
-				_, err := in.Accept(delivery("poison"))
-				assert.ErrorIs(t, err, intake.ErrUnavailable, "its sender keeps it")
-				return
-			}
-			_, err := in.Accept(delivery(sample))
-			assert.NoError(t, err)
-		})
+	accept := func() {
+		_, err := in.Accept(delivery(sample))
+		assert.NoError(t, err)
 	}
-	require.Eventually(t, func() bool { return calls.Load() == 1 && in.Waiting() == 9 }, 10*time.Second, time.Millisecond)
-	close(gate)
+	group.Go(accept)
+	<-saving
+	for range 8 {
+		group.Go(accept)
+	}
+	group.Go(func() {
+		_, err := in.Accept(delivery("poison"))
+		assert.ErrorIs(t, err, intake.ErrUnavailable, "its sender keeps it")
+	})
+	awaitWaiting(t, in, 9)
+	close(commit)
 	group.Wait()
 	assert.True(t, in.Available(), "one ticket does not make the store look absent")
 }
@@ -267,13 +274,15 @@ func TestIntake_Close_AnswersWhatWasAcceptedAndRefusesTheRest(t *testing.T) {
 		},
 	}, nil)
 	var group sync.WaitGroup
-	for range 5 {
-		group.Go(func() {
-			_, err := in.Accept(delivery(sample))
-			assert.NoError(t, err)
-		})
+	accept := func() {
+		_, err := in.Accept(delivery(sample))
+		assert.NoError(t, err)
 	}
+	group.Go(accept)
 	<-saving
+	for range 4 {
+		group.Go(accept)
+	}
 	awaitWaiting(t, in, 4)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()

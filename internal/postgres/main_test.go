@@ -55,17 +55,17 @@ func one[T any](t *testing.T, b *testBundle, sql string, args ...any) T {
 	return value
 }
 
-func exec(t *testing.T, b *testBundle, sql string, args ...any) {
+func exec(t *testing.T, b *testBundle, sql string) {
 	t.Helper()
-	_, err := b.pool.Exec(t.Context(), sql, args...)
+	_, err := b.pool.Exec(t.Context(), sql)
 	require.NoError(t, err, sql)
 }
 
 // entry is a ticket as intake would hand it over.
-func entry(t testing.TB, body string) *intake.Entry {
-	t.Helper()
+func entry(tb testing.TB, body string) *intake.Entry {
+	tb.Helper()
 	id, at, err := ticket.NewID()
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	e := &intake.Entry{Ticket: ticket.Ticket{
 		ID: id, ReceivedAt: at, Source: ticket.DefaultSource, Body: []byte(body), ContentType: "text/plain", Status: ticket.Treated,
 	}}

@@ -3,6 +3,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -41,7 +42,7 @@ type Store struct {
 // A URL that cannot be read is an error that does not show it, for it may hold a password.
 func Open(ctx context.Context, config Config) (*Store, error) {
 	if config.URL == "" {
-		return nil, fmt.Errorf("no database: set DATABASE_URL or --database-url")
+		return nil, errors.New("no database: set DATABASE_URL or --database-url")
 	}
 	poolConfig, err := pgxpool.ParseConfig(config.URL)
 	if err != nil {
@@ -73,6 +74,15 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 		return nil, fmt.Errorf("make the connection pool: %w", err)
 	}
 	return &Store{pool: pool, logger: config.Logger}, nil
+}
+
+// Describe says which database a URL means, without what may be secret.
+func Describe(url string) string {
+	config, err := pgx.ParseConfig(url)
+	if err != nil {
+		return "unreadable"
+	}
+	return fmt.Sprintf("%s on %s:%d as %s", config.Database, config.Host, config.Port, config.User)
 }
 
 // Close waits for the connections that are in use, and closes all.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -146,7 +147,7 @@ func TestProducts_NewestTicketCounts_InWhateverOrderTicketsCome(t *testing.T) {
 			p := r.IntN(8)
 			lines = append(lines, fmt.Sprintf("Product %d,p%d,%d", p, p, r.IntN(3)))
 		}
-		entries = append(entries, entry(t, body(fmt.Sprint(i), lines...)))
+		entries = append(entries, entry(t, body(strconv.Itoa(i), lines...)))
 	}
 	r.Shuffle(len(entries), func(i, j int) { entries[i], entries[j] = entries[j], entries[i] })
 	batches := slices.Collect(slices.Chunk(entries, 5))
@@ -219,7 +220,7 @@ func settle(t *testing.T, b *testBundle) {
 // assertProductsAreWhatTheTicketsSay compares the product base with the last word of the stored tickets.
 func assertProductsAreWhatTheTicketsSay(t *testing.T, b *testBundle) {
 	t.Helper()
-	assert.Equal(t, "", one[string](t, b, `
+	assert.Empty(t, one[string](t, b, `
 		WITH said AS (
 			SELECT DISTINCT ON (product_id) product_id, product AS name, price FROM order_lines
 			ORDER BY product_id, ticket_id DESC, line DESC)

@@ -160,17 +160,14 @@ func splitAmount(s string) (whole, fraction string, err error) {
 
 // joinGroups takes the signs between groups of three digits away.
 func joinGroups(s, sign string) (string, error) {
-	first, rest, _ := strings.Cut(s, sign)
-	if len(first) < 1 || len(first) > 3 || len(s) > 2*MaxAmountDigits {
+	if len(s) > 2*MaxAmountDigits {
 		return "", ErrAmount
 	}
-	joined := first
-	for more := true; more; {
-		var group string
-		if group, rest, more = strings.Cut(rest, sign); len(group) != 3 {
+	groups := strings.Split(s, sign)
+	for i, group := range groups {
+		if len(group) != 3 && (i > 0 || len(group) < 1 || len(group) > 3) {
 			return "", ErrAmount
 		}
-		joined += group
 	}
-	return joined, nil
+	return strings.Join(groups, ""), nil
 }

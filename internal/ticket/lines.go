@@ -61,11 +61,11 @@ func (p *parser) checkColumns(c columns) bool {
 	line := p.line
 	switch {
 	case c.twice != "":
-		p.problem(line, ProblemColumnsConflict, "the column %s is named twice, so it is unclear which one counts; %s",
+		p.problemf(line, ProblemColumnsConflict, "the column %s is named twice, so it is unclear which one counts; %s",
 			quote(c.twice), p.notRead())
 		return false
 	case c.count > MaxFields:
-		p.problem(line, ProblemTooLong, "there are %d columns, and at most %d are read; %s", c.count, MaxFields, p.notRead())
+		p.problemf(line, ProblemTooLong, "there are %d columns, and at most %d are read; %s", c.count, MaxFields, p.notRead())
 		return false
 	}
 	for _, name := range c.names {
@@ -78,7 +78,7 @@ func (p *parser) checkColumns(c columns) bool {
 
 func (p *parser) columnsMissing(line string) {
 	number := p.line
-	p.problem(number, ProblemColumnsMissing,
+	p.problemf(number, ProblemColumnsMissing,
 		"the columns of the product list should be named here, at least product, product_id and price, and there is %s; %s",
 		quote(trim(line)), p.notRead())
 }
@@ -123,14 +123,14 @@ func (p *parser) products(c columns) {
 			continue
 		}
 		if r.count != c.count {
-			p.problem(number, ProblemFieldsCount, "the line has %d fields and the product list %d columns; "+
+			p.problemf(number, ProblemFieldsCount, "the line has %d fields and the product list %d columns; "+
 				"a text that contains the separator %q must be in quotes", r.count, c.count, string(rune(c.separator)))
 			continue
 		}
 		p.productLine(c, fields, number)
 	}
 	if !found {
-		p.problem(0, ProblemNoProducts, "the ticket lists no product")
+		p.problemf(0, ProblemNoProducts, "the ticket lists no product")
 	}
 	if len(p.order.Lines) == 0 {
 		p.order.Lines = nil
@@ -140,10 +140,10 @@ func (p *parser) products(c columns) {
 func (p *parser) badRecord(err error, start, number int) {
 	text := quote(p.text[start:min(len(p.text), start+200)])
 	if errors.Is(err, errUnterminated) {
-		p.problem(number, ProblemQuoteUnterminated, "a quote that opens here is never closed, in %s; %s", text, p.notReadAfter(number))
+		p.problemf(number, ProblemQuoteUnterminated, "a quote that opens here is never closed, in %s; %s", text, p.notReadAfter(number))
 		return
 	}
-	p.problem(number, ProblemQuoteInvalid, "after the closing quote of a field something else comes, in %s; "+
+	p.problemf(number, ProblemQuoteInvalid, "after the closing quote of a field something else comes, in %s; "+
 		"a quote inside a quoted field is written twice", text)
 }
 
@@ -161,15 +161,15 @@ func (p *parser) productLine(c columns, fields []string, number int) {
 	before := len(p.problems) + p.unlisted
 	switch {
 	case line.Name == "":
-		p.problem(number, ProblemFieldMissing, "the line has no product name")
+		p.problemf(number, ProblemFieldMissing, "the line has no product name")
 	case line.ProductID == "":
-		p.problem(number, ProblemFieldMissing, "the line has no product_id")
+		p.problemf(number, ProblemFieldMissing, "the line has no product_id")
 	}
 	p.tooLongAt(number, "the product's name", line.Name, MaxNameLength)
 	p.tooLongAt(number, "the product_id", line.ProductID, MaxProductIDLength)
 	var err error
 	if line.Price, err = ParseAmount(fields[c.price]); err != nil {
-		p.problem(number, ProblemAmountInvalid, "price %s: %v", quote(fields[c.price]), err)
+		p.problemf(number, ProblemAmountInvalid, "price %s: %v", quote(fields[c.price]), err)
 	}
 	if len(c.names) > 3 {
 		line.Extra = make([]Field, 0, len(c.names)-3)
@@ -203,8 +203,8 @@ type fieldReader struct {
 	count     int // fields of the record
 }
 
-// record appends the fields of the record to dst, but none beyond MaxFields, which are counted only. It leaves at behind the record's line end. After errAfterQuote it
-// stands behind that line, after errUnterminated at the end of the text.
+// record appends the fields of the record to dst, but none beyond MaxFields, which are counted only. It leaves at behind
+// the record's line end. After errAfterQuote it stands behind that line, after errUnterminated at the end of the text.
 func (r *fieldReader) record(dst []string) ([]string, error) {
 	for {
 		field, err := r.field()
@@ -253,8 +253,8 @@ func (r *fieldReader) quoted() (string, error) {
 	for {
 		i := strings.IndexByte(r.text[r.at:], '"')
 		if i < 0 {
-			rest := strings.TrimSuffix(strings.TrimSuffix(r.text[start:], "\n"), "\r") // the last line's end begins no other
-			r.countBreaks(rest)
+			// The last line's end begins no other.
+			r.countBreaks(strings.TrimSuffix(strings.TrimSuffix(r.text[start:], "\n"), "\r"))
 			r.at = len(r.text)
 			return "", errUnterminated
 		}

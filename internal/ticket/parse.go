@@ -82,7 +82,7 @@ func (p *parser) complete() {
 		{p.seen.total, "Total", ProblemTotalMissing},
 	} {
 		if !record.seen {
-			p.problem(0, record.code, "there is no %s record", record.name)
+			p.problemf(0, record.code, "there is no %s record", record.name)
 		}
 	}
 	if p.unlisted > 0 {
@@ -105,7 +105,7 @@ type parser struct {
 	unlisted int // problems beyond MaxProblems
 }
 
-func (p *parser) problem(line int, code, format string, args ...any) {
+func (p *parser) problemf(line int, code, format string, args ...any) {
 	if len(p.problems) >= MaxProblems {
 		p.unlisted++
 		return
@@ -147,7 +147,7 @@ func (p *parser) header() (columns, bool) {
 	for {
 		line, ok := p.next()
 		if !ok {
-			p.problem(0, ProblemColumnsMissing, "no line names the columns of the product list: product, product_id, price")
+			p.problemf(0, ProblemColumnsMissing, "no line names the columns of the product list: product, product_id, price")
 			return columns{}, false
 		}
 		if p.refuseNUL(line, p.line) {
@@ -171,7 +171,7 @@ func (p *parser) header() (columns, bool) {
 			p.columnsMissing(line)
 			return columns{}, false
 		default:
-			p.problem(p.line, ProblemHeaderUnreadable, "%s is no header record: those have the form \"Name: value\"", quote(text))
+			p.problemf(p.line, ProblemHeaderUnreadable, "%s is no header record: those have the form \"Name: value\"", quote(text))
 		}
 	}
 }
@@ -181,7 +181,7 @@ func (p *parser) refuseNUL(text string, line int) bool {
 	if !p.hasNUL || strings.IndexByte(text, 0) < 0 {
 		return false
 	}
-	p.problem(line, ProblemNUL, "the line holds a NUL byte, which no text has: %s", quote(text))
+	p.problemf(line, ProblemNUL, "the line holds a NUL byte, which no text has: %s", quote(text))
 	return true
 }
 
@@ -192,7 +192,7 @@ func (p *parser) record(name, value string) {
 		p.seen.order = true
 		switch {
 		case value == "":
-			p.problem(p.line, ProblemOrderMissing, "the Order record is empty")
+			p.problemf(p.line, ProblemOrderMissing, "the Order record is empty")
 		case p.tooLong("the order number", value, MaxNumberLength):
 		case p.order.Number != "" && p.order.Number != value:
 			p.conflict("Order", p.order.Number, value)
@@ -206,7 +206,7 @@ func (p *parser) record(name, value string) {
 		p.seen.total = true
 		p.amountRecord("Total", &p.order.Total, value)
 	case len(p.order.Extra) >= MaxFields:
-		p.problem(p.line, ProblemTooLong, "more than %d header records that MyTicket does not know", MaxFields)
+		p.problemf(p.line, ProblemTooLong, "more than %d header records that MyTicket does not know", MaxFields)
 	case p.tooLong("the name of the record", name, MaxFieldName), p.tooLong("the value of the record", value, MaxFieldValue):
 	default:
 		p.order.Extra = append(p.order.Extra, Field{name, value})
@@ -217,7 +217,7 @@ func (p *parser) amountRecord(name string, field *Amount, value string) {
 	amount, err := ParseAmount(value)
 	switch {
 	case err != nil:
-		p.problem(p.line, ProblemAmountInvalid, "%s %s: %v", name, quote(value), err)
+		p.problemf(p.line, ProblemAmountInvalid, "%s %s: %v", name, quote(value), err)
 	case field.set && !field.Equal(amount):
 		p.conflict(name, field.String(), value)
 	default:
@@ -226,18 +226,18 @@ func (p *parser) amountRecord(name string, field *Amount, value string) {
 }
 
 func (p *parser) conflict(name, first, second string) {
-	p.problem(p.line, ProblemHeaderConflict, "%s is there twice, as %s and as %s", name, quote(first), quote(second))
+	p.problemf(p.line, ProblemHeaderConflict, "%s is there twice, as %s and as %s", name, quote(first), quote(second))
 }
 
-// tooLong notes a problem when a text has more than max characters, and tells so.
-func (p *parser) tooLong(what, text string, max int) bool {
-	return p.tooLongAt(p.line, what, text, max)
+// tooLong notes a problem when a text has more than most characters, and tells so.
+func (p *parser) tooLong(what, text string, most int) bool {
+	return p.tooLongAt(p.line, what, text, most)
 }
 
-func (p *parser) tooLongAt(line int, what, text string, max int) bool {
-	if len(text) <= max || utf8.RuneCountInString(text) <= max {
+func (p *parser) tooLongAt(line int, what, text string, most int) bool {
+	if len(text) <= most || utf8.RuneCountInString(text) <= most {
 		return false
 	}
-	p.problem(line, ProblemTooLong, "%s has more than %d characters: %s", what, max, quote(text))
+	p.problemf(line, ProblemTooLong, "%s has more than %d characters: %s", what, most, quote(text))
 	return true
 }

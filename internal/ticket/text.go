@@ -2,11 +2,11 @@ package ticket
 
 import "strings"
 
-// CleanText makes s fit for a text column and a log line: valid UTF-8 without NUL, cut after max bytes. What does not
+// CleanText makes s fit for a text column and a log line: valid UTF-8 without NUL, cut after that many bytes. What does not
 // fit becomes U+FFFD.
-func CleanText(s string, max int) string {
-	if len(s) > max {
-		s = s[:max]
+func CleanText(s string, most int) string {
+	if len(s) > most {
+		s = s[:most]
 	}
 	s = strings.ToValidUTF8(s, "\uFFFD")
 	if strings.IndexByte(s, 0) >= 0 {

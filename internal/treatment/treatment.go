@@ -112,7 +112,7 @@ func (tr *Treater) RunOnce(ctx context.Context) (int, error) {
 				"ticket", c.Ticket.ID, "source", c.Ticket.Source, "attempt", c.Attempt, "error", err)
 		}
 	}
-	return len(claims), nil
+	return len(claims), nil //nolint:nilerr // what ctx left no time for is no failure
 }
 
 // Treat reads a claimed ticket and stores what it says. A ticket that cannot be read, or that the store refuses, becomes
@@ -121,37 +121,36 @@ func (tr *Treater) RunOnce(ctx context.Context) (int, error) {
 // that somebody else has it.
 func (tr *Treater) Treat(ctx context.Context, t *ticket.Ticket, attempt int) error {
 	read := *t
-	if attempt > tr.config.MaxAttempts { // each attempt ended without a word: whoever made it was killed
-		err := tr.giveUp(ctx, &read, attempt, ProblemAttempts, errors.New("each attempt was cut short"))
-		if err == nil {
-			*t = read
-		}
-		return err
+	err := tr.treat(ctx, &read, attempt)
+	if err == nil {
+		*t = read
 	}
-	read.Order, read.Problems = tr.config.Parse(t.Body)
+	return err
+}
+
+// treat stores what it reads, or else that it cannot be kept, or else that it is to be tried again.
+func (tr *Treater) treat(ctx context.Context, read *ticket.Ticket, attempt int) error {
+	if attempt > tr.config.MaxAttempts { // whoever treated it was killed each time
+		return tr.giveUp(ctx, read, attempt, ProblemAttempts, errors.New("each attempt was cut short"))
+	}
+	read.Order, read.Problems = tr.config.Parse(read.Body)
 	read.Status = ticket.Treated
 	if len(read.Problems) > 0 {
 		read.Status = ticket.Error
 	}
-	err := tr.store.Finish(ctx, Claim{&read, attempt})
+	err := tr.store.Finish(ctx, Claim{read, attempt})
 	switch {
-	case errors.Is(err, ticket.ErrRefused):
-		err = tr.giveUp(ctx, &read, attempt, ProblemRefused, err)
 	case err == nil || errors.Is(err, ErrClaimLost):
-	case attempt >= tr.config.MaxAttempts:
-		err = tr.giveUp(ctx, &read, attempt, ProblemAttempts, err)
-	default:
-		wait := tr.backOff(attempt)
-		if postponeErr := tr.store.Postpone(ctx, Claim{t, attempt}, wait); postponeErr != nil {
-			// The lease is the back-off then.
-			err = fmt.Errorf("%w (nor postponed: %w)", err, postponeErr)
-		}
-	}
-	if err != nil {
 		return err
+	case errors.Is(err, ticket.ErrRefused):
+		return tr.giveUp(ctx, read, attempt, ProblemRefused, err)
+	case attempt >= tr.config.MaxAttempts:
+		return tr.giveUp(ctx, read, attempt, ProblemAttempts, err)
 	}
-	*t = read
-	return nil
+	if postponeErr := tr.store.Postpone(ctx, Claim{read, attempt}, tr.backOff(attempt)); postponeErr != nil {
+		return fmt.Errorf("%w (nor postponed, so the lease must end first: %w)", err, postponeErr)
+	}
+	return err
 }
 
 // Codes of the problems that treatment adds.
