@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/dustin/go-humanize"
+
+	"myticket/internal/postgres"
+)
+
+// retentionCmd is `myticket retention`.
+type retentionCmd struct {
+	databaseFlags
+	outputFlags
+	Keep           span `required:"" env:"MYTICKET_RETENTION_KEEP" placeholder:"TIME" help:"How long tickets are kept: 90d, 2w; at least 1d. A partition goes when all of it is older."`
+	Apply          bool `help:"Do it; without this, only show what would be done."`
+	DropUnfinished bool `help:"Drop a partition even if it holds tickets that are TO_TREAT or ERROR."`
+}
+
+// Validate is called by kong.
+func (c retentionCmd) Validate() error {
+	if time.Duration(c.Keep) < 24*time.Hour {
+		return errors.New("--keep must be at least 1d")
+	}
+	return nil
+}
+
+// retentionReport is what a program reads.
+type retentionReport struct {
+	Applied     bool              `json:"applied"`
+	Partitions  []partitionReport `json:"partitions"`
+	ExpiredKeys int64             `json:"expired_keys"`
+}
+
+type partitionReport struct {
+	postgres.OldPartition
+	Dropped bool   `json:"dropped"`
+	Verdict string `json:"verdict"`
+}
+
+func (c retentionCmd) Run(ctx context.Context, std streams) error {
+	store, err := c.open(ctx, "retention")
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	partitions, err := store.OldPartitions(ctx, time.Now().Add(-time.Duration(c.Keep)))
+	if err != nil {
+		return err
+	}
+	report := retentionReport{Applied: c.Apply, Partitions: []partitionReport{}}
+	for _, p := range partitions {
+		done, dropErr := c.drop(ctx, store, p)
+		report.Partitions = append(report.Partitions, done)
+		err = errors.Join(err, dropErr)
+	}
+	var keysErr error
+	if c.Apply {
+		report.ExpiredKeys, keysErr = store.DeleteExpiredKeys(ctx)
+	} else {
+		report.ExpiredKeys, keysErr = store.ExpiredKeys(ctx)
+	}
+	return errors.Join(err, keysErr, c.print(std, report))
+}
+
+// drop does with one partition what it should, or says what that would be.
+func (c retentionCmd) drop(ctx context.Context, store *postgres.Store, p postgres.OldPartition) (partitionReport, error) {
+	const unfinished = "kept: it holds tickets that are TO_TREAT or ERROR (--drop-unfinished drops them)"
+	report := partitionReport{OldPartition: p}
+	switch {
+	case p.Unfinished > 0 && !c.DropUnfinished:
+		report.Verdict = unfinished
+		return report, nil
+	case !c.Apply:
+		report.Verdict = "would be dropped"
+		return report, nil
+	}
+	switch err := store.DropPartition(ctx, p.Name, c.DropUnfinished); {
+	case errors.Is(err, postgres.ErrUnfinished): // one came in meanwhile
+		report.Verdict = unfinished
+		return report, nil
+	case err != nil:
+		report.Verdict = "kept: it could not be dropped"
+		return report, err
+	}
+	report.Dropped, report.Verdict = true, "dropped"
+	return report, nil
+}
+
+func (c retentionCmd) print(std streams, report retentionReport) error {
+	if c.Output == "json" {
+		return printJSON(std.stdout, report)
+	}
+	rows := make([][]string, 0, len(report.Partitions))
+	for _, p := range report.Partitions {
+		tickets := "?"
+		if p.Tickets >= 0 {
+			tickets = "~" + strconv.FormatInt(p.Tickets, 10)
+		}
+		rows = append(rows, []string{
+			p.Name, p.From.Format(time.DateOnly), p.To.Format(time.DateOnly), tickets, strconv.FormatInt(p.Unfinished, 10),
+			humanize.IBytes(uint64(max(p.Bytes, 0))), p.Verdict,
+		})
+	}
+	header := []string{"PARTITION", "FROM", "TO", "TICKETS", "UNFINISHED", "SIZE", "VERDICT"}
+	if err := printTable(std.stdout, header, rows); err != nil {
+		return err
+	}
+	what := "expired idempotency keys deleted"
+	if !c.Apply {
+		what = "expired idempotency keys would be deleted; nothing was changed, --apply does it"
+	}
+	_, err := fmt.Fprintf(std.stdout, "%d %s\n", report.ExpiredKeys, what)
+	return err
+}
