@@ -19,12 +19,14 @@ func TestSettingsPage_IsWhatTheProgramSays(t *testing.T) {
 	const page = "../../docs/settings.md"
 	parser, err := kong.New(&cli{}, kong.Name("myticket"))
 	require.NoError(t, err)
+	serve, err := parser.Parse([]string{"serve"})
+	require.NoError(t, err)
 	var b strings.Builder
 	b.WriteString("# Settings of `myticket serve`\n\nMade from `myticket serve --help` by " +
 		"`go test ./cmd/myticket -run SettingsPage -update`.\n" +
 		"Every setting is a flag and an environment variable; the flag wins. An unknown `MYTICKET_` variable is an error.\n")
 	group := ""
-	for _, flags := range parser.Model.Find("serve").AllFlags(true) {
+	for _, flags := range serve.Selected().AllFlags(true) {
 		for _, f := range flags {
 			if f.Name == "help" {
 				continue

@@ -299,7 +299,8 @@ func (s *Store) Products(ctx context.Context, filter ProductFilter, after string
 		c.add("product_id = ?", filter.ID)
 	}
 	if filter.Name != "" {
-		c.add("strpos(lower(name), lower(?)) > 0", filter.Name)
+		// A database of locale C knows no case beyond ASCII; ICU does.
+		c.add(`strpos(lower(name COLLATE "und-x-icu"), lower(?::text COLLATE "und-x-icu")) > 0`, filter.Name)
 	}
 	if !filter.ChangedSince.IsZero() {
 		c.add("changed_at >= ?", filter.ChangedSince)

@@ -1,0 +1,9 @@
+package main
+
+import (
+	"testing"
+
+	"myticket/internal/devdb/pgtest"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
