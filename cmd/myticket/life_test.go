@@ -204,19 +204,15 @@ func TestShutdown_AnswersWhatWaitsForTheDatabase(t *testing.T) {
 	const waiting = 10
 	b := setup(t, "--batches-in-flight=1")
 	release := b.lockTickets(t)
-	answers := make([]answer, 1+waiting)
 	var group sync.WaitGroup
-	send := func(i int) {
-		group.Go(func() {
-			var err error
-			answers[i], err = b.send("/ticket", sample(t))
-			assert.NoError(t, err)
-		})
+	post := func() {
+		_, err := b.trySubmit("/ticket", sample(t))
+		assert.NoError(t, err)
 	}
-	send(0)
+	group.Go(post)
 	b.awaitBlocked(t)
-	for i := range waiting {
-		send(1 + i)
+	for range waiting {
+		group.Go(post)
 	}
 	b.awaitWaiting(t, waiting)
 	b.cancel()
@@ -230,9 +226,6 @@ func TestShutdown_AnswersWhatWaitsForTheDatabase(t *testing.T) {
 	require.False(t, b.hasExited())
 	release()
 	group.Wait()
-	for _, a := range answers {
-		requireReceipt(t, a)
-	}
 	require.Zero(t, b.stop(), "exit code")
 	require.Len(t, storedBodies(t, b.databaseURL), 1+waiting)
 }
@@ -318,11 +311,8 @@ func TestClientThatGoesAway_CancelsNothing(t *testing.T) {
 	var group sync.WaitGroup
 	post := func(text string) {
 		group.Go(func() {
-			a, err := b.send("/ticket", text)
-			if assert.NoError(t, err) {
-				_, err = readReceipt(a)
-				assert.NoError(t, err)
-			}
+			_, err := b.trySubmit("/ticket", text)
+			assert.NoError(t, err)
 		})
 	}
 	post("holds the lane")
@@ -330,7 +320,8 @@ func TestClientThatGoesAway_CancelsNothing(t *testing.T) {
 	conn, err := net.Dial("tcp", strings.TrimPrefix(b.webhook, "http://"))
 	require.NoError(t, err)
 	const impatient = "of an impatient client"
-	_, err = fmt.Fprintf(conn, "POST /ticket HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n%s", len(impatient), impatient)
+	_, err = fmt.Fprintf(conn, "POST /ticket HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n%s",
+		len(impatient), impatient)
 	require.NoError(t, err)
 	b.awaitWaiting(t, 1)
 	post("in the same batch")
@@ -416,11 +407,9 @@ func TestPoison_CostsNobodyElse(t *testing.T) {
 	var group sync.WaitGroup
 	send := func(i int) {
 		group.Go(func() {
-			a, err := b.send("/ticket", text(i))
-			if assert.NoError(t, err) {
-				receipts[i], err = readReceipt(a)
-				assert.NoError(t, err)
-			}
+			var err error
+			receipts[i], err = b.trySubmit("/ticket", text(i))
+			assert.NoError(t, err)
 		})
 	}
 	send(0)

@@ -76,7 +76,8 @@ type server struct {
 	code     int // once exited is closed
 }
 
-// serve starts the program on free ports, and returns when it listens. It is stopped after the test, and must exit with 0.
+// serve starts the program on free ports, and returns when it listens. It is stopped after the test, and must exit
+// with 0.
 func serve(t *testing.T, databaseURL string, flags ...string) *server {
 	t.Helper()
 	return serveWith(t, append([]string{"--database-url", databaseURL}, flags...)...)
@@ -212,6 +213,15 @@ func requireReceipt(t *testing.T, a answer) receipt {
 	return r
 }
 
+// trySubmit posts a ticket that should be stored, and can be called from any goroutine.
+func (s *server) trySubmit(path, body string, headers ...string) (receipt, error) {
+	a, err := s.send(path, body, headers...)
+	if err != nil {
+		return receipt{}, err
+	}
+	return readReceipt(a)
+}
+
 // submit posts a ticket that must be stored.
 func (s *server) submit(t *testing.T, path, body string, headers ...string) receipt {
 	t.Helper()
@@ -269,6 +279,14 @@ func (b *testBundle) ticket(t *testing.T, id uuid.UUID) storedTicket {
 	})
 	require.NoError(t, err, "the ticket %s should be in tickets exactly once", id)
 	return found
+}
+
+// requireSameBytes does not print them, for there may be many.
+func requireSameBytes(t *testing.T, sent, stored string) {
+	t.Helper()
+	if sent != stored {
+		require.Failf(t, "not what was sent", "%d bytes were sent, and %d others are stored", len(sent), len(stored))
+	}
 }
 
 // products returns the product base as "name price" by product_id.

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"net/http"
 	"os"
@@ -24,6 +25,9 @@ type Sources struct {
 	named map[string]*source
 	other *source // for every source without an entry of its own
 }
+
+// maxRate is beyond what any source sends, in tickets a second.
+const maxRate = 1_000_000
 
 // otherSources is the entry for every source without one of its own. All of those share its rate.
 const otherSources = "*"
@@ -51,37 +55,70 @@ type source struct {
 }
 
 // OpenSources is what holds without a sources file: everybody may send, as fast as they can.
-func OpenSources() *Sources { return &Sources{other: &source{}} }
+func OpenSources() *Sources { return &Sources{named: map[string]*source{}, other: &source{}} }
 
 // ReadSources reads a sources file: a JSON object with an entry per source, and "*" for all others. Keys that it does
-// not know, names that no source can have, and credentials that cannot be used are errors.
+// not know, a source that is there twice, names that no source can have, and credentials that cannot be used are errors.
 func ReadSources(file string) (*Sources, error) {
 	content, err := os.ReadFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("read the sources file: %w", err)
 	}
-	decoder := json.NewDecoder(bytes.NewReader(content))
-	decoder.DisallowUnknownFields()
-	var entries map[string]sourceConfig
-	if err := decoder.Decode(&entries); err != nil {
+	sources := OpenSources()
+	if err := sources.read(content); err != nil {
 		return nil, fmt.Errorf("read the sources file %s: %w", file, err)
 	}
-	sources := OpenSources()
-	sources.named = map[string]*source{}
-	for name, config := range entries {
-		checked, err := config.check()
-		switch {
-		case err != nil:
-			return nil, fmt.Errorf("sources file %s: source %q: %w", file, name, err)
-		case name == otherSources:
-			sources.other = checked
-		case !validSource(name):
-			return nil, fmt.Errorf("sources file %s: %q cannot be a source: a name has 1 to 63 of a-z, 0-9 and -", file, name)
-		default:
-			sources.named[name] = checked
+	return sources, nil
+}
+
+// read reads entry by entry: decoded at once, the second of two entries of one name would silently replace the first.
+func (s *Sources) read(content []byte) error {
+	decoder := json.NewDecoder(bytes.NewReader(content))
+	decoder.DisallowUnknownFields()
+	if token, err := decoder.Token(); err != nil || token != json.Delim('{') {
+		return errors.Join(errors.New("it is no JSON object"), err)
+	}
+	for decoder.More() {
+		token, err := decoder.Token()
+		if err != nil {
+			return err
+		}
+		name, _ := token.(string)
+		var config *sourceConfig
+		if err := decoder.Decode(&config); err != nil {
+			return fmt.Errorf("source %q: %w", name, err)
+		}
+		if err := s.add(name, config); err != nil {
+			return err
 		}
 	}
-	return sources, nil
+	if _, err := decoder.Token(); err != nil {
+		return err
+	}
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("something comes after its end")
+	}
+	return nil
+}
+
+func (s *Sources) add(name string, config *sourceConfig) error {
+	switch {
+	case name != otherSources && !validSource(name):
+		return fmt.Errorf("%q cannot be a source: a name has 1 to 63 of a-z, 0-9 and -", name)
+	case config == nil:
+		return fmt.Errorf("source %q: null is no entry; an open source is {}", name)
+	case s.named[name] != nil:
+		return fmt.Errorf("source %q is there twice", name)
+	}
+	checked, err := config.check()
+	if err != nil {
+		return fmt.Errorf("source %q: %w", name, err)
+	}
+	s.named[name] = checked
+	if name == otherSources {
+		s.other = checked
+	}
+	return nil
 }
 
 func (c sourceConfig) check() (*source, error) {
@@ -106,8 +143,10 @@ func (c sourceConfig) check() (*source, error) {
 		s.signatures = append(s.signatures, signature)
 	}
 	switch {
-	case c.Rate < 0 || c.Burst < 0 || math.IsNaN(c.Rate) || math.IsInf(c.Rate, 0):
+	case c.Rate < 0 || c.Burst < 0:
 		return nil, errors.New("rate and burst must not be negative")
+	case c.Rate > maxRate:
+		return nil, fmt.Errorf("rate must be at most %d a second; 0 is for no limit", maxRate)
 	case c.Rate == 0 && c.Burst > 0:
 		return nil, errors.New("a burst needs a rate")
 	case c.Rate > 0:

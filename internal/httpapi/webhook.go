@@ -170,15 +170,23 @@ func validSource(name string) bool {
 // traceparent returns a W3C trace context of version 00, and nothing when it is not one
 // (https://www.w3.org/TR/trace-context/#traceparent-header).
 func traceparent(s string) string {
-	if len(s) != 55 || s[2] != '-' || s[35] != '-' || s[52] != '-' {
+	if len(s) != 55 || s[:3] != "00-" || s[35] != '-' || s[52] != '-' {
 		return ""
 	}
-	for i := range len(s) {
-		if c := s[i]; !('0' <= c && c <= '9' || 'a' <= c && c <= 'f' || c == '-') {
-			return ""
-		}
+	trace, parent, flags := s[3:35], s[36:52], s[53:]
+	if !isHex(trace) || !isHex(parent) || !isHex(flags) || strings.Trim(trace, "0") == "" || strings.Trim(parent, "0") == "" {
+		return ""
 	}
 	return s
+}
+
+func isHex(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; !('0' <= c && c <= '9' || 'a' <= c && c <= 'f') {
+			return false
+		}
+	}
+	return true
 }
 
 // maxKey is the longest idempotency key that is kept as it is, in bytes.

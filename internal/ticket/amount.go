@@ -77,6 +77,9 @@ func (a Amount) Equal(b Amount) bool {
 // decimal one. Everything else is an error that wraps ErrAmount: an empty text, NaN, exponents, currencies, more than
 // MaxAmountDigits before or MaxAmountScale digits behind the decimal sign.
 func ParseAmount(s string) (Amount, error) {
+	if a, ok := parsePlain(s); ok {
+		return a, nil
+	}
 	digits, negative := s, false
 	switch {
 	case strings.HasPrefix(s, "-"):
@@ -103,6 +106,30 @@ func ParseAmount(s string) (Amount, error) {
 		a.units = -a.units
 	}
 	return a, nil
+}
+
+// parsePlain reads the forms that nearly all amounts have: 2 and 14.90. What it does not read may be an amount
+// nevertheless. Without it, an amount costs three times as much (BenchmarkParseAmount).
+func parsePlain(s string) (Amount, bool) {
+	if len(s) > MaxAmountDigits+len(".")+MaxAmountScale {
+		return Amount{}, false
+	}
+	units, point := int64(0), len(s)
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c >= '0' && c <= '9':
+			units = units*10 + int64(c-'0')
+		case c == '.' && point == len(s) && i < len(s)-1:
+			point = i
+		default:
+			return Amount{}, false
+		}
+	}
+	scale := max(len(s)-point-1, 0)
+	if point < 1 || point > MaxAmountDigits || scale > MaxAmountScale {
+		return Amount{}, false
+	}
+	return Amount{units: units, scale: uint8(scale), set: true}, true
 }
 
 // splitAmount returns what stands before and behind the decimal sign, without the signs between groups.

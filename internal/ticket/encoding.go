@@ -1,6 +1,7 @@
 package ticket
 
 import (
+	"bytes"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -18,8 +19,9 @@ func decode(body []byte) string {
 			return string(text)
 		}
 	}
+	body = bytes.TrimPrefix(body, []byte("\ufeff"))
 	if utf8.Valid(body) {
-		return strings.TrimPrefix(string(body), "\ufeff")
+		return string(body)
 	}
 	text, err := charmap.Windows1252.NewDecoder().Bytes(body)
 	if err != nil { // every byte has a character: cannot happen

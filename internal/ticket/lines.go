@@ -11,16 +11,17 @@ type columns struct {
 	names                  []string // as written
 	count                  int      // of all columns; names holds at most MaxFields
 	name, productID, price int      // places of the known ones; -1 for none
-	twice                  string   // a known column that is named twice, if there is one
+	twice                  int      // place of a known one that was named before; 0 for none
 }
 
 // findColumns reads a line as the one that names the columns. It tells whether the line names all that are needed.
-func findColumns(line string) (columns, bool) {
-	for _, separator := range []byte{',', ';', '\t'} {
-		if strings.Count(line, string(rune(separator))) < 2 {
+func findColumns(line string, names []string) (columns, bool) {
+	for _, separator := range [...]byte{',', ';', '\t'} {
+		first := strings.IndexByte(line, separator)
+		if first < 0 || strings.IndexByte(line[first+1:], separator) < 0 {
 			continue
 		}
-		c := readColumns(line, separator)
+		c := readColumns(line, separator, names)
 		if c.name >= 0 && c.productID >= 0 && c.price >= 0 {
 			return c, true
 		}
@@ -28,11 +29,11 @@ func findColumns(line string) (columns, bool) {
 	return columns{}, false
 }
 
-func readColumns(line string, separator byte) columns {
+func readColumns(line string, separator byte, names []string) columns {
 	c := columns{separator: separator, name: -1, productID: -1, price: -1}
 	r := fieldReader{text: line, separator: separator}
 	var err error
-	if c.names, err = r.record(nil); err != nil || r.at < len(line) {
+	if c.names, err = r.record(names); err != nil || r.at < len(line) {
 		return c
 	}
 	c.count = r.count
@@ -49,7 +50,7 @@ func readColumns(line string, separator byte) columns {
 			continue
 		}
 		if *place >= 0 {
-			c.twice = name
+			c.twice = i
 		}
 		*place = i
 	}
@@ -60,16 +61,18 @@ func readColumns(line string, separator byte) columns {
 func (p *parser) checkColumns(c columns) bool {
 	line := p.line
 	switch {
-	case c.twice != "":
+	case c.twice > 0:
 		p.problemf(line, ProblemColumnsConflict, "the column %s is named twice, so it is unclear which one counts; %s",
-			quote(c.twice), p.notRead())
+			quote(c.names[c.twice]), p.notRead())
 		return false
 	case c.count > MaxFields:
 		p.problemf(line, ProblemTooLong, "there are %d columns, and at most %d are read; %s", c.count, MaxFields, p.notRead())
 		return false
 	}
 	for _, name := range c.names {
-		if p.tooLong("the name of a column", name, MaxFieldName) {
+		if isTooLong(name, MaxFieldName) {
+			p.problemf(line, ProblemTooLong, "the name of a column has more than %d characters: %s; %s",
+				MaxFieldName, quote(name), p.notRead())
 			return false
 		}
 	}
@@ -103,14 +106,16 @@ func (p *parser) notRead() string {
 // products reads the product lines.
 func (p *parser) products(c columns) {
 	found := false
-	p.order.Lines = make([]Line, 0, min(strings.Count(p.text[p.at:], "\n")+1, 1024))
 	fields := make([]string, 0, 8)
 	for p.at < len(p.text) {
-		start, number := p.at, p.line+1
-		if line, _ := p.next(); trim(line) == "" {
+		if p.skipBlankLine() {
 			continue
 		}
-		found = true
+		if !found {
+			found = true
+			p.order.Lines = make([]Line, 0, mostLines(p.text[p.at:]))
+		}
+		start, number := p.at, p.line+1
 		r := fieldReader{text: p.text, at: start, separator: c.separator}
 		var err error
 		fields, err = r.record(fields[:0])
@@ -119,7 +124,7 @@ func (p *parser) products(c columns) {
 			p.badRecord(err, start, number)
 			continue
 		}
-		if p.refuseNUL(p.text[start:r.at], number) {
+		if p.refuseNULs(p.text[start:r.at], number) {
 			continue
 		}
 		if r.count != c.count {
@@ -135,6 +140,13 @@ func (p *parser) products(c columns) {
 	if len(p.order.Lines) == 0 {
 		p.order.Lines = nil
 	}
+}
+
+// mostLines is how many product lines a text can hold, so that their slice is made once: no more than it has line ends,
+// and none is shorter than "a,b,1\n".
+func mostLines(text string) int {
+	ends := max(strings.Count(text, "\n"), strings.Count(text, "\r"))
+	return min(ends, len(text)/len("a,b,1\n")) + 1
 }
 
 func (p *parser) badRecord(err error, start, number int) {
@@ -238,13 +250,13 @@ func (r *fieldReader) field() (string, error) {
 	if r.at < len(r.text) && r.text[r.at] == '"' {
 		return r.quoted()
 	}
-	for r.at < len(r.text) {
-		if c := r.text[r.at]; c == r.separator || c == '\n' || c == '\r' {
-			break
-		}
-		r.at++
+	// Local variables stay in registers: this loop is the hottest of the parser.
+	text, separator, at := r.text, r.separator, r.at
+	for at < len(text) && text[at] != separator && text[at] != '\n' && text[at] != '\r' {
+		at++
 	}
-	return trim(r.text[start:r.at]), nil
+	r.at = at
+	return trim(text[start:at]), nil
 }
 
 func (r *fieldReader) quoted() (string, error) {

@@ -63,32 +63,30 @@ func Parse(body []byte) (Order, []Problem) {
 	if p.isBlank() {
 		return Order{}, []Problem{{Code: ProblemEmpty, Message: "the ticket holds nothing but blank lines"}}
 	}
-	columns, ok := p.header()
+	var names [8]string // spares an allocation where there are no more columns than usual
+	columns, ok := p.header(names[:0])
+	p.missing()
 	if ok {
 		p.products(columns)
-	}
-	p.complete()
-	return p.order, p.problems
-}
-
-// complete notes what the ticket as a whole lacks.
-func (p *parser) complete() {
-	for _, record := range []struct {
-		seen       bool
-		name, code string
-	}{
-		{p.seen.order, "Order", ProblemOrderMissing},
-		{p.seen.vat, "VAT", ProblemVATMissing},
-		{p.seen.total, "Total", ProblemTotalMissing},
-	} {
-		if !record.seen {
-			p.problemf(0, record.code, "there is no %s record", record.name)
-		}
 	}
 	if p.unlisted > 0 {
 		p.problems = append(p.problems, Problem{
 			Code: ProblemTooMany, Message: fmt.Sprintf("there are %d more problems, which are not listed", p.unlisted),
 		})
+	}
+	return p.order, p.problems
+}
+
+// missing notes which records the header lacks. It comes before the product lines, whose problems could fill the list.
+func (p *parser) missing() {
+	if !p.seen.order {
+		p.problemf(0, ProblemOrderMissing, "there is no Order record")
+	}
+	if !p.seen.vat {
+		p.problemf(0, ProblemVATMissing, "there is no VAT record")
+	}
+	if !p.seen.total {
+		p.problemf(0, ProblemTotalMissing, "there is no Total record")
 	}
 }
 
@@ -113,7 +111,12 @@ func (p *parser) problemf(line int, code, format string, args ...any) {
 	p.problems = append(p.problems, Problem{Line: line, Code: code, Message: fmt.Sprintf(format, args...)})
 }
 
-func (p *parser) isBlank() bool { return strings.Trim(p.text, " \t\r\n\u00a0") == "" }
+func (p *parser) isBlank() bool {
+	return p.text == "" || mayBeBlank(p.text[0]) && strings.Trim(p.text, " \t\r\n\u00a0") == ""
+}
+
+// mayBeBlank tells whether a blank text can begin with c. It spares nearly all texts a closer look.
+func mayBeBlank(c byte) bool { return c <= ' ' || c == 0xc2 } // 0xc2 begins a no-break space
 
 // next returns the next line without its end, which is LF, CRLF or CR.
 func (p *parser) next() (string, bool) {
@@ -141,8 +144,22 @@ func (p *parser) next() (string, bool) {
 	return p.text[start:], true
 }
 
-// header reads header records up to the line that names the columns, and returns what that one says.
-func (p *parser) header() (columns, bool) {
+// skipBlankLine tells whether the next line is blank, and skips it when it is.
+func (p *parser) skipBlankLine() bool {
+	if !mayBeBlank(p.text[p.at]) {
+		return false
+	}
+	at, number := p.at, p.line
+	if line, _ := p.next(); trim(line) == "" {
+		return true
+	}
+	p.at, p.line = at, number
+	return false
+}
+
+// header reads header records up to the line that names the columns, and returns what that one says, with the names
+// appended to names.
+func (p *parser) header(names []string) (columns, bool) {
 	records, afterBlank := false, false
 	for {
 		line, ok := p.next()
@@ -150,7 +167,9 @@ func (p *parser) header() (columns, bool) {
 			p.problemf(0, ProblemColumnsMissing, "no line names the columns of the product list: product, product_id, price")
 			return columns{}, false
 		}
-		if p.refuseNUL(line, p.line) {
+		if p.refuseNULs(line, p.line) {
+			name, _, _ := strings.Cut(line, ":")
+			p.seeRecord(trim(name))
 			continue
 		}
 		text := trim(line)
@@ -158,7 +177,7 @@ func (p *parser) header() (columns, bool) {
 			afterBlank = records
 			continue
 		}
-		if c, ok := findColumns(line); ok {
+		if c, ok := findColumns(line, names); ok {
 			return c, p.checkColumns(c)
 		}
 		name, value, isRecord := strings.Cut(text, ":")
@@ -176,13 +195,26 @@ func (p *parser) header() (columns, bool) {
 	}
 }
 
-// refuseNUL notes a problem when the text of a line holds a NUL, and tells so.
-func (p *parser) refuseNUL(text string, line int) bool {
-	if !p.hasNUL || strings.IndexByte(text, 0) < 0 {
+// refuseNULs notes a problem for each line of a record that holds a NUL, and tells whether there was one. The first line
+// of the record has that number.
+func (p *parser) refuseNULs(record string, number int) bool {
+	if !p.hasNUL || strings.IndexByte(record, 0) < 0 {
 		return false
 	}
-	p.problemf(line, ProblemNUL, "the line holds a NUL byte, which no text has: %s", quote(text))
+	lines := parser{text: record, line: number - 1}
+	for line, ok := lines.next(); ok; line, ok = lines.next() {
+		if strings.IndexByte(line, 0) >= 0 {
+			p.problemf(lines.line, ProblemNUL, "the line holds a NUL byte, which no text has: %s", quote(line))
+		}
+	}
 	return true
+}
+
+// seeRecord keeps a known record that cannot be read from being reported as missing, too.
+func (p *parser) seeRecord(name string) {
+	p.seen.order = p.seen.order || strings.EqualFold(name, "Order")
+	p.seen.vat = p.seen.vat || strings.EqualFold(name, "VAT")
+	p.seen.total = p.seen.total || strings.EqualFold(name, "Total")
 }
 
 // record notes one header record.
@@ -235,9 +267,13 @@ func (p *parser) tooLong(what, text string, most int) bool {
 }
 
 func (p *parser) tooLongAt(line int, what, text string, most int) bool {
-	if len(text) <= most || utf8.RuneCountInString(text) <= most {
+	if !isTooLong(text, most) {
 		return false
 	}
 	p.problemf(line, ProblemTooLong, "%s has more than %d characters: %s", what, most, quote(text))
 	return true
+}
+
+func isTooLong(text string, most int) bool {
+	return len(text) > most && utf8.RuneCountInString(text) > most
 }

@@ -61,6 +61,7 @@ func TestParse_Sample_HoweverItIsWritten(t *testing.T) {
 		"CR":                   strings.ReplaceAll(sample, "\n", "\r"),
 		"BOM":                  "\ufeff" + sample,
 		"Latin-1":              latin1,
+		"BOM and Latin-1":      "\ufeff" + latin1,
 		"UTF-16":               utf16le,
 		"blank lines around":   "\n \n" + strings.ReplaceAll(sample, "\n", "\n\n") + "\n\t\n",
 		"no blank line":        strings.ReplaceAll(sample, "\n\n", "\n"),
@@ -159,8 +160,9 @@ func TestParse_EveryLineThatIsNotUnderstood_IsNamed(t *testing.T) {
 		"two orders":                    {"Order: 3\n" + header + columns + "Café,a,2", "2 header_conflict"},
 		"a line that is no record":      {"Bonjour\n" + header + columns + "Café,a,2", "1 header_unreadable"},
 		"NUL in the header":             {"Till: \x00\n" + header + columns + "Café,a,2", "1 nul_byte"},
+		"NUL in a known record":         {"Order: \x001\nVAT: 3.10\nTotal: 2\n\n" + columns + "Café,a,2", "1 nul_byte"},
 		"NUL in a line":                 {header + columns + "Ca\x00fé,a,2", "6 nul_byte"},
-		"NUL in a quoted field":         {header + columns + "\"Ca\n\x00fé\",a,2\nThé,b,x", "6 nul_byte; 8 amount_invalid"},
+		"NUL in a quoted field":         {header + columns + "\"Ca\n\x00fé\",a,2\nThé,b,x", "7 nul_byte; 8 amount_invalid"},
 		"no product":                    {header + columns, "0 no_products"},
 		"no columns":                    {header, "0 columns_missing"},
 		"columns with a wrong name":     {header + "product,id,price\nCafé,a,2\nThé,b,3", "5 columns_missing"},
@@ -196,6 +198,50 @@ func TestParse_WithProblems_StillReturnsWhatItRead(t *testing.T) {
 	assert.Len(t, order.Lines, 1)
 	assert.Contains(t, problems[0].Message, "4 fields")
 	assert.Contains(t, problems[0].Message, "in quotes")
+}
+
+func TestParse_WhatTheTicketLacks_IsListed_HoweverManyLinesAreBad(t *testing.T) {
+	t.Parallel()
+	_, problems := ticket.Parse([]byte("VAT: 1\nTotal: 2\n\nproduct,product_id,price\n" + strings.Repeat("x\n", 200)))
+	assert.Equal(t, ticket.ProblemOrderMissing, problems[0].Code)
+}
+
+func TestParse_ColumnsThatCannotBeUsed_SayWhatWasNotRead(t *testing.T) {
+	t.Parallel()
+	for _, columns := range []string{
+		"product,product_id,price,price",
+		"product,product_id,price" + strings.Repeat(",x", ticket.MaxFields),
+		"product,product_id,price," + strings.Repeat("x", ticket.MaxFieldName+1),
+	} {
+		order, problems := ticket.Parse([]byte(header + columns + "\n" + manyLines(3)))
+		require.Len(t, problems, 1, columns)
+		assert.Equal(t, 5, problems[0].Line)
+		assert.Contains(t, problems[0].Message, "lines 6 to 8 were not read")
+		assert.Empty(t, order.Lines)
+	}
+}
+
+func TestOrder_AppendText_IsReadAsTheSameOrder(t *testing.T) {
+	t.Parallel()
+	for name, text := range map[string]string{
+		"line ends in a name":          header + "product,product_id,price\n\"a\r\nb\rc\nd\",x,1",
+		"separators of other formats":  header + "product;product_id;price;a,b\n\"x;y\";\"x\ty\";1;\"\"\"\"",
+		"colons and quotes in records": "a: b: c\n\"d: \"e\"\nf:\n" + header + "product,product_id,price\n:,\"\"\":\"\"\",1",
+		"columns that share a name":    header + "n,product,n,product_id,,price,\n1,a,2,b,3,4.00,\n,c,,d,,5,6",
+		"decimal comma":                "Order: 1\nVAT: 3,10\nTotal: 1 234,50\n\nproduct;product_id;price\nCafé;a;-0,50",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			order, problems := ticket.Parse([]byte(text))
+			require.Empty(t, problems)
+			again, problems := ticket.Parse(order.AppendText(nil))
+			require.Empty(t, problems, "%s", order.AppendText(nil))
+			require.Equal(t, order, again)
+		})
+	}
+	sample := readSample(t)
+	order, _ := ticket.Parse([]byte(sample))
+	assert.Equal(t, sample, string(order.AppendText(nil)), "the sample is the canonical form")
 }
 
 func TestParse_OneMistake_IsNotTenThousandProblems(t *testing.T) {
@@ -367,6 +413,17 @@ func BenchmarkParse(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				ticket.Parse(body)
+			}
+		})
+	}
+}
+
+func BenchmarkParseAmount(b *testing.B) {
+	for _, text := range []string{"2", "14.90", "+14.90", "14,90", "1 234.50"} {
+		b.Run(text, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				ticket.ParseAmount(text) //nolint:errcheck // it is the time that counts
 			}
 		})
 	}

@@ -1,0 +1,155 @@
+package httpapi_test
+
+import (
+	"encoding/base64"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"myticket/internal/httpapi"
+)
+
+func readSources(t *testing.T, content string) (*httpapi.Sources, error) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "sources.json")
+	require.NoError(t, os.WriteFile(file, []byte(content), 0o600))
+	return httpapi.ReadSources(file)
+}
+
+func TestReadSources_RefusesWhatCannotBeMeant(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct{ content, why string }{
+		"empty":                         {``, "EOF"},
+		"not JSON":                      {`s: {}`, "invalid character"},
+		"not an object":                 {`["s"]`, "sources file"},
+		"unknown key":                   {`{"s": {"bearer_token": ["t"]}}`, `unknown field "bearer_token"`},
+		"unknown key of a user":         {`{"s": {"basic_users": [{"name": "u"}]}}`, `unknown field "name"`},
+		"text behind the end":           {`{"s": {}} {"shop-2": {}}`, "sources file"},
+		"a name in upper case":          {`{"Shop": {}}`, `"Shop" cannot be a source`},
+		"an empty name":                 {`{"": {}}`, `"" cannot be a source`},
+		"a name of 64 characters":       {`{"` + strings.Repeat("a", 64) + `": {}}`, "cannot be a source"},
+		"an empty token":                {`{"s": {"bearer_tokens": ["t", ""]}}`, `source "s": a bearer token is empty`},
+		"no username":                   {`{"s": {"basic_users": [{"password": "p"}]}}`, `source "s": a basic user`},
+		"no password":                   {`{"s": {"basic_users": [{"username": "u"}]}}`, `source "s": a basic user`},
+		"a username with a colon":       {`{"s": {"basic_users": [{"username": "u:v", "password": "p"}]}}`, "without a colon"},
+		"no base64":                     {`{"s": {"webhook_secrets": ["whsec_????????????????????????"]}}`, `"s": a webhook secret`},
+		"a secret that is too short":    {`{"s": {"webhook_secrets": ["whsec_c2VjcmV0"]}}`, `"s": a webhook secret`},
+		"an empty secret":               {`{"s": {"webhook_secrets": [""]}}`, `"s": a webhook secret`},
+		"a negative rate":               {`{"*": {"rate": -1}}`, `source "*": rate and burst must`},
+		"a negative burst":              {`{"*": {"rate": 1, "burst": -1}}`, `source "*": rate and burst must`},
+		"a rate that is no number":      {`{"*": {"rate": "fast"}}`, "cannot unmarshal string"},
+		"a rate beyond all numbers":     {`{"*": {"rate": 1e999}}`, "sources file"},
+		"a rate that no burst can hold": {`{"*": {"rate": 1e300}}`, `source "*": rate`},
+		"nothing":                       {`null`, "sources file"},
+		"a source that is nothing":      {`{"s": null}`, `"s"`},
+		"a source twice":                {`{"s": {"bearer_tokens": ["t"]}, "s": {}}`, `"s"`},
+		"a burst without a rate":        {`{"s": {"burst": 5}}`, `source "s": a burst needs a rate`},
+		"half a burst":                  {`{"*": {"rate": 1, "burst": 1.5}}`, "cannot unmarshal number"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, err := readSources(t, test.content)
+			require.ErrorContains(t, err, test.why)
+			require.ErrorContains(t, err, "sources.json", "a person must see which file it is")
+		})
+	}
+	_, err := httpapi.ReadSources(filepath.Join(t.TempDir(), "not-there"))
+	require.ErrorIs(t, err, os.ErrNotExist)
+}
+
+func TestReadSources_NeverShowsASecret(t *testing.T) {
+	t.Parallel()
+	for _, content := range []string{
+		`{"shop-1": {"webhook_secrets": ["hunter2"]}}`,
+		`{"shop-1": {"bearer_tokens": "hunter2"}}`,
+		`{"shop-1": {"basic_users": [{"username": "hunter2:", "password": "hunter2"}]}}`,
+	} {
+		_, err := readSources(t, content)
+		require.Error(t, err)
+		require.NotContains(t, err.Error(), "hunter2")
+	}
+}
+
+// status returns the status of a ticket's answer.
+func status(webhook *httpapi.Webhook, source string, headers httpapi.Headers) int {
+	return webhook.Ticket(httpapi.Request{Source: source, Headers: headers, Body: []byte("x")}).Status
+}
+
+func TestRate_IsSharedByAllSourcesWithoutAnEntry(t *testing.T) {
+	t.Parallel()
+	sources, err := readSources(t, `{"named": {"rate": 0.001, "burst": 2}, "free": {}, "*": {"rate": 0.001, "burst": 3}}`)
+	require.NoError(t, err)
+	accepter := &keeper{}
+	webhook := newWebhook(accepter, sources)
+	for _, want := range []struct {
+		source string
+		status int
+	}{
+		{"stranger-1", http.StatusOK}, {"stranger-2", http.StatusOK}, {"", http.StatusOK},
+		{"stranger-1", http.StatusTooManyRequests}, {"stranger-3", http.StatusTooManyRequests},
+		{"", http.StatusTooManyRequests}, {"default", http.StatusTooManyRequests},
+		{"named", http.StatusOK}, {"named", http.StatusOK}, {"named", http.StatusTooManyRequests},
+		{"free", http.StatusOK}, {"free", http.StatusOK}, {"free", http.StatusOK}, {"free", http.StatusOK},
+	} {
+		require.Equal(t, want.status, status(webhook, want.source, httpapi.Headers{}), want.source)
+	}
+	require.Len(t, accepter.deliveries, 9, "what is refused is not handed on")
+
+	r := webhook.Ticket(httpapi.Request{Source: "named", Body: []byte("x")})
+	requireProblem(t, r, http.StatusTooManyRequests, "rate_limited")
+	require.Positive(t, r.RetryAfter)
+	require.LessOrEqual(t, r.RetryAfter, 1000, "a place every 1000 s, and asking takes none")
+}
+
+func TestBurst_DefaultsToTheRate_RoundedUp(t *testing.T) {
+	t.Parallel()
+	sources, err := readSources(t, `{"fast": {"rate": 2.0001}, "slow": {"rate": 0.0001}}`)
+	require.NoError(t, err)
+	webhook := newWebhook(&keeper{}, sources)
+	for range 3 {
+		require.Equal(t, http.StatusOK, status(webhook, "fast", httpapi.Headers{}))
+	}
+	require.Equal(t, http.StatusOK, status(webhook, "slow", httpapi.Headers{}))
+	require.Equal(t, http.StatusTooManyRequests, status(webhook, "slow", httpapi.Headers{}))
+}
+
+func TestCredentials_OfOtherSources_AreAskedOfSourcesWithoutAnEntry(t *testing.T) {
+	t.Parallel()
+	sources, err := readSources(t, `{"open": {}, "*": {"bearer_tokens": ["t"], "rate": 0.001, "burst": 1}}`)
+	require.NoError(t, err)
+	webhook := newWebhook(&keeper{}, sources)
+	require.Equal(t, http.StatusOK, status(webhook, "open", httpapi.Headers{}))
+	for range 3 {
+		refused := webhook.Ticket(httpapi.Request{Source: "stranger", Body: []byte("x")})
+		requireProblem(t, refused, http.StatusUnauthorized, "unauthorized")
+		require.Equal(t, `Bearer realm="myticket"`, refused.Challenge)
+	}
+	require.Equal(t, http.StatusOK, status(webhook, "stranger", httpapi.Headers{Authorization: "Bearer t"}),
+		"those without credentials do not use up the rate")
+	require.Equal(t, http.StatusTooManyRequests, status(webhook, "stranger", httpapi.Headers{Authorization: "Bearer t"}))
+}
+
+func TestAuthorization_IsReadLiberally_AndComparedExactly(t *testing.T) {
+	t.Parallel()
+	sources, err := readSources(t,
+		`{"*": {"bearer_tokens": ["To ken"], "basic_users": [{"username": "u", "password": "p:q"}]}}`)
+	require.NoError(t, err)
+	webhook := newWebhook(&keeper{}, sources)
+	pair := base64.StdEncoding.EncodeToString([]byte("u:p:q"))
+	for authorization, ok := range map[string]bool{
+		"Bearer To ken": true, "bearer To ken": true, "BEARER  To ken ": true, "Basic " + pair: true, "basic  " + pair: true,
+		"": false, "Bearer": false, "Bearer to ken": false, "Bearer To": false, "To ken": false, "Bearer " + pair: false,
+		"Basic": false, "Basic u:p:q": false, "Basic " + pair[:6]: false, "Basic To ken": false, "Digest To ken": false,
+		"BearerTo ken": false,
+	} {
+		want := http.StatusUnauthorized
+		if ok {
+			want = http.StatusOK
+		}
+		require.Equal(t, want, status(webhook, "", httpapi.Headers{Authorization: authorization}), "%q", authorization)
+	}
+}
