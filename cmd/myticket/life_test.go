@@ -206,7 +206,7 @@ func TestShutdown_AnswersWhatWaitsForTheDatabase(t *testing.T) {
 	release := b.lockTickets(t)
 	var group sync.WaitGroup
 	post := func() {
-		_, err := b.trySubmit("/ticket", sample(t))
+		_, err := b.trySubmit(sample(t))
 		assert.NoError(t, err)
 	}
 	group.Go(post)
@@ -311,7 +311,7 @@ func TestClientThatGoesAway_CancelsNothing(t *testing.T) {
 	var group sync.WaitGroup
 	post := func(text string) {
 		group.Go(func() {
-			_, err := b.trySubmit("/ticket", text)
+			_, err := b.trySubmit(text)
 			assert.NoError(t, err)
 		})
 	}
@@ -408,7 +408,7 @@ func TestPoison_CostsNobodyElse(t *testing.T) {
 	send := func(i int) {
 		group.Go(func() {
 			var err error
-			receipts[i], err = b.trySubmit("/ticket", text(i))
+			receipts[i], err = b.trySubmit(text(i))
 			assert.NoError(t, err)
 		})
 	}

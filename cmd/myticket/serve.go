@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -137,9 +139,17 @@ func (c *serveCmd) Run(ctx context.Context, std streams, command *kong.Context) 
 	return c.serve(ctx, url, logger, func(net.Addr) {})
 }
 
+// gcPercent lets garbage grow to five times what is in use before it is collected, instead of to two times. A server
+// uses a few MiB and makes garbage with each ticket, so it collects several times less often for tens of MiB
+// (docs/benchmarks.md). GOMEMLIMIT still bounds it all, and GOGC overrules it.
+const gcPercent = 400
+
 // serve runs the server on a database until ctx ends, then lets go of nothing that was accepted. It calls listening
 // when the webhook's address is known.
 func (f *serverFlags) serve(ctx context.Context, url string, logger *slog.Logger, listening func(webhook net.Addr)) error {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
 	sources := httpapi.OpenSources()
 	if f.SourcesFile != "" {
 		var err error
