@@ -17,13 +17,14 @@ import (
 	"myticket/internal/ticket"
 )
 
-// insertTickets stores a batch.
+// insertTickets stores a batch. The arrays are unnested side by side in the select list, which keeps no intermediate copy
+// of the rows, as FROM unnest(…) would.
 const insertTickets = `
 INSERT INTO tickets (id, received_at, source, body, content_type, traceparent, status, problems,
                      order_number, vat, total, extra, lines, parser_version, attempts, next_attempt_at)
-SELECT t.*, $14::int2, $15::int2, $16::timestamptz
-FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::bytea[], $5::text[], $6::text[], $7::text[], $8::jsonb[],
-            $9::text[], $10::numeric[], $11::numeric[], $12::jsonb[], $13::jsonb[]) AS t`
+SELECT unnest($1::uuid[]), unnest($2::timestamptz[]), unnest($3::text[]), unnest($4::bytea[]), unnest($5::text[]),
+       unnest($6::text[]), unnest($7::text[]), unnest($8::jsonb[]), unnest($9::text[]), unnest($10::numeric[]),
+       unnest($11::numeric[]), unnest($12::jsonb[]), unnest($13::jsonb[]), $14::int2, $15::int2, $16::timestamptz`
 
 // insertTicketsAgain is for a batch that is sent again, because the answer to its COMMIT was lost: a ticket that is there
 // already is left as it is. Looking for it costs a quarter of the statement, so a first attempt does without.
