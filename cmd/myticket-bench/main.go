@@ -16,6 +16,7 @@ import (
 	"os/signal"
 	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -32,6 +33,7 @@ type settings struct {
 	server   string
 	warmUp   time.Duration
 	duration time.Duration
+	rounds   int
 	only     string
 	profile  string
 	args     string
@@ -43,8 +45,9 @@ func main() {
 	}
 	var s settings
 	flag.StringVar(&s.server, "server", "bin/myticket", "the server to measure")
-	flag.DurationVar(&s.warmUp, "warm-up", 2*time.Second, "traffic before each measurement")
-	flag.DurationVar(&s.duration, "duration", 8*time.Second, "length of each measurement")
+	flag.DurationVar(&s.warmUp, "warm-up", 500*time.Millisecond, "traffic before each slice that is measured")
+	flag.DurationVar(&s.duration, "duration", 2*time.Second, "length of each slice")
+	flag.IntVar(&s.rounds, "rounds", 5, "slices of the floor and of MyTicket in turn, for each row; the medians are printed")
 	flag.StringVar(&s.only, "only", "",
 		"measure only rows of MyTicket that match this regular expression, such as \"2 lines, 10 products, concurrency 200\"")
 	flag.StringVar(&s.profile, "profile", "", "write a CPU profile of the server during the first row into this file")
@@ -86,7 +89,8 @@ func run(ctx context.Context, s settings, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "\n| | requests/s | p50 | p99 | /(a) | /(c) | peak memory |\n|---|--:|--:|--:|--:|--:|--:|\n")
+	fmt.Fprintf(out, "\n| tickets of | concurrency | (a) floor/s | (b) MyTicket/s | p50 | p99 | (b)/(a) | least and most | (b)/(c) | peak memory |\n"+
+		"|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
 	for _, lines := range []int{2, 40} {
 		for _, concurrency := range []int{50, 200} {
 			if err := b.rows(ctx, only, lines, concurrency, ceiling); err != nil {
@@ -130,133 +134,183 @@ func (b *bench) prepare(ctx context.Context) error {
 		return fmt.Errorf("fsync is %s and synchronous_commit is %s: without both there is nothing to measure", fsync, commit)
 	}
 	fmt.Fprintf(b.out, "%s, %d processors for everything, PostgreSQL %s with fsync and synchronous_commit on; "+
-		"%s a row after %s of warm-up.\n",
-		runtime.Version(), runtime.NumCPU(), version, b.settings.duration, b.settings.warmUp)
+		"a row is %d slices of %s of the floor and of MyTicket in turn, each after %s of warm-up.\n",
+		runtime.Version(), runtime.NumCPU(), version, b.settings.rounds, b.settings.duration, b.settings.warmUp)
 	return nil
 }
 
-// rows measures the floor and MyTicket for one shape of traffic.
+// rows measures MyTicket for one shape of traffic, and the floor beside it.
 func (b *bench) rows(ctx context.Context, only *regexp.Regexp, lines, concurrency int, ceiling float64) error {
-	var floor float64
 	for _, products := range []int{hotProducts, distinctProducts} {
 		t := newTickets(lines, products)
-		name := fmt.Sprintf("%s, concurrency %d", t.name, concurrency)
-		if !only.MatchString(name) {
+		if !only.MatchString(fmt.Sprintf("%s, concurrency %d", t.name, concurrency)) {
 			continue
 		}
-		if floor == 0 {
-			r, memory, err := b.measureFloor(ctx, load{concurrency: concurrency, tickets: t})
-			if err != nil {
-				return err
-			}
-			floor = r.perSecond
-			b.print(fmt.Sprintf("(a) floor, %d lines, concurrency %d", lines, concurrency), r, "", "", memory)
-		}
-		r, memory, err := b.measureServer(ctx, load{concurrency: concurrency, tickets: t})
+		r, err := b.row(ctx, load{concurrency: concurrency, tickets: t})
 		if err != nil {
 			return err
 		}
 		perCeiling := ""
 		if lines == 2 {
-			perCeiling = fmt.Sprintf("%.2f", r.perSecond/ceiling)
+			perCeiling = fmt.Sprintf("%.2f", r.server.perSecond/ceiling)
 			if concurrency == 200 && products == hotProducts {
-				b.best = r.perSecond
+				b.best = r.server.perSecond
 			}
 		}
-		b.print("(b) MyTicket, "+name, r, fmt.Sprintf("%.2f", r.perSecond/floor), perCeiling, memory)
+		fmt.Fprintf(b.out, "| %s | %d | %.0f | %.0f | %s | %s | **%.2f** | %.2f–%.2f | %s | %s |\n", t.name, concurrency,
+			r.floor, r.server.perSecond, r.server.p50.Round(10*time.Microsecond), r.server.p99.Round(10*time.Microsecond),
+			median(r.ratios), slices.Min(r.ratios), slices.Max(r.ratios), perCeiling, r.memory)
 	}
 	return nil
 }
 
-// summary measures the answer time at half load, against a single-row commit.
-func (b *bench) summary(ctx context.Context) error {
-	if b.best == 0 {
-		return nil
+// comparison is what a row measured: medians over its slices, and the ratio of each pair of them.
+type comparison struct {
+	floor  float64
+	server result
+	ratios []float64
+	memory string
+}
+
+// row runs the floor and MyTicket beside each other, and sends traffic to them in turn, slice by slice: the speed of a
+// shared machine drifts, and what drifts hits both. MyTicket begins on empty tables.
+func (b *bench) row(ctx context.Context, l load) (r comparison, err error) {
+	program, err := os.Executable()
+	if err != nil {
+		return r, err
 	}
-	r, memory, err := b.measureServer(ctx, load{concurrency: 50, rate: b.best / 2, tickets: newTickets(2, hotProducts)})
+	floorAddr := freeAddr()
+	floor, err := start(ctx, exec.Command(program, "floor", floorAddr), floorAddr, "")
+	if err != nil {
+		return r, err
+	}
+	defer func() { err = errors.Join(err, floor.stop()) }()
+	server, err := b.startServer(ctx)
+	if err != nil {
+		return r, err
+	}
+	defer func() { err = errors.Join(err, server.stop()) }()
+	l.warmUp, l.duration = b.settings.warmUp, b.settings.duration
+	if b.settings.profile != "" {
+		length := time.Duration(b.settings.rounds) * 2 * (l.warmUp + l.duration)
+		defer saveProfile(server.admin, b.settings.profile, length)()
+		b.settings.profile = ""
+	}
+	var floors, rates []float64
+	var p50s, p99s []time.Duration
+	acked := 0
+	for range b.settings.rounds {
+		l.addr = floor.addr
+		onFloor, err := l.run(ctx)
+		if err != nil {
+			return r, err
+		}
+		l.addr = server.addr
+		onServer, err := l.run(ctx)
+		if err != nil {
+			return r, err
+		}
+		acked += onServer.acked
+		floors, rates = append(floors, onFloor.perSecond), append(rates, onServer.perSecond)
+		p50s, p99s = append(p50s, onServer.p50), append(p99s, onServer.p99)
+		r.ratios = append(r.ratios, onServer.perSecond/onFloor.perSecond)
+	}
+	r.floor, r.memory = median(floors), peakMemory(server.command.Process.Pid)
+	r.server = result{perSecond: median(rates), p50: median(p50s), p99: median(p99s)}
+	return r, b.checkStored(ctx, acked)
+}
+
+// checkStored compares what was acknowledged with what is stored: a benchmark of losses measures nothing.
+func (b *bench) checkStored(ctx context.Context, acked int) error {
+	conn, err := pgx.Connect(ctx, b.url)
 	if err != nil {
 		return err
 	}
-	b.print("(b) MyTicket, 2 lines, 10 products, half of its best rate", r, "", "", memory)
-	fmt.Fprintf(b.out, "\nAt half load p99 is %.1f times a single-row commit (%s, pgbench with one client).\n",
-		float64(r.p99)/float64(b.single), b.single.Round(time.Microsecond))
+	defer conn.Close(ctx)
+	var stored int
+	if err := conn.QueryRow(ctx, `SELECT count(*) FROM tickets WHERE status = 'TREATED'`).Scan(&stored); err != nil {
+		return err
+	}
+	if stored != acked {
+		return fmt.Errorf("%d tickets were acknowledged and %d are stored and treated", acked, stored)
+	}
 	return nil
 }
 
-func (b *bench) print(name string, r result, perFloor, perCeiling, memory string) {
-	fmt.Fprintf(b.out, "| %s | %.0f | %s | %s | %s | %s | %s |\n", name, r.perSecond,
-		r.p50.Round(10*time.Microsecond), r.p99.Round(10*time.Microsecond), perFloor, perCeiling, memory)
+func median[T float64 | time.Duration](values []T) T {
+	sorted := slices.Sorted(slices.Values(values))
+	return sorted[len(sorted)/2]
 }
 
-func (b *bench) measureFloor(ctx context.Context, l load) (result, string, error) {
-	program, err := os.Executable()
+// summary measures the answer time at half load, against a single-row commit.
+func (b *bench) summary(ctx context.Context) (err error) {
+	if b.best == 0 {
+		return nil
+	}
+	server, err := b.startServer(ctx)
 	if err != nil {
-		return result{}, "", err
+		return err
 	}
-	return b.measure(ctx, l, exec.Command(program, "floor", freeAddr()), "")
-}
-
-// measureServer starts a server of its own for each row, on empty tables.
-func (b *bench) measureServer(ctx context.Context, l load) (result, string, error) {
-	conn, err := pgx.Connect(ctx, b.url)
-	if err != nil {
-		return result{}, "", err
-	}
-	defer conn.Close(ctx)
-	if _, err := conn.Exec(ctx, `TRUNCATE tickets, products, deliveries`); err != nil {
-		return result{}, "", err
-	}
-	if _, err := conn.Exec(ctx, `CHECKPOINT`); err != nil { // every row begins alike
-		return result{}, "", err
-	}
-	admin := freeAddr()
-	server := exec.Command(b.settings.server, append([]string{"serve", "--http-addr", freeAddr(), "--admin-addr", admin,
-		"--database-url", b.url, "--log-level", "warn"}, strings.Fields(b.settings.args)...)...)
-	r, memory, err := b.measure(ctx, l, server, admin)
-	if err != nil {
-		return result{}, "", err
-	}
-	var stored int
-	if err := conn.QueryRow(ctx, `SELECT count(*) FROM tickets WHERE status = 'TREATED'`).Scan(&stored); err != nil {
-		return result{}, "", err
-	}
-	if stored != r.acked {
-		return result{}, "", fmt.Errorf("%d tickets were acknowledged and %d are stored and treated", r.acked, stored)
-	}
-	return r, memory, nil
-}
-
-// measure runs a server process (its third argument is its address) under a load, and returns its peak memory too.
-func (b *bench) measure(ctx context.Context, l load, server *exec.Cmd, admin string) (_ result, memory string, err error) {
-	l.warmUp, l.duration = b.settings.warmUp, b.settings.duration
-	l.addr = server.Args[2]
-	if admin != "" {
-		l.addr = server.Args[3]
-	}
-	var log bytes.Buffer
-	server.Stderr, server.Stdout = &log, &log
-	if err := server.Start(); err != nil {
-		return result{}, "", fmt.Errorf("start %s: %w", server.Path, err)
-	}
-	defer func() {
-		_ = server.Process.Signal(syscall.SIGTERM)
-		if waitErr := server.Wait(); waitErr != nil || err != nil {
-			err = errors.Join(err, waitErr, fmt.Errorf("the server's log:\n%s", log.Bytes()))
-		}
-	}()
-	if err := awaitAnswer(ctx, l.addr, admin); err != nil {
-		return result{}, "", err
-	}
-	if b.settings.profile != "" && admin != "" {
-		stopProfile := saveProfile(admin, b.settings.profile, l.duration)
-		defer stopProfile()
-		b.settings.profile = ""
+	defer func() { err = errors.Join(err, server.stop()) }()
+	l := load{
+		addr: server.addr, concurrency: 50, rate: b.best / 2, tickets: newTickets(2, hotProducts),
+		warmUp: b.settings.warmUp, duration: time.Duration(b.settings.rounds) * b.settings.duration,
 	}
 	r, err := l.run(ctx)
 	if err != nil {
-		return result{}, "", err
+		return err
 	}
-	return r, peakMemory(server.Process.Pid), nil
+	fmt.Fprintf(b.out, "\nAt half of that rate (2 lines, 10 products, %.0f/s over 50 connections) p50 is %s and p99 %s, "+
+		"%.1f times a single-row commit (%s, pgbench with one client).\n", r.perSecond, r.p50.Round(10*time.Microsecond),
+		r.p99.Round(10*time.Microsecond), float64(r.p99)/float64(b.single), b.single.Round(time.Microsecond))
+	return b.checkStored(ctx, r.acked)
+}
+
+// process is a server that was started for a measurement.
+type process struct {
+	command     *exec.Cmd
+	addr, admin string
+	log         *bytes.Buffer
+}
+
+// startServer starts MyTicket on empty tables.
+func (b *bench) startServer(ctx context.Context) (*process, error) {
+	conn, err := pgx.Connect(ctx, b.url)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(ctx)
+	for _, sql := range []string{`TRUNCATE tickets, products, deliveries`, `CHECKPOINT`} { // every row begins alike
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			return nil, err
+		}
+	}
+	addr, admin := freeAddr(), freeAddr()
+	command := exec.Command(b.settings.server, append([]string{"serve", "--http-addr", addr, "--admin-addr", admin,
+		"--database-url", b.url, "--log-level", "warn"}, strings.Fields(b.settings.args)...)...)
+	return start(ctx, command, addr, admin)
+}
+
+// start starts a server and returns when it answers.
+func start(ctx context.Context, command *exec.Cmd, addr, admin string) (*process, error) {
+	p := &process{command: command, addr: addr, admin: admin, log: &bytes.Buffer{}}
+	command.Stderr, command.Stdout = p.log, p.log
+	if err := command.Start(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", command.Path, err)
+	}
+	if err := awaitAnswer(ctx, addr, admin); err != nil {
+		return nil, errors.Join(err, p.stop(), fmt.Errorf("the server's log:\n%s", p.log.Bytes()))
+	}
+	return p, nil
+}
+
+// stop ends the server in order.
+func (p *process) stop() error {
+	_ = p.command.Process.Signal(syscall.SIGTERM)
+	if err := p.command.Wait(); err != nil {
+		return fmt.Errorf("%s: %w; its log:\n%s", p.command.Path, err, p.log.Bytes())
+	}
+	return nil
 }
 
 // peakMemory returns the largest resident set of a process (VmHWM of proc(5)), or "" where there is no /proc.

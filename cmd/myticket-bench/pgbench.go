@@ -59,6 +59,9 @@ func (b *bench) ceiling(ctx context.Context) (float64, error) {
 	return batches * 100, nil
 }
 
+// pgbenchSeconds is the length of each run of pgbench.
+const pgbenchSeconds = 6
+
 var tps = regexp.MustCompile(`tps = ([0-9.]+)`)
 
 // pgbench returns the transactions a second of an INSERT of so many rows.
@@ -74,7 +77,7 @@ func (b *bench) pgbench(ctx context.Context, clients, rows int) (float64, error)
 		return 0, err
 	}
 	command := exec.CommandContext(ctx, "pgbench", "--no-vacuum", "--protocol=prepared", "--client", strconv.Itoa(clients),
-		"--jobs", "2", "--time", strconv.Itoa(max(1, int(b.settings.duration.Seconds()))), "--file", script, b.url)
+		"--jobs", "2", "--time", strconv.Itoa(pgbenchSeconds), "--file", script, b.url)
 	output, err := command.CombinedOutput()
 	if err != nil {
 		return 0, fmt.Errorf("pgbench: %w\n%s", err, output)
