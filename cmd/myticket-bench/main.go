@@ -89,7 +89,8 @@ func run(ctx context.Context, s settings, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "\n| tickets of | concurrency | (a) floor/s | (b) MyTicket/s | p50 | p99 | (b)/(a) | least and most | (b)/(c) | peak memory |\n"+
+	fmt.Fprint(out, "\n| tickets of | concurrency | (a) floor/s | (b) MyTicket/s | p50 | p99 "+
+		"| (b)/(a) | least and most | (b)/(c) | peak memory |\n"+
 		"|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
 	for _, lines := range []int{2, 40} {
 		for _, concurrency := range []int{50, 200} {

@@ -39,9 +39,13 @@ func (c productsListCmd) Run(ctx context.Context, std streams) error {
 	}
 	defer store.Close()
 	filter := postgres.ProductFilter{ID: c.ID, Name: c.Name, ChangedSince: time.Time(c.ChangedSince)}
-	products, err := store.Products(ctx, filter, c.After, c.Limit)
+	products, err := store.Products(ctx, filter, c.After, c.Limit+1) // one more tells whether there is a next page
 	if err != nil {
 		return err
+	}
+	if len(products) > c.Limit {
+		products = products[:c.Limit]
+		defer fmt.Fprintln(std.stderr, "Next page:", c.command(products[c.Limit-1].ProductID))
 	}
 	if c.Output == "json" {
 		return printJSON(std.stdout, append([]postgres.StoredProduct{}, products...))
@@ -49,15 +53,25 @@ func (c productsListCmd) Run(ctx context.Context, std streams) error {
 	rows := make([][]string, 0, len(products))
 	for _, p := range products {
 		rows = append(rows, []string{
-			p.ProductID, p.Name, p.Price.String(), stamp(p.FirstSeenAt), stamp(p.LastSeenAt), stamp(p.ChangedAt), p.TicketID.String(),
+			p.ProductID, p.Name, p.Price.String(),
+			stamp(p.FirstSeenAt), stamp(p.LastSeenAt), stamp(p.ChangedAt), p.TicketID.String(),
 		})
 	}
 	header := []string{"PRODUCT_ID", "NAME", "PRICE", "FIRST_SEEN", "LAST_SEEN", "CHANGED", "TICKET"}
-	if err := printTable(std.stdout, header, rows); err != nil {
-		return err
+	return printTable(std.stdout, header, rows)
+}
+
+// command returns the command line of the page behind a product. See that of ticketsListCmd.
+func (c productsListCmd) command(after string) string {
+	command := "myticket products list"
+	if c.Name != "" {
+		command += shellFlag("name", c.Name)
 	}
-	if len(products) == c.Limit {
-		fmt.Fprintf(std.stderr, "There may be more: --after %q\n", products[len(products)-1].ProductID)
+	if t := time.Time(c.ChangedSince); !t.IsZero() {
+		command += " --changed-since " + t.UTC().Format(time.RFC3339Nano)
 	}
-	return nil
+	if c.Output != "table" {
+		command += " --output " + c.Output
+	}
+	return command + fmt.Sprintf(" --limit %d", c.Limit) + shellFlag("after", after)
 }

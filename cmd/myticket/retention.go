@@ -10,13 +10,14 @@ import (
 	"github.com/dustin/go-humanize"
 
 	"myticket/internal/postgres"
+	"myticket/internal/ticket"
 )
 
 // retentionCmd is `myticket retention`.
 type retentionCmd struct {
 	databaseFlags
 	outputFlags
-	Keep           span `required:"" env:"MYTICKET_RETENTION_KEEP" placeholder:"TIME" help:"How long tickets are kept: 90d, 2w; at least 1d. A partition goes when all of it is older."`
+	Keep           span `required:"" env:"MYTICKET_RETENTION_KEEP" placeholder:"TIME" help:"How long tickets are kept, by days or weeks: 90d, 12w; at least 1d. No default. A partition goes when all of it is older."`
 	Apply          bool `help:"Do it; without this, only show what would be done."`
 	DropUnfinished bool `help:"Drop a partition even if it holds tickets that are TO_TREAT or ERROR."`
 }
@@ -38,8 +39,9 @@ type retentionReport struct {
 
 type partitionReport struct {
 	postgres.OldPartition
-	Dropped bool   `json:"dropped"`
-	Verdict string `json:"verdict"`
+	Unfinished int64  `json:"unfinished"` // of its tickets: TO_TREAT and ERROR
+	Dropped    bool   `json:"dropped"`
+	Verdict    string `json:"verdict"` // for people
 }
 
 func (c retentionCmd) Run(ctx context.Context, std streams) error {
@@ -64,15 +66,17 @@ func (c retentionCmd) Run(ctx context.Context, std streams) error {
 	} else {
 		report.ExpiredKeys, keysErr = store.ExpiredKeys(ctx)
 	}
-	return errors.Join(err, keysErr, c.print(std, report))
+	return errors.Join(interrupted(ctx, errors.Join(err, keysErr)), c.print(std, report))
 }
 
 // drop does with one partition what it should, or says what that would be.
-func (c retentionCmd) drop(ctx context.Context, store *postgres.Store, p postgres.OldPartition) (partitionReport, error) {
+func (c retentionCmd) drop(
+	ctx context.Context, store *postgres.Store, p postgres.OldPartition,
+) (partitionReport, error) {
 	const unfinished = "kept: it holds tickets that are TO_TREAT or ERROR (--drop-unfinished drops them)"
-	report := partitionReport{OldPartition: p}
+	report := partitionReport{OldPartition: p, Unfinished: p.Unfinished()}
 	switch {
-	case p.Unfinished > 0 && !c.DropUnfinished:
+	case report.Unfinished > 0 && !c.DropUnfinished:
 		report.Verdict = unfinished
 		return report, nil
 	case !c.Apply:
@@ -82,6 +86,9 @@ func (c retentionCmd) drop(ctx context.Context, store *postgres.Store, p postgre
 	switch err := store.DropPartition(ctx, p.Name, c.DropUnfinished); {
 	case errors.Is(err, postgres.ErrUnfinished): // one came in meanwhile
 		report.Verdict = unfinished
+		return report, nil
+	case errors.Is(err, postgres.ErrNoPartition):
+		report.Verdict = "gone: another process has dropped it meanwhile"
 		return report, nil
 	case err != nil:
 		report.Verdict = "kept: it could not be dropped"
@@ -97,16 +104,21 @@ func (c retentionCmd) print(std streams, report retentionReport) error {
 	}
 	rows := make([][]string, 0, len(report.Partitions))
 	for _, p := range report.Partitions {
-		tickets := "?"
-		if p.Tickets >= 0 {
-			tickets = "~" + strconv.FormatInt(p.Tickets, 10)
+		from := "the first"
+		if p.From != nil {
+			from = day(*p.From)
 		}
-		rows = append(rows, []string{
-			p.Name, p.From.Format(time.DateOnly), p.To.Format(time.DateOnly), tickets, strconv.FormatInt(p.Unfinished, 10),
-			humanize.IBytes(uint64(max(p.Bytes, 0))), p.Verdict,
-		})
+		row := []string{p.Name, from, day(p.To)}
+		for _, status := range ticket.Statuses() {
+			row = append(row, strconv.FormatInt(p.Tickets[status], 10))
+		}
+		rows = append(rows, append(row, humanize.IBytes(uint64(max(p.Bytes, 0))), p.Verdict))
 	}
-	header := []string{"PARTITION", "FROM", "TO", "TICKETS", "UNFINISHED", "SIZE", "VERDICT"}
+	header := []string{"PARTITION", "FROM", "TO"}
+	for _, status := range ticket.Statuses() {
+		header = append(header, string(status))
+	}
+	header = append(header, "SIZE", "VERDICT")
 	if err := printTable(std.stdout, header, rows); err != nil {
 		return err
 	}
@@ -116,4 +128,12 @@ func (c retentionCmd) print(std streams, report retentionReport) error {
 	}
 	_, err := fmt.Fprintf(std.stdout, "%d %s\n", report.ExpiredKeys, what)
 	return err
+}
+
+// day is a bound of a partition: a day, in UTC, where it is one.
+func day(t time.Time) string {
+	if t.Equal(t.Truncate(24 * time.Hour)) {
+		return t.Format(time.DateOnly)
+	}
+	return stamp(t)
 }

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
@@ -23,12 +24,12 @@ type ticketsCmd struct {
 	List    ticketsListCmd    `cmd:"" help:"List tickets, the newest first."`
 	Show    ticketsShowCmd    `cmd:"" help:"Show one ticket: what was sent, what was read, and what was not understood."`
 	Retry   ticketsRetryCmd   `cmd:"" help:"Send ERROR and DISMISSED tickets back: a server reads them again from the bytes that were sent."`
-	Dismiss ticketsDismissCmd `cmd:"" help:"Set ERROR tickets aside, with a reason."`
+	Dismiss ticketsDismissCmd `cmd:"" help:"Set ERROR tickets aside, with a reason. What is TO_TREAT is left alone: a server may be reading it."`
 }
 
 // filterFlags select tickets.
 type filterFlags struct {
-	Status  []string `group:"Filter" enum:"TO_TREAT,TREATED,ERROR,DISMISSED" placeholder:"STATUS" help:"TO_TREAT, TREATED, ERROR or DISMISSED; several by commas."`
+	Status  []string `group:"Filter" enum:"TO_TREAT,TREATED,ERROR,DISMISSED" placeholder:"STATUS" help:"TO_TREAT, TREATED, ERROR or DISMISSED; several by commas, or the flag several times."`
 	Source  string   `group:"Filter" help:"Source, exactly."`
 	Order   string   `group:"Filter" placeholder:"NUMBER" help:"Order number, exactly."`
 	Problem string   `group:"Filter" placeholder:"CODE" help:"Code of one of its problems, such as fields_count."`
@@ -73,9 +74,13 @@ func (c ticketsListCmd) Run(ctx context.Context, std streams) error {
 		return err
 	}
 	defer store.Close()
-	tickets, err := store.Tickets(ctx, c.filter(), c.After, c.Limit)
+	tickets, err := store.Tickets(ctx, c.filter(), c.After, c.Limit+1) // one more tells whether there is a next page
 	if err != nil {
 		return err
+	}
+	if len(tickets) > c.Limit {
+		tickets = tickets[:c.Limit]
+		defer fmt.Fprintln(std.stderr, "Next page:", c.command(tickets[c.Limit-1].ID))
 	}
 	if c.Output == "json" {
 		return printJSON(std.stdout, append([]postgres.StoredTicket{}, tickets...))
@@ -95,13 +100,63 @@ func (c ticketsListCmd) Run(ctx context.Context, std streams) error {
 		})
 	}
 	header := []string{"ID", "RECEIVED", "SOURCE", "STATUS", "ORDER", "TOTAL", "LINES", "PROBLEM"}
-	if err := printTable(std.stdout, header, rows); err != nil {
-		return err
+	return printTable(std.stdout, header, rows)
+}
+
+// command returns the command line of the page behind a ticket. Its times are absolute, so that "2h ago" does not move
+// from page to page; the database is left out, for its URL may hold a password.
+func (c ticketsListCmd) command(after uuid.UUID) string {
+	var b strings.Builder
+	b.WriteString("myticket tickets list")
+	if len(c.Status) > 0 {
+		b.WriteString(" --status " + strings.Join(c.Status, ","))
 	}
-	if len(tickets) == c.Limit {
-		fmt.Fprintf(std.stderr, "There may be more: --after %s\n", tickets[len(tickets)-1].ID)
+	for _, flag := range [][2]string{{"source", c.Source}, {"order", c.Order}, {"problem", c.Problem}} {
+		if flag[1] != "" {
+			b.WriteString(shellFlag(flag[0], flag[1]))
+		}
 	}
-	return nil
+	if t := time.Time(c.Since); !t.IsZero() {
+		b.WriteString(" --since " + t.UTC().Format(time.RFC3339Nano))
+	}
+	if t := time.Time(c.Until); !t.IsZero() {
+		b.WriteString(" --until " + t.UTC().Format(time.RFC3339Nano))
+	}
+	if c.Output != "table" {
+		b.WriteString(" --output " + c.Output)
+	}
+	fmt.Fprintf(&b, " --limit %d --after %s", c.Limit, after)
+	return b.String()
+}
+
+// shellFlag returns a flag as a shell takes it, whatever its value is: people paste what a ticket may have brought.
+// What is not plain goes into $'…' (POSIX.1-2024, XCU 2.2.4), in which a shell expands nothing and control characters
+// can be escaped for the terminal. A quote is escaped by its number: a shell that does not know $'…' expands nothing
+// either.
+func shellFlag(name, value string) string {
+	separator, plain := " ", true
+	if strings.HasPrefix(value, "-") {
+		separator = "=" // or else it is taken for a flag
+	}
+	var b strings.Builder
+	for i := 0; i < len(value); {
+		r, size := utf8.DecodeRuneInString(value[i:])
+		switch {
+		case r == '\'', r == '\\', r == utf8.RuneError && size == 1, !unicode.IsPrint(r):
+			plain = false
+			for _, c := range []byte(value[i : i+size]) {
+				fmt.Fprintf(&b, `\%03o`, c) // three digits and no more, so what follows cannot be taken for one
+			}
+		default:
+			plain = plain && (unicode.IsLetter(r) || unicode.IsDigit(r) || strings.ContainsRune("-_.:/@%+=, ", r))
+			b.WriteRune(r)
+		}
+		i += size
+	}
+	if plain {
+		return " --" + name + separator + `"` + value + `"`
+	}
+	return " --" + name + separator + `$'` + b.String() + `'`
 }
 
 // describe says a problem in one line.
@@ -149,11 +204,12 @@ func (c ticketsShowCmd) Run(ctx context.Context, std streams) error {
 // showTicket writes a ticket for a person.
 func showTicket(w io.Writer, t postgres.StoredTicket) error {
 	rows := [][]string{
-		{"Received", t.ReceivedAt.Format("2006-01-02T15:04:05.000Z07:00")}, {"Source", t.Source}, {"Status", string(t.Status)},
+		{"Received", t.ReceivedAt.Format("2006-01-02T15:04:05.000Z07:00")},
+		{"Source", t.Source}, {"Status", string(t.Status)},
 		{"Order", t.OrderNumber}, {"VAT", t.VAT.String()}, {"Total", t.Total.String()},
 	}
 	for _, f := range t.Extra {
-		rows = append(rows, []string{f.Name, f.Value})
+		rows = append(rows, []string{"Header " + f.Name, f.Value}) // it may be called Status
 	}
 	rows = append(rows, []string{"Content-Type", t.ContentType}, []string{"Traceparent", t.Traceparent},
 		[]string{"Parser", strconv.Itoa(t.ParserVersion)}, []string{"Attempts", strconv.Itoa(t.Attempts)})
@@ -204,7 +260,7 @@ type selection struct {
 	filterFlags
 	IDs    []uuid.UUID `arg:"" name:"id" optional:"" help:"Ids of tickets; or else a filter."`
 	All    bool        `group:"Filter" help:"All, where no other filter is given."`
-	DryRun bool        `help:"Only say how many tickets it would be."`
+	DryRun bool        `help:"Only say how many tickets a filter selects."`
 }
 
 // Validate is called by kong.
@@ -239,20 +295,32 @@ func (s selection) run(
 	if len(s.IDs) > 0 {
 		changed := 0
 		for _, id := range s.IDs {
-			if oneErr := one(store, id); oneErr != nil {
-				err = errors.Join(err, oneErr)
+			oneErr := one(store, id)
+			if oneErr == nil {
+				changed++
 				continue
 			}
-			changed++
+			err = errors.Join(err, oneErr)
+			if errors.Is(oneErr, ticket.ErrUnavailable) {
+				break // as the others would be
+			}
 		}
 		fmt.Fprintf(std.stdout, "%d of %d tickets %s\n", changed, len(s.IDs), done)
-		return err
+		return interrupted(ctx, err)
 	}
 	n, err := all(store, filter)
 	if s.DryRun {
 		fmt.Fprintf(std.stdout, "%d tickets would be %s\n", n, done)
 	} else {
 		fmt.Fprintf(std.stdout, "%d tickets %s\n", n, done)
+	}
+	return interrupted(ctx, err)
+}
+
+// interrupted makes an interrupt of a command that changes something a failure, which it is not for a server.
+func interrupted(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return errors.New("interrupted; what was done until then stays done")
 	}
 	return err
 }
@@ -269,7 +337,18 @@ func (c ticketsRetryCmd) Run(ctx context.Context, std streams) error {
 
 type ticketsDismissCmd struct {
 	selection
-	Reason string `required:"" placeholder:"TEXT" help:"Why; it is kept with the ticket."`
+	Reason string `required:"" placeholder:"TEXT" help:"Why, in at most 1000 bytes; it is kept with the ticket."`
+}
+
+// Validate is called by kong.
+func (c ticketsDismissCmd) Validate() error {
+	switch {
+	case strings.TrimSpace(c.Reason) == "":
+		return errors.New("--reason must say why")
+	case len(c.Reason) > postgres.MaxReason:
+		return fmt.Errorf("--reason has %d bytes, and %d are kept", len(c.Reason), postgres.MaxReason)
+	}
+	return c.selection.Validate()
 }
 
 func (c ticketsDismissCmd) Run(ctx context.Context, std streams) error {

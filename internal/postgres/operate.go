@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -48,7 +49,7 @@ type StoredTicket struct {
 type StoredLine struct {
 	Product   string        `json:"product"`
 	ProductID string        `json:"product_id"`
-	Price     json.Number   `json:"price"`
+	Price     json.Number   `json:"price,omitempty"` // absent when it was not read: an empty Number would be written as 0
 	Extra     []StoredField `json:"extra,omitempty"`
 }
 
@@ -58,8 +59,8 @@ type StoredField struct {
 	Value string `json:"value"`
 }
 
-const ticketColumnsSQL = `id, received_at, source, status, coalesce(order_number, ''), vat::text, total::text, lines, extra,
-	problems, content_type, coalesce(traceparent, ''), parser_version, attempts, next_attempt_at`
+const ticketColumnsSQL = `id, received_at, source, status, coalesce(order_number, ''), vat::text, total::text, lines,
+	extra, problems, content_type, coalesce(traceparent, ''), parser_version, attempts, next_attempt_at`
 
 func scanTicket(row pgx.CollectableRow, more ...any) (StoredTicket, error) {
 	var t StoredTicket
@@ -69,6 +70,17 @@ func scanTicket(row pgx.CollectableRow, more ...any) (StoredTicket, error) {
 		&t.Problems, &t.ContentType, &t.Traceparent, &t.ParserVersion, &t.Attempts, &t.NextAttemptAt,
 	}, more...)...)
 	t.ReceivedAt = t.ReceivedAt.UTC()
+	if t.NextAttemptAt != nil {
+		next := t.NextAttemptAt.UTC()
+		t.NextAttemptAt = &next
+	}
+	// So that a program reads an array, whether there is something in it or not.
+	if t.Lines == nil {
+		t.Lines = []StoredLine{}
+	}
+	if t.Problems == nil {
+		t.Problems = []ticket.Problem{}
+	}
 	if vat != nil {
 		t.VAT = json.Number(*vat)
 	}
@@ -93,23 +105,28 @@ func (c *conditions) add(sql string, args ...any) {
 	c.sql = append(c.sql, sql)
 }
 
-func (c *conditions) where() string {
-	if len(c.sql) == 0 {
+// where returns the clause, with more conditions that take no parameters.
+func (c *conditions) where(more ...string) string {
+	all := slices.Concat(c.sql, more)
+	if len(all) == 0 {
 		return ""
 	}
-	return " WHERE " + strings.Join(c.sql, " AND ")
+	return " WHERE " + strings.Join(all, " AND ")
 }
 
-// conditions returns the filter's, behind parameters that come before.
+// statusIs are conditions on the status as they stand in statements. A status is never a parameter where an index hangs
+// on it: Postgres uses a partial index only where it can prove the index's condition while it plans, which it may do
+// without the parameters of a statement that is run several times.
+var statusIs = map[ticket.Status]string{
+	ticket.ToTreat:   `status = 'TO_TREAT'`,
+	ticket.Treated:   `status = 'TREATED'`,
+	ticket.Error:     `status = 'ERROR'`,
+	ticket.Dismissed: `status = 'DISMISSED'`,
+}
+
+// conditions returns the filter's but for the statuses, behind parameters that come before.
 func (f TicketFilter) conditions(before ...any) *conditions {
 	c := &conditions{args: before}
-	switch len(f.Statuses) {
-	case 0:
-	case 1: // so that the index of this status can serve
-		c.add("status = ?", string(f.Statuses[0]))
-	default:
-		c.add("status = ANY (?)", f.Statuses)
-	}
 	if f.Source != "" {
 		c.add("source = ?", f.Source)
 	}
@@ -129,20 +146,55 @@ func (f TicketFilter) conditions(before ...any) *conditions {
 }
 
 // Tickets returns at most limit tickets, the newest first, without their bodies. After is the last ticket of the page
-// before, or uuid.Nil.
+// before, or uuid.Nil. It reads no partition outside of the times, and finds an order number, and what is TO_TREAT or
+// ERROR, by their indexes. There is none for DISMISSED, for a source or for a problem: those are looked for back in
+// time until there are enough of them.
 func (s *Store) Tickets(ctx context.Context, filter TicketFilter, after uuid.UUID, limit int) ([]StoredTicket, error) {
-	c := filter.conditions()
-	if after != uuid.Nil {
-		c.add("(received_at, id) < (?, ?)", ticket.IDTime(after), after)
-	}
-	c.args = append(c.args, limit)
-	rows, err := s.pool.Query(ctx, `SELECT `+ticketColumnsSQL+` FROM tickets`+c.where()+
-		fmt.Sprintf(` ORDER BY received_at DESC, id DESC LIMIT $%d`, len(c.args)), c.args...)
+	sql, args := filter.page(after, limit)
+	rows, err := s.pool.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, explain("list tickets", err)
 	}
 	tickets, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (StoredTicket, error) { return scanTicket(row) })
 	return tickets, explain("list tickets", err)
+}
+
+// page returns the statement of Tickets.
+func (f TicketFilter) page(after uuid.UUID, limit int) (sql string, args []any) {
+	c := f.conditions()
+	if after != uuid.Nil {
+		// The comparison of rows finds the place in the index, but leaves out no partition: that takes a plain one.
+		c.add("received_at <= ?", ticket.IDTime(after))
+		c.add("(received_at, id) < (?, ?)", ticket.IDTime(after), after)
+	}
+	const from = `SELECT ` + ticketColumnsSQL + ` FROM tickets`
+	if f.Order != "" {
+		if len(f.Statuses) > 0 {
+			c.add("status = ANY (?)", f.Statuses)
+		}
+		c.args = append(c.args, limit)
+		// OFFSET 0 keeps ORDER BY out of the choice of an index: it would tempt the planner, when it knows too little
+		// about the table, to walk through all tickets by time until it has met the limit.
+		return `SELECT * FROM (` + from + c.where() + ` OFFSET 0) t` + newestFirst(len(c.args)), c.args
+	}
+	c.args = append(c.args, limit)
+	if len(f.Statuses) == 0 {
+		return from + c.where() + newestFirst(len(c.args)), c.args
+	}
+	// Each status by the index that it has, if it has one.
+	var pages []string
+	for status, is := range statusIs {
+		if slices.Contains(f.Statuses, status) {
+			pages = append(pages, `(`+from+c.where(is)+newestFirst(len(c.args))+`)`)
+		}
+	}
+	slices.Sort(pages) // a map's order is not one, and the statement's text is what it is prepared under
+	return `SELECT * FROM (` + strings.Join(pages, ` UNION ALL `) + `) t` + newestFirst(len(c.args)), c.args
+}
+
+// newestFirst orders tickets, and limits them to what the parameter of that number says.
+func newestFirst(limit int) string {
+	return fmt.Sprintf(` ORDER BY received_at DESC, id DESC LIMIT $%d`, limit)
 }
 
 // Ticket returns one ticket with its body, or ticket.ErrNotFound.
@@ -164,50 +216,64 @@ func (s *Store) Ticket(ctx context.Context, id uuid.UUID) (StoredTicket, error) 
 	return t, explain("show a ticket", err)
 }
 
-// change is an UPDATE that a person may order: on which statuses, and what it sets. $1 is a text for it.
+// change is an UPDATE that a person may order: on which statuses, what it sets, and the parameters of that, $1 and on.
 type change struct {
 	from []ticket.Status
 	set  string
+	args []any
 }
 
-var (
-	retry = change{
+// retry keeps the problems, the dismissal among them, until the ticket is treated: they say why it was sent back.
+func retry() change {
+	return change{
 		from: []ticket.Status{ticket.Error, ticket.Dismissed},
 		set:  `status = 'TO_TREAT', attempts = 0, next_attempt_at = now()`,
 	}
-	dismiss = change{
+}
+
+// dismiss takes nothing that is TO_TREAT: a server may be treating it right now, and it becomes ERROR if it cannot be
+// read.
+func dismiss(reason string) change {
+	return change{
 		from: []ticket.Status{ticket.Error},
 		set: `status = 'DISMISSED', problems = coalesce(problems, '[]') ||
 			jsonb_build_array(jsonb_build_object('line', 0, 'code', 'dismissed', 'message', $1::text))`,
+		args: []any{ticket.CleanText(reason, MaxReason)},
 	}
-)
+}
+
+// MaxReason is the longest reason that is kept, in bytes. What is longer is cut.
+const MaxReason = 1000
 
 // RetryTicket sends an ERROR or DISMISSED ticket back to be treated. A ticket of another status is left alone, which is
 // an error, and so is one that is not there (ticket.ErrNotFound).
 func (s *Store) RetryTicket(ctx context.Context, id uuid.UUID) error {
-	return s.changeOne(ctx, retry, id, "")
+	return s.changeOne(ctx, retry(), id)
 }
 
-// DismissTicket sets an ERROR ticket aside, with a reason. Errors as with RetryTicket.
+// DismissTicket sets an ERROR ticket aside, with a reason of at most MaxReason bytes. Errors as with RetryTicket.
 func (s *Store) DismissTicket(ctx context.Context, id uuid.UUID, reason string) error {
-	return s.changeOne(ctx, dismiss, id, reason)
+	return s.changeOne(ctx, dismiss(reason), id)
 }
 
-// RetryTickets sends the ERROR and DISMISSED tickets that a filter selects back to be treated, and returns how many.
-// With dryRun it only counts.
+// RetryTickets sends the ERROR and DISMISSED tickets that a filter selects back to be treated, and returns how many. It
+// does so in transactions of bounded size: when it fails, the number is that of those that were sent back before.
+// Tickets that arrive after it began are left alone. With dryRun it only counts.
 func (s *Store) RetryTickets(ctx context.Context, filter TicketFilter, dryRun bool) (int, error) {
-	return s.changeAll(ctx, retry, filter, "", dryRun)
+	return s.changeAll(ctx, retry(), filter, dryRun)
 }
 
-// DismissTickets sets the ERROR tickets that a filter selects aside, and returns how many. With dryRun it only counts.
+// DismissTickets sets the ERROR tickets that a filter selects aside, in the manner of RetryTickets.
 func (s *Store) DismissTickets(ctx context.Context, filter TicketFilter, reason string, dryRun bool) (int, error) {
-	return s.changeAll(ctx, dismiss, filter, reason, dryRun)
+	return s.changeAll(ctx, dismiss(reason), filter, dryRun)
 }
 
-func (s *Store) changeOne(ctx context.Context, ch change, id uuid.UUID, text string) error {
-	tag, err := s.pool.Exec(ctx, `UPDATE tickets SET `+ch.set+
-		` WHERE received_at = $2 AND id = $3 AND status = ANY ($4) AND $1::text IS NOT NULL`,
-		ticket.CleanText(text, maxReason), ticket.IDTime(id), id, ch.from)
+func (s *Store) changeOne(ctx context.Context, ch change, id uuid.UUID) error {
+	c := &conditions{args: slices.Clone(ch.args)}
+	c.add("received_at = ?", ticket.IDTime(id))
+	c.add("id = ?", id)
+	c.add("status = ANY (?)", ch.from)
+	tag, err := s.pool.Exec(ctx, `UPDATE tickets SET `+ch.set+c.where(), c.args...)
 	if err != nil {
 		return explain("change a ticket", err)
 	}
@@ -218,11 +284,9 @@ func (s *Store) changeOne(ctx context.Context, ch change, id uuid.UUID, text str
 	if err != nil {
 		return err
 	}
-	return fmt.Errorf("ticket %s is %s: only tickets that are %s can be changed so; nothing was changed", id, t.Status, or(ch.from))
+	return fmt.Errorf("ticket %s is %s: only tickets that are %s can be changed so; nothing was changed",
+		id, t.Status, or(ch.from))
 }
-
-// maxReason is the longest reason that is kept, in bytes.
-const maxReason = 1000
 
 func or(statuses []ticket.Status) string {
 	words := make([]string, len(statuses))
@@ -235,43 +299,89 @@ func or(statuses []ticket.Status) string {
 // changeBatch is how many tickets one transaction changes.
 const changeBatch = 1000
 
-// changeAll goes through the tickets once, from the oldest to the newest, in transactions of changeBatch: a ticket that
-// is treated meanwhile, and becomes ERROR again, is not met a second time.
-func (s *Store) changeAll(ctx context.Context, ch change, filter TicketFilter, text string, dryRun bool) (int, error) {
-	var after uuid.UUID
+// place is a ticket's place in time.
+type place struct {
+	at time.Time
+	id uuid.UUID
+}
+
+// changeAll goes through the tickets of each status once, from the oldest to the newest that is there when it begins: a
+// ticket that is treated meanwhile, and becomes ERROR again, is not met a second time, and those that arrive meanwhile
+// cannot keep it busy for ever.
+func (s *Store) changeAll(ctx context.Context, ch change, filter TicketFilter, dryRun bool) (int, error) {
+	var newest place
+	err := s.pool.QueryRow(ctx, `SELECT received_at, id FROM tickets ORDER BY received_at DESC, id DESC LIMIT 1`).
+		Scan(&newest.at, &newest.id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, explain("look for the newest ticket", err)
+	}
 	total := 0
-	for {
-		c := filter.conditions(ticket.CleanText(text, maxReason))
-		c.add("status = ANY (?)", ch.from)
-		c.add("$1::text IS NOT NULL")
-		if after != uuid.Nil {
-			c.add("(received_at, id) > (?, ?)", ticket.IDTime(after), after)
+	for _, status := range ch.from {
+		if len(filter.Statuses) > 0 && !slices.Contains(filter.Statuses, status) {
+			continue
 		}
-		picked := `SELECT received_at, id FROM tickets` + c.where() +
-			fmt.Sprintf(` ORDER BY received_at, id LIMIT %d`, changeBatch)
-		sql := `WITH picked AS (` + picked + ` FOR UPDATE)
-			UPDATE tickets t SET ` + ch.set + ` FROM picked p WHERE t.received_at = p.received_at AND t.id = p.id RETURNING t.id`
+		n := 0
 		if dryRun {
-			sql = `SELECT id FROM (` + picked + `) p`
+			c := filter.conditions()
+			err = s.pool.QueryRow(ctx, `SELECT count(*) FROM tickets`+c.where(statusIs[status]), c.args...).Scan(&n)
+		} else {
+			n, err = s.changeStatus(ctx, ch, filter, status, newest)
 		}
-		rows, err := s.pool.Query(ctx, sql, c.args...)
+		total += n
 		if err != nil {
 			return total, explain("change tickets", err)
-		}
-		ids, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
-		if err != nil {
-			return total, explain("change tickets", err)
-		}
-		for _, id := range ids {
-			if compareIDs(id, after) > 0 {
-				after = id
-			}
-		}
-		total += len(ids)
-		if len(ids) < changeBatch {
-			return total, nil
 		}
 	}
+	return total, nil
+}
+
+// changeStatus changes the tickets of one status up to a place, batch by batch.
+func (s *Store) changeStatus(
+	ctx context.Context, ch change, filter TicketFilter, status ticket.Status, last place,
+) (total int, err error) {
+	var done place
+	for {
+		sql, args := ch.batch(filter, status, done, last)
+		var changed int
+		err := s.pool.QueryRow(ctx, sql, args...).Scan(&changed, &done.at, &done.id)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return total, nil
+		}
+		if err != nil {
+			return total, err
+		}
+		total += changed
+	}
+}
+
+// batch returns the statement that changes the first changeBatch tickets of a status behind one place, and not behind
+// another one. It returns how many it changed, and the place of the last; no row when there was none.
+//
+// It locks the tickets in the order of their places, so that two of them cannot deadlock. A ticket that another process
+// has changed meanwhile is left alone: Postgres looks at its status again once it has the lock
+// (https://www.postgresql.org/docs/current/transaction-iso.html#XACT-READ-COMMITTED). The condition on the status in
+// the UPDATE itself is a second bolt; were it the same as the first, Postgres might match what was picked with every
+// ticket of the status, by that index, and not by the primary key.
+func (ch change) batch(filter TicketFilter, status ticket.Status, done, last place) (sql string, args []any) {
+	c := filter.conditions(ch.args...)
+	c.add("received_at >= ?", done.at) // see page: comparisons of rows leave out no partition
+	c.add("received_at <= ?", last.at)
+	c.add("(received_at, id) > (?, ?)", done.at, done.id)
+	c.add("(received_at, id) <= (?, ?)", last.at, last.id)
+	return fmt.Sprintf(`
+WITH picked AS (
+    SELECT received_at, id FROM tickets%s
+    ORDER BY received_at, id LIMIT %d FOR UPDATE
+), changed AS (
+    UPDATE tickets t SET %s FROM picked p
+    WHERE t.received_at = p.received_at AND t.id = p.id AND t.status NOT IN ('TO_TREAT', 'TREATED')
+    RETURNING t.id
+)
+SELECT (SELECT count(*) FROM changed), received_at, id FROM picked ORDER BY received_at DESC, id DESC LIMIT 1`,
+		c.where(statusIs[status]), changeBatch, ch.set), c.args
 }
 
 // StoredProduct is a product as an operator sees it.
@@ -309,7 +419,8 @@ func (s *Store) Products(ctx context.Context, filter ProductFilter, after string
 		c.add("product_id > ?", after)
 	}
 	c.args = append(c.args, limit)
-	rows, err := s.pool.Query(ctx, `SELECT product_id, name, price::text, first_seen_at, last_seen_at, changed_at, ticket_id
+	rows, err := s.pool.Query(ctx, `
+		SELECT product_id, name, price::text, first_seen_at, last_seen_at, changed_at, ticket_id
 		FROM products`+c.where()+fmt.Sprintf(` ORDER BY product_id LIMIT $%d`, len(c.args)), c.args...)
 	if err != nil {
 		return nil, explain("list products", err)

@@ -1,0 +1,21 @@
+package postgres
+
+import (
+	"math"
+	"time"
+
+	"github.com/google/uuid"
+
+	"myticket/internal/ticket"
+)
+
+// PageSQL is the statement of Tickets.
+func PageSQL(filter TicketFilter, after uuid.UUID, limit int) (sql string, args []any) {
+	return filter.page(after, limit)
+}
+
+// RetrySQL is the statement of RetryTickets for a batch of one status behind a ticket.
+func RetrySQL(filter TicketFilter, status ticket.Status, done uuid.UUID) (sql string, args []any) {
+	last := place{time.Now().AddDate(1, 0, 0), uuid.UUID{math.MaxUint8}}
+	return retry().batch(filter, status, place{ticket.IDTime(done), done}, last)
+}
