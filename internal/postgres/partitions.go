@@ -77,9 +77,10 @@ func (s span) gaps(taken []span) []span {
 // partitionLock is the advisory lock of whoever maintains partitions: any number, used for nothing else in the database.
 const partitionLock = 0x6d795469636b6574 // "myTicket"
 
+// listPartitions reads the bounds of the partitions. One that somebody made by hand may have no lower or upper bound.
 const listPartitions = `
-SELECT (regexp_match(bound, $$FROM \('([^']+)'\) TO \('([^']+)'\)$$))[1]::timestamptz,
-       (regexp_match(bound, $$FROM \('([^']+)'\) TO \('([^']+)'\)$$))[2]::timestamptz
+SELECT coalesce((regexp_match(bound, $$FROM \('([^']+)'\)$$))[1], '0001-01-01')::timestamptz,
+       coalesce((regexp_match(bound, $$TO \('([^']+)'\)$$))[1], '9999-12-31')::timestamptz
 FROM (SELECT pg_get_expr(c.relpartbound, c.oid) AS bound
       FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
       WHERE i.inhparent = 'tickets'::regclass) b
@@ -138,7 +139,7 @@ func (s *Store) ensureSpan(ctx context.Context, wanted span) ([]string, error) {
 		if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, int64(partitionLock)).Scan(&mine); err != nil || !mine {
 			return err
 		}
-		if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '2s'; SET LOCAL TimeZone = 'UTC'`); err != nil {
+		if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '2s'; SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO'`); err != nil {
 			return err
 		}
 		rows, err := tx.Query(ctx, listPartitions)

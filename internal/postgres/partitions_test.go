@@ -106,3 +106,14 @@ func TestEnsurePartitions_OldStray_GetsAPartitionOfItsOwn(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, 1, one[int](t, b, `SELECT count(*) FROM tickets_20260202_20260209`))
 }
+
+func TestEnsurePartitions_PartitionMadeByHandWithoutALowerBound_IsLeftAlone(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	exec(t, b, `CREATE TABLE tickets_before PARTITION OF tickets FOR VALUES FROM (MINVALUE) TO ('2026-11-20 00:00:00+00')`)
+	exec(t, b, `DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET DateStyle = ''German, DMY''', current_database()); END $$`)
+	b.store = open(t, b.url)
+	made, err := b.store.EnsurePartitions(t.Context(), postgres.Month, 0, time.Date(2026, 11, 23, 0, 0, 0, 0, time.UTC))
+	require.NoError(t, err)
+	assert.Equal(t, []string{"tickets_20261120_20261201"}, made)
+}
