@@ -139,7 +139,8 @@ func (s *Store) ensureSpan(ctx context.Context, wanted span) ([]string, error) {
 		if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, int64(partitionLock)).Scan(&mine); err != nil || !mine {
 			return err
 		}
-		if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '2s'; SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO'`); err != nil {
+		const settings = `SET LOCAL lock_timeout = '2s'; SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO'`
+		if _, err := tx.Exec(ctx, settings); err != nil {
 			return err
 		}
 		rows, err := tx.Query(ctx, listPartitions)
