@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -34,6 +35,9 @@ func (c *devCmd) Run(ctx context.Context, std streams, command *kong.Context) (e
 		if c.DataDir, err = devdb.DefaultDir(); err != nil {
 			return err
 		}
+	}
+	if c.SpoolDir == "" {
+		c.SpoolDir = filepath.Join(c.DataDir, "spool")
 	}
 	database, err := devdb.Start(ctx, devdb.Config{Dir: c.DataDir, Port: c.PostgresPort, Progress: std.stderr})
 	if err != nil {

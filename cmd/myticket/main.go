@@ -24,6 +24,7 @@ type cli struct {
 	Migrate   migrateCmd   `cmd:"" help:"Bring the database's schema up to date, or look at it."`
 	Tickets   ticketsCmd   `cmd:"" help:"Find, show, retry and dismiss tickets."`
 	Products  productsCmd  `cmd:"" help:"Look at the product base."`
+	Spool     spoolCmd     `cmd:"" help:"Look into, drain or export the spool folder of a server that is gone."`
 	Retention retentionCmd `cmd:"" help:"Drop old partitions and expired idempotency keys. Shows what it would do unless told to do it."`
 	Version   versionCmd   `cmd:"" help:"Print the version."`
 }

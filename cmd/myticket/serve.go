@@ -14,11 +14,13 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"myticket/internal/admin"
 	"myticket/internal/httpapi"
 	"myticket/internal/intake"
 	"myticket/internal/postgres"
+	"myticket/internal/spool"
 	"myticket/internal/telemetry"
 	"myticket/internal/treatment"
 )
@@ -43,7 +45,7 @@ type serverFlags struct {
 	WriteTimeout   time.Duration `env:"MYTICKET_WRITE_TIMEOUT" default:"10s" group:"Limits" help:"Longest time that a client may take to read its answer. Default: ${default}."`
 	IdleTimeout    time.Duration `env:"MYTICKET_IDLE_TIMEOUT" default:"75s" group:"Limits" help:"How long a connection may idle between requests; longer than the proxy's in front. Default: ${default}."`
 
-	DatabaseMaxConns int `env:"MYTICKET_DATABASE_MAX_CONNS" default:"8" group:"Database" help:"Connections of this server at most; at least --batches-in-flight and 3. Servers times this must stay below Postgres' max_connections. Default: ${default}."`
+	DatabaseMaxConns int `env:"MYTICKET_DATABASE_MAX_CONNS" default:"8" group:"Database" help:"Connections of this server at most; at least --batches-in-flight and 5. Servers times this must stay below Postgres' max_connections. Default: ${default}."`
 
 	BatchTickets    int           `env:"MYTICKET_BATCH_TICKETS" default:"256" group:"Batching" help:"Tickets in one transaction at most. Default: ${default}."`
 	BatchBytes      byteSize      `env:"MYTICKET_BATCH_BYTES" default:"4MiB" group:"Batching" help:"Ticket bytes in one transaction at most. Default: ${default}."`
@@ -51,6 +53,12 @@ type serverFlags struct {
 	WaitingTickets  int           `env:"MYTICKET_WAITING_TICKETS" default:"10000" group:"Batching" help:"Tickets waiting for a transaction at most; beyond it 503. Default: ${default}."`
 	WaitingBytes    byteSize      `env:"MYTICKET_WAITING_BYTES" default:"64MiB" group:"Batching" help:"Ticket bytes waiting for a transaction at most; beyond it 503. Default: ${default}."`
 	KeyTTL          time.Duration `env:"MYTICKET_KEY_TTL" default:"168h" group:"Batching" help:"How long an idempotency key is remembered. Default: ${default}."`
+
+	SpoolDir        string        `env:"MYTICKET_SPOOL_DIR" type:"path" placeholder:"DIR" group:"Spool" help:"Folder on a durable disk where tickets are kept while Postgres is away or behind (docs/durability.md). One server a folder. Default: none, such tickets are refused with 503."`
+	SpoolMaxTickets int           `env:"MYTICKET_SPOOL_MAX_TICKETS" default:"1000000" group:"Spool" help:"Tickets in the spool at most; beyond it 503. Default: ${default}."`
+	SpoolMaxBytes   byteSize      `env:"MYTICKET_SPOOL_MAX_BYTES" default:"1GiB" group:"Spool" help:"Bytes in the spool at most; beyond it 503. Its disk should have a quarter more. Default: ${default}."`
+	OverflowWait    time.Duration `env:"MYTICKET_OVERFLOW_WAIT" default:"1s" group:"Spool" help:"How long a ticket waits for a transaction before it is spooled. Default: ${default}."`
+	DatabaseTimeout time.Duration `env:"MYTICKET_DATABASE_TIMEOUT" default:"2s" group:"Spool" help:"How long a transaction may take before its tickets are spooled; with --overflow-wait less than --request-timeout. Default: ${default}."`
 
 	TreatInterval    time.Duration `env:"MYTICKET_TREAT_INTERVAL" default:"1s" group:"Treatment" help:"Time between looks for tickets that are TO_TREAT and due. Default: ${default}."`
 	TreatLease       time.Duration `env:"MYTICKET_TREAT_LEASE" default:"1m" group:"Treatment" help:"How long a claimed ticket is this server's alone. Default: ${default}."`
@@ -68,9 +76,10 @@ type serverFlags struct {
 	LogLevel  string `env:"MYTICKET_LOG_LEVEL" default:"info" enum:"debug,info,warn,error" group:"Log" help:"debug, info, warn or error. Default: ${default}."`
 }
 
-// connsBesides is how many connections a server needs besides those of its batches: for treatment, for maintenance, and
-// one to ask whether the database answers, which must never wait behind tickets.
-const connsBesides = 3
+// connsBesides is how many connections a server needs besides those of its batches: for treatment, for maintenance, for
+// draining the spool, for batches that the spool does not take, and one to ask whether the database answers, which must
+// never wait behind tickets.
+const connsBesides = 5
 
 // Validate is called by kong. Each error names the setting.
 func (f *serverFlags) Validate() error {
@@ -92,6 +101,10 @@ func (f *serverFlags) Validate() error {
 		{"waiting-tickets", int64(f.WaitingTickets), 1},
 		{"waiting-bytes", int64(f.WaitingBytes), 1},
 		{"key-ttl", int64(f.KeyTTL), int64(time.Minute)},
+		{"spool-max-tickets", int64(f.SpoolMaxTickets), 1},
+		{"spool-max-bytes", int64(f.SpoolMaxBytes), 1 << 20},
+		{"overflow-wait", int64(f.OverflowWait), int64(time.Millisecond)},
+		{"database-timeout", int64(f.DatabaseTimeout), int64(time.Millisecond)},
 		{"treat-interval", int64(f.TreatInterval), int64(10 * time.Millisecond)},
 		{"treat-lease", int64(f.TreatLease), int64(time.Second)},
 		{"treat-max-attempts", int64(f.TreatMaxAttempts), 1},
@@ -109,6 +122,10 @@ func (f *serverFlags) Validate() error {
 	if limit := 1 << 30; int64(f.MaxBody) > int64(limit) {
 		return errors.New("--max-body is too large: Postgres holds no value of more than 1 GiB")
 	}
+	if f.SpoolDir != "" && f.OverflowWait+f.DatabaseTimeout >= f.RequestTimeout {
+		return errors.New("--overflow-wait and --database-timeout together must be less than --request-timeout: " +
+			"a ticket that Postgres did not take in time must still be spooled in time")
+	}
 	return nil
 }
 
@@ -119,7 +136,7 @@ func (f *serverFlags) smallest(name string, least int64) string {
 	case "treat-max-back-off":
 		return "it must be at least --treat-min-back-off"
 	case "request-timeout", "read-timeout", "write-timeout", "idle-timeout", "key-ttl", "treat-interval", "treat-lease",
-		"treat-min-back-off", "shutdown-delay", "shutdown-timeout":
+		"overflow-wait", "database-timeout", "treat-min-back-off", "shutdown-delay", "shutdown-timeout":
 		return fmt.Sprintf("it must be at least %s", time.Duration(least))
 	}
 	return fmt.Sprintf("it must be at least %d", least)
@@ -146,13 +163,12 @@ const gcPercent = 400
 
 // serve runs the server on a database until ctx ends, then lets go of nothing that was accepted. It calls listening
 // when the webhook's address is known.
-func (f *serverFlags) serve(ctx context.Context, url string, logger *slog.Logger, listening func(webhook net.Addr)) error {
+func (f *serverFlags) serve(ctx context.Context, url string, logger *slog.Logger, listening func(webhook net.Addr)) (err error) {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
 	sources := httpapi.OpenSources()
 	if f.SourcesFile != "" {
-		var err error
 		if sources, err = httpapi.ReadSources(f.SourcesFile); err != nil {
 			return err
 		}
@@ -170,11 +186,21 @@ func (f *serverFlags) serve(ctx context.Context, url string, logger *slog.Logger
 		Interval: f.TreatInterval, Lease: f.TreatLease, MaxAttempts: f.TreatMaxAttempts,
 		MinBackOff: f.TreatMinBackOff, MaxBackOff: f.TreatMaxBackOff, Logger: logger,
 	}, store)
-	in := intake.New(intake.Config{
+	queue, err := f.openSpool(logger, registry)
+	if err != nil {
+		return err
+	}
+	intakeConfig := intake.Config{
 		BatchTickets: f.BatchTickets, BatchBytes: int(f.BatchBytes), BatchesInFlight: f.BatchesInFlight,
 		WaitingTickets: f.WaitingTickets, WaitingBytes: int(f.WaitingBytes), Timeout: f.RequestTimeout,
 		KeyTTL: f.KeyTTL, Lease: f.TreatLease, Logger: logger, Metrics: intake.NewMetrics(registry),
-	}, store, treater)
+		OverflowWait: f.OverflowWait, StoreTimeout: f.DatabaseTimeout,
+	}
+	if queue != nil {
+		intakeConfig.Spool = queue
+		defer func() { err = errors.Join(err, queue.Close()) }()
+	}
+	in := intake.New(intakeConfig, store, treater)
 	in.Register(registry)
 	maintainer := postgres.NewMaintainer(
 		postgres.MaintainConfig{Period: postgres.Period(f.PartitionPeriod), Ahead: f.PartitionsAhead}, store)
@@ -184,7 +210,9 @@ func (f *serverFlags) serve(ctx context.Context, url string, logger *slog.Logger
 		Logger: logger, Registry: registry,
 	}, in, sources)
 	var draining atomic.Bool
-	internal := admin.NewServer(registry, func() []admin.Check { return checks(maintainer, in, draining.Load()) })
+	internal := admin.NewServer(registry, func() (bool, []admin.Check) {
+		return checks(maintainer, in, queue, draining.Load())
+	})
 
 	var listen net.ListenConfig
 	webhookListener, err := listen.Listen(ctx, "tcp", f.HTTPAddr)
@@ -204,6 +232,9 @@ func (f *serverFlags) serve(ctx context.Context, url string, logger *slog.Logger
 	failed := make(chan error, 2)
 	parts.Go(func() { maintainer.Run(background) })
 	parts.Go(func() { treater.Run(background) })
+	if queue != nil {
+		parts.Go(func() { queue.Watch(background) })
+	}
 	parts.Go(func() {
 		if err := webhook.Serve(webhookListener); err != nil {
 			failed <- err
@@ -234,24 +265,55 @@ func (f *serverFlags) serve(ctx context.Context, url string, logger *slog.Logger
 	err = errors.Join(failure, webhook.Shutdown(ending), in.Close(ending))
 	stopBackground() // treatment finishes the ticket it is at
 	err = errors.Join(err, internal.Shutdown(ending))
+	if queue != nil {
+		if left := queue.Stats().Tickets; left > 0 {
+			logger.Warn("tickets stay in the spool; the next server on this folder drains them, or \"myticket spool drain\"",
+				"tickets", left, "folder", f.SpoolDir)
+		}
+	}
 	if err == nil {
 		logger.Info("stopped; every ticket that was accepted has been answered")
 	}
 	return err
 }
 
-// checks is what readiness hangs on: that a ticket can be stored durably right now.
-func checks(maintainer *postgres.Maintainer, in *intake.Intake, draining bool) []admin.Check {
+// openSpool opens the spool, where there is one.
+func (f *serverFlags) openSpool(logger *slog.Logger, registry prometheus.Registerer) (*spool.Spool, error) {
+	if f.SpoolDir == "" {
+		logger.Warn("no --spool-dir: while Postgres is away, tickets are refused with 503, " +
+			"and a sender that does not repeat them loses them")
+		return nil, nil //nolint:nilnil // no spool is no error
+	}
+	queue, err := spool.Open(spool.Config{
+		Dir: f.SpoolDir, MaxTickets: f.SpoolMaxTickets, MaxBytes: int64(f.SpoolMaxBytes), Logger: logger,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open --spool-dir: %w", err)
+	}
+	queue.Register(registry)
+	if have := queue.Stats(); have.Tickets > 0 {
+		logger.Info("the spool holds tickets of an earlier process; they are drained now",
+			"tickets", have.Tickets, "oldest", have.Oldest)
+	}
+	return queue, nil
+}
+
+// checks is what readiness hangs on: that a ticket can be stored durably right now, in the database or in the spool. A
+// database that answers and is not fit for this program keeps a server from being ready in any case: something is wrong
+// with the rollout, and the servers before it should stay.
+func checks(maintainer *postgres.Maintainer, in *intake.Intake, queue *spool.Spool, draining bool) (bool, []admin.Check) {
 	health := maintainer.Health()
 	database := admin.Check{Name: "database", OK: true, Detail: "answers"}
 	schema := admin.Check{Name: "schema", OK: health.Ready, Detail: health.Schema.String()}
 	serving := admin.Check{Name: "serving", OK: !draining, Detail: "accepts tickets"}
+	unknown := false // whether the schema is right
 	switch {
 	case health.Err != nil:
 		database = admin.Check{Name: "database", Detail: "does not answer: " + health.Err.Error()}
 		schema.Detail = "unknown, because the database does not answer"
+		unknown = !health.Misconfigured
 	case !in.Available():
-		database = admin.Check{Name: "database", Detail: "does not take tickets; it is asked several times a second"}
+		database = admin.Check{Name: "database", Detail: "does not take tickets; it is asked again and again"}
 	case health.Schema.Latest == 0:
 		database = admin.Check{Name: "database", Detail: "not asked yet"}
 		schema.Detail = "not asked yet"
@@ -259,5 +321,19 @@ func checks(maintainer *postgres.Maintainer, in *intake.Intake, draining bool) [
 	if draining {
 		serving.Detail = "shutting down"
 	}
-	return []admin.Check{database, schema, serving}
+	list := []admin.Check{database, schema, serving}
+	if queue == nil {
+		return database.OK && schema.OK && serving.OK, list
+	}
+	have := queue.Stats()
+	kept := admin.Check{Name: "spool", OK: have.Failure == nil, Detail: "empty"}
+	switch {
+	case have.Failure != nil:
+		kept.Detail = "takes no tickets: " + have.Failure.Error()
+	case !database.OK:
+		kept.Detail = fmt.Sprintf("takes the tickets while the database is away; it holds %d", have.Tickets)
+	case have.Tickets > 0:
+		kept.Detail = fmt.Sprintf("holds %d tickets, the oldest since %s", have.Tickets, have.Oldest.Format(time.RFC3339))
+	}
+	return serving.OK && (database.OK && schema.OK || kept.OK && (schema.OK || unknown)), append(list, kept)
 }

@@ -11,21 +11,25 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Check is one condition of readiness.
+// Check is one thing that readiness looks at.
 type Check struct {
 	Name   string `json:"name"`
 	OK     bool   `json:"ok"`
 	Detail string `json:"detail"` // for the person who looks: what is wrong and what to do
 }
 
-// NewServer returns the internal server. Checks says what readiness hangs on right now; it must not wait for anything.
-func NewServer(registry *prometheus.Registry, checks func() []Check) *http.Server {
+// NewServer returns the internal server. Checks tells whether the server is ready, and what that hangs on right now; it
+// must not wait for anything.
+func NewServer(registry *prometheus.Registry, checks func() (ready bool, checks []Check)) *http.Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		// The process answers, so it lives. It never asks the database: a restart would not bring that back.
 		writeJSON(w, http.StatusOK, map[string]bool{"alive": true})
 	})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { ready(w, checks()) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		isReady, list := checks()
+		ready(w, isReady, list)
+	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{EnableOpenMetrics: true}))
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
@@ -39,17 +43,15 @@ func NewServer(registry *prometheus.Registry, checks func() []Check) *http.Serve
 	}
 }
 
-func ready(w http.ResponseWriter, checks []Check) {
+func ready(w http.ResponseWriter, isReady bool, checks []Check) {
 	status := http.StatusOK
-	for _, c := range checks {
-		if !c.OK {
-			status = http.StatusServiceUnavailable
-		}
+	if !isReady {
+		status = http.StatusServiceUnavailable
 	}
 	writeJSON(w, status, struct {
 		Ready  bool    `json:"ready"`
 		Checks []Check `json:"checks"`
-	}{status == http.StatusOK, checks})
+	}{isReady, checks})
 }
 
 func writeJSON(w http.ResponseWriter, status int, body any) {

@@ -103,7 +103,11 @@ func (w *Webhook) Ticket(r Request) Response {
 	if err != nil {
 		return w.failed(err)
 	}
-	return Response{Status: http.StatusOK, ContentType: "application/json", Body: appendReceipt(nil, receipt)}
+	status := http.StatusOK
+	if receipt.Status == ticket.Spooled {
+		status = http.StatusAccepted
+	}
+	return Response{Status: status, ContentType: "application/json", Body: appendReceipt(nil, receipt)}
 }
 
 func (w *Webhook) tooLarge() Response {
@@ -120,12 +124,15 @@ func (w *Webhook) failed(err error) Response {
 	case errors.Is(err, intake.ErrOverloaded):
 		return retryLater(http.StatusServiceUnavailable, "overloaded", retryOverloaded,
 			"Too many tickets are waiting to be stored. This one was not stored; send it again.")
+	case errors.Is(err, intake.ErrSpoolFull):
+		return retryLater(http.StatusServiceUnavailable, "spool_full", retryUnavailable,
+			"The database does not take tickets in time, and the spool is full. This one was not stored; send it again.")
 	case errors.Is(err, intake.ErrDraining):
 		return retryLater(http.StatusServiceUnavailable, "draining", retryDraining,
 			"This server is shutting down. The ticket was not stored; send it again.")
 	case errors.Is(err, intake.ErrUnavailable):
 		return retryLater(http.StatusServiceUnavailable, "database_unavailable", retryUnavailable,
-			"The database does not answer, so the ticket is not known to be stored; send it again. "+
+			"Neither the database nor the disk has confirmed the ticket, so it is not known to be stored; send it again. "+
 				"With an Idempotency-Key it is stored once even if it was.")
 	}
 	w.logger.Error("a ticket could not be accepted; its sender is asked to send it again", "error", err)

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"github.com/google/uuid"
 
 	"myticket/internal/ticket"
@@ -64,6 +65,22 @@ type Store interface {
 	Ping(ctx context.Context) error
 }
 
+// Spool is what intake needs of a durable queue on this machine's disk: it takes tickets while the store is away or
+// behind. Any goroutine may call Put and Find; one at a time Peek, Remove and Refuse.
+type Spool interface {
+	// Put stores all entries durably, or none. An entry whose idempotency key is spooled already gets Original or
+	// KeyReused instead. ErrSpoolFull when it holds as much as it may; any other error means that its disk fails.
+	Put(entries []*Entry) error
+	// Find returns the ticket that was spooled for an idempotency key.
+	Find(source, key string) (id uuid.UUID, bodySHA256 [sha256.Size]byte, ok bool)
+	// Peek returns the oldest tickets, unread; they stay until Remove.
+	Peek(tickets int, bytes int64) ([]*Entry, error)
+	// Remove removes the first n that Peek returned last.
+	Remove(n int) error
+	// Refuse keeps a ticket for a person, because the store refuses it in any form.
+	Refuse(e *Entry) error
+}
+
 // Treater treats one ticket that is stored unread and claimed by this process, and updates its Status and Problems.
 type Treater interface {
 	Treat(ctx context.Context, t *ticket.Ticket, attempt int) error
@@ -74,6 +91,7 @@ type Treater interface {
 var (
 	ErrOverloaded  = errors.New("too many tickets are waiting to be stored")
 	ErrUnavailable = errors.New("the database cannot be reached or does not answer")
+	ErrSpoolFull   = errors.New("the spool is full")
 	ErrDraining    = errors.New("the server is shutting down")
 	// ErrKeyReused means that the idempotency key was used before for another body. Sending again does not help.
 	ErrKeyReused = errors.New("the idempotency key was used for another body")
@@ -87,6 +105,10 @@ type Config struct {
 	WaitingTickets  int           // tickets waiting for a transaction at most, beyond that ErrOverloaded. Defaults to 10,000.
 	WaitingBytes    int           // body bytes waiting at most. Defaults to 64 MiB.
 	Timeout         time.Duration // from a delivery to its answer. Defaults to 4 s: common senders give up at 5 s.
+	Spool           Spool         // Defaults to none: what the store does not take is refused.
+	OverflowWait    time.Duration // how long a ticket waits for a transaction before it is spooled. Defaults to 1 s.
+	StoreTimeout    time.Duration // after which a transaction is given up and its tickets spooled. Defaults to 2 s.
+	DrainTickets    int           // tickets of the spool in one transaction at most. Defaults to 1,024.
 	KeyTTL          time.Duration // how long an idempotency key is remembered. Defaults to 7 days.
 	Lease           time.Duration // how long a ticket that was stored unread stays claimed. Defaults to 1 min.
 
@@ -105,36 +127,53 @@ type Intake struct {
 	lanes   sync.WaitGroup
 
 	away     atomic.Bool // the store did not answer; a probe finds out when it is back
-	stopping chan struct{}
+	inFlight atomic.Int64
+	stopping chan struct{} // closed when no more deliveries are accepted
+	flushed  chan struct{} // closed when the lanes have ended
+	spooling sync.WaitGroup
 }
 
 // New starts an Intake, which commits config.BatchesInFlight batches at once.
 func New(config Config, store Store, treater Treater) *Intake {
-	setDefault(&config.BatchTickets, 256)
-	setDefault(&config.BatchBytes, 4<<20)
-	setDefault(&config.BatchesInFlight, 2)
-	setDefault(&config.WaitingTickets, 10_000)
-	setDefault(&config.WaitingBytes, 64<<20)
-	setDefault(&config.Timeout, 4*time.Second)
-	setDefault(&config.KeyTTL, 7*24*time.Hour)
-	setDefault(&config.Lease, time.Minute)
-	if config.Logger == nil {
-		config.Logger = slog.Default()
+	config.setDefaults()
+	in := &Intake{
+		config: config, store: store, treater: treater, queue: newQueue(config),
+		stopping: make(chan struct{}), flushed: make(chan struct{}),
 	}
-	if config.Metrics == nil {
-		config.Metrics = NewMetrics(nil)
-	}
-	if config.NewID == nil {
-		config.NewID = ticket.NewID
-	}
-	if config.Parse == nil {
-		config.Parse = ticket.Parse
-	}
-	in := &Intake{config: config, store: store, treater: treater, queue: newQueue(config), stopping: make(chan struct{})}
 	for range config.BatchesInFlight {
 		in.lanes.Go(in.commitBatches)
 	}
+	if config.Spool != nil {
+		in.spooling.Go(in.spoolOverflow)
+		in.spooling.Go(in.drain)
+	}
 	return in
+}
+
+func (c *Config) setDefaults() {
+	setDefault(&c.BatchTickets, 256)
+	setDefault(&c.BatchBytes, 4<<20)
+	setDefault(&c.BatchesInFlight, 2)
+	setDefault(&c.WaitingTickets, 10_000)
+	setDefault(&c.WaitingBytes, 64<<20)
+	setDefault(&c.Timeout, 4*time.Second)
+	setDefault(&c.OverflowWait, time.Second)
+	setDefault(&c.StoreTimeout, 2*time.Second)
+	setDefault(&c.DrainTickets, 1024)
+	setDefault(&c.KeyTTL, 7*24*time.Hour)
+	setDefault(&c.Lease, time.Minute)
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	if c.Metrics == nil {
+		c.Metrics = NewMetrics(nil)
+	}
+	if c.NewID == nil {
+		c.NewID = ticket.NewID
+	}
+	if c.Parse == nil {
+		c.Parse = ticket.Parse
+	}
 }
 
 func setDefault[T int | time.Duration](field *T, value T) {
@@ -146,9 +185,11 @@ func setDefault[T int | time.Duration](field *T, value T) {
 // Accept stores one delivery and returns when it is committed, or when it is certain that it will not be answered
 // otherwise within Config.Timeout. A sender that goes away cancels nothing, so there is no context to pass.
 func (in *Intake) Accept(d Delivery) (Receipt, error) {
-	if in.away.Load() {
+	if in.away.Load() && in.config.Spool == nil {
 		return Receipt{}, ErrUnavailable
 	}
+	in.inFlight.Add(1)
+	defer in.inFlight.Add(-1)
 	id, receivedAt, err := in.config.NewID()
 	if err != nil {
 		return Receipt{}, fmt.Errorf("make an id: %w", err)
@@ -161,12 +202,22 @@ func (in *Intake) Accept(d Delivery) (Receipt, error) {
 		e.Key = d.IdempotencyKey
 		e.KeyExpiresAt = receivedAt.Add(in.config.KeyTTL)
 		e.BodySHA256 = sha256.Sum256(d.Body)
+		if r, known, err := in.spooled(e); known {
+			return r, err
+		}
 	}
 	b, err := in.queue.add(e)
 	if err != nil {
 		return Receipt{}, err
 	}
-	<-b.done
+	if answerBeforeCommit {
+		return Receipt{ID: e.Ticket.ID, Status: ticket.Treated}, nil
+	}
+	select {
+	case <-b.done:
+	case <-b.expired: // whatever holds it up; the entry is not ours to look at
+		return Receipt{}, ErrUnavailable
+	}
 	switch {
 	case e.err != nil:
 		return Receipt{}, e.err
@@ -199,14 +250,22 @@ func (in *Intake) Waiting() int {
 	return tickets
 }
 
-// Close refuses further deliveries with ErrDraining and returns when all that were accepted are answered, or with an
-// error when ctx ends before that.
+// Close refuses further deliveries with ErrDraining, and returns when all that were accepted are answered and the spool is
+// drained as far as the store takes it; what is left stays on disk. It returns an error when ctx ends before that.
 func (in *Intake) Close(ctx context.Context) error {
 	if in.queue.close() {
 		close(in.stopping)
+		go func() { in.lanes.Wait(); close(in.flushed) }()
 	}
 	done := make(chan struct{})
-	go func() { in.lanes.Wait(); close(done) }()
+	go func() {
+		<-in.flushed
+		in.spooling.Wait()
+		if in.config.Spool != nil {
+			in.drainRest(ctx)
+		}
+		close(done)
+	}()
 	select {
 	case <-done:
 		return nil
@@ -222,21 +281,25 @@ func (in *Intake) commitBatches() {
 		if b == nil {
 			return
 		}
-		in.commit(b)
-		close(b.done)
+		if time.Since(b.since) < in.config.Timeout {
+			in.commit(b)
+		} else {
+			b.fail(ErrUnavailable) // its senders were told so
+		}
+		b.close()
 	}
 }
 
 // commit stores a batch and sets what became of each entry. It ends at the latest when the oldest entry's time is up,
-// so the batches behind it, which are younger, are in time as well.
+// so the batches behind it, which are younger, are in time as well. What the store does not take goes to the spool.
 func (in *Intake) commit(b *batch) {
-	if in.away.Load() {
+	if in.away.Load() && in.config.Spool == nil {
 		b.fail(ErrUnavailable)
 		return
 	}
-	ctx, cancel := context.WithDeadline(context.Background(), b.since.Add(in.config.Timeout))
-	defer cancel()
 	start := time.Now()
+	ctx, cancel := context.WithDeadline(context.Background(), in.giveUpAt(b, start))
+	defer cancel()
 	err := in.store.Save(ctx, b.entries)
 	if errors.Is(err, ticket.ErrRefused) {
 		in.config.Logger.Warn("the database refuses a batch because of what one of its tickets holds; "+
@@ -244,16 +307,34 @@ func (in *Intake) commit(b *batch) {
 		err = in.isolate(ctx, b.entries)
 	}
 	in.config.Metrics.batch(len(b.entries), b.bytes, start.Sub(b.since), time.Since(start), err)
-	if err != nil {
-		b.fail(ErrUnavailable)
-		in.storeAway(err)
+	if err == nil {
+		return
 	}
+	in.storeAway(err)
+	if in.config.Spool == nil {
+		b.fail(ErrUnavailable)
+		return
+	}
+	_ = in.spool(b.entries, overflowFailed) // each entry knows
+}
+
+// giveUpAt is when a transaction that begins now is given up: with a spool, while there is time left to write that.
+func (in *Intake) giveUpAt(b *batch, now time.Time) time.Time {
+	end := b.since.Add(in.config.Timeout)
+	if in.config.Spool == nil {
+		return end
+	}
+	end = b.since.Add(in.config.Timeout * 3 / 4)
+	if early := now.Add(in.config.StoreTimeout); early.Before(end) {
+		return early
+	}
+	return end
 }
 
 // isolate finds the ticket that makes the store refuse its batch, at the cost of nobody else: all are stored unread
 // first, then each is treated by itself.
 func (in *Intake) isolate(ctx context.Context, entries []*Entry) error {
-	if err := in.saveUnread(ctx, entries); err != nil {
+	if err := in.saveUnread(ctx, entries, time.Now().Add(in.config.Lease)); err != nil {
 		return err
 	}
 	for _, e := range entries {
@@ -269,63 +350,75 @@ func (in *Intake) isolate(ctx context.Context, entries []*Entry) error {
 	return nil
 }
 
-// saveUnread stores entries raw, and where the store refuses even that, each in a transaction of its own.
-func (in *Intake) saveUnread(ctx context.Context, entries []*Entry) error {
+// saveUnread stores entries raw, to be treated by others after a time. Where the store refuses even that, each is stored
+// in a transaction of its own, and the culprit's err is set.
+func (in *Intake) saveUnread(ctx context.Context, entries []*Entry, until time.Time) error {
 	for _, e := range entries {
-		e.ClaimedUntil = time.Now().Add(in.config.Lease)
+		e.ClaimedUntil = until
 		e.Ticket.Status, e.Ticket.Problems, e.Ticket.Order = ticket.ToTreat, nil, ticket.Order{}
 	}
 	err := in.store.Save(ctx, entries)
-	if !errors.Is(err, ticket.ErrRefused) || len(entries) == 1 {
+	if !errors.Is(err, ticket.ErrRefused) {
 		return err
 	}
-	for _, e := range entries {
-		err := in.store.Save(ctx, []*Entry{e})
-		if errors.Is(err, ticket.ErrRefused) {
-			in.config.Logger.Error("the database refuses to store a ticket even unread; it is not stored and its sender is told so",
-				"source", e.Ticket.Source, "bytes", len(e.Ticket.Body), "error", err)
-			e.err = fmt.Errorf("%w: %w", ErrUnavailable, err)
-			continue
-		}
-		if err != nil {
+	if len(entries) == 1 {
+		e := entries[0]
+		in.config.Logger.Error("the database refuses to store a ticket even unread; a sender that waits is told that it is not "+
+			"stored, a ticket of the spool is kept there",
+			"ticket", e.Ticket.ID, "source", e.Ticket.Source, "bytes", len(e.Ticket.Body), "error", err)
+		e.err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return nil
+	}
+	for i := range entries {
+		if err := in.saveUnread(ctx, entries[i:i+1], until); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// storeAway refuses deliveries at once from now on, instead of letting each wait for its timeout, until the store
-// answers again.
+// storeAway sends deliveries to the spool at once from now on, or refuses them where there is none, instead of letting
+// each wait for its timeout, until the store answers again.
 func (in *Intake) storeAway(err error) {
 	if !in.away.CompareAndSwap(false, true) {
 		return
 	}
 	in.config.Metrics.away.Set(1)
-	in.config.Logger.Error("the database does not take tickets; senders are asked to send again (503)", "error", err)
+	if in.config.Spool != nil {
+		in.queue.hold(true)
+		in.config.Logger.Error("the database does not take tickets; they are kept in the spool and answered 202", "error", err)
+	} else {
+		in.config.Logger.Error("the database does not take tickets; senders are asked to send again (503)", "error", err)
+	}
 	go in.awaitStore()
 }
 
-// How often an absent store is asked whether it is back, and how long it may take to say so.
-const (
-	probeInterval = 200 * time.Millisecond
-	probeTimeout  = time.Second
-)
+// probeTimeout is how long an absent store may take to say that it is back.
+const probeTimeout = time.Second
+
+// newBackOff waits a moment at first and a second or two in the end, each server another time: a database that comes back
+// must not be greeted by all at once.
+func newBackOff() *backoff.ExponentialBackOff {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.MaxInterval = 100*time.Millisecond, 1500*time.Millisecond
+	return b
+}
 
 func (in *Intake) awaitStore() {
 	since := time.Now()
-	tick := time.NewTicker(probeInterval)
-	defer tick.Stop()
+	wait := newBackOff()
 	for {
 		select {
 		case <-in.stopping:
 			return
-		case <-tick.C:
+		case <-time.After(wait.NextBackOff()):
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
 		err := in.store.Ping(ctx)
 		cancel()
 		if err == nil {
 			in.away.Store(false)
+			in.queue.hold(false)
 			in.config.Metrics.away.Set(0)
 			in.config.Logger.Info("the database takes tickets again", "away", time.Since(since).Round(time.Millisecond).String())
 			return

@@ -19,6 +19,11 @@ type Metrics struct {
 	wait         prometheus.Histogram
 	commit       prometheus.Histogram
 	away         prometheus.Gauge
+	overflow     map[string]prometheus.Counter
+	spool        prometheus.Histogram
+	drained      prometheus.Counter
+	drainFailed  prometheus.Counter
+	refused      prometheus.Counter
 }
 
 // NewMetrics registers the metrics with r; nil registers them nowhere.
@@ -57,14 +62,39 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		}),
 		away: auto.NewGauge(prometheus.GaugeOpts{
 			Name: "myticket_intake_database_away",
-			Help: "1 while deliveries are refused because the database does not answer.",
+			Help: "1 while the database takes no tickets: they are spooled, or refused where there is no spool.",
 		}),
+		overflow: map[string]prometheus.Counter{},
+		spool: auto.NewHistogram(prometheus.HistogramOpts{
+			Name:    "myticket_spool_write_seconds",
+			Help:    "How long writing tickets to the spool took, fsync included.",
+			Buckets: seconds,
+		}),
+		drained: auto.NewCounter(prometheus.CounterOpts{
+			Name: "myticket_spool_drained_total",
+			Help: "Tickets that were brought from the spool into the database.",
+		}),
+		drainFailed: auto.NewCounter(prometheus.CounterOpts{
+			Name: "myticket_spool_drain_failures_total",
+			Help: "Attempts to bring tickets from the spool into the database that failed; they are repeated.",
+		}),
+		refused: auto.NewCounter(prometheus.CounterOpts{
+			Name: "myticket_spool_refused_total",
+			Help: "Tickets of the spool that the database refuses even unread; they are kept in files of their own.",
+		}),
+	}
+	overflow := auto.NewCounterVec(prometheus.CounterOpts{
+		Name: "myticket_spool_overflow_total",
+		Help: "Tickets that went to the spool, by reason: away, failed (or not answered in time), wait, full.",
+	}, []string{"reason"})
+	for _, reason := range []string{overflowAway, overflowFailed, overflowWait, overflowFull} {
+		m.overflow[reason] = overflow.WithLabelValues(reason)
 	}
 	stored := auto.NewCounterVec(prometheus.CounterOpts{
 		Name: "myticket_intake_tickets_total",
 		Help: "Tickets stored, by the status they were answered with.",
 	}, []string{"status"})
-	for _, status := range []ticket.Status{ticket.Treated, ticket.Error, ticket.ToTreat} {
+	for _, status := range []ticket.Status{ticket.Treated, ticket.Error, ticket.ToTreat, ticket.Spooled} {
 		m.tickets[status] = stored.WithLabelValues(string(status))
 	}
 	return m
@@ -81,6 +111,10 @@ func (in *Intake) Register(r prometheus.Registerer) {
 		Name: "myticket_intake_waiting_bytes",
 		Help: "Body bytes that wait for a transaction.",
 	}, func() float64 { _, bytes := in.queue.waiting(); return float64(bytes) })
+	auto.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "myticket_intake_in_flight",
+		Help: "Deliveries that were accepted and are not answered yet.",
+	}, func() float64 { return float64(in.inFlight.Load()) })
 }
 
 func (m *Metrics) stored(status ticket.Status) {

@@ -11,6 +11,14 @@ type batch struct {
 	bytes   int
 	since   time.Time     // when its first entry came
 	done    chan struct{} // closed when each entry knows what became of it
+	expired chan struct{} // closed when its oldest entry's time is up
+	timer   *time.Timer   // that closes expired
+}
+
+// close wakes whoever waits for the batch.
+func (b *batch) close() {
+	b.timer.Stop()
+	close(b.done)
 }
 
 func (b *batch) fail(err error) {
@@ -24,9 +32,13 @@ func (b *batch) fail(err error) {
 type queue struct {
 	maxBatchTickets, maxBatchBytes int
 	maxTickets, maxBytes           int
+	timeout                        time.Duration
+	pressed                        chan struct{} // gets a value when something may be for the spool
 
 	mu      sync.Mutex
-	changed sync.Cond // signalled when a batch can be taken, broadcast when the queue closes
+	changed sync.Cond // signalled when a batch can be taken, broadcast when the queue closes or the store is back
+	held    bool      // the store is away: what waits is for the spool
+	flushed bool      // nobody takes for the store any more
 	batches []*batch
 	tickets int
 	bytes   int
@@ -36,7 +48,8 @@ type queue struct {
 func newQueue(config Config) *queue {
 	q := &queue{
 		maxBatchTickets: config.BatchTickets, maxBatchBytes: config.BatchBytes,
-		maxTickets: config.WaitingTickets, maxBytes: config.WaitingBytes,
+		maxTickets: config.WaitingTickets, maxBytes: config.WaitingBytes, timeout: config.Timeout,
+		pressed: make(chan struct{}, 1),
 	}
 	q.changed.L = &q.mu
 	return q
@@ -58,7 +71,75 @@ func (q *queue) add(e *Entry) (*batch, error) {
 	b.bytes += size
 	q.tickets++
 	q.bytes += size
+	if q.held || q.crowded() {
+		q.press()
+	}
 	return b, nil
+}
+
+// crowded tells that half of what may wait does.
+func (q *queue) crowded() bool { return q.tickets*2 > q.maxTickets || q.bytes*2 > q.maxBytes }
+
+func (q *queue) press() {
+	select {
+	case q.pressed <- struct{}{}:
+	default:
+	}
+}
+
+// hold keeps batches for the spool, or gives them back to the store.
+func (q *queue) hold(held bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.held = held
+	q.changed.Broadcast()
+	q.press()
+}
+
+// flush gives all that still waits to the spool.
+func (q *queue) flush() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.flushed = true
+}
+
+// Why tickets go to the spool: the store is away, a transaction failed or was not answered, they waited too long, or too
+// much waits.
+const (
+	overflowAway   = "away"
+	overflowFailed = "failed"
+	overflowWait   = "wait"
+	overflowFull   = "full"
+)
+
+// What is spooled at once, at most: one fsync for all.
+const (
+	spoolTickets = 4096
+	spoolBytes   = 8 << 20
+)
+
+// overflow takes the oldest batches that are for the spool, with the reason; none when all may wait.
+func (q *queue) overflow(wait time.Duration) (taken []*batch, reason string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	tickets, bytes := 0, 0
+	for len(q.batches) > 0 && tickets < spoolTickets && bytes < spoolBytes {
+		switch {
+		case q.held || q.flushed:
+			reason = overflowAway
+		case time.Since(q.batches[0].since) > wait:
+			reason = overflowWait
+		case q.crowded():
+			reason = overflowFull
+		default:
+			return taken, reason
+		}
+		b := q.take()
+		tickets += len(b.entries)
+		bytes += b.bytes
+		taken = append(taken, b)
+	}
+	return taken, reason
 }
 
 // open returns a batch that has room for size more bytes.
@@ -69,22 +150,28 @@ func (q *queue) open(size int) *batch {
 			return last
 		}
 	}
-	b := &batch{since: time.Now(), done: make(chan struct{})}
+	b := &batch{since: time.Now(), done: make(chan struct{}), expired: make(chan struct{})}
+	b.timer = time.AfterFunc(q.timeout, func() { close(b.expired) })
 	q.batches = append(q.batches, b)
 	q.changed.Signal()
 	return b
 }
 
-// next takes the oldest batch, and waits while there is none. It returns nil when the queue is closed and empty.
+// next takes the oldest batch for the store, and waits while there is none. It returns nil when the queue is closed and
+// has none.
 func (q *queue) next() *batch {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for len(q.batches) == 0 {
+	for len(q.batches) == 0 || q.held {
 		if q.closed {
 			return nil
 		}
 		q.changed.Wait()
 	}
+	return q.take()
+}
+
+func (q *queue) take() *batch {
 	b := q.batches[0]
 	q.batches[0] = nil
 	q.batches = q.batches[1:]
@@ -108,4 +195,14 @@ func (q *queue) waiting() (tickets, bytes int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.tickets, q.bytes
+}
+
+// oldestWait returns how long the oldest batch has waited, and 0 when none waits.
+func (q *queue) oldestWait() time.Duration {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.batches) == 0 {
+		return 0
+	}
+	return time.Since(q.batches[0].since)
 }

@@ -46,6 +46,13 @@ func refused(err error) bool {
 	return false
 }
 
+// unwelcome tells that the server answers and does not let us in: a wrong user or password (class 28), no such database
+// (3D000), or no right to it (42501).
+func unwelcome(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && (strings.HasPrefix(pgErr.Code, "28") || pgErr.Code == "3D000" || pgErr.Code == "42501")
+}
+
 // transient tells that the transaction lost against another one and may win when it is run again:
 //   - a serialization failure (40001), a deadlock (40P01), a lock that was not to be had in time (55P03);
 //   - a unique violation (23505): the ticket is there already, from an attempt whose answer was lost, and

@@ -28,6 +28,9 @@ type Health struct {
 	Schema SchemaStatus
 	Err    error // why the schema could not be read: the database does not answer
 	Ready  bool  // the database answers, and this program can work on its schema
+
+	// Misconfigured means that Err is no outage: the server answers, and lets this program not in.
+	Misconfigured bool
 }
 
 // Maintainer watches the schema, makes partitions ahead of time and settles products, for as long as Run runs.
@@ -82,7 +85,9 @@ func (m *Maintainer) look(ctx context.Context) Health {
 	ctx, cancel := context.WithTimeout(ctx, watchTimeout)
 	defer cancel()
 	schema, err := m.store.Schema(ctx)
-	return Health{Schema: schema, Err: err, Ready: err == nil && schema.Ready()}
+	// Who was let in once is right, and sees an outage.
+	wrong := (m.Health().Schema.Latest == 0 || m.Health().Misconfigured) && unwelcome(err)
+	return Health{Schema: schema, Err: err, Ready: err == nil && schema.Ready(), Misconfigured: wrong}
 }
 
 func (m *Maintainer) report(h Health) {
@@ -91,7 +96,7 @@ func (m *Maintainer) report(h Health) {
 	case h.Ready && !was.Ready:
 		m.store.logger.Info("the database is there and its schema is right", "schema", h.Schema.Version)
 	case h.Err != nil && (was.Err == nil || was.Ready):
-		m.store.logger.Warn("the database does not answer; no ticket can be stored until it does", "error", h.Err)
+		m.store.logger.Warn("the database does not answer; no ticket can be stored in it until it does", "error", h.Err)
 	case h.Err == nil && !h.Ready && h.Schema != was.Schema:
 		m.store.logger.Warn("not ready: " + h.Schema.String())
 	}

@@ -19,6 +19,10 @@ const (
 	Dismissed Status = "DISMISSED" // an ERROR that a person set aside, with a reason
 )
 
+// Spooled is what the sender of a ticket is told that is durable on disk and not in the database yet. It is never in the
+// database, and so none of Statuses.
+const Spooled Status = "SPOOLED"
+
 // Statuses lists every status, in the order of a ticket's life.
 func Statuses() []Status { return []Status{ToTreat, Treated, Error, Dismissed} }
 

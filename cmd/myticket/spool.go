@@ -1,0 +1,155 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/dustin/go-humanize"
+
+	"myticket/internal/intake"
+	"myticket/internal/spool"
+	"myticket/internal/telemetry"
+)
+
+// spoolCmd is `myticket spool`: for the operator of a server that will not come back.
+type spoolCmd struct {
+	Status spoolStatusCmd `cmd:"" help:"Tell what is in a spool folder that no server uses, and whether its files are whole."`
+	Drain  spoolDrainCmd  `cmd:"" help:"Bring the tickets of a spool folder that no server uses into the database."`
+	Export spoolExportCmd `cmd:"" help:"Copy the tickets of a spool folder that no server uses into plain files."`
+}
+
+// spoolFlags say which folder.
+type spoolFlags struct {
+	Dir string `arg:"" type:"existingdir" placeholder:"DIR" help:"The spool folder, or a copy of it."`
+}
+
+// open opens the folder, and writes what is wrong with it to stderr.
+func (f spoolFlags) open(std streams, readOnly bool) (*spool.Spool, *slog.Logger, error) {
+	logger, err := telemetry.NewLogger(std.stderr, "text", "info")
+	if err != nil {
+		return nil, nil, err
+	}
+	queue, err := spool.Open(spool.Config{Dir: f.Dir, ReadOnly: readOnly, Logger: logger})
+	if errors.Is(err, spool.ErrInUse) {
+		err = fmt.Errorf("%w; a running server drains it by itself and tells what it holds on /readyz and /metrics", err)
+	}
+	return queue, logger, err
+}
+
+type spoolStatusCmd struct {
+	spoolFlags
+	outputFlags
+}
+
+// spoolReport is what a program reads.
+type spoolReport struct {
+	Tickets    int        `json:"tickets"`
+	Bytes      int64      `json:"bytes"`
+	Oldest     *time.Time `json:"oldest"`
+	FilesAside int        `json:"files_aside"`
+}
+
+func (c spoolStatusCmd) Run(std streams) error {
+	queue, _, err := c.open(std, true)
+	if err != nil {
+		return err
+	}
+	defer queue.Close()
+	have := queue.Stats()
+	report := spoolReport{Tickets: have.Tickets, Bytes: have.Bytes, FilesAside: have.Aside}
+	if !have.Oldest.IsZero() {
+		report.Oldest = &have.Oldest
+	}
+	if c.Output == "json" {
+		return printJSON(std.stdout, report)
+	}
+	oldest := "-"
+	if report.Oldest != nil {
+		oldest = fmt.Sprintf("%s (%s)", stamp(have.Oldest), humanize.Time(have.Oldest))
+	}
+	return printTable(std.stdout, []string{"TICKETS", "SIZE", "OLDEST", "FILES ASIDE"},
+		[][]string{{fmt.Sprint(have.Tickets), humanize.IBytes(uint64(have.Bytes)), oldest, fmt.Sprint(have.Aside)}})
+}
+
+type spoolDrainCmd struct {
+	databaseFlags
+	spoolFlags
+}
+
+func (c spoolDrainCmd) Run(ctx context.Context, std streams) (err error) {
+	store, err := c.databaseFlags.open(ctx, "spool drain")
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	queue, logger, err := c.spoolFlags.open(std, false)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, queue.Close()) }()
+	drained, err := intake.Drain(ctx, intake.Config{Spool: queue, Logger: logger}, store)
+	have := queue.Stats()
+	fmt.Fprintf(std.stdout, "%d tickets are in the database now, %d are left in the spool\n", drained, have.Tickets)
+	if have.Aside > 0 {
+		fmt.Fprintf(std.stdout, "%d files were set aside in %s: see docs/durability.md\n", have.Aside, c.Dir)
+	}
+	return interrupted(ctx, err)
+}
+
+type spoolExportCmd struct {
+	spoolFlags
+	To string `required:"" type:"path" placeholder:"DIR" help:"Folder to write to: a file of each ticket's bytes, named by its id, and tickets.jsonl with what else is known of it. It is made, or must be empty."`
+}
+
+// exported is a line of tickets.jsonl.
+type exported struct {
+	ID             string    `json:"id"`
+	ReceivedAt     time.Time `json:"received_at"`
+	Source         string    `json:"source"`
+	ContentType    string    `json:"content_type,omitempty"`
+	Traceparent    string    `json:"traceparent,omitempty"`
+	IdempotencyKey string    `json:"idempotency_key,omitempty"`
+	File           string    `json:"file"`
+	Bytes          int       `json:"bytes"`
+}
+
+func (c spoolExportCmd) Run(ctx context.Context, std streams) (err error) {
+	queue, _, err := c.open(std, true)
+	if err != nil {
+		return err
+	}
+	defer queue.Close()
+	if err := os.MkdirAll(c.To, 0o700); err != nil {
+		return err
+	}
+	if files, err := os.ReadDir(c.To); err != nil || len(files) > 0 {
+		return errors.Join(fmt.Errorf("--to: %s is not empty: nothing was written", c.To), err)
+	}
+	list, err := os.OpenFile(filepath.Join(c.To, "tickets.jsonl"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, list.Close()) }()
+	encoder := json.NewEncoder(list)
+	n := 0
+	err = queue.All(func(e *intake.Entry) error {
+		t := &e.Ticket
+		line := exported{
+			ID: t.ID.String(), ReceivedAt: t.ReceivedAt, Source: t.Source, ContentType: t.ContentType,
+			Traceparent: t.Traceparent, IdempotencyKey: e.Key, File: t.ID.String() + ".txt", Bytes: len(t.Body),
+		}
+		if err := os.WriteFile(filepath.Join(c.To, line.File), t.Body, 0o600); err != nil {
+			return err
+		}
+		n++
+		return errors.Join(encoder.Encode(line), ctx.Err())
+	})
+	fmt.Fprintf(std.stdout, "%d tickets were copied to %s; they are still in the spool\n", n, c.To)
+	return err
+}

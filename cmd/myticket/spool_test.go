@@ -1,0 +1,194 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"myticket/internal/devdb/pgtest"
+)
+
+// spooled reads a 202.
+func spooled(t *testing.T, a answer) receipt {
+	t.Helper()
+	require.Equal(t, http.StatusAccepted, a.status, "%s", a)
+	var r receipt
+	require.NoError(t, json.Unmarshal(a.body, &r), "%s", a)
+	require.Equal(t, "SPOOLED", string(r.Status))
+	return r
+}
+
+func TestSpool_PostgresAway_TicketsAreTakenAndDrained(t *testing.T) {
+	t.Parallel()
+	database, databaseURL := pgtest.NewServer(t)
+	dir := t.TempDir()
+	s := serve(t, databaseURL, "--spool-dir", dir)
+	s.awaitReady(t)
+	require.NoError(t, database.Kill())
+
+	first := spooled(t, s.post(t, "/ticket/shop-1", sample(t), "Idempotency-Key", "k", "Content-Type", "text/till"))
+	again := spooled(t, s.post(t, "/ticket/shop-1", sample(t), "Idempotency-Key", "k"))
+	require.Equal(t, first.ID, again.ID)
+	require.True(t, again.Duplicate)
+	requireProblem(t, s.post(t, "/ticket/shop-1", "another", "Idempotency-Key", "k"), http.StatusUnprocessableEntity, "key_reused")
+	unreadable := spooled(t, s.post(t, "/ticket", "\x00\xff"))
+	require.InDelta(t, 2, s.metric(t, "myticket_spool_tickets"), 0)
+	await(t, "it is ready, and says what is wrong", func() bool {
+		r := s.readiness(t)
+		require.True(t, r.Ready, "a ticket can be taken durably")
+		return strings.Contains(r.failing("database"), "does not answer") && r.failing("spool") == ""
+	})
+
+	require.NoError(t, database.Restart(t.Context()))
+	await(t, "the spool is drained", func() bool { return s.metric(t, "myticket_spool_tickets") == 0 })
+	b := &testBundle{server: s, pool: openPool(t, databaseURL)}
+	stored := b.ticket(t, first.ID)
+	require.Equal(t, "TREATED", string(stored.Status))
+	require.Equal(t, "shop-1", stored.Source)
+	require.Equal(t, "text/till", stored.ContentType)
+	requireSameBytes(t, sample(t), stored.Body)
+	require.Equal(t, "\x00\xff", b.ticket(t, unreadable.ID).Body)
+	require.Equal(t, map[string]string{"aZde": "Formule(s) midi 14.90", "IZ8z": "Café 2"}, b.products(t))
+	await(t, "the database takes tickets again", func() bool {
+		a := s.post(t, "/ticket/shop-1", sample(t), "Idempotency-Key", "k")
+		return a.status == http.StatusOK && requireReceipt(t, a).ID == first.ID && requireReceipt(t, a).Duplicate
+	})
+	require.Equal(t, 2, b.count(t, `SELECT count(*) FROM tickets`))
+}
+
+func TestSpool_Full_Is503(t *testing.T) {
+	t.Parallel()
+	database, databaseURL := pgtest.NewServer(t)
+	s := serve(t, databaseURL, "--spool-dir", t.TempDir(), "--spool-max-tickets=2")
+	s.awaitReady(t)
+	require.NoError(t, database.Kill())
+	for i := range 2 {
+		spooled(t, s.post(t, "/ticket", fmt.Sprint("ticket ", i)))
+	}
+	a := s.post(t, "/ticket", "one too many")
+	requireProblem(t, a, http.StatusServiceUnavailable, "spool_full")
+	requireRetryAfter(t, a)
+	await(t, "it is not ready", func() bool { return !s.readiness(t).Ready })
+	require.Contains(t, s.readiness(t).failing("spool"), "full")
+	require.NoError(t, database.Restart(t.Context()))
+	s.awaitReady(t)
+}
+
+func TestSpool_AServerThatNeverSawItsDatabase_IsReadyAndSpools(t *testing.T) {
+	t.Parallel()
+	database, databaseURL := pgtest.NewServer(t)
+	require.NoError(t, database.Kill())
+	s := serve(t, databaseURL, "--spool-dir", t.TempDir())
+	s.awaitReady(t)
+	r := spooled(t, s.post(t, "/ticket", sample(t)))
+	require.NoError(t, database.Restart(t.Context()))
+	await(t, "the spool is drained", func() bool { return s.metric(t, "myticket_spool_tickets") == 0 })
+	require.Equal(t, sample(t), storedBodies(t, databaseURL)[r.ID])
+}
+
+func TestSpool_ADatabaseThatIsNotFit_KeepsAServerFromBeingReady(t *testing.T) {
+	t.Parallel()
+	for name, databaseURL := range map[string]string{
+		"no schema":        pgtest.Empty(t),
+		"no such database": pgtest.New(t) + "x",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := databaseURL
+			if name == "no such database" {
+				url = strings.Replace(strings.TrimSuffix(databaseURL, "x"), "?", "x?", 1)
+			}
+			s := serve(t, url, "--spool-dir", t.TempDir())
+			await(t, "it has looked", func() bool {
+				return !strings.Contains(s.readiness(t).failing("schema"), "not asked yet")
+			})
+			require.False(t, s.readiness(t).Ready, "%v", s.readiness(t))
+			spooled(t, s.post(t, "/ticket", sample(t))) // but no ticket is turned away
+		})
+	}
+}
+
+func TestSpoolCommands_GetTheTicketsOut(t *testing.T) {
+	t.Parallel()
+	database, databaseURL := pgtest.NewServer(t)
+	dir := t.TempDir()
+	s := serve(t, databaseURL, "--spool-dir", dir)
+	s.awaitReady(t)
+	require.NoError(t, database.Kill())
+	first := spooled(t, s.post(t, "/ticket/shop-1", sample(t), "Idempotency-Key", "k"))
+	spooled(t, s.post(t, "/ticket", "not readable"))
+
+	out, code := command(t, "spool", "status", dir)
+	require.Equal(t, 1, code)
+	require.Contains(t, out, "another process is working on this spool folder")
+	require.Zero(t, s.stop())
+
+	out, code = command(t, "spool", "status", dir)
+	require.Zero(t, code, out)
+	require.Regexp(t, `(?m)^2 +[0-9]+ B +20..-`, out)
+	out, code = command(t, "spool", "status", "--output=json", dir)
+	require.Zero(t, code, out)
+	var report spoolReport
+	require.NoError(t, json.Unmarshal([]byte(out), &report), out)
+	require.Equal(t, 2, report.Tickets)
+
+	to := filepath.Join(t.TempDir(), "export")
+	out, code = command(t, "spool", "export", "--to", to, dir)
+	require.Zero(t, code, out)
+	body, err := os.ReadFile(filepath.Join(to, first.ID.String()+".txt"))
+	require.NoError(t, err)
+	require.Equal(t, sample(t), string(body))
+	list, err := os.ReadFile(filepath.Join(to, "tickets.jsonl"))
+	require.NoError(t, err)
+	line, _, _ := strings.Cut(string(list), "\n")
+	var got exported
+	require.NoError(t, json.Unmarshal([]byte(line), &got))
+	require.Equal(t, exported{
+		ID: first.ID.String(), ReceivedAt: got.ReceivedAt, Source: "shop-1", ContentType: "", IdempotencyKey: "k",
+		File: first.ID.String() + ".txt", Bytes: len(sample(t)),
+	}, got)
+	out, code = command(t, "spool", "export", "--to", to, dir)
+	require.Equal(t, 1, code)
+	require.Contains(t, out, "not empty")
+
+	out, code = command(t, "spool", "drain", "--database-url", databaseURL, dir)
+	require.Equal(t, 1, code, "the database is away")
+	require.Contains(t, out, "0 tickets are in the database now, 2 are left in the spool")
+	require.NoError(t, database.Restart(t.Context()))
+	for range 2 {
+		out, code = command(t, "spool", "drain", "--database-url", databaseURL, dir)
+		require.Zero(t, code, out)
+	}
+	require.Contains(t, out, "0 tickets are in the database now, 0 are left")
+	bodies := storedBodies(t, databaseURL)
+	require.Len(t, bodies, 2)
+	require.Equal(t, sample(t), bodies[first.ID])
+}
+
+// command runs a command of the program, and returns all that it writes.
+func command(t *testing.T, args ...string) (string, int) {
+	t.Helper()
+	out := &logText{}
+	code := run(t.Context(), args, nil, streams{stdout: out, stderr: out})
+	if out.String() == "" {
+		assert.NotZero(t, code)
+	}
+	if i := strings.Index(out.String(), "{"); i > 0 && args[1] == "status" {
+		return out.String()[i:], code
+	}
+	return out.String(), code
+}
+
+func TestSpoolFlags_ThatCannotHold_AreRefused(t *testing.T) {
+	t.Parallel()
+	out, code := command(t, "serve", "--database-url=postgres://localhost/x", "--spool-dir", t.TempDir(), "--overflow-wait=3s")
+	require.Equal(t, 2, code)
+	require.Contains(t, out, "--overflow-wait and --database-timeout together")
+}

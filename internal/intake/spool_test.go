@@ -1,0 +1,274 @@
+package intake_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"myticket/internal/intake"
+	"myticket/internal/spool"
+	"myticket/internal/ticket"
+)
+
+func openSpool(t *testing.T, config spool.Config) *spool.Spool {
+	t.Helper()
+	if config.Dir == "" {
+		config.Dir = t.TempDir()
+	}
+	config.Logger = slog.New(slog.DiscardHandler)
+	s, err := spool.Open(config)
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, s.Close()) })
+	return s
+}
+
+// memory is a store that keeps what it is given, unless a test says otherwise.
+type memory struct {
+	away    atomic.Bool
+	hold    atomic.Pointer[chan struct{}] // saves wait for it
+	refuses func(*intake.Entry) bool
+
+	mu     sync.Mutex
+	stored []intake.Entry
+}
+
+func (m *memory) Save(ctx context.Context, entries []*intake.Entry) error {
+	if hold := m.hold.Load(); hold != nil {
+		select {
+		case <-*hold:
+		case <-ctx.Done():
+			return fmt.Errorf("no answer: %w", ticket.ErrUnavailable)
+		}
+	}
+	if m.away.Load() {
+		return fmt.Errorf("away: %w", ticket.ErrUnavailable)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, e := range entries {
+		if m.refuses != nil && m.refuses(e) {
+			return fmt.Errorf("refused: %w", ticket.ErrRefused)
+		}
+	}
+	for _, e := range entries {
+		m.stored = append(m.stored, *e)
+	}
+	return nil
+}
+
+func (m *memory) Ping(context.Context) error {
+	if m.away.Load() {
+		return errors.New("away")
+	}
+	return nil
+}
+
+func (m *memory) bodies() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var all []string
+	for _, e := range m.stored {
+		all = append(all, string(e.Ticket.Body))
+	}
+	return all
+}
+
+func TestIntake_StoreAway_TicketsAreSpooled_AndDrainedInOrder(t *testing.T) {
+	t.Parallel()
+	queue, store := openSpool(t, spool.Config{}), &memory{}
+	in := start(t, intake.Config{Spool: queue}, store, nil)
+	store.away.Store(true)
+	var want []string
+	for i := range 50 {
+		body := fmt.Sprintf("ticket %d", i)
+		r, err := in.Accept(delivery(body))
+		require.NoError(t, err)
+		require.Equal(t, ticket.Spooled, r.Status)
+		require.Empty(t, r.Problems)
+		want = append(want, body)
+	}
+	require.False(t, in.Available())
+	require.Equal(t, 50, queue.Stats().Tickets)
+	require.Empty(t, store.bodies())
+	store.away.Store(false)
+	require.Eventually(t, func() bool { return queue.Stats().Tickets == 0 }, 10*time.Second, time.Millisecond)
+	require.Equal(t, want, store.bodies())
+	require.Equal(t, ticket.Error, store.stored[0].Ticket.Status, "they are read when they are drained")
+	r, err := in.Accept(delivery(sample))
+	require.NoError(t, err)
+	require.Equal(t, ticket.Treated, r.Status)
+}
+
+func TestIntake_SameKeyWhileSpooled_IsADuplicate(t *testing.T) {
+	t.Parallel()
+	queue, store := openSpool(t, spool.Config{}), &memory{}
+	store.away.Store(true)
+	in := start(t, intake.Config{Spool: queue}, store, nil)
+	keyed := delivery(sample)
+	keyed.IdempotencyKey = "k"
+	first, err := in.Accept(keyed)
+	require.NoError(t, err)
+	again, err := in.Accept(keyed)
+	require.NoError(t, err)
+	require.Equal(t, intake.Receipt{ID: first.ID, Status: ticket.Spooled, Duplicate: true}, again)
+	keyed.Body = []byte("another")
+	_, err = in.Accept(keyed)
+	require.ErrorIs(t, err, intake.ErrKeyReused)
+	require.Equal(t, 1, queue.Stats().Tickets)
+}
+
+func TestIntake_StoreBehind_OverflowsAfterTheWait_AndBeforeTheTimeout(t *testing.T) {
+	t.Parallel()
+	for name, config := range map[string]intake.Config{
+		"waits too long":    {OverflowWait: 50 * time.Millisecond, StoreTimeout: time.Minute, Timeout: time.Minute},
+		"too many wait":     {OverflowWait: time.Minute, StoreTimeout: time.Minute, Timeout: time.Minute, WaitingTickets: 20},
+		"does not answer":   {OverflowWait: time.Minute, StoreTimeout: 50 * time.Millisecond, Timeout: time.Minute},
+		"must be answered":  {OverflowWait: time.Minute, StoreTimeout: time.Minute, Timeout: 200 * time.Millisecond},
+		"too many bytes do": {OverflowWait: time.Minute, StoreTimeout: time.Minute, Timeout: time.Minute, WaitingBytes: 20 * len(sample)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			queue, store := openSpool(t, spool.Config{}), &memory{}
+			held := make(chan struct{})
+			store.hold.Store(&held)
+			config.Spool, config.BatchesInFlight, config.BatchTickets = queue, 1, 1
+			in := start(t, config, store, nil)
+			var group sync.WaitGroup
+			var spooled, treated atomic.Int32
+			for range 16 {
+				group.Go(func() {
+					r, err := in.Accept(delivery(sample))
+					switch {
+					case err != nil:
+						t.Error(err)
+					case r.Status == ticket.Spooled:
+						spooled.Add(1)
+					default:
+						treated.Add(1)
+					}
+				})
+			}
+			require.Eventually(t, func() bool { return spooled.Load() >= 5 }, 10*time.Second, time.Millisecond)
+			close(held)
+			group.Wait()
+			assert.Equal(t, int32(16), spooled.Load()+treated.Load())
+		})
+	}
+}
+
+// TestIntake_SpoolFails_WhatTheStoreTakesIsStored: a burst finds the spool's disk full, and the store slow but well.
+func TestIntake_SpoolFull_TheStoreIsStillAsked(t *testing.T) {
+	t.Parallel()
+	queue, store := openSpool(t, spool.Config{MaxTickets: 1}), &memory{}
+	require.NoError(t, queue.Put([]*intake.Entry{{Ticket: newTicket(t, "fills it")}}))
+	held := make(chan struct{})
+	store.hold.Store(&held)
+	in := start(t, intake.Config{
+		Spool: queue, BatchesInFlight: 1, OverflowWait: 10 * time.Millisecond, StoreTimeout: time.Minute, Timeout: time.Minute,
+	}, store, nil)
+	var group sync.WaitGroup
+	for range 10 {
+		group.Go(func() {
+			r, err := in.Accept(delivery(sample))
+			assert.True(t, err == nil && r.Status == ticket.Treated, "%v %v", r, err)
+		})
+	}
+	time.Sleep(100 * time.Millisecond) // ten times what they wait before they overflow
+	close(held)
+	group.Wait()
+	store.away.Store(true)
+	require.NoError(t, queue.Put([]*intake.Entry{{Ticket: newTicket(t, "fills it again")}}))
+	_, err := in.Accept(delivery(sample))
+	require.ErrorIs(t, err, intake.ErrSpoolFull)
+}
+
+func newTicket(t *testing.T, body string) ticket.Ticket {
+	t.Helper()
+	id, at, err := ticket.NewID()
+	require.NoError(t, err)
+	return ticket.Ticket{ID: id, ReceivedAt: at, Source: ticket.DefaultSource, Body: []byte(body)}
+}
+
+// hangingSpool is a disk that does not come back.
+type hangingSpool struct {
+	*spool.Spool
+	release chan struct{}
+}
+
+func (s hangingSpool) Put([]*intake.Entry) error {
+	<-s.release
+	return errors.New("too late")
+}
+
+func TestIntake_DiskThatHangs_NobodyWaitsBeyondTheTimeout(t *testing.T) {
+	t.Parallel()
+	queue, store := hangingSpool{openSpool(t, spool.Config{}), make(chan struct{})}, &memory{}
+	store.away.Store(true)
+	const timeout = 200 * time.Millisecond
+	in := start(t, intake.Config{Spool: queue, Timeout: timeout}, store, nil)
+	var group sync.WaitGroup
+	for range 20 {
+		group.Go(func() {
+			begin := time.Now()
+			_, err := in.Accept(delivery(sample))
+			assert.ErrorIs(t, err, intake.ErrUnavailable) //nolint:testifylint // not the test's goroutine
+			assert.Less(t, time.Since(begin), timeout+2*time.Second)
+		})
+	}
+	group.Wait()
+	close(queue.release)
+}
+
+func TestIntake_Drain_LosesNothingThatTheStoreRefuses(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	queue := openSpool(t, spool.Config{Dir: dir})
+	bodies := []string{"well", "poison", "unreadable even raw", "well, too"}
+	for _, body := range bodies {
+		require.NoError(t, queue.Put([]*intake.Entry{{Ticket: newTicket(t, body)}}))
+	}
+	store := &memory{refuses: func(e *intake.Entry) bool {
+		return string(e.Ticket.Body) == "poison" && e.ClaimedUntil.IsZero() || string(e.Ticket.Body) == "unreadable even raw"
+	}}
+	config := intake.Config{Spool: queue, Logger: slog.New(slog.DiscardHandler)}
+	n, err := intake.Drain(t.Context(), config, store)
+	require.NoError(t, err)
+	require.Equal(t, 4, n)
+	require.Equal(t, []string{"well", "poison", "well, too"}, store.bodies())
+	require.Equal(t, ticket.ToTreat, store.stored[1].Ticket.Status)
+	require.Equal(t, 1, queue.Stats().Aside)
+
+	require.NoError(t, queue.Close())
+	config.Spool = openSpool(t, spool.Config{Dir: dir})
+	store.refuses = nil // an operator has mended the database
+	n, err = intake.Drain(t.Context(), config, store)
+	require.NoError(t, err)
+	require.Equal(t, 1, n)
+	require.Equal(t, "unreadable even raw", store.bodies()[3])
+}
+
+func TestIntake_Close_SpoolsWhatTheStoreDoesNotTake_AndDrainsWhatItDoes(t *testing.T) {
+	t.Parallel()
+	queue, store := openSpool(t, spool.Config{}), &memory{}
+	in := start(t, intake.Config{Spool: queue}, store, nil)
+	store.away.Store(true)
+	r, err := in.Accept(delivery(sample))
+	require.NoError(t, err)
+	require.Equal(t, ticket.Spooled, r.Status)
+	require.NoError(t, in.Close(t.Context()))
+	require.Equal(t, 1, queue.Stats().Tickets)
+
+	store.away.Store(false)
+	in = start(t, intake.Config{Spool: queue}, store, nil)
+	require.NoError(t, in.Close(t.Context()))
+	require.Zero(t, queue.Stats().Tickets, "at the latest before a stop")
+	require.Len(t, store.bodies(), 1)
+}

@@ -1,0 +1,688 @@
+// Package spool is a durable queue of tickets in a folder, for when Postgres is away or behind: what Put returned is on
+// disk. It is kept in bbolt files of some MiB each (segments), which are removed one by one as they are drained.
+package spool
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gofrs/flock"
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"myticket/internal/intake"
+	"myticket/internal/ticket"
+)
+
+// ErrInUse means that another process works on the folder.
+var ErrInUse = errors.New("another process is working on this spool folder")
+
+// Config says where a spool is and how large it may grow. The zero value of a field means its default.
+type Config struct {
+	Dir          string // Required. It is made if it is not there.
+	MaxTickets   int    // Defaults to 1,000,000.
+	MaxBytes     int64  // of tickets and what belongs to them; the files are up to a tenth larger. Defaults to 1 GiB.
+	SegmentBytes int64  // of one file. Defaults to 16 MiB.
+
+	// ReadOnly is for looking into a folder: nothing is changed in it, Put and Remove fail.
+	ReadOnly bool
+
+	Logger *slog.Logger // Defaults to slog.Default.
+}
+
+// retryDisk is how long nothing is tried on a disk that failed: a full disk must not cost more than a refusal.
+const retryDisk = 500 * time.Millisecond
+
+// idle is how long a drained file is kept open for more tickets.
+const idle = time.Second
+
+// Spool is the queue. Any goroutine may call Put, Find and Stats; one at a time Peek and Remove.
+type Spool struct {
+	config Config
+	lock   *flock.Flock
+
+	write  sync.Mutex // held while a file is written, made or closed
+	active *file      // the last of segments, or nil; guarded by write
+	number uint64     // of the newest file; guarded by write
+
+	mu       sync.Mutex // guards the rest, and the counts of segments
+	segments []*file    // oldest first
+	keys     map[deliveryKey]delivery
+	oldest   time.Time
+	lastPut  time.Time
+	failure  error     // why the disk does not take tickets
+	retryAt  time.Time // when it is tried again
+	aside    int       // files that a person should look at
+	refused  *file     // guarded by write
+	peeked   []peeked
+}
+
+type deliveryKey struct{ source, key string }
+
+type delivery struct {
+	id        uuid.UUID
+	body      [sha256.Size]byte
+	expiresAt time.Time
+}
+
+type peeked struct {
+	segment  *file
+	sequence uint64
+	entry    *intake.Entry
+}
+
+// Stats is what a spool holds.
+type Stats struct {
+	Tickets int       // not drained yet
+	Bytes   int64     // what its files hold, drained or not
+	Oldest  time.Time // when the oldest ticket was received; zero when there is none
+	Aside   int       // files that were set aside: damaged ones, and tickets that the database refuses
+	Failure error     // why it takes no tickets now; nil when it does
+}
+
+// Open opens a folder, and verifies every ticket in it. Damaged files are no error: what is readable in them is drained,
+// and they are kept for a person. Neither is a disk that cannot be written (Stats tells): the process can still serve.
+// ErrInUse when another process has it open.
+func Open(config Config) (*Spool, error) {
+	if config.MaxTickets == 0 {
+		config.MaxTickets = 1_000_000
+	}
+	if config.MaxBytes == 0 {
+		config.MaxBytes = 1 << 30
+	}
+	if config.SegmentBytes == 0 {
+		config.SegmentBytes = 16 << 20
+	}
+	if config.Logger == nil {
+		config.Logger = slog.Default()
+	}
+	s := &Spool{config: config, keys: map[deliveryKey]delivery{}}
+	if !config.ReadOnly {
+		if err := os.MkdirAll(config.Dir, 0o700); err != nil {
+			return nil, fmt.Errorf("make the spool folder: %w", err)
+		}
+	}
+	if err := s.acquire(); err != nil {
+		return nil, err
+	}
+	if err := s.load(); err != nil {
+		return nil, errors.Join(fmt.Errorf("read the spool folder %s: %w", config.Dir, err), s.Close())
+	}
+	if !config.ReadOnly {
+		s.write.Lock()
+		_ = s.fail(s.ensureActive()) // kept in mind
+		s.write.Unlock()
+	}
+	return s, nil
+}
+
+// acquire takes the folder's lock, which the kernel releases when the process ends, however it ends (flock(2)).
+func (s *Spool) acquire() error {
+	path := filepath.Join(s.config.Dir, "lock")
+	take := (*flock.Flock).TryLock
+	s.lock = flock.New(path, flock.SetPermissions(0o600))
+	if s.config.ReadOnly {
+		if _, err := os.Stat(path); err != nil {
+			_, err = os.Stat(s.config.Dir)
+			return err // a copied folder may have no lock
+		}
+		s.lock, take = flock.New(path, flock.SetFlag(os.O_RDONLY)), (*flock.Flock).TryRLock
+	}
+	ok, err := take(s.lock)
+	switch {
+	case err != nil && !s.config.ReadOnly && isReadOnlyDisk(err): // nobody else can write there either
+		return nil
+	case err != nil:
+		return fmt.Errorf("lock the spool folder: %w", err)
+	case !ok:
+		return fmt.Errorf("%w: %s", ErrInUse, s.config.Dir)
+	}
+	return nil
+}
+
+// load reads what processes before this one left.
+func (s *Spool) load() error {
+	files, err := os.ReadDir(s.config.Dir)
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		path := filepath.Join(s.config.Dir, file.Name())
+		switch filepath.Ext(path) {
+		case suffixNew:
+			if !s.config.ReadOnly {
+				_ = os.Remove(path) // it never held a ticket
+			}
+		case suffixRecovered:
+			s.aside++
+		case suffixSegment, suffixDamaged, suffixRefused:
+			segment, err := parseName(path)
+			if err != nil {
+				s.config.Logger.Warn("a file in the spool folder is left alone", "error", err)
+				continue
+			}
+			s.segments = append(s.segments, segment)
+			s.number = max(s.number, segment.number)
+		}
+	}
+	sortSegments(s.segments)
+	for _, segment := range slices.Clone(s.segments) {
+		if err := s.loadSegment(segment); err != nil {
+			return err
+		}
+	}
+	s.refreshOldest()
+	return nil
+}
+
+// loadSegment verifies a file, and counts what is in it.
+func (s *Spool) loadSegment(segment *file) error {
+	count := func(r *record, size int64) bool {
+		segment.records = r.Sequence
+		segment.left++
+		segment.bytes += size
+		s.remember(r.entry())
+		return true
+	}
+	err := errDamaged
+	if !strings.HasSuffix(segment.path, suffixDamaged) {
+		err = segment.each(1, count)
+		segment.close()
+	}
+	early := false
+	if err == nil {
+		if early, err = segment.endsEarly(); err != nil {
+			return err
+		}
+	}
+	switch {
+	case err != nil || early:
+		if err := s.setAside(segment, err); err != nil {
+			return err
+		}
+		if segment.left == 0 && !s.config.ReadOnly {
+			return ignoreReadOnlyDisk(s.forget(segment))
+		}
+		return segment.eachSalvaged(1, func(r *record, _ int64) bool { s.remember(r.entry()); return true })
+	case s.config.ReadOnly:
+		return nil
+	case segment.left == 0:
+		return ignoreReadOnlyDisk(s.forget(segment))
+	}
+	return ignoreReadOnlyDisk(segment.rename(suffixSegment)) // what the database refused is tried again
+}
+
+// setAside finds what is readable in a file whose structure is not right, and says so when something may be missing.
+func (s *Spool) setAside(segment *file, cause error) error {
+	missing, err := segment.salvage()
+	if err != nil {
+		return fmt.Errorf("read the damaged file %s: %w", segment.path, err)
+	}
+	if cause == nil && missing == 0 {
+		return nil // every record is there
+	}
+	segment.damaged = true
+	if !s.config.ReadOnly {
+		if err := ignoreReadOnlyDisk(segment.rename(suffixDamaged)); err != nil {
+			return err
+		}
+	}
+	s.aside++
+	s.config.Logger.Error("a file of the spool is damaged: what is readable is drained, and the file is kept; "+
+		"tickets that are missing were acknowledged, and are lost unless a copy of the disk has them (docs/durability.md)",
+		"file", segment.path, "readable", segment.left, "missing_at_least", missing, "error", cause)
+	return nil
+}
+
+// Put stores entries durably, all or none. An entry whose idempotency key the spool holds already is not stored again:
+// its Original or KeyReused is set instead. intake.ErrSpoolFull, or ticket.ErrUnavailable when the disk does not take them.
+func (s *Spool) Put(entries []*intake.Entry) error {
+	s.write.Lock()
+	defer s.write.Unlock()
+	if s.config.ReadOnly {
+		return fmt.Errorf("%w: the spool was opened read-only", ticket.ErrUnavailable)
+	}
+	s.mu.Lock()
+	fresh := s.withoutDuplicates(entries)
+	failure, wait := s.failure, time.Until(s.retryAt)
+	s.mu.Unlock()
+	if len(fresh) == 0 {
+		return nil
+	}
+	if failure != nil && wait > 0 {
+		return fmt.Errorf("%w: the spool's disk failed a moment ago: %w", ticket.ErrUnavailable, failure)
+	}
+	if err := s.fail(s.ensureActive()); err != nil {
+		return err
+	}
+	values := make([][]byte, len(fresh))
+	var bytes int64
+	for i, e := range fresh {
+		value, err := s.active.nonce.encode(s.active.records+uint64(i)+1, e)
+		if err != nil {
+			return err
+		}
+		values[i] = value
+		bytes += cost(value)
+	}
+	if err := s.room(len(fresh), bytes); err != nil {
+		return err
+	}
+	if err := s.active.append(values); err != nil {
+		s.abandon()
+		return s.fail(err)
+	}
+	s.mu.Lock()
+	for _, e := range fresh {
+		s.remember(e)
+	}
+	s.lastPut = time.Now()
+	s.active.records += uint64(len(fresh))
+	s.active.left += len(fresh)
+	s.active.bytes += bytes
+	full := s.active.bytes >= s.config.SegmentBytes
+	if s.oldest.IsZero() {
+		s.oldest = fresh[0].Ticket.ReceivedAt
+	}
+	s.failure = nil
+	s.mu.Unlock()
+	if full {
+		s.active = nil // it stays open for whoever reads it next
+	}
+	return nil
+}
+
+// withoutDuplicates returns the entries that are to be stored, and says of the others what they are. It holds mu.
+func (s *Spool) withoutDuplicates(entries []*intake.Entry) []*intake.Entry {
+	fresh := make([]*intake.Entry, 0, len(entries))
+	own := map[deliveryKey]*intake.Entry{}
+	for _, e := range entries {
+		e.Original, e.KeyReused = nil, false
+		if e.Key == "" {
+			fresh = append(fresh, e)
+			continue
+		}
+		key := deliveryKey{e.Ticket.Source, e.Key}
+		known, ok := s.find(key)
+		if first := own[key]; first != nil {
+			known, ok = delivery{id: first.Ticket.ID, body: first.BodySHA256}, true
+		}
+		switch {
+		case !ok || known.id == e.Ticket.ID:
+			own[key] = e
+			fresh = append(fresh, e)
+		case known.body != e.BodySHA256:
+			e.KeyReused = true
+		default:
+			e.Original = &intake.Receipt{ID: known.id, Status: ticket.Spooled, Duplicate: true}
+		}
+	}
+	return fresh
+}
+
+// room tells whether so much more may be stored.
+func (s *Spool) room(tickets int, bytes int64) error {
+	have := s.Stats()
+	if have.Tickets+tickets > s.config.MaxTickets || have.Bytes+bytes > s.config.MaxBytes {
+		return fmt.Errorf("%w: it holds %d tickets (at most %d) in %d bytes (at most %d)",
+			intake.ErrSpoolFull, have.Tickets, s.config.MaxTickets, have.Bytes, s.config.MaxBytes)
+	}
+	return nil
+}
+
+// ensureActive makes a file to write to, if there is none. It holds write.
+func (s *Spool) ensureActive() error {
+	if s.active != nil {
+		return nil
+	}
+	segment, err := createSegment(s.config.Dir, s.number+1, suffixSegment)
+	if err != nil {
+		return err
+	}
+	s.number++
+	s.active = segment
+	s.mu.Lock()
+	s.segments = append(s.segments, segment)
+	s.mu.Unlock()
+	return nil
+}
+
+// abandon gives up a file after a failed write. A disk that failed once may have dropped what was written
+// (https://lwn.net/Articles/752063/), so nothing is written to that file again; what was acknowledged before is in it.
+func (s *Spool) abandon() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	gone := s.active
+	s.active = nil
+	gone.close()
+	gone.left = 0 // counted anew: the write that failed may be there all the same
+	err := gone.each(gone.drained+1, func(r *record, _ int64) bool {
+		gone.records = r.Sequence
+		gone.left++
+		return true
+	})
+	switch {
+	case err != nil:
+		if err := s.setAside(gone, err); err != nil {
+			s.config.Logger.Error("a file of the spool cannot be read", "file", gone.path, "error", err)
+		}
+	case gone.left == 0:
+		if err := s.forget(gone); err != nil {
+			s.config.Logger.Warn("an empty file of the spool stays", "error", err)
+		}
+	}
+}
+
+// fail keeps in mind what the disk said, and wraps it.
+func (s *Spool) fail(err error) error {
+	if err == nil {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failure == nil {
+		s.config.Logger.Error("the spool's disk takes no tickets; while Postgres is away, senders are asked to send again (503)",
+			"folder", s.config.Dir, "error", err)
+	}
+	s.failure, s.retryAt = err, time.Now().Add(retryDisk)
+	return fmt.Errorf("%w: write the spool: %w", ticket.ErrUnavailable, err)
+}
+
+// Check finds out whether a disk that failed takes tickets again. It is to be called now and then.
+func (s *Spool) Check() {
+	s.mu.Lock()
+	due := s.failure != nil && !time.Now().Before(s.retryAt)
+	s.mu.Unlock()
+	if !due || s.config.ReadOnly {
+		return
+	}
+	s.write.Lock()
+	defer s.write.Unlock()
+	if s.fail(s.ensureActive()) != nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failure = nil
+	s.config.Logger.Info("the spool's disk can be written again", "folder", s.config.Dir)
+}
+
+// Find returns the ticket that was spooled for an idempotency key and is not drained yet.
+func (s *Spool) Find(source, key string) (id uuid.UUID, body [sha256.Size]byte, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d, ok := s.find(deliveryKey{source, key})
+	return d.id, d.body, ok
+}
+
+func (s *Spool) find(key deliveryKey) (delivery, bool) {
+	d, ok := s.keys[key]
+	return d, ok && time.Now().Before(d.expiresAt)
+}
+
+func (s *Spool) remember(e *intake.Entry) {
+	if e.Key != "" {
+		s.keys[deliveryKey{e.Ticket.Source, e.Key}] = delivery{e.Ticket.ID, e.BodySHA256, e.KeyExpiresAt}
+	}
+}
+
+// Peek returns the oldest tickets, in the order in which they were put: at most so many, of at most so many bytes, but at
+// least one if there is any. They stay until Remove. What they say is not read.
+func (s *Spool) Peek(tickets int, bytes int64) ([]*intake.Entry, error) {
+	s.dropIdle()
+	s.peeked = nil
+	for {
+		head := s.head()
+		if head == nil {
+			return nil, nil
+		}
+		entries, sequences, err := head.read(tickets, bytes)
+		if err != nil {
+			if err := s.damage(head, err); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		for i, e := range entries {
+			s.peeked = append(s.peeked, peeked{head, sequences[i], e})
+		}
+		return entries, nil
+	}
+}
+
+// head returns the oldest file that holds tickets.
+func (s *Spool) head() *file {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, segment := range s.segments {
+		if segment.left > 0 {
+			return segment
+		}
+	}
+	return nil
+}
+
+// damage is what happens to a file that was well when it was opened, and cannot be read now.
+func (s *Spool) damage(segment *file, cause error) error {
+	s.write.Lock()
+	defer s.write.Unlock()
+	if segment.scattered || s.config.ReadOnly {
+		return fmt.Errorf("read the spool: %w", cause)
+	}
+	if s.active == segment {
+		s.active = nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.setAside(segment, cause); err != nil {
+		return err
+	}
+	if segment.left == 0 {
+		return s.forget(segment)
+	}
+	return nil
+}
+
+// Remove removes the first n tickets that Peek returned last: they are in the database. When the process ends before the
+// file goes, they are drained once more, which stores nothing twice.
+func (s *Spool) Remove(n int) error {
+	s.write.Lock()
+	defer s.write.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.peeked[:n] {
+		p.segment.drained = p.sequence
+		p.segment.left--
+		key := deliveryKey{p.entry.Ticket.Source, p.entry.Key}
+		if s.keys[key].id == p.entry.Ticket.ID {
+			delete(s.keys, key)
+		}
+	}
+	s.peeked = s.peeked[n:]
+	var err error
+	for _, segment := range slices.Clone(s.segments) {
+		if segment.left == 0 && segment != s.active {
+			err = errors.Join(err, s.forget(segment))
+		}
+	}
+	s.refreshOldest()
+	return err
+}
+
+// forget removes a drained file. It holds mu.
+func (s *Spool) forget(segment *file) error {
+	s.segments = slices.DeleteFunc(s.segments, func(o *file) bool { return o == segment })
+	if err := segment.remove(); err != nil {
+		return fmt.Errorf("remove a drained file of the spool: %w", err)
+	}
+	return nil
+}
+
+// refreshOldest holds mu, or is alone.
+func (s *Spool) refreshOldest() {
+	s.oldest = time.Time{}
+	for _, segment := range s.segments {
+		if segment.left == 0 {
+			continue
+		}
+		if entries, _, err := segment.read(1, 0); err == nil && len(entries) > 0 {
+			s.oldest = entries[0].Ticket.ReceivedAt
+		}
+		return
+	}
+}
+
+// dropIdle removes the active file when it was drained and nothing comes any more: its records would be drained once more
+// after a crash, and its bytes count.
+func (s *Spool) dropIdle() {
+	s.write.Lock()
+	defer s.write.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.active == nil || s.active.left > 0 || s.active.records == 0 || time.Since(s.lastPut) < idle {
+		return
+	}
+	gone := s.active
+	s.active = nil
+	if err := s.forget(gone); err != nil {
+		s.config.Logger.Warn("a drained file of the spool stays; its tickets are drained once more after a restart", "error", err)
+	}
+}
+
+// Refuse keeps a ticket that the database refuses even unread where nothing drains it until the next start.
+func (s *Spool) Refuse(e *intake.Entry) error {
+	s.write.Lock()
+	defer s.write.Unlock()
+	if s.refused == nil {
+		segment, err := createSegment(s.config.Dir, s.number+1, suffixRefused)
+		if err != nil {
+			return fmt.Errorf("keep a refused ticket: %w", err)
+		}
+		s.number++
+		s.refused = segment
+		s.mu.Lock()
+		s.aside++
+		s.mu.Unlock()
+	}
+	value, err := s.refused.nonce.encode(s.refused.records+1, e)
+	if err == nil {
+		err = s.refused.append([][]byte{value})
+	}
+	if err != nil {
+		s.refused.close()
+		s.refused = nil
+		return fmt.Errorf("keep a refused ticket: %w", err)
+	}
+	s.refused.records++
+	return nil
+}
+
+// All calls f with every ticket, oldest first, and removes none.
+func (s *Spool) All(f func(e *intake.Entry) error) error {
+	s.mu.Lock()
+	segments := slices.Clone(s.segments)
+	s.mu.Unlock()
+	for _, segment := range segments {
+		var err error
+		each := segment.each
+		if segment.scattered {
+			each = segment.eachSalvaged
+		}
+		if segment.left == 0 {
+			continue
+		}
+		readErr := each(segment.drained+1, func(r *record, _ int64) bool { err = f(r.entry()); return err == nil })
+		if err := errors.Join(readErr, err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Stats tells what the spool holds, and whether it takes more.
+func (s *Spool) Stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	have := Stats{Oldest: s.oldest, Aside: s.aside, Failure: s.failure}
+	for _, segment := range s.segments {
+		have.Tickets += segment.left
+		have.Bytes += segment.bytes
+	}
+	if have.Failure == nil && (have.Tickets >= s.config.MaxTickets || have.Bytes >= s.config.MaxBytes) {
+		have.Failure = intake.ErrSpoolFull
+	}
+	return have
+}
+
+// Close lets go of the folder. What is in it stays.
+func (s *Spool) Close() error {
+	s.write.Lock()
+	defer s.write.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var err error
+	for _, segment := range slices.Clone(s.segments) {
+		segment.close()
+		if segment.left == 0 && !s.config.ReadOnly {
+			err = errors.Join(err, ignoreReadOnlyDisk(s.forget(segment)))
+		}
+	}
+	if s.refused != nil {
+		s.refused.close()
+	}
+	s.active, s.refused = nil, nil
+	if s.lock == nil {
+		return err
+	}
+	return errors.Join(err, s.lock.Close())
+}
+
+// Register adds the spool's metrics.
+func (s *Spool) Register(r prometheus.Registerer) {
+	auto := promauto.With(r)
+	gauge := func(name, help string, value func(Stats) float64) {
+		auto.NewGaugeFunc(prometheus.GaugeOpts{Name: "myticket_spool_" + name, Help: help}, func() float64 { return value(s.Stats()) })
+	}
+	gauge("tickets", "Tickets in the spool.", func(h Stats) float64 { return float64(h.Tickets) })
+	gauge("bytes", "Bytes in the spool's files.", func(h Stats) float64 { return float64(h.Bytes) })
+	gauge("oldest_age_seconds", "Age of the oldest ticket in the spool; 0 when it is empty.", func(h Stats) float64 {
+		if h.Oldest.IsZero() {
+			return 0
+		}
+		return max(0, time.Since(h.Oldest).Seconds())
+	})
+	gauge("files_aside", "Files that a person should look at: damaged ones, and tickets that the database refuses.",
+		func(h Stats) float64 { return float64(h.Aside) })
+	gauge("failing", "1 while the spool takes no tickets: it is full, or its disk fails.", func(h Stats) float64 {
+		if h.Failure != nil {
+			return 1
+		}
+		return 0
+	})
+	gauge("max_tickets", "Tickets that the spool may hold.", func(Stats) float64 { return float64(s.config.MaxTickets) })
+	gauge("max_bytes", "Bytes that the spool may hold.", func(Stats) float64 { return float64(s.config.MaxBytes) })
+}
+
+// Watch checks a failing disk every second until ctx ends.
+func (s *Spool) Watch(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			s.Check()
+		}
+	}
+}
