@@ -60,6 +60,11 @@ fuzz: ## look for tickets that break the parser, for FUZZTIME=1m
 bench: ## measure throughput beside what this machine can do at best; ARGS are its flags
 	$(GO) run ./cmd/myticket-bench $(ARGS)
 
+.PHONY: chaos
+chaos: ## break everything that breaks, count lost tickets (minutes; ARGS='-steady 10m', -only NAME, -short)
+	$(GO) run ./cmd/myticket-chaos $(ARGS)
+	$(GO) run ./cmd/myticket-chaos -short -self-check
+
 .PHONY: clean
 clean: ## remove what was built
 	rm -rf bin

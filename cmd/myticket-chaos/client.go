@@ -1,0 +1,192 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// maker makes tickets that differ. They name few products, whose prices change now and then.
+type maker struct {
+	run     string
+	count   atomic.Int64
+	keys    atomic.Int64
+	padding int // further bytes of each ticket
+}
+
+const (
+	hotProducts     = 10
+	ticketsPerPrice = 300 // between two changes of a price
+	unreadableEvery = 100
+)
+
+func newMaker() *maker { return &maker{run: rand.Text()[:10]} }
+
+func (m *maker) next() []byte {
+	n := m.count.Add(1)
+	if n%unreadableEvery == 0 {
+		return fmt.Appendf(nil, "hello %s %d", m.run, n)
+	}
+	note := ""
+	if m.padding > 0 {
+		note = "Note: " + strings.Repeat("x", m.padding) + "\n"
+	}
+	product := n % hotProducts
+	return fmt.Appendf(nil, "Order: %s-%d\nVAT: 3.10\nTotal: 16.90\n%s\nproduct,product_id,price\nCoffee %d,p%d,%d.%02d",
+		m.run, n, note, product, product, 1+product, n/ticketsPerPrice%100)
+}
+
+// newClient returns a client for so many tills. It keeps a connection for each, and gives up long after the server had
+// to answer.
+func newClient(tills int) *http.Client {
+	return &http.Client{Timeout: 3 * deadline, Transport: &http.Transport{
+		MaxIdleConnsPerHost: tills, DisableCompression: true, IdleConnTimeout: 30 * time.Second,
+	}}
+}
+
+// answer is what the server said. The zero value is no answer.
+type answer struct {
+	status int
+	id     uuid.UUID
+}
+
+// post sends a ticket once: without GetBody, net/http never sends it again by itself.
+func post(ctx context.Context, client *http.Client, addr string, body []byte, key string) (answer, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+"/ticket", bytes.NewReader(body))
+	if err != nil {
+		return answer{}, err
+	}
+	request.GetBody = nil
+	if key != "" {
+		request.Header.Set("Idempotency-Key", key)
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return answer{}, err
+	}
+	defer response.Body.Close()
+	content, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
+	if err != nil {
+		return answer{}, err
+	}
+	a := answer{status: response.StatusCode}
+	var receipt struct {
+		ID uuid.UUID `json:"id"`
+	}
+	// An answer without an id is one that cannot be found in the database: the check will say so.
+	if json.Unmarshal(content, &receipt) == nil {
+		a.id = receipt.ID
+	}
+	return a, nil
+}
+
+// send sends one new ticket once, and returns the status of the answer; 0 for none. The end of a load is no reason to
+// drop a request, so that of ctx does not matter.
+func (t *trial) send(ctx context.Context, client *http.Client, addr string) int {
+	body := t.maker.next()
+	n := t.ledger.begin(body, false)
+	a, err := post(context.WithoutCancel(ctx), client, addr, body, "")
+	if err != nil {
+		a = answer{}
+	}
+	t.ledger.end(n, a)
+	return a.status
+}
+
+// load is tills that send tickets until it is stopped.
+type load struct {
+	cancel context.CancelFunc
+	group  sync.WaitGroup
+	client *http.Client
+}
+
+// stop returns when every till has its last answer.
+func (l *load) stop() {
+	l.cancel()
+	l.group.Wait()
+	l.client.CloseIdleConnections()
+}
+
+// tillPause is what a till needs between two tickets, so that tills do not outrun what a short run can check.
+const tillPause = 10 * time.Millisecond
+
+// tills starts tills that send a ticket, wait for the answer, and send the next one.
+func (t *trial) tills(ctx context.Context, tills int, addr string) *load {
+	return t.start(ctx, tills, func(ctx context.Context, client *http.Client, _ int) {
+		t.send(ctx, client, addr)
+	})
+}
+
+// start starts tills that do something again and again.
+func (t *trial) start(ctx context.Context, tills int, do func(context.Context, *http.Client, int)) *load {
+	l := &load{client: newClient(tills)}
+	ctx, l.cancel = context.WithCancel(ctx)
+	for till := range tills {
+		l.group.Go(func() {
+			for ctx.Err() == nil {
+				do(ctx, l.client, till)
+				pause(ctx, tillPause)
+			}
+		})
+	}
+	return l
+}
+
+// busy sends tickets for a time over so many connections, each as soon as the one before is answered.
+func (t *trial) busy(ctx context.Context, addr string, connections int, d time.Duration) {
+	client := newClient(connections)
+	defer client.CloseIdleConnections()
+	end := time.Now().Add(d)
+	var group sync.WaitGroup
+	for range connections {
+		group.Go(func() {
+			for time.Now().Before(end) && ctx.Err() == nil {
+				t.send(ctx, client, addr)
+			}
+		})
+	}
+	group.Wait()
+}
+
+// openLoop sends tickets for a time at a rate, whatever the answers are, over at most so many connections. It returns
+// the rate that was reached: a machine may be too slow to send more.
+func (t *trial) openLoop(ctx context.Context, addr string, rate float64, connections int, d time.Duration) float64 {
+	client := newClient(connections)
+	defer client.CloseIdleConnections()
+	start := time.Now()
+	end := start.Add(d)
+	due := make(chan struct{}, int(rate*d.Seconds())+1)
+	var count atomic.Int64
+	var group sync.WaitGroup
+	for range connections {
+		group.Go(func() {
+			for range due {
+				if time.Now().After(end) {
+					return
+				}
+				count.Add(1)
+				t.send(ctx, client, addr)
+			}
+		})
+	}
+	given := 0
+	for now := start; now.Before(end) && ctx.Err() == nil; now = time.Now() {
+		for want := int(rate * now.Sub(start).Seconds()); given < want; given++ {
+			due <- struct{}{}
+		}
+		pause(ctx, time.Millisecond)
+	}
+	close(due)
+	group.Wait()
+	return float64(count.Load()) / d.Seconds()
+}

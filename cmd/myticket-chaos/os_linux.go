@@ -1,0 +1,32 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+)
+
+// childAttributes makes the kernel end the child when this process dies, even by SIGKILL. The child has its own process
+// group: a Ctrl-C at the terminal is for this process.
+func childAttributes() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+}
+
+// mountSmall makes a folder a disk in memory of so many bytes. It needs root.
+func mountSmall(dir string, size int) error {
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size)); err != nil {
+		return fmt.Errorf("mount a tmpfs: %w", err)
+	}
+	return nil
+}
+
+func unmount(dir string) error {
+	err := syscall.Unmount(dir, 0)
+	if errors.Is(err, syscall.EBUSY) {
+		err = syscall.Unmount(dir, syscall.MNT_DETACH)
+	}
+	if err != nil {
+		return fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	return nil
+}

@@ -1,0 +1,156 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// proxy stands between a server and Postgres. It can be slow, and it can lose the answer to a commit. It reads what Postgres
+// says (https://www.postgresql.org/docs/current/protocol-message-formats.html: a type byte, the length, the content), and
+// passes on untouched what the server says.
+type proxy struct {
+	listener net.Listener
+	backend  string // address of Postgres
+	stop     context.CancelFunc
+	pipes    sync.WaitGroup
+
+	latency atomic.Int64 // in ns, before each answer
+	armed   atomic.Bool  // the next answer to a commit of tickets gets lost
+	dropped atomic.Int64 // answers that were lost
+}
+
+// newProxy starts a proxy before the database of a trial, and returns the URL that leads through it.
+func (t *trial) newProxy(ctx context.Context) (*proxy, string, error) {
+	u, err := url.Parse(t.url)
+	if err != nil {
+		return nil, "", fmt.Errorf("read the URL of the database: %w", err)
+	}
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp4", "127.0.0.1:0")
+	if err != nil {
+		return nil, "", fmt.Errorf("start a proxy for Postgres: %w", err)
+	}
+	p := &proxy{listener: listener, backend: u.Host}
+	ctx, p.stop = context.WithCancel(ctx)
+	p.pipes.Go(func() { p.accept(ctx) })
+	t.onEnd(p.close)
+	u.Host = listener.Addr().String()
+	return p, u.String(), nil
+}
+
+func (p *proxy) close() error {
+	p.stop()
+	err := p.listener.Close()
+	p.pipes.Wait()
+	return err
+}
+
+func (p *proxy) accept(ctx context.Context) {
+	for {
+		server, err := p.listener.Accept()
+		if err != nil {
+			return // closed
+		}
+		p.pipes.Go(func() { p.connect(ctx, server) })
+	}
+}
+
+// connect passes on what both sides of a connection say, until one of them ends it.
+func (p *proxy) connect(ctx context.Context, server net.Conn) {
+	defer server.Close()
+	postgres, err := (&net.Dialer{}).DialContext(ctx, "tcp4", p.backend)
+	if err != nil {
+		return // as if Postgres itself had refused
+	}
+	defer postgres.Close()
+	defer context.AfterFunc(ctx, func() { _ = errors.Join(server.Close(), postgres.Close()) })()
+	p.pipes.Go(func() {
+		_, _ = io.Copy(postgres, server)
+		_ = errors.Join(server.Close(), postgres.Close())
+	})
+	p.answers(ctx, bufio.NewReaderSize(postgres, 64<<10), bufio.NewWriterSize(server, 64<<10))
+}
+
+// Messages of Postgres.
+const (
+	commandComplete = 'C'
+	readyForQuery   = 'Z'
+
+	idle = 'I' // in readyForQuery: no transaction is open, so what was done is committed
+
+	longestMessage = 1 << 30
+)
+
+// answers passes on what Postgres says, up to each readyForQuery as a whole. It returns when the connection is over.
+func (p *proxy) answers(ctx context.Context, from *bufio.Reader, to *bufio.Writer) {
+	var held []byte // the answer so far
+	stored := false // it says that tickets were stored
+	for {
+		message, err := appendMessage(held, from)
+		if err != nil {
+			// What Postgres said last, such as why it refuses the connection, is for the server.
+			_, _ = to.Write(held)
+			_ = to.Flush()
+			return
+		}
+		kind, content := message[len(held)], message[len(held)+headerLen:]
+		held = message
+		if kind == commandComplete && isInsert(string(content)) {
+			stored = true
+		}
+		if kind == readyForQuery {
+			if stored && content[0] == idle && p.armed.CompareAndSwap(true, false) {
+				p.dropped.Add(1)
+				return
+			}
+			if latency := time.Duration(p.latency.Load()); latency > 0 {
+				pause(ctx, latency)
+			}
+		}
+		// While Postgres waits for the server in the middle of an answer (a password), it must be passed on at once.
+		if kind == readyForQuery || kind == authentication {
+			if _, err := to.Write(held); err != nil || to.Flush() != nil {
+				return
+			}
+			held, stored = held[:0], false
+		}
+	}
+}
+
+const (
+	authentication = 'R'
+	headerLen      = 5 // a type byte and the length, which counts itself
+)
+
+// appendMessage reads one message and appends all of it.
+func appendMessage(b []byte, from *bufio.Reader) ([]byte, error) {
+	var header [headerLen]byte
+	if _, err := io.ReadFull(from, header[:]); err != nil {
+		return b, err
+	}
+	length := binary.BigEndian.Uint32(header[1:])
+	if length < 4 || length > longestMessage {
+		return b, fmt.Errorf("a message of Postgres has the length %d", length)
+	}
+	start := len(b) + headerLen
+	longer := append(append(b, header[:]...), make([]byte, length-4)...)
+	if _, err := io.ReadFull(from, longer[start:]); err != nil {
+		return b, err
+	}
+	return longer, nil
+}
+
+// isInsert tells from the tag of a command that it inserted rows.
+func isInsert(tag string) bool {
+	tag = strings.TrimSuffix(tag, "\x00")
+	return strings.HasPrefix(tag, "INSERT ") && tag != "INSERT 0 0"
+}

@@ -1,0 +1,358 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"myticket/internal/devdb"
+	"myticket/internal/postgres"
+)
+
+// How long a server may take for an answer: its own limit, and what a busy machine may add.
+const (
+	requestTimeout = 4 * time.Second
+	slack          = time.Second
+	deadline       = requestTimeout + slack
+)
+
+// run plays the scenarios that were asked for, prints what came of them, and returns an error that says what was wrong.
+func run(ctx context.Context, c config, stdout io.Writer) (err error) {
+	if c.selfCheck {
+		c.only = selfCheckScenario
+	}
+	chosen, err := choose(c.only)
+	if err != nil {
+		return err
+	}
+	h, err := newHarness(ctx, c, os.Stderr)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, h.close(context.WithoutCancel(ctx))) }()
+	var results []result
+	for _, s := range chosen {
+		results = append(results, h.play(ctx, s))
+		if ctx.Err() != nil {
+			return errors.New("interrupted")
+		}
+	}
+	if err := printResults(stdout, results, c.markdown); err != nil {
+		return err
+	}
+	if c.selfCheck {
+		return lossFound(stdout, results[0])
+	}
+	var wrong []error
+	for _, r := range results {
+		wrong = append(wrong, r.err())
+	}
+	return errors.Join(wrong...)
+}
+
+// selfCheckScenario is the one in which a server that answers too early must lose tickets.
+const selfCheckScenario = "server-killed"
+
+// lossFound is the self-check: a harness that finds nothing wrong with a server that answers before the commit would
+// find nothing at all.
+func lossFound(w io.Writer, r result) error {
+	if r.lost == 0 {
+		return errors.Join(errors.New("the server under test answers before the commit, and no loss was found: "+
+			"this harness proves nothing"), r.err())
+	}
+	fmt.Fprintf(w, "self-check: the losses of a server that answers before the commit were found, %d of them\n", r.lost)
+	return nil
+}
+
+// choose returns the scenarios with these names, or all.
+func choose(only string) ([]scenario, error) {
+	if only == "" {
+		return scenarios, nil
+	}
+	var chosen []scenario
+	for name := range strings.SplitSeq(only, ",") {
+		found := false
+		for _, s := range scenarios {
+			if s.name == strings.TrimSpace(name) {
+				chosen, found = append(chosen, s), true
+			}
+		}
+		if !found {
+			return nil, fmt.Errorf("-only: there is no scenario %q, but %s", name, strings.Join(names(), ", "))
+		}
+	}
+	return chosen, nil
+}
+
+// harness is what the scenarios share: a server program, and a Postgres that they may break.
+type harness struct {
+	config   config
+	progress io.Writer
+	dir      string // temporary
+	program  string
+	database *devdb.Server
+	trials   int
+}
+
+func newHarness(ctx context.Context, c config, progress io.Writer) (h *harness, err error) {
+	h = &harness{config: c, progress: progress}
+	if h.dir, err = os.MkdirTemp("", "myticket-chaos-"); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(h.dir))
+		}
+	}()
+	if err := h.build(ctx); err != nil {
+		return nil, err
+	}
+	port, err := freePort(ctx)
+	if err != nil {
+		return nil, err
+	}
+	h.database, err = devdb.Start(ctx, devdb.Config{
+		Port: port, Progress: progress,
+		// As a production server would have it, but for the memory of a small machine. Durability is the default: on.
+		Settings: map[string]string{"shared_buffers": "256MB", "max_wal_size": "2GB"},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+// build makes the server that is to be tested, from the sources around this program.
+func (h *harness) build(ctx context.Context) error {
+	h.program = filepath.Join(h.dir, "myticket")
+	args := []string{"build", "-buildvcs=false", "-o", h.program}
+	if h.config.selfCheck {
+		args = append(args, "-tags", "unsafeack")
+	}
+	command := exec.CommandContext(ctx, "go", append(args, "myticket/cmd/myticket")...)
+	command.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if output, err := command.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the server (is this run inside its repository?): %w:\n%s", err, output)
+	}
+	return nil
+}
+
+func (h *harness) close(ctx context.Context) error {
+	return errors.Join(h.database.Stop(ctx), os.RemoveAll(h.dir))
+}
+
+// play runs one scenario on a database and a spool folder of its own, and checks what it left.
+func (h *harness) play(ctx context.Context, s scenario) result {
+	begin := time.Now()
+	t, err := h.newTrial(ctx, s)
+	if err == nil {
+		err = t.play(ctx, s)
+		err = errors.Join(err, t.cleanUp())
+	}
+	t.result.count(t.ledger)
+	if err != nil {
+		t.failf("the scenario could not be played to its end: %s", err)
+	}
+	fmt.Fprintf(h.progress, "%s: %s, %s\n", s.name, t.result.word(), time.Since(begin).Round(100*time.Millisecond))
+	return t.result
+}
+
+// trial is one scenario while it is played.
+type trial struct {
+	*harness
+
+	result   result
+	ledger   *ledger
+	maker    *maker
+	url      string // of the database
+	spool    string // folder of the spools
+	servers  []*server
+	cleanups []func() error
+	ended    time.Time // when the fault and the load were over; zero while they are not
+}
+
+func (h *harness) newTrial(ctx context.Context, s scenario) (*trial, error) {
+	h.trials++
+	t := &trial{harness: h, result: result{name: s.name, fault: s.fault}, ledger: newLedger(), maker: newMaker()}
+	if err := h.databaseUp(ctx); err != nil {
+		return t, err
+	}
+	name := fmt.Sprintf("chaos_%d", h.trials)
+	if err := h.database.CreateDatabase(ctx, name); err != nil {
+		return t, err
+	}
+	t.url = h.database.URL(name)
+	t.spool = filepath.Join(h.dir, name)
+	return t, errors.Join(postgres.MigrateUp(ctx, t.url), os.Mkdir(t.spool, 0o700))
+}
+
+// databaseUp starts Postgres if the scenario before left it dead.
+func (h *harness) databaseUp(ctx context.Context) error {
+	if h.database.PID() != 0 {
+		return nil
+	}
+	return h.database.Restart(ctx)
+}
+
+// play runs the scenario, waits until every spool is empty and the servers take tickets, stops them, and looks.
+func (t *trial) play(ctx context.Context, s scenario) error {
+	if err := s.play(ctx, t); err != nil {
+		return err
+	}
+	if t.result.skipped != "" {
+		return nil
+	}
+	if t.ended.IsZero() {
+		t.ended = time.Now()
+	}
+	if err := t.drain(ctx); err != nil {
+		return err
+	}
+	for _, s := range t.servers {
+		if err := t.takesTickets(ctx, s); err != nil {
+			return err
+		}
+	}
+	for _, s := range t.servers {
+		if err := s.stop(); err != nil {
+			t.failf("%s", err)
+		}
+	}
+	return t.check(ctx)
+}
+
+// drain waits until every spool is empty, and notes how long that took since the fault and the load were over.
+func (t *trial) drain(ctx context.Context) error {
+	for _, s := range t.servers {
+		err := await(ctx, t.span(5*time.Minute, time.Minute), "the spool to become empty", func(ctx context.Context) error {
+			m, err := s.metrics(ctx, "myticket_spool_tickets")
+			if err == nil && m[0] != 0 {
+				err = fmt.Errorf("%.0f tickets are in it", m[0])
+			}
+			return err
+		})
+		if err != nil {
+			return errors.Join(err, s.why())
+		}
+	}
+	t.result.drained = time.Since(t.ended)
+	return nil
+}
+
+// takesTickets demands that the server stores tickets in Postgres again, now that nothing is broken any more.
+func (t *trial) takesTickets(ctx context.Context, s *server) error {
+	return t.awaitAnswer(ctx, s, 200, "after it was all over")
+}
+
+// awaitAnswer sends tickets, each a new one, until one is answered so.
+func (t *trial) awaitAnswer(ctx context.Context, s *server, status int, when string) error {
+	client := newClient(1)
+	defer client.CloseIdleConnections()
+	what := fmt.Sprintf("an answer %d %s", status, when)
+	return await(ctx, 30*time.Second, what, func(ctx context.Context) error {
+		if got := t.send(ctx, client, s.http); got != status {
+			return fmt.Errorf("the last answer was %d", got)
+		}
+		return nil
+	})
+}
+
+// cleanUp ends what the scenario left running, in reverse order.
+func (t *trial) cleanUp() error {
+	for _, s := range t.servers {
+		s.kill()
+	}
+	var errs []error
+	for _, end := range slices.Backward(t.cleanups) {
+		errs = append(errs, end())
+	}
+	return errors.Join(errs...)
+}
+
+func (t *trial) onEnd(f func() error) { t.cleanups = append(t.cleanups, f) }
+
+// failf notes a demand that did not hold. The scenario goes on: what it left is worth checking all the same.
+func (t *trial) failf(format string, args ...any) {
+	t.result.failures = append(t.result.failures, fmt.Sprintf(format, args...))
+}
+
+// notef adds a sentence below the table.
+func (t *trial) notef(format string, args ...any) {
+	t.result.notes = append(t.result.notes, fmt.Sprintf(format, args...))
+}
+
+// span returns the first value for a full run, or the second for a short one.
+func (t *trial) span(full, short time.Duration) time.Duration {
+	if t.config.short {
+		return short
+	}
+	return full
+}
+
+func (t *trial) times(full, short int) int {
+	if t.config.short {
+		return short
+	}
+	return full
+}
+
+// newServer prepares a server on addresses and a spool folder of its own, which it keeps over restarts.
+func (t *trial) newServer(ctx context.Context, url string, args ...string) (*server, error) {
+	s := &server{program: t.program, log: &tail{}}
+	for _, addr := range []*string{&s.http, &s.admin} {
+		port, err := freePort(ctx)
+		if err != nil {
+			return nil, err
+		}
+		*addr = "127.0.0.1:" + strconv.Itoa(port)
+	}
+	s.args = append([]string{"serve", "--http-addr", s.http, "--admin-addr", s.admin, "--database-url", url}, args...)
+	s.args = append(s.args, "--spool-dir", filepath.Join(t.spool, strconv.Itoa(len(t.servers))))
+	t.servers = append(t.servers, s)
+	return s, nil
+}
+
+// startServer starts a new server and waits until it is ready.
+func (t *trial) startServer(ctx context.Context, url string, args ...string) (*server, error) {
+	s, err := t.newServer(ctx, url, args...)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.start(ctx); err != nil {
+		return nil, err
+	}
+	return s, s.awaitReady(ctx)
+}
+
+// await asks again and again until there is no error, for at most so long.
+func await(ctx context.Context, limit time.Duration, what string, ask func(context.Context) error) error {
+	end := time.Now().Add(limit)
+	for {
+		err := ask(ctx)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil || time.Now().After(end) {
+			return fmt.Errorf("waited %s for %s: %w", limit, what, err)
+		}
+		pause(ctx, 20*time.Millisecond)
+	}
+}
+
+// pause waits for a time, or until ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+}
