@@ -108,6 +108,7 @@ func (in *Intake) drain() {
 			switch {
 			case err != nil:
 				in.config.Logger.Warn("tickets of the spool could not be brought into the database; it is tried again", "error", err)
+				in.askStore()
 				pause = wait.NextBackOff()
 				limit = max(limit/2, 1) // a smaller transaction may be in time
 			case n > 0:
@@ -121,6 +122,15 @@ func (in *Intake) drain() {
 			return
 		case <-time.After(pause):
 		}
+	}
+}
+
+// askStore finds out whether a drain failed because the store is away.
+func (in *Intake) askStore() {
+	ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
+	defer cancel()
+	if err := in.store.Ping(ctx); err != nil {
+		in.storeAway(err)
 	}
 }
 

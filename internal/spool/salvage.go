@@ -2,6 +2,7 @@ package spool
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -18,48 +19,53 @@ type salvagedRecord struct {
 	length   int
 }
 
-// salvage finds the records that are whole in a file whose structure is not, wherever they are. It returns how many are
-// missing between the first and the last.
-func (s *file) salvage() (missing int, err error) {
+// salvage finds the records that are whole in a file whose structure is not, wherever they are, in their order. It also
+// returns the size of the file.
+func (s *file) salvage() ([]salvagedRecord, int64, error) {
 	s.close()
 	content, err := readWhatCanBe(s.path)
 	if err != nil {
-		return 0, err
+		return nil, 0, err
 	}
-	s.salvaged, s.scattered, s.left, s.bytes = nil, true, 0, int64(len(content))
+	var found []salvagedRecord
 	seen := map[uuid.UUID]bool{} // a page that was written anew leaves its old copy behind
+	s.scan(content, func(r *record, at, length int) bool {
+		if !seen[r.ID] {
+			seen[r.ID] = true
+			found = append(found, salvagedRecord{r.Sequence, int64(at), length})
+		}
+		return true
+	})
+	slices.SortStableFunc(found, func(a, b salvagedRecord) int { return cmp.Compare(a.sequence, b.sequence) })
+	return found, int64(len(content)), nil
+}
+
+// scan calls f with every record that is whole, until it returns false.
+func (s *file) scan(content []byte, f func(r *record, at, length int) bool) {
 	for at := 0; ; {
 		i := bytes.Index(content[at:], s.nonce[:])
 		if i < 0 {
-			break
+			return
 		}
 		at += i
 		r, length, err := s.nonce.decode(content[at:])
-		if err != nil {
-			at++
-			continue
+		if err == nil && !f(&r, at, length) {
+			return
 		}
-		if !seen[r.ID] {
-			seen[r.ID] = true
-			s.salvaged = append(s.salvaged, salvagedRecord{r.Sequence, int64(at), length})
-		}
-		at += length
+		at += max(length, 1)
 	}
-	slices.SortStableFunc(s.salvaged, func(a, b salvagedRecord) int {
-		if a.sequence < b.sequence {
-			return -1
-		}
-		return 1
-	})
-	var last uint64
-	for _, r := range s.salvaged {
-		last = max(last, r.sequence)
+}
+
+// adopt has the file read by what salvage found, and returns how many records are missing before the last.
+func (s *file) adopt(found []salvagedRecord, size int64) (missing int) {
+	s.salvaged, s.scattered, s.left, s.bytes = found, true, 0, size
+	for _, r := range found {
+		s.records = max(s.records, r.sequence)
 		if r.sequence > s.drained {
 			s.left++
 		}
 	}
-	s.records = max(s.records, last)
-	return int(s.records) - len(s.salvaged), nil
+	return int(s.records) - len(found)
 }
 
 // endsEarly tells that a file holds records that its structure does not know of: the page that names the newest
@@ -69,18 +75,12 @@ func (s *file) endsEarly() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	for at := 0; ; {
-		i := bytes.Index(content[at:], s.nonce[:])
-		if i < 0 {
-			return false, nil
-		}
-		at += i
-		r, length, err := s.nonce.decode(content[at:])
-		if err == nil && r.Sequence > s.records {
-			return true, nil
-		}
-		at += max(length, 1)
-	}
+	early := false
+	s.scan(content, func(r *record, _, _ int) bool {
+		early = r.Sequence > s.records
+		return !early
+	})
+	return early, nil
 }
 
 // readWhatCanBe reads a file, with zeros for what its disk does not give back.

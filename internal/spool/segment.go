@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/binary"
 	"encoding/hex"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -37,7 +39,9 @@ type file struct {
 	path   string
 	number uint64
 	nonce  nonce
-	db     *bolt.DB // nil while the file is closed
+
+	reading sync.Mutex // held while db is opened, read or closed
+	db      *bolt.DB   // nil while the file is closed
 
 	records uint64 // their sequence numbers are 1 to records, but for damaged segments
 	drained uint64 // the sequence number of the last record that is not needed any more
@@ -136,7 +140,7 @@ func cost(value []byte) int64 {
 	return n
 }
 
-// open opens the file for reading, if it is not open already.
+// open opens the file for reading, if it is not open already. It holds reading.
 func (s *file) open() (err error) {
 	if s.db != nil {
 		return nil
@@ -146,6 +150,8 @@ func (s *file) open() (err error) {
 }
 
 func (s *file) close() {
+	s.reading.Lock()
+	defer s.reading.Unlock()
 	if s.db == nil {
 		return
 	}
@@ -156,6 +162,8 @@ func (s *file) close() {
 // each calls f with the records from a sequence number on, until f returns false. It needs the records to be whole and
 // to follow each other without a gap.
 func (s *file) each(from uint64, f func(r *record, size int64) bool) error {
+	s.reading.Lock()
+	defer s.reading.Unlock()
 	return whole(func() error {
 		if err := s.open(); err != nil {
 			return err
@@ -214,7 +222,7 @@ func (s *file) read(records int, bytes int64) ([]*intake.Entry, []uint64, error)
 	}
 	err := s.each(s.drained+1, take)
 	if err == nil && len(entries) == 0 {
-		err = fmt.Errorf("%w: %d records are missing at its end", errDamaged, s.left)
+		err = fmt.Errorf("%w: there are no records after number %d", errDamaged, s.drained)
 	}
 	return entries, sequences, err
 }
@@ -248,13 +256,5 @@ func (s *file) rename(suffix string) error {
 }
 
 func sortSegments(segments []*file) {
-	slices.SortFunc(segments, func(a, b *file) int {
-		switch {
-		case a.number < b.number:
-			return -1
-		case a.number > b.number:
-			return 1
-		}
-		return 0
-	})
+	slices.SortFunc(segments, func(a, b *file) int { return cmp.Compare(a.number, b.number) })
 }

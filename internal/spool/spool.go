@@ -182,7 +182,10 @@ func (s *Spool) load() error {
 		}
 	}
 	s.refreshOldest()
-	return nil
+	if s.config.ReadOnly {
+		return nil
+	}
+	return s.forgetDrained()
 }
 
 // loadSegment verifies a file, and counts what is in it.
@@ -210,24 +213,22 @@ func (s *Spool) loadSegment(segment *file) error {
 		if err := s.setAside(segment, err); err != nil {
 			return err
 		}
-		if segment.left == 0 && !s.config.ReadOnly {
-			return ignoreReadOnlyDisk(s.forget(segment))
-		}
 		return segment.eachSalvaged(1, func(r *record, _ int64) bool { s.remember(r.entry()); return true })
 	case s.config.ReadOnly:
 		return nil
-	case segment.left == 0:
-		return ignoreReadOnlyDisk(s.forget(segment))
 	}
 	return ignoreReadOnlyDisk(segment.rename(suffixSegment)) // what the database refused is tried again
 }
 
 // setAside finds what is readable in a file whose structure is not right, and says so when something may be missing.
 func (s *Spool) setAside(segment *file, cause error) error {
-	missing, err := segment.salvage()
+	found, size, err := segment.salvage()
 	if err != nil {
 		return fmt.Errorf("read the damaged file %s: %w", segment.path, err)
 	}
+	s.mu.Lock()
+	missing := segment.adopt(found, size)
+	s.mu.Unlock()
 	if cause == nil && missing == 0 {
 		return nil // every record is there
 	}
@@ -237,7 +238,9 @@ func (s *Spool) setAside(segment *file, cause error) error {
 			return err
 		}
 	}
+	s.mu.Lock()
 	s.aside++
+	s.mu.Unlock()
 	s.config.Logger.Error("a file of the spool is damaged: what is readable is drained, and the file is kept; "+
 		"tickets that are missing were acknowledged, and are lost unless a copy of the disk has them (docs/durability.md)",
 		"file", segment.path, "readable", segment.left, "missing_at_least", missing, "error", cause)
@@ -294,7 +297,7 @@ func (s *Spool) Put(entries []*intake.Entry) error {
 	if s.oldest.IsZero() {
 		s.oldest = fresh[0].Ticket.ReceivedAt
 	}
-	s.failure = nil
+	s.well()
 	s.mu.Unlock()
 	if full {
 		s.active = nil // it stays open for whoever reads it next
@@ -360,26 +363,22 @@ func (s *Spool) ensureActive() error {
 // abandon gives up a file after a failed write. A disk that failed once may have dropped what was written
 // (https://lwn.net/Articles/752063/), so nothing is written to that file again; what was acknowledged before is in it.
 func (s *Spool) abandon() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	gone := s.active
 	s.active = nil
 	gone.close()
-	gone.left = 0 // counted anew: the write that failed may be there all the same
-	err := gone.each(gone.drained+1, func(r *record, _ int64) bool {
-		gone.records = r.Sequence
-		gone.left++
-		return true
-	})
-	switch {
-	case err != nil:
-		if err := s.setAside(gone, err); err != nil {
-			s.config.Logger.Error("a file of the spool cannot be read", "file", gone.path, "error", err)
-		}
-	case gone.left == 0:
-		if err := s.forget(gone); err != nil {
-			s.config.Logger.Warn("an empty file of the spool stays", "error", err)
-		}
+	s.mu.Lock()
+	left, from := gone.left, gone.drained+1
+	s.mu.Unlock()
+	there := 0 // the write that failed may be there all the same
+	err := gone.each(from, func(*record, int64) bool { there++; return true })
+	if err != nil {
+		there = left // Peek will find out what is the matter
+	}
+	s.mu.Lock()
+	gone.left += there - left
+	s.mu.Unlock()
+	if err := s.forgetDrained(); err != nil {
+		s.config.Logger.Warn("an empty file of the spool stays", "error", err)
 	}
 }
 
@@ -413,8 +412,15 @@ func (s *Spool) Check() {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.failure = nil
-	s.config.Logger.Info("the spool's disk can be written again", "folder", s.config.Dir)
+	s.well()
+}
+
+// well notes that the disk takes tickets. It holds mu.
+func (s *Spool) well() {
+	if s.failure != nil {
+		s.failure = nil
+		s.config.Logger.Info("the spool's disk takes tickets again", "folder", s.config.Dir)
+	}
 }
 
 // Find returns the ticket that was spooled for an idempotency key and is not drained yet.
@@ -482,15 +488,10 @@ func (s *Spool) damage(segment *file, cause error) error {
 	if s.active == segment {
 		s.active = nil
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if err := s.setAside(segment, cause); err != nil {
 		return err
 	}
-	if segment.left == 0 {
-		return s.forget(segment)
-	}
-	return nil
+	return s.forgetDrained()
 }
 
 // Remove removes the first n tickets that Peek returned last: they are in the database. When the process ends before the
@@ -499,7 +500,6 @@ func (s *Spool) Remove(n int) error {
 	s.write.Lock()
 	defer s.write.Unlock()
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	for _, p := range s.peeked[:n] {
 		p.segment.drained = p.sequence
 		p.segment.left--
@@ -509,37 +509,45 @@ func (s *Spool) Remove(n int) error {
 		}
 	}
 	s.peeked = s.peeked[n:]
-	var err error
-	for _, segment := range slices.Clone(s.segments) {
-		if segment.left == 0 && segment != s.active {
-			err = errors.Join(err, s.forget(segment))
-		}
-	}
+	s.mu.Unlock()
+	err := s.forgetDrained()
 	s.refreshOldest()
 	return err
 }
 
-// forget removes a drained file. It holds mu.
-func (s *Spool) forget(segment *file) error {
-	s.segments = slices.DeleteFunc(s.segments, func(o *file) bool { return o == segment })
-	if err := segment.remove(); err != nil {
-		return fmt.Errorf("remove a drained file of the spool: %w", err)
+// forgetDrained removes the files that hold nothing that is needed, but for the one that is written. It holds write. The
+// disk is never touched under mu: one that hangs must not hold up those who only ask.
+func (s *Spool) forgetDrained() error {
+	var gone []*file
+	s.mu.Lock()
+	s.segments = slices.DeleteFunc(s.segments, func(segment *file) bool {
+		drained := segment.left == 0 && segment != s.active
+		if drained {
+			gone = append(gone, segment)
+		}
+		return drained
+	})
+	s.mu.Unlock()
+	var err error
+	for _, segment := range gone {
+		if removeErr := ignoreReadOnlyDisk(segment.remove()); removeErr != nil {
+			err = errors.Join(err, fmt.Errorf("remove a drained file of the spool: %w", removeErr))
+		}
 	}
-	return nil
+	return err
 }
 
-// refreshOldest holds mu, or is alone.
+// refreshOldest finds out how old the oldest ticket is. It holds write.
 func (s *Spool) refreshOldest() {
-	s.oldest = time.Time{}
-	for _, segment := range s.segments {
-		if segment.left == 0 {
-			continue
+	var oldest time.Time
+	if head := s.head(); head != nil {
+		if entries, _, err := head.read(1, 0); err == nil && len(entries) > 0 {
+			oldest = entries[0].Ticket.ReceivedAt
 		}
-		if entries, _, err := segment.read(1, 0); err == nil && len(entries) > 0 {
-			s.oldest = entries[0].Ticket.ReceivedAt
-		}
-		return
 	}
+	s.mu.Lock()
+	s.oldest = oldest
+	s.mu.Unlock()
 }
 
 // dropIdle removes the active file when it was drained and nothing comes any more: its records would be drained once more
@@ -548,13 +556,13 @@ func (s *Spool) dropIdle() {
 	s.write.Lock()
 	defer s.write.Unlock()
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.active == nil || s.active.left > 0 || s.active.records == 0 || time.Since(s.lastPut) < idle {
+	drop := s.active != nil && s.active.left == 0 && s.active.records > 0 && time.Since(s.lastPut) >= idle
+	s.mu.Unlock()
+	if !drop {
 		return
 	}
-	gone := s.active
 	s.active = nil
-	if err := s.forget(gone); err != nil {
+	if err := s.forgetDrained(); err != nil {
 		s.config.Logger.Warn("a drained file of the spool stays; its tickets are drained once more after a restart", "error", err)
 	}
 }
@@ -628,19 +636,18 @@ func (s *Spool) Stats() Stats {
 func (s *Spool) Close() error {
 	s.write.Lock()
 	defer s.write.Unlock()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var err error
-	for _, segment := range slices.Clone(s.segments) {
+	s.active = nil
+	for _, segment := range s.segments {
 		segment.close()
-		if segment.left == 0 && !s.config.ReadOnly {
-			err = errors.Join(err, ignoreReadOnlyDisk(s.forget(segment)))
-		}
+	}
+	var err error
+	if !s.config.ReadOnly {
+		err = s.forgetDrained()
 	}
 	if s.refused != nil {
 		s.refused.close()
 	}
-	s.active, s.refused = nil, nil
+	s.refused = nil
 	if s.lock == nil {
 		return err
 	}

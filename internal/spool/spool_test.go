@@ -356,6 +356,56 @@ func TestSpool_DiskFull_AndFreed(t *testing.T) {
 	require.NoError(t, s.Close())
 }
 
+func TestSpool_PutAndDrainedAtOnce_OnADiskThatIsAlwaysFull(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=300k"); err != nil {
+		t.Skip("needs the right to mount a small disk:", err)
+	}
+	t.Cleanup(func() { assert.NoError(t, syscall.Unmount(dir, syscall.MNT_DETACH)) })
+	s := open(t, spool.Config{Dir: dir, SegmentBytes: 64 << 10})
+	acknowledged := make(chan uuid.UUID, 10_000)
+	refused := 0
+	go func() {
+		defer close(acknowledged)
+		for i := 0; i < 2000 && refused < 20; i++ {
+			e := entry(t, strings.Repeat("x", 5000))
+			if err := s.Put([]*intake.Entry{e}); err == nil {
+				acknowledged <- e.Ticket.ID
+			} else {
+				refused++
+				s.Check()
+				time.Sleep(50 * time.Millisecond)
+			}
+		}
+	}()
+	drained := map[uuid.UUID]bool{}
+	drain := func() {
+		some, err := s.Peek(3, 1<<20)
+		require.NoError(t, err)
+		for _, e := range some {
+			drained[e.Ticket.ID] = true
+		}
+		require.NoError(t, s.Remove(len(some)))
+	}
+	var ids []uuid.UUID
+	for id := range acknowledged {
+		ids = append(ids, id)
+		if len(ids)%7 == 0 { // slower than it fills
+			drain()
+		}
+		_ = s.Stats()
+	}
+	for s.Stats().Tickets > 0 {
+		drain()
+	}
+	require.Positive(t, refused)
+	for _, id := range ids {
+		require.True(t, drained[id], "an acknowledged ticket is lost")
+	}
+	t.Logf("%d acknowledged, %d refused", len(ids), refused)
+}
+
 func TestSpool_ReadOnlyDisk_IsNoReasonNotToStart(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -378,6 +428,9 @@ func TestSpool_ReadOnlyDisk_IsNoReasonNotToStart(t *testing.T) {
 	require.Eventually(t, func() bool { s.Check(); return s.Stats().Failure == nil }, 10*time.Second, 10*time.Millisecond)
 	require.NoError(t, s.Put(numbered(t, 0, 1)))
 }
+
+// onDisk is what a file takes of its disk: bbolt makes files longer than what it writes.
+func onDisk(info os.FileInfo) int64 { return info.Sys().(*syscall.Stat_t).Blocks * 512 }
 
 func BenchmarkPut(b *testing.B) {
 	for _, tickets := range []int{1, 32, 256, 2048} {
