@@ -326,13 +326,20 @@ func TestSpool_RefusedTickets_AreTriedAgainAtTheNextStart(t *testing.T) {
 	requireSame(t, []*intake.Entry{refused}, take(t, s))
 }
 
-func TestSpool_DiskFull_AndFreed(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
+// smallDisk mounts a disk in memory.
+func smallDisk(t *testing.T, options string) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, options); err != nil {
 		t.Skip("needs the right to mount a small disk:", err)
 	}
 	t.Cleanup(func() { assert.NoError(t, syscall.Unmount(dir, syscall.MNT_DETACH)) })
+	return dir
+}
+
+func TestSpool_DiskFull_AndFreed(t *testing.T) {
+	t.Parallel()
+	dir := smallDisk(t, "size=1m")
 	s := open(t, spool.Config{Dir: dir})
 	var want []*intake.Entry
 	var err error
@@ -358,18 +365,20 @@ func TestSpool_DiskFull_AndFreed(t *testing.T) {
 
 func TestSpool_PutAndDrainedAtOnce_OnADiskThatIsAlwaysFull(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=300k"); err != nil {
-		t.Skip("needs the right to mount a small disk:", err)
-	}
-	t.Cleanup(func() { assert.NoError(t, syscall.Unmount(dir, syscall.MNT_DETACH)) })
+	dir := smallDisk(t, "size=300k")
 	s := open(t, spool.Config{Dir: dir, SegmentBytes: 64 << 10})
 	acknowledged := make(chan uuid.UUID, 10_000)
 	refused := 0
+	entries := make([]*intake.Entry, 1000)
+	for i := range entries {
+		entries[i] = entry(t, strings.Repeat("x", 5000))
+	}
 	go func() {
 		defer close(acknowledged)
-		for i := 0; i < 2000 && refused < 20; i++ {
-			e := entry(t, strings.Repeat("x", 5000))
+		for _, e := range entries {
+			if refused == 20 {
+				return
+			}
 			if err := s.Put([]*intake.Entry{e}); err == nil {
 				acknowledged <- e.Ticket.ID
 			} else {
@@ -408,11 +417,7 @@ func TestSpool_PutAndDrainedAtOnce_OnADiskThatIsAlwaysFull(t *testing.T) {
 
 func TestSpool_ReadOnlyDisk_IsNoReasonNotToStart(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
-		t.Skip("needs the right to mount a small disk:", err)
-	}
-	t.Cleanup(func() { assert.NoError(t, syscall.Unmount(dir, syscall.MNT_DETACH)) })
+	dir := smallDisk(t, "size=1m")
 	s := open(t, spool.Config{Dir: dir})
 	want := numbered(t, 0, 10)
 	require.NoError(t, s.Put(want))
