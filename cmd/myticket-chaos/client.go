@@ -190,3 +190,34 @@ func (t *trial) openLoop(ctx context.Context, addr string, rate float64, connect
 	group.Wait()
 	return float64(count.Load()) / d.Seconds()
 }
+
+// paced sends tickets for a time at a rate over connections that stay the same, each with its share, and closes opened when
+// all of them are open. It returns the rate that was reached: a connection that waits for an answer sends nothing.
+func (t *trial) paced(
+	ctx context.Context, addr string, rate float64, connections int, d time.Duration, opened chan<- struct{},
+) float64 {
+	gap := time.Duration(float64(connections) / rate * float64(time.Second))
+	var count atomic.Int64
+	var first, group sync.WaitGroup
+	first.Add(connections)
+	start := time.Now()
+	for i := range connections {
+		group.Go(func() {
+			client := newClient(1)
+			defer client.CloseIdleConnections()
+			next := start.Add(gap * time.Duration(i) / time.Duration(connections))
+			opening := sync.OnceFunc(first.Done)
+			defer opening()
+			for ; next.Sub(start) < d && ctx.Err() == nil; next = next.Add(gap) {
+				pause(ctx, time.Until(next))
+				count.Add(1)
+				t.send(ctx, client, addr)
+				opening()
+			}
+		})
+	}
+	first.Wait()
+	close(opened)
+	group.Wait()
+	return float64(count.Load()) / time.Since(start).Seconds()
+}

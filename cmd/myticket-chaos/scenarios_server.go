@@ -236,7 +236,7 @@ func withConn(ctx context.Context, addr string, use func(net.Conn)) {
 
 // steady demands that a server under constant load keeps nothing.
 func steady(ctx context.Context, t *trial) error {
-	const rate, samples = 500, 60
+	const rate, connections, samples = 500, 50, 60
 	s, err := t.startServer(ctx, t.url)
 	if err != nil {
 		return err
@@ -248,7 +248,9 @@ func steady(ctx context.Context, t *trial) error {
 	defer enough()
 	var taken [3][]float64 // for each of the metrics below
 	var group sync.WaitGroup
+	opened := make(chan struct{})
 	group.Go(func() {
+		<-opened // each connection is a goroutine and a file of the server
 		for measuring.Err() == nil {
 			m, err := s.metrics(ctx, "go_goroutines", "process_open_fds", "process_resident_memory_bytes")
 			if err != nil {
@@ -261,7 +263,7 @@ func steady(ctx context.Context, t *trial) error {
 			pause(measuring, d/samples)
 		}
 	})
-	reached := t.openLoop(ctx, s.http, rate, 100, d)
+	reached := t.paced(ctx, s.http, rate, connections, d, opened)
 	enough()
 	group.Wait()
 	if err := context.Cause(ctx); err != nil {
