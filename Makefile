@@ -12,6 +12,11 @@ GOLANGCI_LINT := $(TOOL) golangci-lint
 # The version that `myticket version` prints; a build without Git is "dev".
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
+# The image of `make image`, and what the deployment targets run.
+IMAGE ?= myticket:$(VERSION)
+KIND_CLUSTER ?= myticket
+CHART_TOOL := $(GO) -C .ci/charts
+
 # How long `make fuzz` looks for a ticket that breaks the parser.
 FUZZTIME ?= 1m
 
@@ -22,7 +27,7 @@ RACE = $(shell [ "$$($(GO) env CGO_ENABLED)" = 1 ] && \
 
 .PHONY: help
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## build bin/myticket, a static binary
@@ -64,6 +69,25 @@ bench: ## measure throughput beside what this machine can do at best; ARGS are i
 chaos: ## break everything that breaks, count lost tickets (minutes; ARGS='-steady 10m', -only NAME, -short)
 	$(GO) run ./cmd/myticket-chaos $(ARGS)
 	$(GO) run ./cmd/myticket-chaos -short -self-check
+
+# Built once and kept in bin/, where the tests of the chart find them.
+bin/helm: .ci/charts/go.mod
+	CGO_ENABLED=0 $(CHART_TOOL) build -o ../../bin/helm helm.sh/helm/v4/cmd/helm
+bin/helm3: .ci/charts/go.mod
+	CGO_ENABLED=0 $(CHART_TOOL) build -o ../../bin/helm3 helm.sh/helm/v3/cmd/helm
+bin/helm-docs bin/helm-values-schema-json: .ci/charts/go.mod
+	$(CHART_TOOL) build -o ../../bin/ github.com/norwoodj/helm-docs/cmd/helm-docs github.com/losisin/helm-values-schema-json
+
+.PHONY: chart
+chart: bin/helm-docs bin/helm-values-schema-json ## make the chart's README, schema and list of settings anew
+	cd charts/myticket && ../../bin/helm-values-schema-json -input values.yaml -draft 7 -indent 2 -noAdditionalProperties=true
+	bin/helm-docs --chart-search-root charts --sort-values-order file --log-level warning
+	$(GO) test ./cmd/myticket -run Chart -update
+
+.PHONY: image
+image: ## build the container image IMAGE=myticket:VERSION, from nothing but the binary
+	CGO_ENABLED=0 GOOS=linux $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/image/myticket ./cmd/myticket
+	docker build --quiet --build-arg VERSION=$(VERSION) --tag $(IMAGE) .
 
 .PHONY: clean
 clean: ## remove what was built

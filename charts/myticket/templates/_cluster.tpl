@@ -1,0 +1,116 @@
+{{/*
+The CloudNativePG Cluster, and where it keeps backups. It never has a hook annotation: Helm would delete a hook, and the
+database with it, at the next upgrade. (dict "context" $ "annotations" (dict …))
+*/}}
+{{- define "myticket.cluster" -}}
+{{- $ := .context -}}
+{{- $c := $.Values.database.cluster -}}
+{{- if $c.backup.enabled }}
+apiVersion: barmancloud.cnpg.io/v1
+kind: ObjectStore
+metadata:
+  name: {{ include "myticket.objectStoreName" $ }}
+  namespace: {{ $.Release.Namespace }}
+  labels: {{- include "myticket.podLabels" (dict "context" $ "component" "database") | nindent 4 }}
+  {{- with .annotations }}
+  annotations: {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  retentionPolicy: {{ $c.backup.retentionPolicy }}
+  configuration: {{- include "myticket.objectStoreConfiguration" $ | nindent 4 }}
+---
+{{- end }}
+apiVersion: postgresql.cnpg.io/v1
+kind: Cluster
+metadata:
+  name: {{ include "myticket.clusterName" $ }}
+  namespace: {{ $.Release.Namespace }}
+  labels: {{- include "myticket.podLabels" (dict "context" $ "component" "database") | nindent 4 }}
+  {{- with .annotations }}
+  annotations: {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec: {{- mergeOverwrite (include "myticket.clusterSpec" $ | fromYaml) (deepCopy $c.extraSpec) | toYaml | nindent 2 }}
+{{- end }}
+
+{{- define "myticket.objectStoreConfiguration" -}}
+{{- $b := .Values.database.cluster.backup -}}
+{{- $made := dict "destinationPath" $b.destinationPath "wal" (dict "compression" "gzip") "data" (dict "compression" "gzip") -}}
+{{- with $b.endpointURL }}{{ $_ := set $made "endpointURL" . }}{{ end -}}
+{{- with $b.secretName -}}
+{{- $_ := set $made "s3Credentials" (dict
+  "accessKeyId" (dict "name" . "key" "ACCESS_KEY_ID")
+  "secretAccessKey" (dict "name" . "key" "ACCESS_SECRET_KEY")) -}}
+{{- end -}}
+{{- mergeOverwrite $made (deepCopy $b.configuration) | toYaml -}}
+{{- end }}
+
+{{- define "myticket.clusterSpec" -}}
+{{- $c := .Values.database.cluster -}}
+instances: {{ $c.instances | int }}
+{{- with $c.image }}
+imageName: {{ . }}
+{{- end }}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+primaryUpdateStrategy: unsupervised
+{{- if gt ($c.instances | int) 1 }}
+primaryUpdateMethod: switchover
+{{- else }}
+primaryUpdateMethod: restart
+{{- end }}
+switchoverDelay: {{ $c.switchoverDelay | int }}
+smartShutdownTimeout: {{ $c.smartShutdownTimeout | int }}
+{{- /* No secret here: without one, CloudNativePG makes the Secret with the whole URI. */}}
+bootstrap:
+  {{- if $c.recovery.from }}
+  recovery:
+    source: origin
+    database: myticket
+    owner: myticket
+    {{- with $c.recovery.targetTime }}
+    recoveryTarget: {targetTime: {{ . | quote }}}
+    {{- end }}
+  {{- else }}
+  initdb:
+    database: myticket
+    owner: myticket
+    encoding: UTF8
+    dataChecksums: true
+  {{- end }}
+{{- if $c.recovery.from }}
+externalClusters:
+  - name: origin
+    plugin:
+      name: barman-cloud.cloudnative-pg.io
+      parameters: {barmanObjectName: {{ include "myticket.objectStoreName" . }}, serverName: {{ $c.recovery.from }}}
+{{- end }}
+postgresql:
+  parameters: {{- toYaml $c.parameters | nindent 4 }}
+  {{- if $c.synchronous.enabled }}
+  synchronous:
+    method: any
+    number: {{ $c.synchronous.number | int }}
+    dataDurability: {{ $c.synchronous.dataDurability }}
+    failoverQuorum: {{ $c.synchronous.failoverQuorum }}
+  {{- end }}
+storage: {{- include "myticket.storage" $c.storage | nindent 2 }}
+{{- if $c.walStorage.enabled }}
+walStorage: {{- include "myticket.storage" $c.walStorage | nindent 2 }}
+{{- end }}
+resources: {{- toYaml $c.resources | nindent 2 }}
+affinity: {{- toYaml $c.affinity | nindent 2 }}
+{{- if $c.backup.enabled }}
+plugins:
+  - name: barman-cloud.cloudnative-pg.io
+    isWALArchiver: true
+    parameters: {barmanObjectName: {{ include "myticket.objectStoreName" . }}}
+{{- end }}
+{{- end }}
+
+{{- define "myticket.storage" -}}
+size: {{ .size }}
+{{- with .storageClass }}
+storageClass: {{ . }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,36 @@
+package main
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/alecthomas/kong"
+	"github.com/stretchr/testify/require"
+)
+
+// TestChart_KnowsEverySetting keeps the list that the chart refuses misspelled settings by.
+func TestChart_KnowsEverySetting(t *testing.T) {
+	t.Parallel()
+	const list = "../../charts/myticket/settings.txt"
+	parser, err := kong.New(&cli{}, kong.Name("myticket"))
+	require.NoError(t, err)
+	serve, err := parser.Parse([]string{"serve"})
+	require.NoError(t, err)
+	var b strings.Builder
+	for _, flags := range serve.Selected().AllFlags(true) {
+		for _, f := range flags {
+			for _, name := range f.Envs {
+				if strings.HasPrefix(name, "MYTICKET_") {
+					b.WriteString(name + "\n")
+				}
+			}
+		}
+	}
+	if *update {
+		require.NoError(t, os.WriteFile(list, []byte(b.String()), 0o644))
+	}
+	have, err := os.ReadFile(list)
+	require.NoError(t, err)
+	require.Equal(t, b.String(), string(have), "the list lags: go test ./cmd/myticket -run Chart -update")
+}
