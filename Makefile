@@ -89,6 +89,11 @@ image: ## build the container image IMAGE=myticket:VERSION, from nothing but the
 	CGO_ENABLED=0 GOOS=linux $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/image/myticket ./cmd/myticket
 	docker build --quiet --build-arg VERSION=$(VERSION) --tag $(IMAGE) .
 
+# One package, one cluster, one test at a time; what each did is shown, for its measurements.
+.PHONY: e2e
+e2e: bin/helm bin/helm3 ## install, upgrade and break it on the cluster of the context kind-myticket; ARGS='-run TestX'
+	@$(TOOL) gotestsum --format standard-verbose -- -tags e2e -count=1 -timeout=60m $(ARGS) ./internal/e2e
+
 .PHONY: clean
 clean: ## remove what was built
 	rm -rf bin
