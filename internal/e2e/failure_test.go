@@ -1,0 +1,210 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+// A new image under load: what was refused is served when it is sent again, within 5 s.
+func TestUpgrade_UnderLoad(t *testing.T) {
+	r := newRelease(t, "upgrade", 6*time.Minute)
+	r.upgrade(helm4, imageOne)
+	l := r.startLoad()
+	r.upgrade(helm4, imageTwo)
+	require.Equal(t, imageTwo, r.image())
+	l.await(50)
+	deliveries := l.stop()
+	servedAgainWithin(r, deliveries, 5*time.Second)
+	r.nothingLost(deliveries)
+}
+
+// A migration that fails ends the upgrade before a server was touched, and says why.
+func TestUpgrade_WhoseMigrationFails(t *testing.T) {
+	r := newRelease(t, "broken", 8*time.Minute)
+	r.upgrade(helm4, imageOne)
+	l := r.startLoad()
+	pods := r.kubectl("get", "pods", "-l", "app.kubernetes.io/component=server", "-o", "jsonpath={.items[*].metadata.uid}")
+
+	printed, err := r.tryHelm(helm4, append([]string{"upgrade", "--wait", "--timeout", "3m"}, r.chart(imageBroken)...)...)
+	require.Error(t, err)
+	require.Contains(t, printed+err.Error(), "division by zero", "the reason must be in sight")
+	require.Contains(t, r.kubectl("logs", "job/myticket-migrate"), "division by zero")
+
+	l.await(100)
+	require.Equal(t, imageOne, r.image())
+	require.Equal(t, pods, r.kubectl("get", "pods", "-l", "app.kubernetes.io/component=server", "-o", "jsonpath={.items[*].metadata.uid}"),
+		"no server may be touched")
+	require.Equal(t, 2, r.ready())
+
+	t.Run("a second attempt explains the dirty schema", func(t *testing.T) {
+		printed, err := r.tryHelm(helm4, append([]string{"upgrade", "--wait", "--timeout", "3m"}, r.chart(imageBroken)...)...)
+		require.Error(t, err)
+		require.Contains(t, printed+err.Error(), "migrate force")
+	})
+	t.Run("mended as docs/operations.md says", func(t *testing.T) {
+		r.kubectl("exec", "myticket-0", "--", "/myticket", "migrate", "force", "1")
+		r.upgrade(helm4, imageTwo)
+		require.Equal(t, imageTwo, r.image())
+	})
+	l.await(50)
+	deliveries := l.stop()
+	servedAgainWithin(r, deliveries, 5*time.Second)
+	r.nothingLost(deliveries)
+}
+
+// The primary's pod is deleted under load: three instances, every commit on two of them.
+func TestFailover_OfThePrimary(t *testing.T) {
+	r := newRelease(t, "failover", 10*time.Minute)
+	r.upgrade(helm4, imageOne, "database.cluster.instances=3", "database.cluster.synchronous.enabled=true")
+	l := r.startLoad()
+	l.await(100)
+	primary := func() string {
+		return r.kubectl("get", "clusters.postgresql.cnpg.io", "myticket-db", "-o", "jsonpath={.status.currentPrimary}")
+	}
+	old := primary()
+	killed := time.Now()
+	r.kubectl("delete", "pod", old, "--grace-period=0", "--force")
+	r.until("there is another primary", func() (bool, string) { return primary() != old, old })
+	promoted := time.Since(killed)
+	r.kubectl("wait", "--for=condition=Ready", "clusters.postgresql.cnpg.io/myticket-db", "--timeout=180s")
+	l.await(200)
+	deliveries := l.stop()
+	r.nothingLost(deliveries)
+
+	for _, d := range deliveries {
+		require.True(t, d.refused.IsZero(), "refused with %s: the spool must take what Postgres cannot", d.refusal)
+	}
+	spooled := 0
+	for _, d := range deliveries {
+		if d.status == http.StatusAccepted {
+			spooled++
+		}
+	}
+	t.Logf("MEASURED failover: another primary after %s; %d tickets answered 202; longest time without a 200: %s",
+		promoted.Round(100*time.Millisecond), spooled, longestGap(deliveries, killed).Round(100*time.Millisecond))
+}
+
+// longestGap is the longest time between two answers of 200, from a moment on.
+func longestGap(deliveries []delivery, from time.Time) time.Duration {
+	gap, before := time.Duration(0), from
+	for _, d := range deliveries {
+		if d.status == http.StatusOK && d.answered.After(from) {
+			gap, before = max(gap, d.answered.Sub(before)), d.answered
+		}
+	}
+	return gap
+}
+
+// A server is killed with tickets in its spool, and its pod deleted by force, while Postgres is away.
+func TestSpool_OutlivesItsPod(t *testing.T) {
+	r := newRelease(t, "spool", 8*time.Minute)
+	r.upgrade(helm4, imageOne)
+	l := r.startLoad()
+	r.fence()
+	r.until("tickets are in the spools", func() (bool, string) {
+		have, err := r.spooled()
+		return err == nil && have >= 200, fmt.Sprint(have, " tickets, ", err)
+	})
+	r.killServer("myticket-0")
+	r.until("the killed server is back in its pod", func() (bool, string) {
+		restarts := r.kubectl("get", "pod", "myticket-0", "-o", "jsonpath={.status.containerStatuses[0].restartCount} {.status.containerStatuses[0].ready}")
+		return strings.HasSuffix(restarts, " true") && !strings.HasPrefix(restarts, "0"), restarts
+	})
+	uid := r.kubectl("get", "pod", "myticket-0", "-o", "jsonpath={.metadata.uid}")
+	r.kubectl("delete", "pod", "myticket-0", "--grace-period=0", "--force")
+	r.until("another pod is in its place, and ready without Postgres", func() (bool, string) {
+		now, err := r.try("get", "pod", "myticket-0", "-o", "jsonpath={.metadata.uid} {.status.containerStatuses[0].ready}")
+		return err == nil && !strings.HasPrefix(now, uid) && strings.HasSuffix(now, " true"), now
+	})
+	l.await(50)
+	deliveries := l.stop()
+	r.unfence()
+	r.nothingLost(deliveries)
+	servedAgainWithin(r, deliveries, 20*time.Second)
+}
+
+// killServer kills the process of a pod's server by SIGKILL, as the kernel does. A process cannot do that to itself from
+// inside: it is the first of its container.
+func (r *release) killServer(pod string) {
+	r.t.Helper()
+	on := func(args ...string) string {
+		printed, err := output(r.ctx, root(), "", "docker", append([]string{"exec", *node}, args...)...)
+		require.NoError(r.t, err)
+		return strings.TrimSpace(printed)
+	}
+	container := on("crictl", "ps", "--quiet", "--name", "^server$", "--label", "io.kubernetes.pod.name="+pod,
+		"--label", "io.kubernetes.pod.namespace="+r.namespace)
+	pid := on("crictl", "inspect", "--output", "go-template", "--template", "{{.info.pid}}", container)
+	on("kill", "-9", pid)
+}
+
+// More servers and fewer again: who goes drains its spool, and its volume stays.
+func TestScale_UpAndDown(t *testing.T) {
+	r := newRelease(t, "scale", 8*time.Minute)
+	r.upgrade(helm4, imageOne, "replicas=1")
+	l := r.startLoad()
+	r.upgrade(helm4, imageOne, "replicas=4")
+	require.Equal(t, 4, r.ready())
+	l.await(100)
+	r.upgrade(helm4, imageOne, "replicas=1")
+	r.gone("myticket-1", "myticket-2", "myticket-3")
+	l.await(50)
+	deliveries := l.stop()
+	servedAgainWithin(r, deliveries, 5*time.Second)
+	r.nothingLost(deliveries)
+	require.Len(t, strings.Fields(r.kubectl("get", "pvc", "-l", "app.kubernetes.io/component=server", "-o", "name")), 4, "spools are kept")
+}
+
+// A server is scaled away while Postgres is away, so its volume keeps tickets that are nowhere else. A Job stores them.
+func TestSpool_OfAServerThatIsGone(t *testing.T) {
+	r := newRelease(t, "orphan", 8*time.Minute)
+	r.upgrade(helm4, imageOne)
+	l := r.startLoad()
+	r.fence()
+	r.until("the second server's spool holds tickets", func() (bool, string) {
+		have, err := r.spooledBy("myticket-1")
+		return err == nil && have >= 50, fmt.Sprint(have, " tickets, ", err)
+	})
+	r.kubectl("scale", "statefulset/myticket", "--replicas=1")
+	r.gone("myticket-1")
+	l.await(50)
+	deliveries := l.stop()
+	r.unfence()
+	r.drained()
+	ids, _ := r.stored()
+	require.Less(t, len(ids), len(deliveries), "the test proves nothing: the volume of the second server is empty")
+
+	r.upgrade(helm4, imageOne, "replicas=1", "spool.drain={spool-myticket-1}")
+	r.kubectl("wait", "--for=condition=Complete", "job", "-l", "app.kubernetes.io/component=drain", "--timeout=120s")
+	r.nothingLost(deliveries)
+}
+
+// fence stops Postgres and leaves its pods (https://cloudnative-pg.io/documentation/current/fencing/).
+func (r *release) fence() {
+	r.t.Helper()
+	r.kubectl("annotate", "clusters.postgresql.cnpg.io", "myticket-db", `cnpg.io/fencedInstances=["*"]`)
+}
+
+func (r *release) unfence() {
+	r.t.Helper()
+	r.kubectl("annotate", "clusters.postgresql.cnpg.io", "myticket-db", "cnpg.io/fencedInstances-")
+	r.kubectl("wait", "--for=condition=Ready", "clusters.postgresql.cnpg.io/myticket-db", "--timeout=120s")
+}
+
+// gone waits until these pods are.
+func (r *release) gone(pods ...string) {
+	r.t.Helper()
+	for _, pod := range pods {
+		r.kubectl("wait", "--for=delete", "pod/"+pod, "--timeout=120s")
+	}
+}

@@ -1,0 +1,199 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+)
+
+// delivery is one ticket that a till posts, again and again with the same key until it is acknowledged, as senders do.
+type delivery struct {
+	body     string // its hash
+	id       string // that it was acknowledged with; empty for never
+	status   int    // 200 or 202
+	begun    time.Time
+	refused  time.Time // when it was first refused or not answered; zero for never
+	answered time.Time
+	refusal  string // what the first refusal was
+}
+
+// load is tills that post tickets through the ingress until it is stopped.
+type load struct {
+	r      *release
+	cancel context.CancelFunc
+	group  sync.WaitGroup
+	client *http.Client
+	run    string
+	count  atomic.Int64
+
+	mu         sync.Mutex
+	deliveries []delivery
+}
+
+const (
+	tills     = 20
+	tillPause = 100 * time.Millisecond // two cores serve the whole cluster
+	retryWait = 200 * time.Millisecond
+	giveUp    = 60 * time.Second
+)
+
+// startLoad starts the tills, and returns when the first tickets are acknowledged.
+func (r *release) startLoad() *load {
+	r.t.Helper()
+	ctx, cancel := context.WithCancel(r.ctx)
+	l := &load{r: r, cancel: cancel, run: rand.Text()[:8], client: newClient()}
+	for range tills {
+		l.group.Go(func() {
+			for ctx.Err() == nil {
+				l.deliver(context.WithoutCancel(ctx))
+				select {
+				case <-ctx.Done():
+				case <-time.After(tillPause):
+				}
+			}
+		})
+	}
+	r.t.Cleanup(func() { cancel(); l.group.Wait() })
+	l.await(tills)
+	return l
+}
+
+func newClient() *http.Client {
+	return &http.Client{Timeout: 15 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: tills}}
+}
+
+// await waits until so many more tickets are acknowledged.
+func (l *load) await(more int) {
+	l.r.t.Helper()
+	before := l.acknowledged()
+	l.r.until(fmt.Sprintf("%d more tickets are acknowledged", more), func() (bool, string) {
+		return l.acknowledged() >= before+more, ""
+	})
+}
+
+func (l *load) acknowledged() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.deliveries)
+}
+
+// deliver posts a new ticket until it is acknowledged.
+func (l *load) deliver(ctx context.Context) {
+	n := l.count.Add(1)
+	body := fmt.Appendf(nil, "Order: %s-%d\nVAT: 3.10\nTotal: 16.90\n\nproduct,product_id,price\nCafé,e2e-%d,2.%02d", l.run, n, n%10, n/100%100)
+	if n%50 == 0 {
+		body = fmt.Appendf(nil, "unreadable %s %d \x00\xff", l.run, n)
+	}
+	d, key := delivery{body: hash(body), begun: time.Now()}, uuid.NewString()
+	for time.Since(d.begun) < giveUp {
+		id, status, err := post(ctx, l.client, l.r.host, "/ticket/e2e", body, key)
+		if err == nil && (status == http.StatusOK || status == http.StatusAccepted) {
+			d.id, d.status = id, status
+			break
+		}
+		if d.refused.IsZero() {
+			d.refused, d.refusal = time.Now(), fmt.Sprint(status, " ", err)
+		}
+		time.Sleep(retryWait)
+	}
+	d.answered = time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.deliveries = append(l.deliveries, d)
+}
+
+// post sends a ticket once.
+func post(ctx context.Context, client *http.Client, host, path string, body []byte, key string) (string, int, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, *ingress+path, bytes.NewReader(body))
+	if err != nil {
+		return "", 0, err
+	}
+	request.Host, request.GetBody = host, nil // so net/http never sends it again by itself
+	request.Header.Set("Idempotency-Key", key)
+	response, err := client.Do(request)
+	if err != nil {
+		return "", 0, err
+	}
+	defer response.Body.Close()
+	content, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
+	if err != nil {
+		return "", 0, err
+	}
+	var receipt struct {
+		ID string `json:"id"`
+	}
+	if response.StatusCode < 300 {
+		err = json.Unmarshal(content, &receipt)
+	}
+	return receipt.ID, response.StatusCode, err
+}
+
+// stop waits for the last answers, and returns all deliveries in the order of their answers.
+func (l *load) stop() []delivery {
+	l.r.t.Helper()
+	l.cancel()
+	l.group.Wait()
+	slices.SortFunc(l.deliveries, func(a, b delivery) int { return a.answered.Compare(b.answered) })
+	spooled, refused, longest := 0, 0, time.Duration(0)
+	for _, d := range l.deliveries {
+		if d.status == http.StatusAccepted {
+			spooled++
+		}
+		if !d.refused.IsZero() {
+			refused++
+			longest = max(longest, d.answered.Sub(d.refused))
+		}
+	}
+	l.r.t.Logf("%d tickets sent, %d answered 202, %d refused at first, the longest of these for %s",
+		len(l.deliveries), spooled, refused, longest.Round(time.Millisecond))
+	return l.deliveries
+}
+
+// nothingLost compares what was acknowledged with what is stored.
+func (r *release) nothingLost(deliveries []delivery) {
+	r.t.Helper()
+	r.drained()
+	ids, bodies := r.stored()
+	lost := 0
+	for _, d := range deliveries {
+		require.NotEmpty(r.t, d.id, "a ticket was not acknowledged for %s: first %s", giveUp, d.refusal)
+		// A ticket whose first answer was lost may have been promised a second id by another server's spool, which gives
+		// way to the first when it is drained. It is there once.
+		if ids[d.id] == d.body || d.status == http.StatusAccepted && !d.refused.IsZero() && bodies[d.body] == 1 {
+			continue
+		}
+		lost++
+		r.t.Errorf("LOST: %s, acknowledged with %d at %s", d.id, d.status, d.answered.Format(time.TimeOnly))
+		if lost == 10 {
+			break
+		}
+	}
+	for body, times := range bodies {
+		require.Equal(r.t, 1, times, "DOUBLED: the body with the hash %s", body)
+	}
+	require.NotEmpty(r.t, deliveries)
+	r.t.Logf("%d acknowledged tickets, all stored once as they were sent", len(deliveries))
+}
+
+// servedAgainWithin says that each ticket that was refused was acknowledged soon after.
+func servedAgainWithin(r *release, deliveries []delivery, bound time.Duration) {
+	r.t.Helper()
+	for _, d := range deliveries {
+		if !d.refused.IsZero() {
+			require.Less(r.t, d.answered.Sub(d.refused), bound, "a sender was refused at %s with %s", d.refused.Format(time.TimeOnly), d.refusal)
+		}
+	}
+}
