@@ -28,12 +28,16 @@ type SchemaStatus struct {
 }
 
 // Ready tells whether this program can work on the schema. A newer schema is fine: migrations keep the version of the
-// program before them working.
-func (s SchemaStatus) Ready() bool { return !s.Dirty && s.Version >= s.Latest }
+// program before them working. So is one that is dirty at a newer version, which is every schema while it is being
+// migrated: all that this program needs was there before.
+func (s SchemaStatus) Ready() bool { return s.Version > s.Latest || s.Version == s.Latest && !s.Dirty }
 
 // String says in words what Ready says, and what to do.
 func (s SchemaStatus) String() string {
 	switch {
+	case s.Dirty && s.Ready():
+		return fmt.Sprintf("this program needs version %d and can work; the migration to version %d is under way, or has failed "+
+			"half-way (dirty): then find out why, mend the schema by hand, and run \"myticket migrate force VERSION\"", s.Latest, s.Version)
 	case s.Dirty:
 		return fmt.Sprintf("the migration to version %d failed half-way (dirty): find out why, mend the schema by hand, "+
 			"then run \"myticket migrate force VERSION\"", s.Version)

@@ -51,6 +51,12 @@ func TestSchema_TellsWhatToDo(t *testing.T) {
 	status, err = b.store.Schema(t.Context())
 	require.NoError(t, err)
 	assert.True(t, status.Ready(), "a newer schema keeps this version of the program working")
+
+	exec(t, b, `UPDATE schema_migrations SET dirty = true`)
+	status, err = b.store.Schema(t.Context())
+	require.NoError(t, err)
+	assert.True(t, status.Ready(), "a server goes on while the schema is migrated to a newer version, and when that fails")
+	assert.Contains(t, status.String(), "myticket migrate force")
 }
 
 func TestMigrations_EachSetsALockTimeoutInATransaction(t *testing.T) {
