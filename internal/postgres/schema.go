@@ -37,7 +37,8 @@ func (s SchemaStatus) String() string {
 	switch {
 	case s.Dirty && s.Ready():
 		return fmt.Sprintf("this program needs version %d and can work; the migration to version %d is under way, or has failed "+
-			"half-way (dirty): then find out why, mend the schema by hand, and run \"myticket migrate force VERSION\"", s.Latest, s.Version)
+			"half-way (dirty): then find out why, mend the schema by hand, and run \"myticket migrate force VERSION\"",
+			s.Latest, s.Version)
 	case s.Dirty:
 		return fmt.Sprintf("the migration to version %d failed half-way (dirty): find out why, mend the schema by hand, "+
 			"then run \"myticket migrate force VERSION\"", s.Version)
