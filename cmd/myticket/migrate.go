@@ -32,19 +32,31 @@ func (f migrateFlags) config(std streams) (postgres.MigrateConfig, error) {
 	return postgres.MigrateConfig{URL: url, LockTimeout: f.LockTimeout, Logger: logger}, err
 }
 
-type migrateUpCmd struct{ migrateFlags }
+type migrateUpCmd struct {
+	migrateFlags
+	Wait time.Duration `env:"MYTICKET_MIGRATE_WAIT" default:"0s" help:"How long to wait for the database to let us in, when it does not yet: for a job that starts before Postgres. Default: ${default}, do not wait."`
+}
+
+// Validate is called by kong.
+func (c migrateUpCmd) Validate() error {
+	if c.Wait < 0 {
+		return errors.New("--wait must not be negative")
+	}
+	return nil
+}
 
 func (c migrateUpCmd) Run(ctx context.Context, std streams) error {
 	config, err := c.config(std)
 	if err != nil {
 		return err
 	}
+	config.Wait = c.Wait
 	if err := postgres.Migrate(ctx, config); err != nil {
 		return fmt.Errorf("migrate up: %w", err)
 	}
 	status, err := schemaStatus(ctx, c.databaseFlags)
 	if err != nil {
-		return err
+		return interrupted(ctx, err)
 	}
 	_, err = fmt.Fprintln(std.stdout, status)
 	return err

@@ -96,7 +96,27 @@ type MigrateConfig struct {
 	URL string // of the database; never through a pooler, for the lock is one of the session
 	// LockTimeout is how long to wait for another migration to end. Defaults to 5 min.
 	LockTimeout time.Duration
-	Logger      *slog.Logger // Defaults to slog.Default.
+	// Wait is how long Migrate waits for the database to let it in. Defaults to not at all.
+	Wait   time.Duration
+	Logger *slog.Logger // Defaults to slog.Default.
+}
+
+func (c MigrateConfig) logger() *slog.Logger {
+	if c.Logger == nil {
+		return slog.Default()
+	}
+	return c.Logger
+}
+
+func (c MigrateConfig) connConfig() (*pgx.ConnConfig, error) {
+	config, err := pgx.ParseConfig(c.URL)
+	if err != nil {
+		return nil, fmt.Errorf("read the database URL: %w", err)
+	}
+	config.ConnectTimeout = 5 * time.Second
+	config.RuntimeParams["application_name"] = "myticket migrate"
+	config.ValidateConnect = validateReadWrite
+	return config, nil
 }
 
 // MigrateUp runs every migration that the database does not have yet, each in a transaction of its own. Processes that
@@ -107,6 +127,15 @@ func MigrateUp(ctx context.Context, databaseURL string) error {
 
 // Migrate is MigrateUp with settings.
 func Migrate(ctx context.Context, config MigrateConfig) error {
+	if config.Wait > 0 {
+		connConfig, err := config.connConfig()
+		if err != nil {
+			return err
+		}
+		if err := await(ctx, connConfig, config.Wait, config.logger()); err != nil {
+			return err
+		}
+	}
 	return withMigrator(config, func(m *migrate.Migrate) error {
 		stop := context.AfterFunc(ctx, func() { m.GracefulStop <- true })
 		defer stop()
@@ -131,15 +160,10 @@ func withMigrator(config MigrateConfig, use func(*migrate.Migrate) error) (err e
 	if config.LockTimeout == 0 {
 		config.LockTimeout = 5 * time.Minute
 	}
-	if config.Logger == nil {
-		config.Logger = slog.Default()
-	}
-	connConfig, err := pgx.ParseConfig(config.URL)
+	connConfig, err := config.connConfig()
 	if err != nil {
-		return fmt.Errorf("read the database URL: %w", err)
+		return err
 	}
-	connConfig.ConnectTimeout = 5 * time.Second
-	connConfig.RuntimeParams["application_name"] = "myticket migrate"
 	db := stdlib.OpenDB(*connConfig)
 	defer db.Close()
 	driver, err := migratepgx.WithInstance(db, &migratepgx.Config{})
@@ -159,7 +183,7 @@ func withMigrator(config MigrateConfig, use func(*migrate.Migrate) error) (err e
 		err = errors.Join(err, sourceErr, databaseErr)
 	}()
 	m.LockTimeout = config.LockTimeout
-	m.Log = migrateLogger{config.Logger}
+	m.Log = migrateLogger{config.logger()}
 	return use(m)
 }
 
