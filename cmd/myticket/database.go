@@ -14,10 +14,10 @@ import (
 // databaseFlags are the settings of every command that needs the database.
 type databaseFlags struct {
 	DatabaseURL     string `name:"database-url" env:"DATABASE_URL" group:"Database" placeholder:"URL" help:"Connection URI of the Postgres database (postgresql://user:password@host:5432/name)."`
-	DatabaseURLFile string `name:"database-url-file" env:"DATABASE_URL_FILE" group:"Database" type:"path" placeholder:"FILE" help:"File that holds the connection URI, instead of --database-url: a mounted secret."`
+	DatabaseURLFile string `name:"database-url-file" env:"DATABASE_URL_FILE" group:"Database" type:"path" placeholder:"FILE" help:"File that holds the connection URI, instead of --database-url: a mounted secret. It is read again before each new connection."`
 }
 
-// url returns the connection URI, from the flag, the environment or the file.
+// url returns the connection URI, from the flag, the environment or the file, as it is now.
 func (f databaseFlags) url() (string, error) {
 	switch {
 	case f.DatabaseURL != "" && f.DatabaseURLFile != "":
@@ -28,7 +28,10 @@ func (f databaseFlags) url() (string, error) {
 		if err != nil {
 			return "", fmt.Errorf("read --database-url-file: %w", err)
 		}
-		return strings.TrimSpace(string(content)), nil
+		if url := strings.TrimSpace(string(content)); url != "" {
+			return url, nil
+		}
+		return "", fmt.Errorf("--database-url-file: %s is empty: write the connection URI into it", f.DatabaseURLFile)
 	case f.DatabaseURL == "":
 		return "", errors.New("no database: set DATABASE_URL, --database-url or --database-url-file")
 	}
@@ -37,11 +40,7 @@ func (f databaseFlags) url() (string, error) {
 
 // open opens the store for a command of an operator: few connections, named after the command.
 func (f databaseFlags) open(ctx context.Context, command string) (*postgres.Store, error) {
-	url, err := f.url()
-	if err != nil {
-		return nil, err
-	}
 	return postgres.Open(ctx, postgres.Config{
-		URL: url, MaxConns: 2, ApplicationName: "myticket " + command, Logger: slog.Default(),
+		URLFrom: f.url, MaxConns: 2, ApplicationName: "myticket " + command, Logger: slog.Default(),
 	})
 }

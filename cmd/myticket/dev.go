@@ -56,7 +56,7 @@ func (c *devCmd) Run(ctx context.Context, std streams, command *kong.Context) (e
 		return fmt.Errorf("migrate the throwaway Postgres: %w", err)
 	}
 	logSettings(logger, command, url)
-	return c.serve(ctx, url, logger, func(webhook net.Addr) {
+	return c.serve(ctx, databaseFlags{DatabaseURL: url}.url, logger, func(webhook net.Addr) {
 		fmt.Fprint(std.stdout, c.whatToTry(webhook, url))
 	})
 }

@@ -24,12 +24,8 @@ type migrateFlags struct {
 }
 
 func (f migrateFlags) config(std streams) (postgres.MigrateConfig, error) {
-	url, err := f.url()
-	if err != nil {
-		return postgres.MigrateConfig{}, err
-	}
 	logger, err := telemetry.NewLogger(std.stderr, "text", "info")
-	return postgres.MigrateConfig{URL: url, LockTimeout: f.LockTimeout, Logger: logger}, err
+	return postgres.MigrateConfig{URLFrom: f.url, LockTimeout: f.LockTimeout, Logger: logger}, err
 }
 
 type migrateUpCmd struct {

@@ -153,7 +153,7 @@ func (c *serveCmd) Run(ctx context.Context, std streams, command *kong.Context) 
 		return err
 	}
 	logSettings(logger, command, url)
-	return c.serve(ctx, url, logger, func(net.Addr) {})
+	return c.serve(ctx, c.url, logger, func(net.Addr) {})
 }
 
 // gcPercent lets garbage grow to five times what is in use before it is collected, instead of to two times. A server
@@ -163,7 +163,9 @@ const gcPercent = 400
 
 // serve runs the server on a database until ctx ends, then lets go of nothing that was accepted. It calls listening
 // when the webhook's address is known.
-func (f *serverFlags) serve(ctx context.Context, url string, logger *slog.Logger, listening func(webhook net.Addr)) (err error) {
+func (f *serverFlags) serve(
+	ctx context.Context, url func() (string, error), logger *slog.Logger, listening func(webhook net.Addr),
+) (err error) {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
@@ -174,7 +176,7 @@ func (f *serverFlags) serve(ctx context.Context, url string, logger *slog.Logger
 		}
 	}
 	store, err := postgres.Open(ctx, postgres.Config{
-		URL: url, MaxConns: int32(f.DatabaseMaxConns), ApplicationName: "myticket serve", Logger: logger,
+		URLFrom: url, MaxConns: int32(f.DatabaseMaxConns), ApplicationName: "myticket serve", Logger: logger,
 	})
 	if err != nil {
 		return err

@@ -244,3 +244,33 @@ func TestServe_WithoutADatabase_AnswersAll(t *testing.T) {
 	require.Less(t, time.Since(begin), requestTimeout+slack)
 	require.NotContains(t, s.log.String(), "hunter2", "it is a password")
 }
+
+func TestDatabaseURL_FromAFile_IsReadAgain(t *testing.T) {
+	t.Parallel()
+	server, databaseURL := pgtest.NewServer(t)
+	pool := openPool(t, databaseURL)
+	exec := func(sql string) {
+		_, err := pool.Exec(t.Context(), sql)
+		require.NoError(t, err, sql)
+	}
+	file := filepath.Join(t.TempDir(), "uri")
+	write := func(password string) {
+		u, err := url.Parse(databaseURL)
+		require.NoError(t, err)
+		u.User = url.UserPassword("till", password)
+		require.NoError(t, os.WriteFile(file, []byte(u.String()+"\n"), 0o600))
+	}
+	exec(`CREATE ROLE till SUPERUSER LOGIN PASSWORD 'correct-horse'`)
+	write("correct-horse")
+	s := serveWith(t, "--database-url-file", file)
+	s.awaitReady(t)
+
+	exec(`ALTER ROLE till PASSWORD 'battery-staple'`)
+	require.NoError(t, server.Restart(t.Context())) // ends every connection
+	await(t, "the old password is refused", func() bool { return strings.Contains(s.readiness(t).failing("database"), "28P01") })
+	write("battery-staple")
+	s.awaitReady(t)
+	s.submit(t, "/ticket", sample(t))
+	require.NotContains(t, s.log.String(), "correct-horse")
+	require.NotContains(t, s.log.String(), "battery-staple")
+}

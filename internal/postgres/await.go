@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"regexp"
 	"strings"
 	"time"
@@ -19,13 +18,15 @@ const awaitInterval = time.Second
 // await returns as soon as the database lets us in, or with the last reason when it did not for so long. Every failure to
 // connect is worth another attempt: what makes a database makes its role, its password and its certificate, too, and not
 // always in the order in which we come to need them.
-func await(ctx context.Context, config *pgx.ConnConfig, wait time.Duration, logger *slog.Logger) error {
+func await(ctx context.Context, in *login, wait time.Duration) error {
 	began := time.Now()
 	waiting, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	var last error
 	connect := func() (struct{}, error) {
-		conn, err := pgx.ConnectConfig(waiting, config)
+		var config pgx.ConnConfig
+		_ = in.refresh(waiting, &config)
+		conn, err := pgx.ConnectConfig(waiting, &config)
 		if err == nil {
 			_ = conn.Close(waiting)
 			return struct{}{}, nil
@@ -42,12 +43,12 @@ func await(ctx context.Context, config *pgx.ConnConfig, wait time.Duration, logg
 		backoff.WithNotify(func(err error, _ time.Duration) {
 			if why := reason(err); why != said {
 				said = why
-				logger.Info("waiting for the database", "reason", why, "until", began.Add(wait).Format(time.RFC3339))
+				in.logger.Info("waiting for the database", "reason", why, "until", began.Add(wait).Format(time.RFC3339))
 			}
 		}))
 	switch {
 	case err == nil && said != "":
-		logger.Info("the database answers", "waited", time.Since(began).Round(time.Millisecond).String())
+		in.logger.Info("the database answers", "waited", time.Since(began).Round(time.Millisecond).String())
 	case err != nil && ctx.Err() != nil:
 		return errors.New("interrupted while it waited for the database; nothing was changed")
 	case err != nil:

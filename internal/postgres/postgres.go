@@ -3,7 +3,6 @@ package postgres
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -15,8 +14,11 @@ import (
 // Config says how to reach the database.
 type Config struct {
 	// URL is a libpq connection URI or keyword string
-	// (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING). Required.
+	// (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING). Required, or URLFrom.
 	URL string
+
+	// URLFrom is asked for the URL before each new connection, instead of URL: for one in a file that changes.
+	URLFrom func() (string, error)
 
 	// MaxConns bounds the connections of this process. Pods × MaxConns must stay below the server's max_connections.
 	// Defaults to 8.
@@ -41,12 +43,8 @@ type Store struct {
 // Open prepares a store. It makes no connection yet: a server that is away is no error here, but in the first call.
 // A URL that cannot be read is an error that does not show it, for it may hold a password.
 func Open(ctx context.Context, config Config) (*Store, error) {
-	if config.URL == "" {
-		return nil, errors.New("no database: set DATABASE_URL or --database-url")
-	}
-	poolConfig, err := pgxpool.ParseConfig(config.URL)
-	if err != nil {
-		return nil, fmt.Errorf("read the database URL: %w", err)
+	if config.URLFrom == nil {
+		config.URLFrom = func() (string, error) { return config.URL, nil }
 	}
 	if config.MaxConns == 0 {
 		config.MaxConns = 8
@@ -60,14 +58,17 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 	if config.Logger == nil {
 		config.Logger = slog.Default()
 	}
+	in := &login{
+		url: config.URLFrom, timeout: config.ConnectTimeout, application: config.ApplicationName, logger: config.Logger,
+	}
+	poolConfig, err := in.open()
+	if err != nil {
+		return nil, err
+	}
 	poolConfig.MaxConns = config.MaxConns
 	poolConfig.MaxConnLifetime = 30 * time.Minute
 	poolConfig.MaxConnLifetimeJitter = 5 * time.Minute
 	poolConfig.HealthCheckPeriod = 15 * time.Second
-	poolConfig.ConnConfig.ConnectTimeout = config.ConnectTimeout
-	poolConfig.ConnConfig.RuntimeParams["application_name"] = config.ApplicationName
-	// After a failover a new connection may still reach the old primary, which is read-only by then.
-	poolConfig.ConnConfig.ValidateConnect = validateReadWrite
 	poolConfig.AfterConnect = preferIndexes
 	pool, err := pgxpool.NewWithConfig(ctx, poolConfig)
 	if err != nil {

@@ -93,7 +93,8 @@ func (s *Store) Schema(ctx context.Context) (SchemaStatus, error) {
 
 // MigrateConfig says how to migrate.
 type MigrateConfig struct {
-	URL string // of the database; never through a pooler, for the lock is one of the session
+	URL     string                 // of the database; never through a pooler, for the lock is one of the session
+	URLFrom func() (string, error) // instead of URL; see Config
 	// LockTimeout is how long to wait for another migration to end. Defaults to 5 min.
 	LockTimeout time.Duration
 	// Wait is how long Migrate waits for the database to let it in. Defaults to not at all.
@@ -108,15 +109,13 @@ func (c MigrateConfig) logger() *slog.Logger {
 	return c.Logger
 }
 
-func (c MigrateConfig) connConfig() (*pgx.ConnConfig, error) {
-	config, err := pgx.ParseConfig(c.URL)
-	if err != nil {
-		return nil, fmt.Errorf("read the database URL: %w", err)
+func (c MigrateConfig) login() (*login, error) {
+	if c.URLFrom == nil {
+		c.URLFrom = func() (string, error) { return c.URL, nil }
 	}
-	config.ConnectTimeout = 5 * time.Second
-	config.RuntimeParams["application_name"] = "myticket migrate"
-	config.ValidateConnect = validateReadWrite
-	return config, nil
+	in := &login{url: c.URLFrom, timeout: 5 * time.Second, application: "myticket migrate", logger: c.logger()}
+	_, err := in.open()
+	return in, err
 }
 
 // MigrateUp runs every migration that the database does not have yet, each in a transaction of its own. Processes that
@@ -128,11 +127,11 @@ func MigrateUp(ctx context.Context, databaseURL string) error {
 // Migrate is MigrateUp with settings.
 func Migrate(ctx context.Context, config MigrateConfig) error {
 	if config.Wait > 0 {
-		connConfig, err := config.connConfig()
+		in, err := config.login()
 		if err != nil {
 			return err
 		}
-		if err := await(ctx, connConfig, config.Wait, config.logger()); err != nil {
+		if err := await(ctx, in, config.Wait); err != nil {
 			return err
 		}
 	}
@@ -160,11 +159,11 @@ func withMigrator(config MigrateConfig, use func(*migrate.Migrate) error) (err e
 	if config.LockTimeout == 0 {
 		config.LockTimeout = 5 * time.Minute
 	}
-	connConfig, err := config.connConfig()
+	in, err := config.login()
 	if err != nil {
 		return err
 	}
-	db := stdlib.OpenDB(*connConfig)
+	db := stdlib.OpenDB(*in.last, stdlib.OptionBeforeConnect(in.refresh))
 	defer db.Close()
 	driver, err := migratepgx.WithInstance(db, &migratepgx.Config{})
 	if err != nil {
