@@ -26,18 +26,20 @@ type cli struct {
 	Products  productsCmd  `cmd:"" help:"Look at the product base."`
 	Spool     spoolCmd     `cmd:"" help:"Look into, drain or export the spool folder of a server that is gone."`
 	Retention retentionCmd `cmd:"" help:"Drop old partitions and expired idempotency keys. Shows what it would do unless told to do it."`
+	Send      sendCmd      `cmd:"" help:"Post tickets to a MyTicket, as a till would: to try an installation, or to send files again."`
 	Version   versionCmd   `cmd:"" help:"Print the version."`
 }
 
 // streams is where a command reads and writes: the process's own, or a test's.
 type streams struct {
+	stdin  io.Reader // for commands that read it
 	stdout io.Writer // what was asked for
 	stderr io.Writer // the log, and what a person should know besides
 }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	code := run(ctx, os.Args[1:], os.Environ(), streams{os.Stdout, os.Stderr})
+	code := run(ctx, os.Args[1:], os.Environ(), streams{os.Stdin, os.Stdout, os.Stderr})
 	stop()
 	os.Exit(code)
 }

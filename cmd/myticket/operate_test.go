@@ -67,7 +67,7 @@ func (b *operatorBundle) insert(t *testing.T, status ticket.Status, source, orde
 func (b *operatorBundle) myticket(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	var out, errs bytes.Buffer
-	code = run(t.Context(), append(args, "--database-url", b.url), nil, streams{&out, &errs})
+	code = run(t.Context(), append(args, "--database-url", b.url), nil, streams{stdout: &out, stderr: &errs})
 	return code, out.String(), errs.String()
 }
 

@@ -158,7 +158,7 @@ func TestTicketsRetry_ThatIsInterrupted_Fails(t *testing.T) {
 	var out, errs bytes.Buffer
 	exited := make(chan int, 1)
 	go func() {
-		exited <- run(ctx, []string{"tickets", "retry", "--all", "--database-url", b.url}, nil, streams{&out, &errs})
+		exited <- run(ctx, []string{"tickets", "retry", "--all", "--database-url", b.url}, nil, streams{stdout: &out, stderr: &errs})
 	}()
 	await(t, "it waits for the lock", func() bool {
 		return b.text(t, `SELECT count(*)::text FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) == "1"
@@ -175,7 +175,7 @@ func TestTicketsRetry_DatabaseAway_IsSaidOnce(t *testing.T) {
 	id := "01a20763-46ee-7c43-b4d2-48ea8de705fe"
 	code := run(t.Context(), []string{
 		"tickets", "retry", id, id, id, "--database-url", "postgres://nobody:secret@127.0.0.1:1/none?connect_timeout=1",
-	}, nil, streams{&out, &errs})
+	}, nil, streams{stdout: &out, stderr: &errs})
 	assert.Equal(t, 1, code)
 	assert.Equal(t, 1, strings.Count(errs.String(), "the store is unavailable"), errs.String())
 	assert.NotContains(t, errs.String(), "secret")
