@@ -36,7 +36,7 @@ func TestInstall_FromNothing(t *testing.T) {
 		require.Equal(t, want, r.get(path), "GET %s through the Ingress", path)
 	}
 
-	printed := r.helm(helm4, "test", "myticket", "--timeout", "2m")
+	printed := r.helm(helm4, "test", "myticket", "--logs", "--timeout", "2m")
 	require.Contains(t, printed, "TREATED", "the test's log should show the answer")
 	require.Equal(t, "1", r.sql("SELECT count(*) FROM tickets WHERE source = 'helm-test'"))
 
