@@ -53,6 +53,7 @@ const (
 // startLoad starts the tills, and returns when the first tickets are acknowledged.
 func (r *release) startLoad() *load {
 	r.t.Helper()
+	r.routed()
 	ctx, cancel := context.WithCancel(r.ctx)
 	l := &load{r: r, cancel: cancel, run: rand.Text()[:8], client: newClient()}
 	for range tills {

@@ -16,7 +16,7 @@ metadata:
   annotations: {{- toYaml . | nindent 4 }}
   {{- end }}
 spec:
-  retentionPolicy: {{ $c.backup.retentionPolicy }}
+  retentionPolicy: {{ $c.backup.retentionPolicy | quote }}
   configuration: {{- include "myticket.objectStoreConfiguration" $ | nindent 4 }}
 ---
 {{- end }}
@@ -48,7 +48,7 @@ spec: {{- mergeOverwrite (include "myticket.clusterSpec" $ | fromYaml) (deepCopy
 {{- $c := .Values.database.cluster -}}
 instances: {{ $c.instances | int }}
 {{- with $c.image }}
-imageName: {{ . }}
+imageName: {{ . | quote }}
 {{- end }}
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}
@@ -83,7 +83,7 @@ externalClusters:
   - name: origin
     plugin:
       name: barman-cloud.cloudnative-pg.io
-      parameters: {barmanObjectName: {{ include "myticket.objectStoreName" . }}, serverName: {{ $c.recovery.from }}}
+      parameters: {barmanObjectName: {{ include "myticket.objectStoreName" . }}, serverName: {{ $c.recovery.from | quote }}}
 {{- end }}
 postgresql:
   parameters: {{- toYaml $c.parameters | nindent 4 }}
@@ -109,8 +109,8 @@ plugins:
 {{- end }}
 
 {{- define "myticket.storage" -}}
-size: {{ .size }}
+size: {{ .size | quote }}
 {{- with .storageClass }}
-storageClass: {{ . }}
+storageClass: {{ . | quote }}
 {{- end }}
 {{- end }}

@@ -27,7 +27,7 @@ terminationMessagePolicy: FallbackToLogsOnError
   value: /etc/myticket/database/uri
 {{- if eq .Values.database.mode "external" }}
 - name: PGSSLMODE
-  value: {{ .Values.database.external.sslMode }}
+  value: {{ .Values.database.external.sslMode | quote }}
 {{- if .Values.database.external.caSecretName }}
 - name: PGSSLROOTCERT
   value: /etc/myticket/database/ca.crt
@@ -54,12 +54,12 @@ terminationMessagePolicy: FallbackToLogsOnError
     sources:
       {{- if eq .Values.database.mode "external" }}
       - secret:
-          name: {{ .Values.database.external.secretName }}
-          items: [{key: {{ .Values.database.external.secretKey }}, path: uri}]
+          name: {{ .Values.database.external.secretName | quote }}
+          items: [{key: {{ .Values.database.external.secretKey | quote }}, path: uri}]
       {{- with .Values.database.external.caSecretName }}
       - secret:
-          name: {{ . }}
-          items: [{key: {{ $.Values.database.external.caSecretKey }}, path: ca.crt}]
+          name: {{ . | quote }}
+          items: [{key: {{ $.Values.database.external.caSecretKey | quote }}, path: ca.crt}]
       {{- end }}
       {{- else }}
       - secret:
