@@ -27,7 +27,7 @@ RACE = $(shell [ "$$($(GO) env CGO_ENABLED)" = 1 ] && \
 
 .PHONY: help
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## build bin/myticket, a static binary
@@ -39,7 +39,7 @@ run: build ## build, then serve with a database of its own (bin/myticket dev)
 
 # One Postgres serves the tests of all packages. It is built first instead of `go run`, which would have the last word.
 .PHONY: test
-test: ## run all tests against a throwaway Postgres; ARGS='-run TestX' narrows them
+test: bin/helm bin/helm3 bin/helm-docs bin/helm-values-schema-json ## run all tests against a throwaway Postgres; ARGS='-run TestX' narrows them
 	@$(GO) build -o bin/withpg ./internal/devdb/withpg
 	@bin/withpg -- $(TOOL) gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg -- \
 		$(RACE) -shuffle=on -timeout=10m $(ARGS) ./...
@@ -88,6 +88,39 @@ chart: bin/helm-docs bin/helm-values-schema-json ## make the chart's README, sch
 image: ## build the container image IMAGE=myticket:VERSION, from nothing but the binary
 	CGO_ENABLED=0 GOOS=linux $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/image/myticket ./cmd/myticket
 	docker build --quiet --build-arg VERSION=$(VERSION) --tag $(IMAGE) .
+
+.PHONY: cluster
+cluster: ## make the kind cluster that is developed on: operator, ingress, monitoring (k8s/README.md)
+	$(GO) tool kind get clusters | grep -qx $(KIND_CLUSTER) || $(GO) tool kind create cluster --name $(KIND_CLUSTER) --config k8s/kind.yaml --wait 3m
+	kubectl --context kind-$(KIND_CLUSTER) apply --server-side -k k8s/operator
+	kubectl --context kind-$(KIND_CLUSTER) apply --server-side -k k8s/ingress
+	kubectl --context kind-$(KIND_CLUSTER) apply --server-side -k k8s/monitoring
+	kubectl --context kind-$(KIND_CLUSTER) -n cnpg-system rollout status deployment/cnpg-controller-manager --timeout=5m
+	kubectl --context kind-$(KIND_CLUSTER) -n traefik rollout status deployment/traefik --timeout=5m
+	@echo "Now: make deploy, or tilt up. The ingress controller is http://127.0.0.1:8080"
+
+.PHONY: cluster-down
+cluster-down: ## delete the kind cluster, with everything in it
+	$(GO) tool kind delete cluster --name $(KIND_CLUSTER)
+
+# Only on kind, unless told otherwise: the image is put on the node, and the values are small.
+CONTEXT ?= $(shell kubectl config current-context 2>/dev/null)
+NAMESPACE ?= myticket
+.PHONY: deploy
+deploy: bin/helm ## install or upgrade the chart with IMAGE on the current context, if that is a kind cluster
+	@case "$(CONTEXT)" in kind-*) ;; *) echo "The context \"$(CONTEXT)\" is no kind cluster. Choose one (kubectl config use-context),\
+	 or install the chart by hand: docs/operations.md." >&2; exit 1 ;; esac
+	$(MAKE) --no-print-directory image
+	$(GO) tool kind load docker-image --name $(patsubst kind-%,%,$(CONTEXT)) $(IMAGE)
+	bin/helm upgrade --install myticket charts/myticket --kube-context $(CONTEXT) --namespace $(NAMESPACE) --create-namespace \
+		--values charts/myticket/values-small.yaml --set ingress.className=traefik --wait --timeout 10m \
+		--set image.repository=$(firstword $(subst :, ,$(IMAGE))),image.tag=$(lastword $(subst :, ,$(IMAGE)))
+
+# What CI does instead of a person in front of `tilt up`. TILT_FLAGS='--base-image=…' where nothing can be pulled.
+.PHONY: tilt-ci
+tilt-ci: ## bring everything up with Tilt once, on the context kind-myticket, and take it down again
+	tilt ci --context kind-$(KIND_CLUSTER) -- $(TILT_FLAGS)
+	tilt down --context kind-$(KIND_CLUSTER) -- $(TILT_FLAGS)
 
 # One package, one cluster, one test at a time; what each did is shown, for its measurements.
 .PHONY: e2e

@@ -1,0 +1,626 @@
+package charts
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// switches are values that turn something on, each alone.
+func switches() []string {
+	return []string{
+		"replicas=3", "autoscaling.enabled=false", "networkPolicy.enabled=true", "retention.enabled=true",
+		"monitoring.podMonitor.enabled=true", "httpRoute.enabled=true,httpRoute.parentRefs[0].name=web", "ingress.enabled=false",
+		"spool.type=emptyDir", "spool.drain={spool-myticket-3}", "podDisruptionBudget.enabled=false", "sources.secretName=sources",
+		"database.cluster.backup.enabled=true,database.cluster.backup.destinationPath=s3://b/f",
+		"database.cluster.backup.enabled=true,database.cluster.backup.destinationPath=s3://b/f,database.cluster.recovery.from=old",
+		"database.cluster.walStorage.enabled=false", "extraObjects[0].kind=ConfigMap,extraObjects[0].metadata.name=more",
+	}
+}
+
+func TestChart_RendersEachMode(t *testing.T) {
+	t.Parallel()
+	always := []string{
+		"HorizontalPodAutoscaler/myticket", "Ingress/myticket", "Pod/myticket-test", "PodDisruptionBudget/myticket",
+		"Service/myticket", "Service/myticket-servers", "ServiceAccount/myticket", "ServiceAccount/myticket-migrate", "StatefulSet/myticket",
+	}
+	for _, helm := range helms {
+		for mode, besides := range map[string][]string{
+			"hook": {
+				"ConfigMap/myticket-provision", "Job/myticket-migrate", "Job/myticket-provision", "Role/myticket-provision",
+				"RoleBinding/myticket-provision", "ServiceAccount/myticket-provision",
+			},
+			"inline":   {"Cluster/myticket-db", "Job/myticket-migrate-#"},
+			"external": {"Job/myticket-migrate"},
+		} {
+			t.Run(helm+" "+mode, func(t *testing.T) {
+				t.Parallel()
+				names := renderWith(t, helm, values(modes()[mode]...)...).names()
+				for i, name := range names {
+					names[i] = regexp.MustCompile(`^(Job/myticket-migrate-)[0-9a-f]{10}$`).ReplaceAllString(name, "$1#")
+				}
+				want := slices.Concat(always, besides)
+				slices.Sort(want)
+				require.Equal(t, want, names)
+			})
+		}
+	}
+}
+
+// Helm deletes a hook before it makes the next one, and CloudNativePG the volumes with the Cluster.
+func TestCluster_IsNeverAHook(t *testing.T) {
+	t.Parallel()
+	for mode, set := range modes() {
+		for _, turn := range switches() {
+			t.Run(mode+" "+turn, func(t *testing.T) {
+				t.Parallel()
+				all := render(t, append(set, turn)...)
+				found := all.database(t)
+				require.Len(t, found.all("Cluster"), map[string]int{"hook": 1, "inline": 1}[mode])
+				require.Equal(t, mode == "inline", len(all.all("Cluster")) == 1, "only in mode inline it is a resource of the release")
+				for _, x := range found {
+					for name := range annotations(x) {
+						require.NotContains(t, name, "helm.sh/hook")
+					}
+					if mode == "inline" {
+						require.Equal(t, "keep", annotation(x, "helm.sh/resource-policy"))
+						require.Equal(t, "Prune=false,Delete=false", annotation(x, "argocd.argoproj.io/sync-options"))
+					}
+				}
+			})
+		}
+	}
+}
+
+func TestHooks_RunInOrderAndLeaveTheirLogs(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"hook", "external"} {
+		all := render(t, append(modes()[mode], "networkPolicy.enabled=true")...)
+		weights := map[string]int{}
+		for _, x := range all {
+			if !strings.Contains(annotation(x, "helm.sh/hook"), "pre-") {
+				continue
+			}
+			assert.Equal(t, "pre-install,pre-upgrade", annotation(x, "helm.sh/hook"))
+			weight, err := strconv.Atoi(annotation(x, "helm.sh/hook-weight"))
+			require.NoError(t, err)
+			weights[x["kind"].(string)+"/"+at(x, "metadata.name").(string)] = weight
+			switch x["kind"] {
+			case "Job":
+				assert.Equal(t, "before-hook-creation", annotation(x, "helm.sh/hook-delete-policy"), "its log must stay")
+				assert.Equal(t, "hook-failed", annotation(x, "helm.sh/hook-output-log-policy"))
+				assert.NotNil(t, at(x, "spec.activeDeadlineSeconds"))
+				assert.NotNil(t, at(x, "spec.ttlSecondsAfterFinished"))
+			case "ServiceAccount", "Role", "RoleBinding", "ConfigMap":
+				assert.Equal(t, "before-hook-creation,hook-succeeded", annotation(x, "helm.sh/hook-delete-policy"), "rights must not stay")
+			}
+		}
+		assert.Less(t, weights["NetworkPolicy/myticket-jobs"], weights["ServiceAccount/myticket-migrate"])
+		assert.Less(t, weights["ServiceAccount/myticket-migrate"], weights["Job/myticket-migrate"])
+		if mode == "hook" {
+			assert.Less(t, weights["NetworkPolicy/myticket-provision"], weights["Job/myticket-provision"])
+			for _, kind := range []string{"ServiceAccount", "Role", "RoleBinding", "ConfigMap"} {
+				assert.Less(t, weights[kind+"/myticket-provision"], weights["Job/myticket-provision"], kind)
+			}
+			assert.Less(t, weights["Job/myticket-provision"], weights["Job/myticket-migrate"])
+		}
+	}
+}
+
+func TestProvision_CannotDelete(t *testing.T) {
+	t.Parallel()
+	all := render(t, "database.cluster.backup.enabled=true", "database.cluster.backup.destinationPath=s3://b/f")
+	for _, rule := range at(all.find(t, "Role", "myticket-provision"), "rules").([]any) {
+		for _, verb := range at(rule, "verbs").([]any) {
+			assert.Contains(t, []any{"create", "get", "list", "watch", "patch"}, verb)
+		}
+		if !slices.Contains(at(rule, "verbs").([]any), any("create")) { // what is created has no name yet
+			assert.Len(t, at(rule, "resourceNames"), 1)
+		}
+	}
+	job := all.find(t, "Job", "myticket-provision")
+	assert.Contains(t, at(job, "spec.template.spec.initContainers.0.args"), "--server-side")
+	assert.Contains(t, at(job, "spec.template.spec.containers.0.args"), "--for=condition=Ready", "a new Cluster must be whole")
+
+	upgrade := renderWith(t, helm4, "--is-upgrade").find(t, "Job", "myticket-provision")
+	assert.NotContains(t, at(upgrade, "spec.template.spec.containers.0.args"), "--for=condition=Ready",
+		"a Cluster that lacks a standby must not hold up an upgrade")
+}
+
+func TestMigration_IsOneAttemptThatWaits(t *testing.T) {
+	t.Parallel()
+	for mode, set := range modes() {
+		all := render(t, append(set, "migrations.deadlineSeconds=100")...)
+		for _, x := range all.all("Job") {
+			if at(x, "metadata.labels").(object)["app.kubernetes.io/component"] != "migrate" {
+				continue
+			}
+			assert.Equal(t, 0, at(x, "spec.backoffLimit"), mode)
+			assert.Equal(t, []any{"migrate", "up", "--wait", "80s"}, at(x, "spec.template.spec.containers.0.args"), mode)
+			assert.Equal(t, 100, at(x, "spec.activeDeadlineSeconds"), mode)
+			assert.Equal(t, "myticket-migrate", at(x, "spec.template.spec.serviceAccountName"), mode)
+			assert.Equal(t, mode == "inline", at(x, "spec.ttlSecondsAfterFinished") == nil, "GitOps would make it again and again")
+		}
+	}
+}
+
+// A Job cannot change, so one that is a resource of the release needs a new name for anything new.
+func TestJobs_OfTheReleaseAreNamedAfterWhatTheyRun(t *testing.T) {
+	t.Parallel()
+	names := func(set ...string) []string {
+		var found []string
+		for _, x := range render(t, append(set, "database.mode=inline", "spool.drain={spool-myticket-3,spool-myticket-4}")...).all("Job") {
+			found = append(found, at(x, "metadata.name").(string))
+		}
+		require.Len(t, found, 3)
+		return found
+	}
+	one, again, other := names(), names(), names("image.tag=other")
+	assert.Equal(t, one, again)
+	for _, name := range one {
+		assert.NotContains(t, other, name)
+	}
+}
+
+// https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted
+func TestPods_AreRestricted(t *testing.T) {
+	t.Parallel()
+	for mode, set := range modes() {
+		for name, pod := range render(t, append(set, "retention.enabled=true", "spool.drain={spool-myticket-3}")...).pods() {
+			t.Run(mode+" "+name, func(t *testing.T) {
+				t.Parallel()
+				spec := at(pod, "spec").(object)
+				assert.Equal(t, true, at(spec, "securityContext.runAsNonRoot"))
+				assert.Equal(t, "RuntimeDefault", at(spec, "securityContext.seccompProfile.type"))
+				assert.Equal(t, false, spec["enableServiceLinks"])
+				assert.Equal(t, strings.Contains(name, "provision"), spec["automountServiceAccountToken"], "only that one speaks with the API server")
+				for _, forbidden := range []string{"hostNetwork", "hostPID", "hostIPC"} {
+					assert.NotContains(t, spec, forbidden)
+				}
+				volumes, _ := spec["volumes"].([]any)
+				for _, volume := range volumes {
+					for kind := range volume.(object) {
+						assert.Contains(t, []string{"name", "configMap", "emptyDir", "secret", "projected", "persistentVolumeClaim"}, kind)
+					}
+				}
+				for _, c := range containers(pod) {
+					assert.Equal(t, false, at(c, "securityContext.allowPrivilegeEscalation"))
+					assert.Equal(t, true, at(c, "securityContext.readOnlyRootFilesystem"))
+					assert.Equal(t, []any{"ALL"}, at(c, "securityContext.capabilities.drop"))
+					assert.NotNil(t, at(c, "resources.requests"))
+					assert.NotNil(t, at(c, "resources.limits.memory"))
+					assert.Equal(t, "FallbackToLogsOnError", at(c, "terminationMessagePolicy"))
+				}
+			})
+		}
+	}
+}
+
+func TestServer_StopsAfterItsGracePeriodsParts(t *testing.T) {
+	t.Parallel()
+	all := render(t, "shutdown.preStopSeconds=7", "shutdown.timeoutSeconds=50")
+	pod := at(all.find(t, "StatefulSet", "myticket"), "spec.template.spec")
+	assert.Equal(t, 7, at(pod, "containers.0.lifecycle.preStop.sleep.seconds"))
+	assert.Equal(t, "50s", env(all.server(t))["MYTICKET_SHUTDOWN_TIMEOUT"])
+	assert.Greater(t, at(pod, "terminationGracePeriodSeconds"), 7+50)
+	assert.Nil(t, at(render(t, "shutdown.preStopSeconds=0").server(t), "lifecycle"), "sleep takes no zero")
+}
+
+func TestServer_IsProbedOnTheInternalPort(t *testing.T) {
+	t.Parallel()
+	server := render(t, "probes.startup.failureThreshold=7").server(t)
+	for probe, path := range map[string]string{"startupProbe": "/livez", "readinessProbe": "/readyz", "livenessProbe": "/livez"} {
+		assert.Equal(t, object{"path": path, "port": "internal"}, at(server, probe+".httpGet"))
+	}
+	assert.Equal(t, 7, at(server, "startupProbe.failureThreshold"))
+}
+
+func TestServer_LimitsFollowTheValues(t *testing.T) {
+	t.Parallel()
+	for limit, want := range map[string]string{"256Mi": "241591910", "1Gi": "966367641", "512M": "460800000", "1073741824": "966367641"} {
+		assert.Equal(t, want, env(render(t, "resources.limits.memory="+limit).server(t))["GOMEMLIMIT"], limit)
+	}
+	assert.NotContains(t, env(render(t, "resources.limits=null").server(t)), "GOMEMLIMIT")
+	assert.Equal(t, "3221225472", env(render(t, "spool.size=4Gi").server(t))["MYTICKET_SPOOL_MAX_BYTES"])
+	assert.Equal(t, "2000000", env(render(t, "spool.maxTickets=2000000").server(t))["MYTICKET_SPOOL_MAX_TICKETS"])
+	assert.Equal(t, "9", env(render(t, "database.connectionsPerServer=9").server(t))["MYTICKET_DATABASE_MAX_CONNS"])
+}
+
+func TestServer_TakesSettings(t *testing.T) {
+	t.Parallel()
+	for _, helm := range helms {
+		variables := env(renderWith(t, helm, values("settings.MYTICKET_BATCH_TICKETS=512", "settings.MYTICKET_WAITING_TICKETS=1500000",
+			"settings.MYTICKET_REQUEST_TIMEOUT=5s", "settings.MYTICKET_LOG_LEVEL=debug")...).server(t))
+		assert.Equal(t, "512", variables["MYTICKET_BATCH_TICKETS"])
+		assert.Equal(t, "1500000", variables["MYTICKET_WAITING_TICKETS"], "and not 1.5e+06")
+		assert.Equal(t, "5s", variables["MYTICKET_REQUEST_TIMEOUT"])
+		assert.Equal(t, "debug", variables["MYTICKET_LOG_LEVEL"])
+	}
+}
+
+func TestServer_TakesWhatElseIsWanted(t *testing.T) {
+	t.Parallel()
+	all := render(t, "extraEnv[0].name=A", "extraEnv[0].value=b", "extraEnvFrom[0].secretRef.name=more",
+		"extraVolumes[0].name=more", "extraVolumes[0].emptyDir.sizeLimit=1Mi", "extraVolumeMounts[0].name=more", "extraVolumeMounts[0].mountPath=/more",
+		"extraObjects[0].kind=ConfigMap", "extraObjects[0].metadata.name=\\{\\{ .Release.Name \\}\\}-more",
+		"commonLabels.team=tills", "podLabels.pod=p", "podAnnotations.note=n", "priorityClassName=high", "nodeSelector.disk=fast",
+		"tolerations[0].key=tickets", "affinity.nodeAffinity.x=y", "serviceAccountAnnotations.role=r", "sources.secretName=y", "sources.secretKey=n")
+	assert.True(t, all.has("ConfigMap", "myticket-more"), "templates in extraObjects are filled in: %s", all.names())
+	assert.Equal(t, "b", env(all.server(t))["A"])
+	assert.Equal(t, "more", at(all.server(t), "envFrom.0.secretRef.name"))
+	pod := at(all.find(t, "StatefulSet", "myticket"), "spec.template")
+	assert.Equal(t, "n", at(pod, "metadata.annotations.note"))
+	assert.Equal(t, "tills", at(pod, "metadata.labels.team"))
+	assert.Equal(t, "p", at(pod, "metadata.labels.pod"))
+	assert.Equal(t, "high", at(pod, "spec.priorityClassName"))
+	assert.Equal(t, "fast", at(pod, "spec.nodeSelector.disk"))
+	assert.Equal(t, "tickets", at(pod, "spec.tolerations.0.key"))
+	assert.Equal(t, "y", at(pod, "spec.affinity.nodeAffinity.x"))
+	assert.Equal(t, "r", at(all.find(t, "ServiceAccount", "myticket"), "metadata.annotations.role"))
+	names := map[any]any{}
+	for _, volume := range at(pod, "spec.volumes").([]any) {
+		names[at(volume, "name")] = volume
+	}
+	assert.Equal(t, "y", at(names["sources"], "secret.secretName"), "a name that YAML could take for true")
+	assert.Equal(t, "n", at(names["sources"], "secret.items.0.key"))
+	assert.Contains(t, names, "more")
+	assert.Equal(t, "/etc/myticket/sources/sources.json", env(all.server(t))["MYTICKET_SOURCES_FILE"])
+}
+
+func TestServer_HasASpoolOfItsOwn(t *testing.T) {
+	t.Parallel()
+	set := render(t, "spool.storageClass=fast").find(t, "StatefulSet", "myticket")
+	assert.Equal(t, "fast", at(set, "spec.volumeClaimTemplates.0.spec.storageClassName"))
+	assert.Equal(t, "2Gi", at(set, "spec.volumeClaimTemplates.0.spec.resources.requests.storage"))
+	assert.Equal(t, object{"whenDeleted": "Retain", "whenScaled": "Retain"}, at(set, "spec.persistentVolumeClaimRetentionPolicy"))
+	set = render(t, "spool.type=emptyDir").find(t, "StatefulSet", "myticket")
+	assert.Nil(t, at(set, "spec.volumeClaimTemplates"))
+	assert.Equal(t, "2Gi", at(set, "spec.template.spec.volumes.1.emptyDir.sizeLimit"))
+}
+
+func TestServer_IsSpread(t *testing.T) {
+	t.Parallel()
+	spread := func(set ...string) any {
+		return at(render(t, set...).find(t, "StatefulSet", "myticket"), "spec.template.spec.topologySpreadConstraints")
+	}
+	assert.Len(t, spread(), 2)
+	assert.Len(t, spread("topologySpread.zone="), 1)
+	assert.Nil(t, spread("topologySpread.zone=", "topologySpread.node="))
+	assert.Equal(t, "DoNotSchedule", at(spread("topologySpread.zone=DoNotSchedule"), "1.whenUnsatisfiable"))
+}
+
+func TestImage_IsByTagOrDigest(t *testing.T) {
+	t.Parallel()
+	digest := "sha256:" + strings.Repeat("0a", 32)
+	for want, set := range map[string][]string{
+		"myticket:0.1.0":                             nil,
+		"myticket:v7":                                {"image.tag=v7"},
+		"registry.example.com/tills/myticket:v7":     {"image.tag=v7", "image.registry=registry.example.com", "image.repository=tills/myticket"},
+		"myticket:0.1.0@" + digest:                   {"image.digest=" + digest},
+		"registry.example.com/myticket:v7@" + digest: {"image.digest=" + digest, "image.tag=v7", "image.registry=registry.example.com"},
+	} {
+		for name, pod := range render(t, append(set, "retention.enabled=true", "imagePullSecrets[0].name=y")...).pods() {
+			assert.Equal(t, "y", at(pod, "spec.imagePullSecrets.0.name"), name)
+			if !strings.Contains(name, "provision") {
+				assert.Equal(t, want, at(containers(pod)[0], "image"), name)
+			}
+		}
+	}
+	assert.Equal(t, "registry", at(render(t, "imagePullSecrets[0].name=registry").cluster(t), "spec.imagePullSecrets.0.name"))
+}
+
+func TestDatabase_IsReachedByVerifiedTLS(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"hook", "inline"} {
+		for name, pod := range render(t, append(modes()[mode], "retention.enabled=true", "spool.drain={a}")...).pods() {
+			if strings.Contains(name, "provision") || strings.Contains(name, "test") {
+				continue
+			}
+			variables := env(containers(pod)[0])
+			assert.Equal(t, "verify-full", variables["PGSSLMODE"], name)
+			assert.Equal(t, "/etc/myticket/database/ca.crt", variables["PGSSLROOTCERT"], name)
+			sources := at(pod, "spec.volumes.0.projected.sources")
+			assert.Equal(t, "myticket-db-app", at(sources, "0.secret.name"), name)
+			assert.Equal(t, "myticket-db-ca", at(sources, "1.secret.name"), name)
+		}
+	}
+	external := modes()["external"]
+	all := render(t, external...)
+	assert.Equal(t, "verify-full", env(all.server(t))["PGSSLMODE"])
+	assert.NotContains(t, env(all.server(t)), "PGSSLROOTCERT", "public CAs")
+	all = render(t, append(external, "database.external.caSecretName=y", "database.external.caSecretKey=n", "database.external.secretKey=url",
+		"database.external.sslMode=verify-ca")...)
+	sources := at(all.find(t, "StatefulSet", "myticket"), "spec.template.spec.volumes.0.projected.sources")
+	assert.Equal(t, []any{object{"key": "url", "path": "uri"}}, at(sources, "0.secret.items"))
+	assert.Equal(t, "y", at(sources, "1.secret.name"))
+	assert.Equal(t, []any{object{"key": "n", "path": "ca.crt"}}, at(sources, "1.secret.items"))
+	assert.Equal(t, "verify-ca", env(all.server(t))["PGSSLMODE"])
+}
+
+func TestRoutes_LeadOnlyToTickets(t *testing.T) {
+	t.Parallel()
+	all := render(t, "ingress.className=web", "ingress.hosts={a.example.com,b.example.com}", "ingress.tls[0].secretName=tls",
+		"httpRoute.enabled=true", "httpRoute.parentRefs[0].name=web", "httpRoute.parentRefs[0].namespace=gateways", "httpRoute.hostnames={c.example.com}")
+	ingress := all.find(t, "Ingress", "myticket")
+	assert.Empty(t, annotations(ingress), "of no controller's")
+	assert.Equal(t, "web", at(ingress, "spec.ingressClassName"))
+	assert.Equal(t, "tls", at(ingress, "spec.tls.0.secretName"))
+	require.Len(t, at(ingress, "spec.rules"), 2)
+	for i, host := range []string{"a.example.com", "b.example.com"} {
+		rule := at(ingress, "spec.rules").([]any)[i]
+		assert.Equal(t, host, at(rule, "host"))
+		require.Len(t, at(rule, "http.paths"), 1)
+		assert.Equal(t, "/ticket", at(rule, "http.paths.0.path"))
+		assert.Equal(t, "Prefix", at(rule, "http.paths.0.pathType"))
+		assert.Equal(t, "http", at(rule, "http.paths.0.backend.service.port.name"))
+	}
+	assert.Nil(t, at(render(t).find(t, "Ingress", "myticket"), "spec.rules.0.host"), "every host, where none is named")
+
+	route := all.find(t, "HTTPRoute", "myticket")
+	assert.Equal(t, "gateways", at(route, "spec.parentRefs.0.namespace"))
+	require.Len(t, at(route, "spec.rules"), 1)
+	assert.Equal(t, []any{object{"path": object{"type": "PathPrefix", "value": "/ticket"}}}, at(route, "spec.rules.0.matches"))
+
+	for _, service := range all.all("Service") {
+		require.Len(t, at(service, "spec.ports"), 1)
+		assert.Equal(t, "http", at(service, "spec.ports.0.targetPort"), "the internal port is in no Service")
+	}
+}
+
+func TestNetworkPolicies_NameWhoMaySpeak(t *testing.T) {
+	t.Parallel()
+	assert.Empty(t, render(t).all("NetworkPolicy"))
+	all := render(t, "networkPolicy.enabled=true", "networkPolicy.webhookFrom[0].namespaceSelector.matchLabels.name=ingress")
+	policy := all.find(t, "NetworkPolicy", "myticket")
+	assert.Equal(t, "ingress", at(policy, "spec.ingress.0.from.0.namespaceSelector.matchLabels.name"))
+	assert.Equal(t, "test", at(policy, "spec.ingress.0.from.1.podSelector.matchLabels").(object)["app.kubernetes.io/component"], "helm test")
+	assert.Equal(t, "internal", at(policy, "spec.ingress.1.ports.0.port"))
+	assert.Equal(t, "prometheus", at(policy, "spec.ingress.1.from.0.podSelector.matchLabels").(object)["app.kubernetes.io/name"])
+	require.Len(t, at(policy, "spec.egress"), 3, "DNS, the database, OpenTelemetry")
+	assert.Equal(t, 53, at(policy, "spec.egress.0.ports.0.port"))
+	assert.Equal(t, 5432, at(policy, "spec.egress.1.ports.0.port"))
+	assert.Equal(t, "myticket-db", at(policy, "spec.egress.1.to.0.podSelector.matchLabels").(object)["cnpg.io/cluster"])
+	assert.Equal(t, 4317, at(policy, "spec.egress.2.ports.0.port"))
+	assert.Equal(t, 6443, at(all.find(t, "NetworkPolicy", "myticket-provision"), "spec.egress.1.ports.1.port"))
+
+	external := render(t, append(modes()["external"], "networkPolicy.enabled=true", "networkPolicy.databaseTo[0].ipBlock.cidr=10.0.0.0/8",
+		"networkPolicy.otlpPorts=null", "networkPolicy.extraEgress[0].ports[0].port=443")...)
+	policy = external.find(t, "NetworkPolicy", "myticket")
+	assert.Equal(t, "10.0.0.0/8", at(policy, "spec.egress.1.to.0.ipBlock.cidr"))
+	assert.Equal(t, 443, at(policy, "spec.egress.2.ports.0.port"))
+	assert.False(t, external.has("NetworkPolicy", "myticket-provision"))
+	assert.Empty(t, annotations(render(t, "database.mode=inline", "networkPolicy.enabled=true").find(t, "NetworkPolicy", "myticket-jobs")))
+}
+
+func TestCluster_IsForProduction(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"hook", "inline"} {
+		spec := at(render(t, modes()[mode]...).cluster(t), "spec")
+		assert.Equal(t, 3, at(spec, "instances"))
+		assert.Equal(t, object{"method": "any", "number": 1, "dataDurability": "required", "failoverQuorum": true},
+			at(spec, "postgresql.synchronous"))
+		assert.Equal(t, true, at(spec, "bootstrap.initdb.dataChecksums"))
+		assert.Nil(t, at(spec, "bootstrap.initdb.secret"), "CloudNativePG would not make the Secret with the URI")
+		assert.Equal(t, "10Gi", at(spec, "walStorage.size"))
+		assert.Equal(t, "switchover", at(spec, "primaryUpdateMethod"))
+		assert.Equal(t, 60, at(spec, "switchoverDelay"))
+		assert.Equal(t, 15, at(spec, "smartShutdownTimeout"))
+		assert.Nil(t, at(spec, "monitoring"), "enablePodMonitor is deprecated; the chart has its own")
+	}
+	small := at(renderWith(t, helm4, "--values", filepath.Join("myticket", "values-small.yaml")).cluster(t), "spec")
+	assert.Equal(t, 1, at(small, "instances"))
+	assert.Nil(t, at(small, "postgresql.synchronous"))
+	assert.Nil(t, at(small, "walStorage"))
+	assert.Equal(t, "restart", at(small, "primaryUpdateMethod"), "there is nobody to switch over to")
+	other := at(render(t, "database.cluster.extraSpec.logLevel=debug", "database.cluster.extraSpec.instances=5",
+		"database.cluster.storage.storageClass=fast", "database.cluster.image=").cluster(t), "spec")
+	assert.Equal(t, "debug", at(other, "logLevel"))
+	assert.Equal(t, 5, at(other, "instances"), "extraSpec wins")
+	assert.Equal(t, "fast", at(other, "storage.storageClass"))
+	assert.Nil(t, at(other, "imageName"))
+}
+
+func TestBackup_AndRecovery(t *testing.T) {
+	t.Parallel()
+	backup := []string{
+		"database.cluster.backup.enabled=true", "database.cluster.backup.destinationPath=s3://b/f",
+		"database.cluster.backup.endpointURL=https://s3.example.com", "database.cluster.backup.secretName=keys",
+		"database.cluster.backup.configuration.wal.maxParallel=4",
+	}
+	for _, mode := range []string{"hook", "inline"} {
+		all := render(t, append(backup, modes()[mode]...)...)
+		store := all.database(t).find(t, "ObjectStore", "myticket-backups")
+		assert.Equal(t, "s3://b/f", at(store, "spec.configuration.destinationPath"))
+		assert.Equal(t, "keys", at(store, "spec.configuration.s3Credentials.accessKeyId.name"))
+		assert.Equal(t, 4, at(store, "spec.configuration.wal.maxParallel"))
+		assert.Equal(t, "gzip", at(store, "spec.configuration.wal.compression"), "configuration is merged")
+		assert.Equal(t, true, at(all.cluster(t), "spec.plugins.0.isWALArchiver"))
+		assert.Equal(t, "myticket-backups", at(all.cluster(t), "spec.plugins.0.parameters.barmanObjectName"))
+		scheduled := all.find(t, "ScheduledBackup", "myticket-db")
+		assert.Len(t, strings.Fields(at(scheduled, "spec.schedule").(string)), 6, "with seconds")
+		assert.Equal(t, "plugin", at(scheduled, "spec.method"))
+	}
+	assert.Empty(t, render(t).all("ScheduledBackup"))
+	all := render(t, append(backup, "database.cluster.name=restored", "database.cluster.recovery.from=myticket-db",
+		"database.cluster.recovery.targetTime=2026-11-23 12:00:00+00")...)
+	restored := all.database(t).find(t, "Cluster", "restored")
+	assert.Nil(t, at(restored, "spec.bootstrap.initdb"))
+	assert.Equal(t, "2026-11-23 12:00:00+00", at(restored, "spec.bootstrap.recovery.recoveryTarget.targetTime"))
+	assert.Equal(t, "myticket-db", at(restored, "spec.externalClusters.0.plugin.parameters.serverName"))
+	assert.Equal(t, "restored-app", at(all.find(t, "StatefulSet", "myticket"), "spec.template.spec.volumes.0.projected.sources.0.secret.name"))
+}
+
+func TestScaling(t *testing.T) {
+	t.Parallel()
+	all := render(t, "autoscaling.minReplicas=2", "autoscaling.maxReplicas=6", "autoscaling.metrics[0].type=Pods")
+	scaler := all.find(t, "HorizontalPodAutoscaler", "myticket")
+	assert.Equal(t, 2, at(scaler, "spec.minReplicas"))
+	assert.Equal(t, 6, at(scaler, "spec.maxReplicas"))
+	assert.Equal(t, 70, at(scaler, "spec.metrics.0.resource.target.averageUtilization"))
+	assert.Equal(t, "Pods", at(scaler, "spec.metrics.1.type"))
+	assert.Equal(t, "StatefulSet", at(scaler, "spec.scaleTargetRef.kind"))
+	assert.Nil(t, at(all.find(t, "StatefulSet", "myticket"), "spec.replicas"), "an upgrade would undo what the autoscaler did")
+	all = render(t, "autoscaling.targetCPUUtilizationPercentage=0", "autoscaling.metrics[0].type=Pods")
+	assert.Equal(t, "Pods", at(all.find(t, "HorizontalPodAutoscaler", "myticket"), "spec.metrics.0.type"))
+
+	all = render(t, "autoscaling.enabled=false", "replicas=4")
+	assert.Empty(t, all.all("HorizontalPodAutoscaler"))
+	assert.Equal(t, 4, at(all.find(t, "StatefulSet", "myticket"), "spec.replicas"))
+
+	budget := all.find(t, "PodDisruptionBudget", "myticket")
+	assert.Equal(t, 1, at(budget, "spec.maxUnavailable"))
+	assert.Equal(t, "AlwaysAllow", at(budget, "spec.unhealthyPodEvictionPolicy"))
+	budget = render(t, "podDisruptionBudget.maxUnavailable=null", "podDisruptionBudget.minAvailable=50%").find(t, "PodDisruptionBudget", "myticket")
+	assert.Equal(t, "50%", at(budget, "spec.minAvailable"))
+	assert.Nil(t, at(budget, "spec.maxUnavailable"))
+	assert.Empty(t, render(t, "autoscaling.enabled=false", "replicas=1").all("PodDisruptionBudget"), "it would keep a node from being drained")
+}
+
+func TestRetention_AndPodMonitors(t *testing.T) {
+	t.Parallel()
+	all := render(t, "retention.enabled=true", "retention.keep=12w", "monitoring.podMonitor.enabled=true", "monitoring.podMonitor.labels.release=prometheus")
+	assert.Equal(t, []any{"retention", "--keep", "12w", "--apply"}, at(all.find(t, "CronJob", "myticket-retention"), "spec.jobTemplate.spec.template.spec.containers.0.args"))
+	assert.Equal(t, "internal", at(all.find(t, "PodMonitor", "myticket"), "spec.podMetricsEndpoints.0.port"))
+	assert.Equal(t, "prometheus", at(all.find(t, "PodMonitor", "myticket-db"), "metadata.labels.release"))
+	assert.Len(t, render(t, append(modes()["external"], "monitoring.podMonitor.enabled=true")...).all("PodMonitor"), 1)
+	assert.Empty(t, render(t).all("CronJob"))
+}
+
+func TestNames_FollowTheRelease(t *testing.T) {
+	t.Parallel()
+	text, err := run(t, ".", helm4, "template", "shop", "myticket", "--kube-version", "1.34.0", "--api-versions", "postgresql.cnpg.io/v1")
+	require.NoError(t, err)
+	all := parse(t, text)
+	assert.True(t, all.has("StatefulSet", "shop-myticket"), all.names())
+	assert.True(t, all.database(t).has("Cluster", "shop-myticket-db"))
+	assert.True(t, render(t, "fullnameOverride=tills").has("StatefulSet", "tills"))
+}
+
+func TestChart_RefusesContradictions(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		set  []string
+		says string
+	}{
+		"external without a Secret":        {[]string{"database.mode=external"}, "make a Secret with the connection URI"},
+		"a Secret without external":        {[]string{"database.external.secretName=x"}, "set database.mode=external, or leave the name out"},
+		"too many connections":             {[]string{"autoscaling.maxReplicas=24"}, "are more than the 200 that the database allows"},
+		"too many, of a fixed number":      {[]string{"autoscaling.enabled=false", "replicas=24"}, "lower autoscaling.maxReplicas (or replicas)"},
+		"too many for an external one":     {append(modes()["external"], "autoscaling.maxReplicas=11"), "are more than the 100"},
+		"more batches than connections":    {[]string{"settings.MYTICKET_BATCHES_IN_FLIGHT=4"}, "must be at least 9"},
+		"minimum over maximum":             {[]string{"autoscaling.minReplicas=11"}, "is more than autoscaling.maxReplicas"},
+		"nothing to scale by":              {[]string{"autoscaling.targetCPUUtilizationPercentage=0"}, "nothing to scale by"},
+		"scaling without a request":        {[]string{"resources.requests=null"}, "needs resources.requests.cpu"},
+		"both bounds of disruption":        {[]string{"podDisruptionBudget.minAvailable=1"}, "set the other to null"},
+		"no bound of disruption":           {[]string{"podDisruptionBudget.maxUnavailable=null"}, "needs one of maxUnavailable and minAvailable"},
+		"a route without a Gateway":        {[]string{"httpRoute.enabled=true"}, "name the Gateway"},
+		"as many standbys as instances":    {[]string{"database.cluster.instances=1"}, "cannot wait for 1 standbys of 1 instances"},
+		"a quorum of two":                  {[]string{"database.cluster.instances=2"}, "needs at least 3 instances"},
+		"a backup to nowhere":              {[]string{"database.cluster.backup.enabled=true"}, "needs database.cluster.backup.destinationPath"},
+		"recovery from nowhere":            {[]string{"database.cluster.recovery.from=x"}, "set database.cluster.backup"},
+		"recovery of itself":               {[]string{"database.cluster.backup.enabled=true", "database.cluster.backup.destinationPath=s3://b", "database.cluster.recovery.from=myticket-db"}, "give the recovered one another name"},
+		"a time without an origin":         {[]string{"database.cluster.recovery.targetTime=now"}, "set database.cluster.recovery.from"},
+		"a setting of the chart's":         {[]string{"settings.MYTICKET_SPOOL_DIR=/tmp"}, "is set by the chart itself: use spool"},
+		"a setting that is none":           {[]string{"settings.MYTICKET_BATCH_TICKET=5"}, "is no setting of the server"},
+		"a variable that is no setting":    {[]string{"settings.PATH=5"}, "PATH"},
+		"an unknown key":                   {[]string{"replica=3"}, "replica"},
+		"an unknown key, deep":             {[]string{"database.cluster.synchronous.durability=required"}, "durability"},
+		"an unknown mode":                  {[]string{"database.mode=auto"}, "database"},
+		"a number that is a text":          {[]string{"replicas=many"}, "replicas"},
+		"a digest that is none":            {[]string{"image.digest=sha256:12"}, "digest"},
+		"a size that is none":              {[]string{"spool.size=big"}, "spool"},
+		"a limit that cannot be read":      {[]string{"resources.limits.memory=1.5Gi"}, "write it as a whole number"},
+		"too few connections for a server": {[]string{"database.connectionsPerServer=6"}, "connectionsPerServer"},
+		"a schedule of five fields":        {[]string{"database.cluster.backup.schedule=0 2 * * *"}, "schedule"},
+	} {
+		for _, helm := range helms {
+			t.Run(helm+" "+name, func(t *testing.T) {
+				t.Parallel()
+				_, err := tryTemplate(t, helm, values(c.set...)...)
+				require.ErrorContains(t, err, c.says)
+			})
+		}
+	}
+}
+
+func TestChart_RefusesAClusterThatLacksWhatItNeeds(t *testing.T) {
+	t.Parallel()
+	for says, set := range map[string][]string{
+		"Install the operator first": nil,
+		"has no Gateway API":         append(modes()["external"], "httpRoute.enabled=true", "httpRoute.parentRefs[0].name=web"),
+		"has no Prometheus operator": append(modes()["external"], "monitoring.podMonitor.enabled=true"),
+	} {
+		_, err := run(t, ".", helm4, append([]string{"template", "myticket", "myticket"}, values(set...)...)...)
+		require.ErrorContains(t, err, says)
+	}
+	_, err := run(t, ".", helm4, append([]string{"template", "myticket", "myticket", "--api-versions", "postgresql.cnpg.io/v1"},
+		values("database.cluster.backup.enabled=true", "database.cluster.backup.destinationPath=s3://b")...)...)
+	require.ErrorContains(t, err, "needs CloudNativePG's barman-cloud plugin")
+}
+
+func TestConnections_UpToTheBoundAreFine(t *testing.T) {
+	t.Parallel()
+	render(t, "autoscaling.maxReplicas=23") // 23 × 8 + 15 ≤ 200
+	render(t, append(modes()["external"], "autoscaling.maxReplicas=10", "database.reservedConnections=20")...)
+	render(t, "autoscaling.maxReplicas=48", "database.cluster.parameters.max_connections=400")
+}
+
+func TestNotes_WarnOfWhatMayLoseTickets(t *testing.T) {
+	t.Parallel()
+	notes := func(args ...string) string {
+		text, err := run(t, ".", helm4, append([]string{"install", "myticket", "myticket", "--dry-run=client"}, args...)...)
+		require.NoError(t, err)
+		_, text, found := strings.Cut(text, "NOTES:")
+		require.True(t, found)
+		return text
+	}
+	external := modes()["external"]
+	good := notes(values(append(external, "sources.secretName=sources", "ingress.tls[0].secretName=tls", "ingress.hosts={tickets.example.com}")...)...)
+	assert.NotContains(t, good, "WARNING")
+	assert.Contains(t, good, "https://tickets.example.com/ticket/SOURCE")
+	assert.Contains(t, good, "helm test myticket")
+	bad := notes(values(append(external, "spool.type=emptyDir", "autoscaling.enabled=false", "replicas=1")...)...)
+	for _, warning := range []string{"spool.type is emptyDir", "there is one server", "everybody who reaches", "has no TLS"} {
+		assert.Contains(t, bad, "WARNING: ")
+		assert.Contains(t, bad, warning)
+	}
+}
+
+func TestGenerated_FilesAreNotBehind(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "myticket")
+	require.NoError(t, os.CopyFS(dir, os.DirFS("myticket")))
+	_, err := run(t, dir, "helm-values-schema-json", "-input", "values.yaml", "-draft", "7", "-indent", "2", "-noAdditionalProperties=true")
+	require.NoError(t, err)
+	_, err = run(t, dir, "helm-docs", "--chart-search-root", dir, "--sort-values-order", "file", "--log-level", "warning")
+	require.NoError(t, err)
+	for _, name := range []string{"values.schema.json", "README.md"} {
+		want, err := os.ReadFile(filepath.Join(dir, name))
+		require.NoError(t, err)
+		have, err := os.ReadFile(filepath.Join("myticket", name))
+		require.NoError(t, err)
+		require.Equal(t, string(want), string(have), "%s lags behind values.yaml: run make chart", name)
+	}
+	readme, err := os.ReadFile(filepath.Join("myticket", "README.md"))
+	require.NoError(t, err)
+	for line := range strings.Lines(string(readme)) {
+		require.NotRegexp(t, `\|  \|$`, strings.TrimSpace(line), "every value has a description in values.yaml")
+	}
+}
+
+func TestChart_LintsAndPackages(t *testing.T) {
+	t.Parallel()
+	for _, helm := range helms {
+		printed, err := run(t, ".", helm, append([]string{"lint", "myticket", "--strict", "--kube-version", "1.34.0"}, values(modes()["external"]...)...)...)
+		require.NoError(t, err, printed)
+		_, err = run(t, ".", helm, "package", "myticket", "--destination", t.TempDir())
+		require.NoError(t, err)
+	}
+}
