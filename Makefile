@@ -45,13 +45,14 @@ test: bin/helm bin/helm3 bin/helm-docs bin/helm-values-schema-json ## run all te
 		$(RACE) -shuffle=on -timeout=10m $(ARGS) ./...
 
 .PHONY: lint
-lint: ## check format, go vet, golangci-lint (.golangci.yaml) and both go.mod files
+lint: ## check format, go vet, golangci-lint (.golangci.yaml) and the go.mod files
 	@unformatted=$$(gofmt -l $$($(GO) list -f '{{.Dir}}' ./...)); if [ -n "$$unformatted" ]; then \
 		printf 'Not formatted (run make fmt):\n%s\n' "$$unformatted"; exit 1; fi
 	$(GO) vet -tags e2e ./...
 	$(GOLANGCI_LINT) run --allow-parallel-runners ./...
 	$(GO) mod tidy -diff
 	$(GO) -C .ci/tools mod tidy -diff
+	$(GO) -C .ci/charts mod tidy -diff
 
 .PHONY: fmt
 fmt: ## format the code and sort its imports
@@ -120,7 +121,7 @@ deploy: bin/helm ## install or upgrade the chart with IMAGE on the current conte
 .PHONY: tilt-ci
 tilt-ci: ## bring everything up with Tilt once, on the context kind-myticket, and take it down again
 	tilt ci --context kind-$(KIND_CLUSTER) -- $(TILT_FLAGS)
-	tilt down --context kind-$(KIND_CLUSTER) -- $(TILT_FLAGS)
+	tilt down --delete-namespaces --context kind-$(KIND_CLUSTER) -- $(TILT_FLAGS)
 
 # One package, one cluster, one test at a time; what each did is shown, for its measurements.
 .PHONY: e2e

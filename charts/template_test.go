@@ -411,7 +411,7 @@ func TestCluster_IsForProduction(t *testing.T) {
 		assert.Equal(t, "10Gi", at(spec, "walStorage.size"))
 		assert.Equal(t, "switchover", at(spec, "primaryUpdateMethod"))
 		assert.Equal(t, 60, at(spec, "switchoverDelay"))
-		assert.Equal(t, 15, at(spec, "smartShutdownTimeout"))
+		assert.Equal(t, 1, at(spec, "smartShutdownTimeout"))
 		assert.Nil(t, at(spec, "monitoring"), "enablePodMonitor is deprecated; the chart has its own")
 	}
 	small := at(renderWith(t, helm4, "--values", filepath.Join("myticket", "values-small.yaml")).cluster(t), "spec")

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -110,9 +109,9 @@ func (l *load) deliver(ctx context.Context) {
 		}
 		time.Sleep(retryWait)
 	}
-	d.answered = time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	d.answered = time.Now()
 	l.deliveries = append(l.deliveries, d)
 }
 
@@ -142,12 +141,28 @@ func post(ctx context.Context, client *http.Client, host, path string, body []by
 	return receipt.ID, response.StatusCode, err
 }
 
-// stop waits for the last answers, and returns all deliveries in the order of their answers.
+// since returns the longest time between two answers of 200 from a moment on, and how many 202 there were.
+func (l *load) since(from time.Time) (gap time.Duration, spooled int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	before := from
+	for _, d := range l.deliveries { // in the order of their answers
+		switch {
+		case d.answered.Before(from):
+		case d.status == http.StatusAccepted:
+			spooled++
+		default:
+			gap, before = max(gap, d.answered.Sub(before)), d.answered
+		}
+	}
+	return gap, spooled
+}
+
+// stop waits for the last answers, and returns all deliveries in their order.
 func (l *load) stop() []delivery {
 	l.r.t.Helper()
 	l.cancel()
 	l.group.Wait()
-	slices.SortFunc(l.deliveries, func(a, b delivery) int { return a.answered.Compare(b.answered) })
 	spooled, refused, longest := 0, 0, time.Duration(0)
 	for _, d := range l.deliveries {
 		if d.status == http.StatusAccepted {
