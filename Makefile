@@ -123,10 +123,10 @@ tilt-ci: ## bring everything up with Tilt once, on the context kind-myticket, an
 	tilt ci --context kind-$(KIND_CLUSTER) -- $(TILT_FLAGS)
 	tilt down --delete-namespaces --context kind-$(KIND_CLUSTER) -- $(TILT_FLAGS)
 
-# One package, one cluster, one test at a time; what each did is shown, for its measurements.
+# Two tests at a time: they mostly wait, and two cores serve the whole cluster. What each did is shown, for its measurements.
 .PHONY: e2e
 e2e: bin/helm bin/helm3 ## install, upgrade and break it on the cluster of the context kind-myticket; ARGS='-run TestX'
-	@$(TOOL) gotestsum --format standard-verbose -- -tags e2e -count=1 -timeout=60m $(ARGS) ./internal/e2e
+	@$(TOOL) gotestsum --format standard-verbose -- -tags e2e -count=1 -parallel=2 -timeout=60m $(ARGS) ./internal/e2e
 
 .PHONY: clean
 clean: ## remove what was built

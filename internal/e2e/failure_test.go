@@ -16,6 +16,7 @@ func itoa(n int) string { return strconv.Itoa(n) }
 
 // A new image under load: what was refused is served when it is sent again, within 5 s.
 func TestUpgrade_UnderLoad(t *testing.T) {
+	t.Parallel()
 	r := newRelease(t, "upgrade", 6*time.Minute)
 	r.upgrade(helm4, imageOne)
 	l := r.startLoad()
@@ -29,6 +30,7 @@ func TestUpgrade_UnderLoad(t *testing.T) {
 
 // A migration that fails ends the upgrade before a server was touched, and says why.
 func TestUpgrade_WhoseMigrationFails(t *testing.T) {
+	t.Parallel()
 	r := newRelease(t, "broken", 8*time.Minute)
 	r.upgrade(helm4, imageOne)
 	l := r.startLoad()
@@ -64,6 +66,7 @@ func TestUpgrade_WhoseMigrationFails(t *testing.T) {
 // The primary's pod is deleted under load: three instances, every commit on two of them. First in order, as when its node is
 // drained; then by force, as when its node is lost: then nobody gives the primary's lease back, which has to run out.
 func TestFailover_OfThePrimary(t *testing.T) {
+	t.Parallel()
 	r := newRelease(t, "failover", 12*time.Minute)
 	r.upgrade(helm4, imageOne, "database.cluster.instances=3", "database.cluster.synchronous.enabled=true")
 	l := r.startLoad()
@@ -96,6 +99,7 @@ func (r *release) primary() string {
 
 // A server is killed with tickets in its spool, and its pod deleted by force, while Postgres is away.
 func TestSpool_OutlivesItsPod(t *testing.T) {
+	t.Parallel()
 	r := newRelease(t, "spool", 8*time.Minute)
 	r.upgrade(helm4, imageOne)
 	l := r.startLoad()
@@ -139,6 +143,7 @@ func (r *release) killServer(pod string) {
 
 // More servers and fewer again: who goes drains its spool, and its volume stays.
 func TestScale_UpAndDown(t *testing.T) {
+	t.Parallel()
 	r := newRelease(t, "scale", 8*time.Minute)
 	r.upgrade(helm4, imageOne, "replicas=1")
 	l := r.startLoad()
@@ -156,6 +161,7 @@ func TestScale_UpAndDown(t *testing.T) {
 
 // A server is scaled away while Postgres is away, so its volume keeps tickets that are nowhere else. A Job stores them.
 func TestSpool_OfAServerThatIsGone(t *testing.T) {
+	t.Parallel()
 	r := newRelease(t, "orphan", 8*time.Minute)
 	r.upgrade(helm4, imageOne)
 	l := r.startLoad()

@@ -15,6 +15,7 @@ import (
 
 // From nothing, with one command, in a namespace that enforces Pod Security's level restricted (all of them do).
 func TestInstall_FromNothing(t *testing.T) {
+	t.Parallel()
 	r := newRelease(t, "install", 6*time.Minute)
 	r.upgrade(helm4, imageOne)
 
@@ -82,6 +83,7 @@ func (r *release) get(path string) int {
 
 // Helm does not own the Cluster, so that neither an uninstall nor another Helm takes the tickets along.
 func TestUninstall_KeepsEveryTicket(t *testing.T) {
+	t.Parallel()
 	r := newRelease(t, "uninstall", 8*time.Minute)
 	r.upgrade(helm4, imageOne)
 	l := r.startLoad()
@@ -114,6 +116,7 @@ func (r *release) image() string {
 
 // A Postgres that the chart did not make; no operator has a part in it.
 func TestExternal_Database(t *testing.T) {
+	t.Parallel()
 	r := newRelease(t, "external", 6*time.Minute)
 	r.apply(externalPostgres)
 	r.kubectl("wait", "--for=condition=Ready", "pod/postgres", "--timeout=120s")
@@ -165,6 +168,7 @@ spec:
 
 // As Argo CD applies it: everything at once, no hooks, and again for each change.
 func TestInline_AsGitOpsAppliesIt(t *testing.T) {
+	t.Parallel()
 	r := newRelease(t, "inline", 6*time.Minute)
 	manifest := func(image string) string {
 		args := append([]string{"template"}, r.chart(image, "database.mode=inline")...)
@@ -189,6 +193,7 @@ func TestInline_AsGitOpsAppliesIt(t *testing.T) {
 
 // Every manifest of every mode and switch, as the API server checks it.
 func TestManifests_AreAcceptedByTheAPIServer(t *testing.T) {
+	t.Parallel()
 	r := newRelease(t, "manifests", 3*time.Minute)
 	everything := []string{
 		"networkPolicy.enabled=true", "retention.enabled=true", "monitoring.podMonitor.enabled=true", "httpRoute.enabled=true",

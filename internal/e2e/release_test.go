@@ -42,7 +42,7 @@ func newRelease(t *testing.T, name string, bound time.Duration) *release {
 	_, err := output(ctx, root(), fmt.Sprintf(`{"apiVersion":"v1","kind":"Namespace","metadata":{"name":%q,"labels":{
 		"myticket-e2e":"","pod-security.kubernetes.io/enforce":"restricted"}}}`, r.namespace),
 		"kubectl", "--context", kubeContext, "create", "-f", "-")
-	require.NoError(t, err, "a namespace of an earlier run? kubectl --context %s delete namespace %s", kubeContext, r.namespace)
+	require.NoError(t, err)
 	t.Cleanup(func() {
 		// The test's own context has ended.
 		r.ctx = context.WithoutCancel(ctx)
