@@ -455,6 +455,12 @@ func TestBackup_AndRecovery(t *testing.T) {
 	assert.Equal(t, "2026-11-23 12:00:00+00", at(restored, "spec.bootstrap.recovery.recoveryTarget.targetTime"))
 	assert.Equal(t, "myticket-db", at(restored, "spec.externalClusters.0.plugin.parameters.serverName"))
 	assert.Equal(t, "restored-app", at(all.find(t, "StatefulSet", "myticket"), "spec.template.spec.volumes.0.projected.sources.0.secret.name"))
+
+	drill := render(t, append(backup, "database.cluster.backup.enabled=false", "database.cluster.recovery.from=old")...)
+	drill.database(t).find(t, "ObjectStore", "myticket-backups")
+	assert.NotNil(t, at(drill.cluster(t), "spec.bootstrap.recovery"))
+	assert.Nil(t, at(drill.cluster(t), "spec.plugins"), "a drill reads the archive, and writes nothing to it")
+	assert.Empty(t, drill.all("ScheduledBackup"))
 }
 
 func TestScaling(t *testing.T) {
@@ -523,8 +529,8 @@ func TestChart_RefusesContradictions(t *testing.T) {
 		"a route without a Gateway":        {[]string{"httpRoute.enabled=true"}, "name the Gateway"},
 		"as many standbys as instances":    {[]string{"database.cluster.instances=1"}, "cannot wait for 1 standbys of 1 instances"},
 		"a quorum of two":                  {[]string{"database.cluster.instances=2"}, "needs at least 3 instances"},
-		"a backup to nowhere":              {[]string{"database.cluster.backup.enabled=true"}, "needs database.cluster.backup.destinationPath"},
-		"recovery from nowhere":            {[]string{"database.cluster.recovery.from=x"}, "set database.cluster.backup"},
+		"a backup to nowhere":              {[]string{"database.cluster.backup.enabled=true"}, "Set database.cluster.backup.destinationPath"},
+		"recovery from nowhere":            {[]string{"database.cluster.recovery.from=x"}, "Set database.cluster.backup.destinationPath"},
 		"recovery of itself":               {[]string{"database.cluster.backup.enabled=true", "database.cluster.backup.destinationPath=s3://b", "database.cluster.recovery.from=myticket-db"}, "give the recovered one another name"},
 		"a time without an origin":         {[]string{"database.cluster.recovery.targetTime=now"}, "set database.cluster.recovery.from"},
 		"a setting of the chart's":         {[]string{"settings.MYTICKET_SPOOL_DIR=/tmp"}, "is set by the chart itself: use spool"},

@@ -5,7 +5,7 @@ database with it, at the next upgrade. (dict "context" $ "annotations" (dict …
 {{- define "myticket.cluster" -}}
 {{- $ := .context -}}
 {{- $c := $.Values.database.cluster -}}
-{{- if $c.backup.enabled }}
+{{- if or $c.backup.enabled $c.recovery.from }}
 apiVersion: barmancloud.cnpg.io/v1
 kind: ObjectStore
 metadata:
