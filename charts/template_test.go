@@ -568,7 +568,7 @@ func TestChart_RefusesAClusterThatLacksWhatItNeeds(t *testing.T) {
 	}
 	_, err := run(t, ".", helm4, append([]string{"template", "myticket", "myticket", "--api-versions", "postgresql.cnpg.io/v1"},
 		values("database.cluster.backup.enabled=true", "database.cluster.backup.destinationPath=s3://b")...)...)
-	require.ErrorContains(t, err, "needs CloudNativePG's barman-cloud plugin")
+	require.ErrorContains(t, err, "need CloudNativePG's barman-cloud plugin")
 }
 
 func TestConnections_UpToTheBoundAreFine(t *testing.T) {

@@ -16,7 +16,9 @@ metadata:
   annotations: {{- toYaml . | nindent 4 }}
   {{- end }}
 spec:
+  {{- if $c.backup.enabled }}
   retentionPolicy: {{ $c.backup.retentionPolicy | quote }}
+  {{- end }}
   configuration: {{- include "myticket.objectStoreConfiguration" $ | nindent 4 }}
 ---
 {{- end }}
