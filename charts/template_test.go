@@ -457,7 +457,7 @@ func TestBackup_AndRecovery(t *testing.T) {
 	assert.Equal(t, "restored-app", at(all.find(t, "StatefulSet", "myticket"), "spec.template.spec.volumes.0.projected.sources.0.secret.name"))
 
 	drill := render(t, append(backup, "database.cluster.backup.enabled=false", "database.cluster.recovery.from=old")...)
-	drill.database(t).find(t, "ObjectStore", "myticket-backups")
+	assert.Nil(t, at(drill.database(t).find(t, "ObjectStore", "myticket-backups"), "spec.retentionPolicy"), "a drill removes no backup")
 	assert.NotNil(t, at(drill.cluster(t), "spec.bootstrap.recovery"))
 	assert.Nil(t, at(drill.cluster(t), "spec.plugins"), "a drill reads the archive, and writes nothing to it")
 	assert.Empty(t, drill.all("ScheduledBackup"))

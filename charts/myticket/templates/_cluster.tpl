@@ -5,7 +5,7 @@ database with it, at the next upgrade. (dict "context" $ "annotations" (dict …
 {{- define "myticket.cluster" -}}
 {{- $ := .context -}}
 {{- $c := $.Values.database.cluster -}}
-{{- if or $c.backup.enabled $c.recovery.from }}
+{{- if include "myticket.usesArchive" $ }}
 apiVersion: barmancloud.cnpg.io/v1
 kind: ObjectStore
 metadata:
@@ -32,6 +32,12 @@ metadata:
   annotations: {{- toYaml . | nindent 4 }}
   {{- end }}
 spec: {{- mergeOverwrite (include "myticket.clusterSpec" $ | fromYaml) (deepCopy $c.extraSpec) | toYaml | nindent 2 }}
+{{- end }}
+
+{{/* Not empty where an archive is written (backup) or read (recovery). */}}
+{{- define "myticket.usesArchive" -}}
+{{- $c := .Values.database.cluster -}}
+{{- if or $c.backup.enabled $c.recovery.from }}true{{ end -}}
 {{- end }}
 
 {{- define "myticket.objectStoreConfiguration" -}}
