@@ -175,8 +175,12 @@ func (f *serverFlags) serve(
 			return err
 		}
 	}
+	tracing, err := telemetry.NewTracing(ctx, version, logger)
+	if err != nil {
+		return err
+	}
 	store, err := postgres.Open(ctx, postgres.Config{
-		URLFrom: url, MaxConns: int32(f.DatabaseMaxConns), ApplicationName: "myticket serve", Logger: logger,
+		URLFrom: url, MaxConns: int32(f.DatabaseMaxConns), ApplicationName: "myticket serve", Tracer: tracing.SQL(), Logger: logger,
 	})
 	if err != nil {
 		return err
@@ -187,7 +191,7 @@ func (f *serverFlags) serve(
 	treater := treatment.New(treatment.Config{
 		Interval: f.TreatInterval, Lease: f.TreatLease, MaxAttempts: f.TreatMaxAttempts,
 		MinBackOff: f.TreatMinBackOff, MaxBackOff: f.TreatMaxBackOff, Logger: logger,
-	}, store)
+	}, tracing.TraceTreatment(store))
 	queue, err := f.openSpool(logger, registry)
 	if err != nil {
 		return err
@@ -199,17 +203,17 @@ func (f *serverFlags) serve(
 		OverflowWait: f.OverflowWait, StoreTimeout: f.DatabaseTimeout,
 	}
 	if queue != nil {
-		intakeConfig.Spool = queue
+		intakeConfig.Spool = tracing.TraceSpool(queue)
 		defer func() { err = errors.Join(err, queue.Close()) }()
 	}
-	in := intake.New(intakeConfig, store, treater)
+	in := intake.New(intakeConfig, tracing.TraceStore(store), treater)
 	in.Register(registry)
 	maintainer := postgres.NewMaintainer(
 		postgres.MaintainConfig{Period: postgres.Period(f.PartitionPeriod), Ahead: f.PartitionsAhead}, store)
 	webhook := httpapi.New(httpapi.Config{
 		MaxBody: int(f.MaxBody), MaxHeader: int(f.MaxHeader), MaxConnections: f.MaxConnections,
 		ReadTimeout: f.ReadTimeout, WriteTimeout: f.WriteTimeout, IdleTimeout: f.IdleTimeout,
-		Logger: logger, Registry: registry,
+		Logger: logger, Registry: registry, Tracer: tracing.Requests(),
 	}, in, sources)
 	var draining atomic.Bool
 	internal := admin.NewServer(registry, func() (bool, []admin.Check) {
@@ -262,11 +266,11 @@ func (f *serverFlags) serve(
 		draining.Store(true)
 	}
 	// What follows has its own time: ctx has ended already.
-	ending, cancel := context.WithTimeout(background, f.ShutdownTimeout)
+	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.ShutdownTimeout)
 	defer cancel()
 	err = errors.Join(failure, webhook.Shutdown(ending), in.Close(ending))
 	stopBackground() // treatment finishes the ticket it is at
-	err = errors.Join(err, internal.Shutdown(ending))
+	err = errors.Join(err, internal.Shutdown(ending), tracing.Shutdown(ending))
 	if queue != nil {
 		if left := queue.Stats().Tickets; left > 0 {
 			logger.Warn("tickets stay in the spool; the next server on this folder drains them, or \"myticket spool drain\"",

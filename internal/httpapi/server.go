@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/valyala/fasthttp/fasthttpadaptor"
+	"go.opentelemetry.io/otel/trace"
 )
 
 // Config bounds what a client can make the server do. The zero value of a field means its default.
@@ -31,6 +32,7 @@ type Config struct {
 	IdleTimeout    time.Duration // for a connection between requests; longer than a proxy's in front. Defaults to 75 s.
 
 	Logger   *slog.Logger         // Defaults to slog.Default.
+	Tracer   trace.Tracer         // of the webhook's requests. Defaults to none: there are no traces.
 	Registry *prometheus.Registry // Metrics are registered here and served on /metrics. Defaults to a new one.
 }
 
@@ -65,6 +67,7 @@ type Server struct {
 	app     *fiber.App
 	webhook *Webhook
 	metrics *metrics
+	tracer  trace.Tracer // nil for none
 	logger  *slog.Logger
 }
 
@@ -74,6 +77,7 @@ func New(config Config, accepter Accepter, sources *Sources) *Server {
 	s := &Server{
 		webhook: NewWebhook(accepter, sources, config.MaxBody, config.Logger),
 		metrics: newMetrics(config.Registry),
+		tracer:  config.Tracer,
 		logger:  config.Logger,
 	}
 	s.app = fiber.New(fiber.Config{
@@ -120,6 +124,8 @@ func (s *Server) ticket(c *fiber.Ctx) (err error) {
 		}
 	}()
 	h := &c.Request().Header
+	span := s.startSpan(c)
+	defer span.End()
 	r := s.webhook.Ticket(Request{
 		Source: strings.Clone(c.Params("source")),
 		Headers: Headers{
@@ -127,7 +133,7 @@ func (s *Server) ticket(c *fiber.Ctx) (err error) {
 			ContentEncoding:  string(h.Peek(fiber.HeaderContentEncoding)),
 			ContentType:      string(h.ContentType()),
 			IdempotencyKey:   string(h.Peek("Idempotency-Key")),
-			Traceparent:      string(h.Peek("Traceparent")),
+			Traceparent:      traceparentOf(span, string(h.Peek("Traceparent"))),
 			WebhookID:        string(h.Peek("Webhook-Id")),
 			WebhookSignature: string(h.Peek("Webhook-Signature")),
 			WebhookTimestamp: string(h.Peek("Webhook-Timestamp")),
@@ -135,6 +141,7 @@ func (s *Server) ticket(c *fiber.Ctx) (err error) {
 		Body: bytes.Clone(c.BodyRaw()),
 	})
 	write(c, r)
+	describe(span, r)
 	s.metrics.request(r.Status, time.Since(start))
 	return nil
 }

@@ -38,6 +38,7 @@ type Response struct {
 	Body        []byte
 	RetryAfter  int    // seconds; 0 for no header
 	Challenge   string // WWW-Authenticate; empty for no header
+	StoredBy    string // see intake.Receipt
 }
 
 // Accepter stores deliveries: an intake.Intake.
@@ -107,7 +108,7 @@ func (w *Webhook) Ticket(r Request) Response {
 	if receipt.Status == ticket.Spooled {
 		status = http.StatusAccepted
 	}
-	return Response{Status: status, ContentType: "application/json", Body: appendReceipt(nil, receipt)}
+	return Response{Status: status, ContentType: "application/json", Body: appendReceipt(nil, receipt), StoredBy: receipt.StoredBy}
 }
 
 func (w *Webhook) tooLarge() Response {

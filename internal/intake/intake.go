@@ -33,6 +33,7 @@ type Receipt struct {
 	Status    ticket.Status
 	Problems  []ticket.Problem // with Status ticket.Error
 	Duplicate bool             // the ticket was stored by an earlier delivery with the same key
+	StoredBy  string           // traceparent of what stored the ticket; empty where that is not traced
 }
 
 // Entry is a ticket on its way into a store.
@@ -46,6 +47,9 @@ type Entry struct {
 	// ClaimedUntil is set on a ticket that is stored unread, with status ticket.ToTreat: the process that stores it
 	// treats it itself, and others may claim it after this time.
 	ClaimedUntil time.Time
+
+	Drained  bool   // it comes from the spool; nobody waits for it
+	StoredBy string // set by a store or spool that is traced: the traceparent of what stored it
 
 	// Original is set by the store when the key was used before for the same body: what became of the ticket that was
 	// stored then. Nothing more was stored.
@@ -229,7 +233,7 @@ func (in *Intake) Accept(d Delivery) (Receipt, error) {
 		return *e.Original, nil
 	}
 	in.config.Metrics.stored(e.Ticket.Status)
-	return Receipt{ID: e.Ticket.ID, Status: e.Ticket.Status, Problems: e.Ticket.Problems}, nil
+	return Receipt{ID: e.Ticket.ID, Status: e.Ticket.Status, Problems: e.Ticket.Problems, StoredBy: e.StoredBy}, nil
 }
 
 // read sets what the body says, and the status that follows from it.

@@ -176,6 +176,7 @@ func (in *Intake) drainSome(ctx context.Context, limit int) (n int, err error) {
 // saveDrained stores tickets that were acknowledged: each must end in the store, or stay with us.
 func (in *Intake) saveDrained(ctx context.Context, entries []*Entry) error {
 	for _, e := range entries {
+		e.Drained = true
 		in.read(&e.Ticket)
 	}
 	err := in.store.Save(ctx, entries)

@@ -22,6 +22,7 @@ type login struct {
 	url         func() (string, error)
 	timeout     time.Duration // of making one connection
 	application string        // what pg_stat_activity shows
+	tracer      pgx.QueryTracer
 	logger      *slog.Logger
 
 	mu        sync.Mutex
@@ -55,6 +56,7 @@ func (l *login) read() (*pgxpool.Config, error) {
 	}
 	config.ConnConfig.ConnectTimeout = l.timeout
 	config.ConnConfig.RuntimeParams["application_name"] = l.application
+	config.ConnConfig.Tracer = l.tracer
 	// After a failover a new connection may still reach the old primary, which is read-only by then.
 	config.ConnConfig.ValidateConnect = validateReadWrite
 	return config, nil

@@ -30,14 +30,18 @@ type Config struct {
 	// ApplicationName is what pg_stat_activity shows. Defaults to "myticket".
 	ApplicationName string
 
+	// Tracer is told of every statement. Defaults to none.
+	Tracer pgx.QueryTracer
+
 	// Logger defaults to slog.Default.
 	Logger *slog.Logger
 }
 
 // Store keeps tickets in PostgreSQL. It is safe for use by several goroutines.
 type Store struct {
-	pool   *pgxpool.Pool
-	logger *slog.Logger
+	pool    *pgxpool.Pool
+	batches pgx.BatchTracer // nil for none
+	logger  *slog.Logger
 }
 
 // Open prepares a store. It makes no connection yet: a server that is away is no error here, but in the first call.
@@ -59,7 +63,8 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 		config.Logger = slog.Default()
 	}
 	in := &login{
-		url: config.URLFrom, timeout: config.ConnectTimeout, application: config.ApplicationName, logger: config.Logger,
+		url: config.URLFrom, timeout: config.ConnectTimeout, application: config.ApplicationName,
+		tracer: config.Tracer, logger: config.Logger,
 	}
 	poolConfig, err := in.open()
 	if err != nil {
@@ -74,7 +79,8 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the connection pool: %w", err)
 	}
-	return &Store{pool: pool, logger: config.Logger}, nil
+	batches, _ := config.Tracer.(pgx.BatchTracer)
+	return &Store{pool: pool, batches: batches, logger: config.Logger}, nil
 }
 
 // Describe says which database a URL means, without what may be secret.

@@ -57,14 +57,14 @@ func (s *Store) Save(ctx context.Context, entries []*intake.Entry) error {
 		defer func() { sql = insertTicketsAgain }()
 		return s.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
 			if !slices.ContainsFunc(entries, func(e *intake.Entry) bool { return e.Key != "" }) {
-				return insert(ctx, conn.Conn(), sql, entries)
+				return s.insert(ctx, conn.Conn(), sql, entries)
 			}
 			return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 				fresh, err := claim(ctx, tx, entries)
 				if err != nil || len(fresh) == 0 {
 					return err
 				}
-				return insert(ctx, tx.Conn(), sql, fresh)
+				return s.insert(ctx, tx.Conn(), sql, fresh)
 			})
 		})
 	})
@@ -103,7 +103,7 @@ func (s *Store) retry(ctx context.Context, doing string, transaction func() erro
 
 // insert sends tickets and products in one round trip and one transaction: without a BEGIN, the statements up to the
 // Sync message are a transaction (https://www.postgresql.org/docs/current/protocol-flow.html, "Pipelining").
-func insert(ctx context.Context, conn *pgx.Conn, sql string, entries []*intake.Entry) error {
+func (s *Store) insert(ctx context.Context, conn *pgx.Conn, sql string, entries []*intake.Entry) error {
 	tickets, err := conn.Prepare(ctx, sql, sql) // once a connection
 	if err != nil {
 		return err
@@ -117,7 +117,15 @@ func insert(ctx context.Context, conn *pgx.Conn, sql string, entries []*intake.E
 		}
 		batch.ExecPrepared(products.Name, productParams(sayings), productFormats, nil)
 	}
-	return conn.PgConn().ExecBatch(ctx, batch).Close()
+	if s.batches == nil {
+		return conn.PgConn().ExecBatch(ctx, batch).Close()
+	}
+	// pgx tells the tracer of its own batches, not of those of the protocol.
+	ctx = s.batches.TraceBatchStart(ctx, conn, pgx.TraceBatchStartData{})
+	err = conn.PgConn().ExecBatch(ctx, batch).Close()
+	s.batches.TraceBatchQuery(ctx, conn, pgx.TraceBatchQueryData{SQL: sql, Err: err})
+	s.batches.TraceBatchEnd(ctx, conn, pgx.TraceBatchEndData{Err: err})
+	return err
 }
 
 // claim takes the keys of the entries that have one, and returns the entries that are to be stored: those without a

@@ -1,0 +1,175 @@
+package main
+
+import (
+	"context"
+	"encoding/hex"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	spans "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+)
+
+// receiver takes spans, as OpenTelemetry's collector does.
+type receiver struct {
+	collector.UnimplementedTraceServiceServer
+
+	mu       sync.Mutex
+	received []*collector.ExportTraceServiceRequest
+}
+
+func (r *receiver) Export(
+	_ context.Context, request *collector.ExportTraceServiceRequest,
+) (*collector.ExportTraceServiceResponse, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.received = append(r.received, request)
+	return &collector.ExportTraceServiceResponse{}, nil
+}
+
+// overHTTP starts the receiver of http/protobuf, and returns its URL.
+func (r *receiver) overHTTP(t *testing.T) string {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
+		body, err := io.ReadAll(request.Body)
+		var export collector.ExportTraceServiceRequest
+		if err != nil || request.URL.Path != "/v1/traces" || proto.Unmarshal(body, &export) != nil {
+			w.WriteHeader(http.StatusBadRequest)
+			return
+		}
+		_, _ = r.Export(request.Context(), &export)
+	}))
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
+// overGRPC starts the receiver of gRPC, and returns its URL.
+func (r *receiver) overGRPC(t *testing.T) string {
+	t.Helper()
+	var listen net.ListenConfig
+	listener, err := listen.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	server := grpc.NewServer()
+	collector.RegisterTraceServiceServer(server, r)
+	go func() { _ = server.Serve(listener) }()
+	t.Cleanup(server.Stop)
+	return "http://" + listener.Addr().String()
+}
+
+// text is everything that was received, for what must not be in it.
+func (r *receiver) text() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var b strings.Builder
+	for _, request := range r.received {
+		b.WriteString(protojson.Format(request))
+	}
+	return b.String()
+}
+
+// named returns the spans of a name.
+func (r *receiver) named(name string) (found []*spans.Span) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, request := range r.received {
+		for _, resource := range request.GetResourceSpans() {
+			for _, scope := range resource.GetScopeSpans() {
+				for _, span := range scope.GetSpans() {
+					if span.GetName() == name {
+						found = append(found, span)
+					}
+				}
+			}
+		}
+	}
+	return found
+}
+
+func (r *receiver) one(t *testing.T, name string) *spans.Span {
+	t.Helper()
+	found := r.named(name)
+	require.Len(t, found, 1, "spans %q in %s", name, r.text())
+	return found[0]
+}
+
+func attributes(span *spans.Span) map[string]string {
+	all := map[string]string{}
+	for _, a := range span.GetAttributes() {
+		all[a.GetKey()] = strings.TrimSpace(protojson.Format(a.GetValue()))
+	}
+	return all
+}
+
+const (
+	senderTrace = "0af7651916cd43dd8448eb211c80319c"
+	senderSpan  = "b7ad6b7169203331"
+)
+
+// It is not parallel: the variables are those of the process.
+func TestTracing_LinksRequestsWithTheirBatch(t *testing.T) { //nolint:paralleltest // t.Setenv
+	for _, protocol := range []string{"http/protobuf", "grpc"} {
+		t.Run(protocol, func(t *testing.T) {
+			tb := setup(t)
+			r := &receiver{}
+			endpoint := r.overGRPC
+			if protocol == "http/protobuf" {
+				endpoint = r.overHTTP
+			}
+			t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint(t))
+			t.Setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+			t.Setenv("OTEL_TRACES_SAMPLER", "parentbased_always_off") // so what follows is because of the sender's
+			s := serve(t, tb.databaseURL)
+			s.awaitReady(t)
+
+			s.submit(t, "/ticket/quiet", body("1", "Tea,t,1"))
+			sent := s.submit(t, "/ticket/shop-1?secret=very", body("2", "Coffee,c,2"),
+				"Traceparent", "00-"+senderTrace+"-"+senderSpan+"-01", "Authorization", "Bearer very-secret")
+			require.Zero(t, s.stop(), "the last spans are sent before the server ends")
+
+			request := r.one(t, "POST /ticket/:source")
+			require.Equal(t, senderTrace, hexOf(request.GetTraceId()))
+			require.Equal(t, senderSpan, hexOf(request.GetParentSpanId()))
+			require.Equal(t, spans.Span_SPAN_KIND_SERVER, request.GetKind())
+			require.Contains(t, attributes(request)["http.response.status_code"], "200")
+
+			batch := r.one(t, "store batch")
+			require.Empty(t, batch.GetParentSpanId(), "a batch is nobody's child")
+			require.Len(t, batch.GetLinks(), 1)
+			require.Equal(t, request.GetSpanId(), batch.GetLinks()[0].GetSpanId())
+			require.Len(t, request.GetLinks(), 1)
+			require.Equal(t, batch.GetSpanId(), request.GetLinks()[0].GetSpanId())
+			require.Equal(t, "00-"+senderTrace+"-"+hexOf(request.GetSpanId())+"-01", tb.traceparent(t, sent.ID))
+
+			below := 0
+			for _, name := range []string{"batch start", "batch query INSERT"} {
+				for _, span := range r.named(name) {
+					require.Equal(t, batch.GetTraceId(), span.GetTraceId(), name)
+					below++
+				}
+			}
+			require.Positive(t, below, "SQL is below its batch: %s", r.text())
+			for _, secret := range []string{"very", "Coffee", "secret"} {
+				require.NotContains(t, r.text(), secret)
+			}
+		})
+	}
+}
+
+func hexOf(id []byte) string { return hex.EncodeToString(id) }
+
+func (b *testBundle) traceparent(t *testing.T, id uuid.UUID) string {
+	t.Helper()
+	var stored string
+	require.NoError(t, b.pool.QueryRow(t.Context(), `SELECT coalesce(traceparent, '') FROM tickets WHERE id = $1`, id).Scan(&stored))
+	return stored
+}

@@ -1,0 +1,119 @@
+package telemetry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/exaring/otelpgx"
+	"github.com/jackc/pgx/v5"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
+	"go.opentelemetry.io/otel/sdk/resource"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// scope is the name of the instrumentation, as OpenTelemetry calls whoever makes spans.
+const scope = "myticket"
+
+// Tracing makes spans and sends them away. A nil Tracing is off.
+type Tracing struct {
+	requests *sdktrace.TracerProvider // samples as OTEL_TRACES_SAMPLER says
+	// work makes the spans of batches, which begin no trace of a sender's. They exist only for requests that are
+	// sampled, so all of them are.
+	work *sdktrace.TracerProvider
+}
+
+// NewTracing sends spans where the standard variables say
+// (https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/), and returns nil where they name no
+// endpoint: OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT. The protocol is http/protobuf or grpc.
+func NewTracing(ctx context.Context, version string, logger *slog.Logger) (*Tracing, error) {
+	if !traced() {
+		return nil, nil //nolint:nilnil // off is no error
+	}
+	exporter, err := newExporter(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("make the exporter of traces (the OTEL_* variables): %w", err)
+	}
+	attributes, err := resource.New(ctx, resource.WithAttributes(
+		semconv.ServiceName("myticket"), semconv.ServiceVersion(version), semconv.ServiceInstanceID(instance()),
+	), resource.WithTelemetrySDK(), resource.WithFromEnv()) // the last one wins
+	if err != nil && !errors.Is(err, resource.ErrPartialResource) {
+		return nil, fmt.Errorf("read OTEL_RESOURCE_ATTRIBUTES: %w", err)
+	}
+	// It is how the SDK reports everything that goes wrong later, such as a receiver that is away.
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
+		logger.Warn("traces cannot be sent; tickets are not affected", "error", err)
+	}))
+	sender := sdktrace.NewBatchSpanProcessor(exporter)
+	return &Tracing{
+		requests: sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(sender), sdktrace.WithResource(attributes)),
+		work: sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(sender), sdktrace.WithResource(attributes),
+			sdktrace.WithSampler(sdktrace.AlwaysSample())),
+	}, nil
+}
+
+func traced() bool {
+	endpoint := os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") + os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+	return endpoint != "" && !strings.EqualFold(os.Getenv("OTEL_SDK_DISABLED"), "true") && os.Getenv("OTEL_TRACES_EXPORTER") != "none"
+}
+
+// instance tells the servers of a service apart: a pod's host name is its name.
+func instance() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return "unknown"
+	}
+	return name
+}
+
+func newExporter(ctx context.Context) (*otlptrace.Exporter, error) {
+	if exporter := os.Getenv("OTEL_TRACES_EXPORTER"); exporter != "" && exporter != "otlp" {
+		return nil, fmt.Errorf("OTEL_TRACES_EXPORTER=%q: use otlp or none", exporter)
+	}
+	protocol := os.Getenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
+	if protocol == "" {
+		protocol = os.Getenv("OTEL_EXPORTER_OTLP_PROTOCOL")
+	}
+	switch protocol {
+	case "", "http/protobuf": // the default of the specification
+		return otlptracehttp.New(ctx)
+	case "grpc":
+		return otlptracegrpc.New(ctx)
+	}
+	return nil, fmt.Errorf("OTEL_EXPORTER_OTLP_PROTOCOL=%q: use http/protobuf or grpc", protocol)
+}
+
+// Requests returns the tracer of requests; nil when tracing is off.
+func (t *Tracing) Requests() trace.Tracer {
+	if t == nil {
+		return nil
+	}
+	return t.requests.Tracer(scope)
+}
+
+// SQL returns the tracer of a database's statements, below spans that there are; nil when tracing is off.
+func (t *Tracing) SQL() pgx.QueryTracer {
+	if t == nil {
+		return nil
+	}
+	return otelpgx.NewTracer(otelpgx.WithTracerProvider(t.work), otelpgx.WithDisableConnectionDetailsInAttributes())
+}
+
+// Shutdown sends the spans that are left, and ends tracing.
+func (t *Tracing) Shutdown(ctx context.Context) error {
+	if t == nil {
+		return nil
+	}
+	if err := errors.Join(t.requests.Shutdown(ctx), t.work.Shutdown(ctx)); err != nil {
+		return fmt.Errorf("send the last traces; tickets are not affected: %w", err)
+	}
+	return nil
+}
