@@ -86,6 +86,11 @@ chart: bin/helm-docs bin/helm-values-schema-json ## make the chart's README, sch
 	bin/helm-docs --chart-search-root charts --sort-values-order file --log-level warning
 	$(GO) test ./cmd/myticket -run Chart -update
 
+.PHONY: docs
+docs: ## make docs/settings.md and docs/metrics.md anew
+	@$(GO) build -o bin/withpg ./internal/devdb/withpg
+	bin/withpg -- $(GO) test ./cmd/myticket -run 'SettingsPage|MetricsPage' -update
+
 .PHONY: image
 image: ## build the container image IMAGE=myticket:VERSION, from nothing but the binary
 	CGO_ENABLED=0 GOOS=linux $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/image/myticket ./cmd/myticket

@@ -381,16 +381,23 @@ func TestMetrics_SayWhatHappened_OnBothListeners(t *testing.T) {
 				}
 			}
 			for series, want := range map[string]float64{
-				`myticket_intake_tickets_total{status="TREATED"}`:                     1,
-				`myticket_intake_tickets_total{status="ERROR"}`:                       1,
-				`myticket_intake_duplicates_total`:                                    2,
-				`myticket_intake_batches_total{outcome="committed"}`:                  4,
-				`myticket_intake_waiting_tickets`:                                     0,
-				`myticket_intake_database_away`:                                       0,
-				`myticket_http_request_duration_seconds_count{code="200"}`:            4,
-				`myticket_http_request_duration_seconds_count{code="400"}`:            1,
-				`myticket_http_request_duration_seconds_count{code="405"}`:            1,
-				`myticket_http_request_duration_seconds_bucket{code="200",le="+Inf"}`: 4,
+				`myticket_intake_tickets_total{status="TREATED"}`:                           1,
+				`myticket_intake_tickets_total{status="ERROR"}`:                             1,
+				`myticket_intake_duplicates_total`:                                          2,
+				`myticket_intake_batches_total{outcome="committed"}`:                        4,
+				`myticket_intake_problems_total{code="columns_missing"}`:                    1,
+				`myticket_intake_order_lines_total`:                                         2,
+				`myticket_http_requests_total{outcome="treated",source="default"}`:          1,
+				`myticket_http_requests_total{outcome="duplicate",source="default"}`:        2,
+				`myticket_http_requests_total{outcome="error",source="default"}`:            1,
+				`myticket_http_requests_total{outcome="body_empty",source="default"}`:       1,
+				`myticket_http_requests_total{outcome="method_not_allowed",source="other"}`: 1,
+				`myticket_intake_waiting_tickets`:                                           0,
+				`myticket_intake_database_away`:                                             0,
+				`myticket_http_request_duration_seconds_count{code="200"}`:                  4,
+				`myticket_http_request_duration_seconds_count{code="400"}`:                  1,
+				`myticket_http_request_duration_seconds_count{code="405"}`:                  1,
+				`myticket_http_request_duration_seconds_bucket{code="200",le="+Inf"}`:       4,
 			} {
 				assert.Equal(t, want, metricIn(t, exposition, series), series) //nolint:testifylint // counters are whole
 			}

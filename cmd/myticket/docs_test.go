@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-var update = flag.Bool("update", false, "write docs/settings.md anew")
+var update = flag.Bool("update", false, "write docs/settings.md and docs/metrics.md anew")
 
 // TestSettingsPage_IsWhatTheProgramSays keeps docs/settings.md true: it is made from the command line's own model.
 func TestSettingsPage_IsWhatTheProgramSays(t *testing.T) {
@@ -22,8 +22,7 @@ func TestSettingsPage_IsWhatTheProgramSays(t *testing.T) {
 	serve, err := parser.Parse([]string{"serve"})
 	require.NoError(t, err)
 	var b strings.Builder
-	b.WriteString("# Settings of `myticket serve`\n\nMade from `myticket serve --help` by " +
-		"`go test ./cmd/myticket -run SettingsPage -update`.\n" +
+	b.WriteString("# Settings of `myticket serve`\n\nMade from `myticket serve --help` by `make docs`.\n" +
 		"Every setting is a flag and an environment variable; the flag wins. An unknown `MYTICKET_` variable is an error.\n")
 	group := ""
 	for _, flags := range serve.Selected().AllFlags(true) {

@@ -180,7 +180,7 @@ func (f *serverFlags) serve(
 		return err
 	}
 	store, err := postgres.Open(ctx, postgres.Config{
-		URLFrom: url, MaxConns: int32(f.DatabaseMaxConns), ApplicationName: "myticket serve", Tracer: tracing.SQL(), Logger: logger,
+		URLFrom: url, MaxConns: int32(f.DatabaseMaxConns), ApplicationName: "myticket serve", Traces: tracing.Work(), Logger: logger,
 	})
 	if err != nil {
 		return err
@@ -191,6 +191,7 @@ func (f *serverFlags) serve(
 	treater := treatment.New(treatment.Config{
 		Interval: f.TreatInterval, Lease: f.TreatLease, MaxAttempts: f.TreatMaxAttempts,
 		MinBackOff: f.TreatMinBackOff, MaxBackOff: f.TreatMaxBackOff, Logger: logger,
+		Metrics: treatment.NewMetrics(registry),
 	}, tracing.TraceTreatment(store))
 	queue, err := f.openSpool(logger, registry)
 	if err != nil {
@@ -210,6 +211,7 @@ func (f *serverFlags) serve(
 	in.Register(registry)
 	maintainer := postgres.NewMaintainer(
 		postgres.MaintainConfig{Period: postgres.Period(f.PartitionPeriod), Ahead: f.PartitionsAhead}, store)
+	registry.MustRegister(maintainer)
 	webhook := httpapi.New(httpapi.Config{
 		MaxBody: int(f.MaxBody), MaxHeader: int(f.MaxHeader), MaxConnections: f.MaxConnections,
 		ReadTimeout: f.ReadTimeout, WriteTimeout: f.WriteTimeout, IdleTimeout: f.IdleTimeout,

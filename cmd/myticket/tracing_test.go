@@ -116,7 +116,7 @@ const (
 )
 
 // It is not parallel: the variables are those of the process.
-func TestTracing_LinksRequestsWithTheirBatch(t *testing.T) { //nolint:paralleltest // t.Setenv
+func TestTracing_LinksRequestsWithTheirBatch(t *testing.T) {
 	for _, protocol := range []string{"http/protobuf", "grpc"} {
 		t.Run(protocol, func(t *testing.T) {
 			tb := setup(t)
@@ -172,4 +172,47 @@ func (b *testBundle) traceparent(t *testing.T, id uuid.UUID) string {
 	var stored string
 	require.NoError(t, b.pool.QueryRow(t.Context(), `SELECT coalesce(traceparent, '') FROM tickets WHERE id = $1`, id).Scan(&stored))
 	return stored
+}
+
+func TestTracing_FollowsATicketThroughSpoolAndTreatment(t *testing.T) {
+	tb := setup(t)
+	require.Zero(t, tb.stop(), "it is not traced, and could treat the ticket")
+	r := &receiver{}
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", r.overHTTP(t))
+	t.Setenv("OTEL_TRACES_SAMPLER", "parentbased_always_off")
+	s := serve(t, tb.databaseURL, "--spool-dir", t.TempDir(), "--database-timeout", "300ms")
+	s.awaitReady(t)
+
+	release := tb.lockTickets(t)
+	a, err := s.send("/ticket", body("1", "Tea,t,1"), "Traceparent", "00-"+senderTrace+"-"+senderSpan+"-01")
+	require.NoError(t, err)
+	require.Equal(t, http.StatusAccepted, a.status, a)
+	release()
+	await(t, "the spool is drained", func() bool { return tb.count(t, `SELECT count(*) FROM tickets`) == 1 })
+	tb.exec(t, `UPDATE tickets SET status = 'TO_TREAT', next_attempt_at = now()`)
+	await(t, "the ticket is treated", func() bool { return tb.count(t, `SELECT count(*) FROM tickets WHERE status = 'TREATED'`) == 1 })
+	await(t, "the attempt is counted", func() bool { return s.metric(t, `myticket_treatment_attempts_total{outcome="treated"}`) == 1 })
+	require.Zero(t, s.stop())
+
+	request := r.one(t, "POST /ticket")
+	failed := r.named("store batch")
+	require.NotEmpty(t, failed)
+	require.Equal(t, spans.Status_STATUS_CODE_ERROR, failed[0].GetStatus().GetCode())
+	for _, name := range []string{"spool batch", "drain spool", "treat ticket"} {
+		found := r.named(name)
+		require.NotEmpty(t, found, name)
+		last := found[len(found)-1]
+		require.Len(t, last.GetLinks(), 1, name)
+		require.Equal(t, request.GetSpanId(), last.GetLinks()[0].GetSpanId(), name)
+		require.NotEqual(t, spans.Status_STATUS_CODE_ERROR, last.GetStatus().GetCode(), name)
+	}
+}
+
+func TestTracing_RefusesWhatItDoesNotKnow(t *testing.T) {
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+	t.Setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "carrier-pigeon")
+	var out logText
+	code := run(t.Context(), []string{"serve", "--database-url", "postgres://x@127.0.0.1:1/x"}, nil, streams{stdout: &out, stderr: &out})
+	require.NotZero(t, code)
+	require.Contains(t, out.String(), `OTEL_EXPORTER_OTLP_PROTOCOL="carrier-pigeon": use http/protobuf or grpc`)
 }

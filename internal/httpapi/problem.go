@@ -21,7 +21,7 @@ func problem(status int, code, detail string) Response {
 	if err != nil { // strings and an integer: there is no error
 		body = nil
 	}
-	return Response{Status: status, ContentType: "application/problem+json", Body: body}
+	return Response{Status: status, ContentType: "application/problem+json", Body: body, Source: otherLabel, Outcome: code}
 }
 
 // retryLater is a problem that goes away by itself: the sender may send again after so many seconds (RFC 9110, 10.2.3).

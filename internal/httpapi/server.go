@@ -142,7 +142,7 @@ func (s *Server) ticket(c *fiber.Ctx) (err error) {
 	})
 	write(c, r)
 	describe(span, r)
-	s.metrics.request(r.Status, time.Since(start))
+	s.metrics.request(r, time.Since(start), span.SpanContext())
 	return nil
 }
 
@@ -164,7 +164,9 @@ func (s *Server) fiberError(c *fiber.Ctx, err error) error {
 	var fiberErr *fiber.Error
 	if !errors.As(err, &fiberErr) {
 		s.logger.Error("a request could not be answered; its sender is asked to send it again", "error", err)
-		write(c, s.webhook.failed(err))
+		r := s.webhook.failed(err)
+		s.metrics.request(r, 0, trace.SpanContext{})
+		write(c, r)
 		return nil
 	}
 	r := problem(fiberErr.Code, "bad_request", "The request cannot be read as HTTP. Nothing was stored.")
@@ -180,7 +182,7 @@ func (s *Server) fiberError(c *fiber.Ctx, err error) error {
 	case http.StatusRequestTimeout:
 		r = problem(fiberErr.Code, "request_timeout", "The request did not arrive in time. Nothing was stored; send it again.")
 	}
-	s.metrics.request(r.Status, 0)
+	s.metrics.request(r, 0, trace.SpanContext{})
 	write(c, r)
 	return nil
 }

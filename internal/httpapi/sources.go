@@ -18,6 +18,8 @@ import (
 
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 	"golang.org/x/time/rate"
+
+	"myticket/internal/ticket"
 )
 
 // Sources says what each source must bring along, and how fast it may send. A source that is not named is open.
@@ -119,6 +121,14 @@ func (s *Sources) add(name string, config *sourceConfig) error {
 		s.other = checked
 	}
 	return nil
+}
+
+// label is a source's name in metrics.
+func (s *Sources) label(name string) string {
+	if name == ticket.DefaultSource || name != otherSources && s.named[name] != nil {
+		return name
+	}
+	return otherLabel
 }
 
 func (c sourceConfig) check() (*source, error) {

@@ -155,3 +155,16 @@ func TestAuthorization_IsReadLiberally_AndComparedExactly(t *testing.T) {
 		require.Equal(t, want, status(webhook, "", httpapi.Headers{Authorization: authorization}), "%q", authorization)
 	}
 }
+
+func TestWebhook_SourcesInMetrics_AreThoseOfTheFile(t *testing.T) {
+	t.Parallel()
+	sources, err := readSources(t, `{"shop-1": {}, "*": {}}`)
+	require.NoError(t, err)
+	webhook := newWebhook(&keeper{}, sources)
+	for source, want := range map[string]string{
+		"": "default", "default": "default", "shop-1": "shop-1", "shop-2": "other", "*": "other", "x\ny": "other", "other": "other",
+	} {
+		response := webhook.Ticket(httpapi.Request{Source: source, Body: []byte("x")})
+		require.Equal(t, want, response.Source, source)
+	}
+}

@@ -39,6 +39,9 @@ type Response struct {
 	RetryAfter  int    // seconds; 0 for no header
 	Challenge   string // WWW-Authenticate; empty for no header
 	StoredBy    string // see intake.Receipt
+
+	Source  string // for metrics: one of few
+	Outcome string // for metrics: the ticket's status in lower case, duplicate, or the code of the problem
 }
 
 // Accepter stores deliveries: an intake.Intake.
@@ -71,6 +74,12 @@ func (w *Webhook) Ticket(r Request) Response {
 	if r.Source == "" {
 		r.Source = ticket.DefaultSource
 	}
+	response := w.answer(r)
+	response.Source = w.sources.label(r.Source)
+	return response
+}
+
+func (w *Webhook) answer(r Request) Response {
 	if !validSource(r.Source) {
 		return problem(http.StatusNotFound, "source_invalid",
 			"The name of a source has 1 to 63 of the characters a-z, 0-9 and -. The ticket was not stored.")
@@ -104,11 +113,28 @@ func (w *Webhook) Ticket(r Request) Response {
 	if err != nil {
 		return w.failed(err)
 	}
-	status := http.StatusOK
-	if receipt.Status == ticket.Spooled {
-		status = http.StatusAccepted
+	response := Response{
+		Status: http.StatusOK, ContentType: "application/json", Body: appendReceipt(nil, receipt),
+		StoredBy: receipt.StoredBy, Outcome: outcome(receipt),
 	}
-	return Response{Status: status, ContentType: "application/json", Body: appendReceipt(nil, receipt), StoredBy: receipt.StoredBy}
+	if receipt.Status == ticket.Spooled {
+		response.Status = http.StatusAccepted
+	}
+	return response
+}
+
+func outcome(r intake.Receipt) string {
+	switch {
+	case r.Duplicate:
+		return "duplicate"
+	case r.Status == ticket.Treated:
+		return "treated"
+	case r.Status == ticket.Error:
+		return "error"
+	case r.Status == ticket.Spooled:
+		return "spooled"
+	}
+	return "to_treat"
 }
 
 func (w *Webhook) tooLarge() Response {

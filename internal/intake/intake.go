@@ -232,7 +232,7 @@ func (in *Intake) Accept(d Delivery) (Receipt, error) {
 		in.config.Metrics.duplicates.Inc()
 		return *e.Original, nil
 	}
-	in.config.Metrics.stored(e.Ticket.Status)
+	in.config.Metrics.answered(&e.Ticket)
 	return Receipt{ID: e.Ticket.ID, Status: e.Ticket.Status, Problems: e.Ticket.Problems, StoredBy: e.StoredBy}, nil
 }
 

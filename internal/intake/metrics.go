@@ -1,6 +1,7 @@
 package intake
 
 import (
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -12,6 +13,8 @@ import (
 // Metrics counts what intake does.
 type Metrics struct {
 	tickets      map[ticket.Status]prometheus.Counter
+	problems     *prometheus.CounterVec
+	lines        prometheus.Counter
 	duplicates   prometheus.Counter
 	batches      *prometheus.CounterVec
 	batchTickets prometheus.Histogram
@@ -32,6 +35,14 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	seconds := []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5}
 	m := &Metrics{
 		tickets: map[ticket.Status]prometheus.Counter{},
+		problems: auto.NewCounterVec(prometheus.CounterOpts{
+			Name: "myticket_intake_problems_total",
+			Help: "Tickets that could not be read, by the code of a problem that they have; each code counts once a ticket.",
+		}, []string{"code"}),
+		lines: auto.NewCounter(prometheus.CounterOpts{
+			Name: "myticket_intake_order_lines_total",
+			Help: "Product lines of the tickets that were read and stored.",
+		}),
 		duplicates: auto.NewCounter(prometheus.CounterOpts{
 			Name: "myticket_intake_duplicates_total",
 			Help: "Deliveries answered with an earlier ticket because of their idempotency key.",
@@ -117,9 +128,26 @@ func (in *Intake) Register(r prometheus.Registerer) {
 	}, func() float64 { return float64(in.inFlight.Load()) })
 }
 
-func (m *Metrics) stored(status ticket.Status) {
-	if counter := m.tickets[status]; counter != nil {
+// answered counts a ticket that is stored, whose sender is told so.
+func (m *Metrics) answered(t *ticket.Ticket) {
+	if counter := m.tickets[t.Status]; counter != nil {
 		counter.Inc()
+	}
+	m.read(t)
+}
+
+// read counts what is in a ticket that went into the database.
+func (m *Metrics) read(t *ticket.Ticket) {
+	switch t.Status {
+	case ticket.Treated:
+		m.lines.Add(float64(len(t.Order.Lines)))
+	case ticket.Error:
+		for i, p := range t.Problems {
+			if !slices.ContainsFunc(t.Problems[:i], func(before ticket.Problem) bool { return before.Code == p.Code }) {
+				m.problems.WithLabelValues(p.Code).Inc()
+			}
+		}
+	case ticket.Spooled, ticket.ToTreat, ticket.Dismissed:
 	}
 }
 

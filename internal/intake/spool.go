@@ -202,7 +202,9 @@ func (in *Intake) saveDrained(ctx context.Context, entries []*Entry) error {
 			if err := in.config.Spool.Refuse(e); err != nil {
 				return err
 			}
+			continue
 		}
+		in.config.Metrics.read(&e.Ticket)
 	}
 	return nil
 }

@@ -18,6 +18,7 @@ const (
 	watchInterval     = time.Second
 	watchTimeout      = time.Second
 	partitionInterval = time.Minute
+	backlogInterval   = 10 * time.Second
 	settleInterval    = 5 * time.Second
 	settleAfter       = 30 * time.Second
 	settleLimit       = 1000
@@ -38,6 +39,8 @@ type Maintainer struct {
 	config MaintainConfig
 	store  *Store
 	health atomic.Pointer[Health]
+
+	backlog atomic.Pointer[Backlog] // nil until it is known
 }
 
 // NewMaintainer returns a Maintainer.
@@ -58,7 +61,7 @@ func (m *Maintainer) Health() Health { return *m.health.Load() }
 
 // Run does its work until ctx ends. Nothing of it is urgent, and several servers may do it at once.
 func (m *Maintainer) Run(ctx context.Context) {
-	var partitions, settle time.Time
+	var partitions, settle, count time.Time
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
 	for {
@@ -72,6 +75,10 @@ func (m *Maintainer) Run(ctx context.Context) {
 		if h.Ready && !now.Before(settle) {
 			m.settle(ctx)
 			settle = now.Add(settleInterval)
+		}
+		if h.Ready && !now.Before(count) {
+			m.count(ctx)
+			count = now.Add(backlogInterval)
 		}
 		select {
 		case <-ctx.Done():
@@ -113,6 +120,17 @@ func (m *Maintainer) makePartitions(ctx context.Context, now time.Time) {
 	if len(made) > 0 {
 		m.store.logger.Info("made partitions", "partitions", made)
 	}
+}
+
+func (m *Maintainer) count(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	b, err := m.store.Backlog(ctx)
+	if err != nil && ctx.Err() == nil {
+		m.store.logger.Warn("the tickets that wait could not be counted, so their metrics are old; it is tried again", "error", err)
+		return
+	}
+	m.backlog.Store(&b)
 }
 
 func (m *Maintainer) settle(ctx context.Context) {

@@ -19,3 +19,6 @@ func RetrySQL(filter TicketFilter, status ticket.Status, done uuid.UUID) (sql st
 	last := place{time.Now().AddDate(1, 0, 0), uuid.UUID{math.MaxUint8}}
 	return retry().batch(filter, status, place{ticket.IDTime(done), done}, last)
 }
+
+// BacklogSQL is what Backlog asks.
+const BacklogSQL = backlog

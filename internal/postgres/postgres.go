@@ -7,8 +7,10 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/exaring/otelpgx"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel/trace"
 )
 
 // Config says how to reach the database.
@@ -30,8 +32,9 @@ type Config struct {
 	// ApplicationName is what pg_stat_activity shows. Defaults to "myticket".
 	ApplicationName string
 
-	// Tracer is told of every statement. Defaults to none.
-	Tracer pgx.QueryTracer
+	// Traces gets a span for each statement, without its parameters, where the context has one that is sampled. Defaults
+	// to none.
+	Traces trace.TracerProvider
 
 	// Logger defaults to slog.Default.
 	Logger *slog.Logger
@@ -64,7 +67,10 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 	}
 	in := &login{
 		url: config.URLFrom, timeout: config.ConnectTimeout, application: config.ApplicationName,
-		tracer: config.Tracer, logger: config.Logger,
+		logger: config.Logger,
+	}
+	if config.Traces != nil {
+		in.tracer = otelpgx.NewTracer(otelpgx.WithTracerProvider(config.Traces), otelpgx.WithDisableConnectionDetailsInAttributes())
 	}
 	poolConfig, err := in.open()
 	if err != nil {
@@ -79,7 +85,7 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the connection pool: %w", err)
 	}
-	batches, _ := config.Tracer.(pgx.BatchTracer)
+	batches, _ := in.tracer.(pgx.BatchTracer)
 	return &Store{pool: pool, batches: batches, logger: config.Logger}, nil
 }
 

@@ -8,8 +8,6 @@ import (
 	"os"
 	"strings"
 
-	"github.com/exaring/otelpgx"
-	"github.com/jackc/pgx/v5"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
@@ -61,8 +59,10 @@ func NewTracing(ctx context.Context, version string, logger *slog.Logger) (*Trac
 }
 
 func traced() bool {
-	endpoint := os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") + os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-	return endpoint != "" && !strings.EqualFold(os.Getenv("OTEL_SDK_DISABLED"), "true") && os.Getenv("OTEL_TRACES_EXPORTER") != "none"
+	if strings.EqualFold(os.Getenv("OTEL_SDK_DISABLED"), "true") || os.Getenv("OTEL_TRACES_EXPORTER") == "none" {
+		return false
+	}
+	return os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") != "" || os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") != ""
 }
 
 // instance tells the servers of a service apart: a pod's host name is its name.
@@ -99,12 +99,12 @@ func (t *Tracing) Requests() trace.Tracer {
 	return t.requests.Tracer(scope)
 }
 
-// SQL returns the tracer of a database's statements, below spans that there are; nil when tracing is off.
-func (t *Tracing) SQL() pgx.QueryTracer {
+// Work returns where spans below those of batches are made; nil when tracing is off.
+func (t *Tracing) Work() trace.TracerProvider {
 	if t == nil {
 		return nil
 	}
-	return otelpgx.NewTracer(otelpgx.WithTracerProvider(t.work), otelpgx.WithDisableConnectionDetailsInAttributes())
+	return t.work
 }
 
 // Shutdown sends the spans that are left, and ends tracing.

@@ -44,8 +44,9 @@ type Config struct {
 	MinBackOff  time.Duration // before the second attempt; it doubles with each. Defaults to 1 s.
 	MaxBackOff  time.Duration // the longest back-off. Defaults to 10 min.
 
-	Logger *slog.Logger                                  // Defaults to slog.Default.
-	Parse  func([]byte) (ticket.Order, []ticket.Problem) // Defaults to ticket.Parse.
+	Logger  *slog.Logger                                  // Defaults to slog.Default.
+	Metrics *Metrics                                      // Defaults to metrics that nobody sees.
+	Parse   func([]byte) (ticket.Order, []ticket.Problem) // Defaults to ticket.Parse.
 }
 
 // Treater treats tickets.
@@ -65,6 +66,9 @@ func New(config Config, store Store) *Treater {
 	if config.Logger == nil {
 		config.Logger = slog.Default()
 	}
+	if config.Metrics == nil {
+		config.Metrics = NewMetrics(nil)
+	}
 	if config.Parse == nil {
 		config.Parse = ticket.Parse
 	}
@@ -79,12 +83,17 @@ func setDefault[T int | time.Duration](field *T, value T) {
 
 // Run treats what is due until ctx ends. While the store is away it looks again at every interval.
 func (tr *Treater) Run(ctx context.Context) {
+	failing := false
 	for ctx.Err() == nil {
 		claimed, err := tr.RunOnce(ctx)
 		if err != nil && ctx.Err() == nil {
-			tr.config.Logger.Warn("tickets that wait for treatment could not be claimed; they stay TO_TREAT and are tried again",
-				"error", err)
+			tr.config.Metrics.failures.Inc()
+			if !failing { // said once, not at every interval of an outage
+				tr.config.Logger.Warn("tickets that wait for treatment could not be claimed; they stay TO_TREAT and are tried again",
+					"error", err)
+			}
 		}
+		failing = err != nil
 		if claimed == tr.config.Batch && err == nil {
 			continue // there is probably more
 		}
@@ -122,6 +131,7 @@ func (tr *Treater) RunOnce(ctx context.Context) (int, error) {
 func (tr *Treater) Treat(ctx context.Context, t *ticket.Ticket, attempt int) error {
 	read := *t
 	err := tr.treat(ctx, &read, attempt)
+	tr.config.Metrics.attempt(read.Status, err)
 	if err == nil {
 		*t = read
 	}

@@ -1,0 +1,122 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// backlogLimit is as far as waiting tickets are counted: an index of that many is read in some ten milliseconds.
+const backlogLimit = 100_000
+
+// backlog reads the partial indexes of the tickets that wait for somebody, never the tickets themselves.
+const backlog = `
+SELECT
+    (SELECT count(*) FROM (SELECT FROM tickets WHERE status = 'ERROR' LIMIT $1) AS e),
+    t.waiting, t.oldest, t.overdue,
+    (SELECT greatest(reltuples, 0)::float8 FROM pg_class WHERE oid = 'products'::regclass)
+FROM (
+    SELECT count(*) AS waiting, coalesce(extract(epoch FROM now() - min(received_at)), 0)::float8 AS oldest,
+           greatest(coalesce(extract(epoch FROM now() - min(next_attempt_at)), 0), 0)::float8 AS overdue
+    FROM (SELECT received_at, next_attempt_at FROM tickets WHERE status = 'TO_TREAT' ORDER BY next_attempt_at LIMIT $1) AS w
+) AS t`
+
+// Backlog is what waits for somebody, in the whole database.
+type Backlog struct {
+	Error   int           // tickets that could not be read; at most 100,000 are counted
+	ToTreat int           // tickets that wait for treatment; at most 100,000 are counted
+	Oldest  time.Duration // age of the oldest of these; 0 for none
+	Overdue time.Duration // how long the one that is due longest has been; 0 for none
+
+	Products float64 // as Postgres estimates since it last looked (ANALYZE)
+}
+
+// Backlog returns what waits for somebody.
+func (s *Store) Backlog(ctx context.Context) (Backlog, error) {
+	var b Backlog
+	var oldest, overdue float64
+	err := s.pool.QueryRow(ctx, backlog, backlogLimit).Scan(&b.Error, &b.ToTreat, &oldest, &overdue, &b.Products)
+	if err != nil {
+		return Backlog{}, fmt.Errorf("count what waits: %w", err)
+	}
+	b.Oldest, b.Overdue = seconds(oldest), seconds(overdue)
+	return b, nil
+}
+
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+
+// describe makes a metric of the database.
+func describe(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("myticket_"+name, help, labels, nil)
+}
+
+// The metrics of the database. Those of the pool are this server's, the others are the same from every server.
+var (
+	poolConnections = describe("postgres_connections",
+		"Connections of this server to Postgres, by state: in_use, idle or opening.", "state")
+	poolMax      = describe("postgres_max_connections", "Connections that this server may have.")
+	poolAcquires = describe("postgres_acquires_total", "Times that a connection was asked for.")
+	poolWaits    = describe("postgres_waits_total", "Times that no connection was free, so that one had to be waited for or made.")
+	poolWaited   = describe("postgres_wait_seconds_total", "Time spent on waiting for a connection when none was free.")
+	poolGivenUp  = describe("postgres_waits_canceled_total", "Times that nobody waited any longer for a connection.")
+	poolOpened   = describe("postgres_connections_opened_total", "Connections that were made.")
+
+	schemaVersion = describe("schema_version", "Version of the database's schema.")
+	schemaNeeded  = describe("schema_needed_version", "Version of the schema that this server needs.")
+	schemaDirty   = describe("schema_dirty", "1 when a migration failed half-way.")
+
+	backlogTickets = describe("backlog_tickets",
+		"Tickets of the database that wait for somebody, by status; at most 100000 are counted.", "status")
+	backlogAge     = describe("backlog_oldest_age_seconds", "Age of the oldest ticket that is TO_TREAT; 0 for none.")
+	backlogOverdue = describe("backlog_overdue_seconds",
+		"How long the ticket that is TO_TREAT and due longest has been due; 0 for none.")
+	productsKnown = describe("products", "Products of the product base, as Postgres estimates.")
+)
+
+// Describe implements prometheus.Collector.
+func (m *Maintainer) Describe(descriptions chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		poolConnections, poolMax, poolAcquires, poolWaits, poolWaited, poolGivenUp, poolOpened,
+		schemaVersion, schemaNeeded, schemaDirty, backlogTickets, backlogAge, backlogOverdue, productsKnown,
+	} {
+		descriptions <- d
+	}
+}
+
+// Collect implements prometheus.Collector. It asks nobody: what is of the database was looked at some seconds ago, and is
+// left out while that does not answer.
+func (m *Maintainer) Collect(metrics chan<- prometheus.Metric) {
+	send := func(d *prometheus.Desc, kind prometheus.ValueType, value float64, labels ...string) {
+		metrics <- prometheus.MustNewConstMetric(d, kind, value, labels...)
+	}
+	pool := m.store.pool.Stat()
+	send(poolConnections, prometheus.GaugeValue, float64(pool.AcquiredConns()), "in_use")
+	send(poolConnections, prometheus.GaugeValue, float64(pool.IdleConns()), "idle")
+	send(poolConnections, prometheus.GaugeValue, float64(pool.ConstructingConns()), "opening")
+	send(poolMax, prometheus.GaugeValue, float64(pool.MaxConns()))
+	send(poolAcquires, prometheus.CounterValue, float64(pool.AcquireCount()))
+	send(poolWaits, prometheus.CounterValue, float64(pool.EmptyAcquireCount()))
+	send(poolWaited, prometheus.CounterValue, pool.EmptyAcquireWaitTime().Seconds())
+	send(poolGivenUp, prometheus.CounterValue, float64(pool.CanceledAcquireCount()))
+	send(poolOpened, prometheus.CounterValue, float64(pool.NewConnsCount()))
+
+	health := m.Health()
+	if health.Schema.Latest > 0 && health.Err == nil {
+		dirty := 0.0
+		if health.Schema.Dirty {
+			dirty = 1
+		}
+		send(schemaVersion, prometheus.GaugeValue, float64(health.Schema.Version))
+		send(schemaNeeded, prometheus.GaugeValue, float64(health.Schema.Latest))
+		send(schemaDirty, prometheus.GaugeValue, dirty)
+	}
+	if b := m.backlog.Load(); b != nil && health.Ready {
+		send(backlogTickets, prometheus.GaugeValue, float64(b.Error), "ERROR")
+		send(backlogTickets, prometheus.GaugeValue, float64(b.ToTreat), "TO_TREAT")
+		send(backlogAge, prometheus.GaugeValue, b.Oldest.Seconds())
+		send(backlogOverdue, prometheus.GaugeValue, b.Overdue.Seconds())
+		send(productsKnown, prometheus.GaugeValue, b.Products)
+	}
+}
