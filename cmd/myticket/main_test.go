@@ -301,9 +301,9 @@ func (b *testBundle) products(t *testing.T) map[string]string {
 	return found
 }
 
-func (b *testBundle) exec(t *testing.T, sql string, args ...any) {
+func (b *testBundle) exec(t *testing.T, sql string) {
 	t.Helper()
-	_, err := b.pool.Exec(t.Context(), sql, args...)
+	_, err := b.pool.Exec(t.Context(), sql)
 	require.NoError(t, err, sql)
 }
 

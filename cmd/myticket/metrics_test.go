@@ -1,7 +1,12 @@
 package main
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -52,6 +57,71 @@ func TestMetricsPage_ListsWhatAServerExports(t *testing.T) {
 	documented, err := os.ReadFile(metricsPage)
 	require.NoError(t, err)
 	require.Equal(t, string(documented), page.String(), "make docs, and look whether a dashboard or an alert uses what changed")
+}
+
+// A Prometheus that understands native histograms gets them, and one that does not gets the buckets.
+func TestMetrics_HistogramsAreNativeAndClassic(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "--spool-dir", t.TempDir())
+	b.submit(t, "/ticket", sample(t))
+	format := expfmt.NewFormat(expfmt.TypeProtoDelim)
+	exposition, err := b.do(http.MethodGet, b.internal+"/metrics", nil, "Accept", string(format))
+	require.NoError(t, err)
+	decoder := expfmt.NewDecoder(bytes.NewReader(exposition.body), format)
+	histograms := 0
+	for {
+		var family dto.MetricFamily
+		err := decoder.Decode(&family)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		require.NoError(t, err)
+		if family.GetType() != dto.MetricType_HISTOGRAM || !strings.HasPrefix(family.GetName(), "myticket_") {
+			continue
+		}
+		histograms++
+		for _, m := range family.GetMetric() {
+			require.NotNil(t, m.GetHistogram().Schema, family.GetName())
+			require.NotEmpty(t, m.GetHistogram().GetBucket(), family.GetName())
+			require.LessOrEqual(t, len(m.GetHistogram().GetBucket()), 12, "%s: each bucket is a series", family.GetName())
+		}
+	}
+	require.Equal(t, 6, histograms)
+}
+
+func TestMetrics_CountConnectionsThatAreRefused(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "--max-connections", "1")
+	held, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(b.webhook, "http://"))
+	require.NoError(t, err)
+	defer held.Close()
+	await(t, "the connection is open", func() bool { return b.metric(t, "myticket_http_connections") == 1 })
+	require.Equal(t, http.StatusServiceUnavailable, b.post(t, "/ticket", sample(t)).status)
+	require.InDelta(t, 1, b.metric(t, "myticket_http_connections_refused_total"), 0)
+	require.InDelta(t, 1, b.metric(t, "myticket_http_max_connections"), 0)
+}
+
+// A line for each ticket would be most of the log: only who asks for it gets it.
+func TestLog_NamesEachTicketAtDebugOnly(t *testing.T) {
+	t.Parallel()
+	quiet := setup(t)
+	quiet.submit(t, "/ticket/shop-1", sample(t))
+	quiet.post(t, "/ticket/NO", sample(t))
+	require.NotContains(t, quiet.log.String(), "shop-1")
+
+	b := setup(t, "--log-level", "debug")
+	sent := b.submit(t, "/ticket/shop-1", "Café, unreadable", "Traceparent", "00-"+senderTrace+"-"+senderSpan+"-00")
+	b.post(t, "/ticket/A-Secret", sample(t))
+	lines := b.log.lines("answered")
+	require.Len(t, lines, 2)
+	delete(lines[0], "time")
+	require.Equal(t, map[string]any{
+		"level": "DEBUG", "msg": "answered", "ticket": sent.ID.String(), "source": "shop-1", "trace_id": senderTrace,
+		"status": 200.0, "outcome": "error", "bytes": 17.0,
+	}, lines[0])
+	require.Equal(t, "source_invalid", lines[1]["outcome"])
+	require.NotContains(t, b.log.String(), "A-Secret")
+	require.NotContains(t, b.log.String(), "Café")
 }
 
 // labels returns the names of a family's labels.

@@ -134,6 +134,11 @@ func TestTracing_LinksRequestsWithTheirBatch(t *testing.T) {
 			s.submit(t, "/ticket/quiet", body("1", "Tea,t,1"))
 			sent := s.submit(t, "/ticket/shop-1?secret=very", body("2", "Coffee,c,2"),
 				"Traceparent", "00-"+senderTrace+"-"+senderSpan+"-01", "Authorization", "Bearer very-secret")
+			exposition, err := s.do(http.MethodGet, s.internal+"/metrics", nil, "Accept", "application/openmetrics-text; version=1.0.0")
+			require.NoError(t, err)
+			require.Regexp(t, `myticket_http_request_duration_seconds_bucket\{code="200",le="[^"]+"\} [12] # \{trace_id="`+senderTrace+`"\}`,
+				string(exposition.body), "a slow request leads to its trace")
+			require.Regexp(t, `myticket_intake_commit_seconds_bucket\{le="[^"]+"\} [12] # \{trace_id="[0-9a-f]{32}"\}`, string(exposition.body))
 			require.Zero(t, s.stop(), "the last spans are sent before the server ends")
 
 			request := r.one(t, "POST /ticket/:source")
@@ -206,6 +211,27 @@ func TestTracing_FollowsATicketThroughSpoolAndTreatment(t *testing.T) {
 		require.Equal(t, request.GetSpanId(), last.GetLinks()[0].GetSpanId(), name)
 		require.NotEqual(t, spans.Status_STATUS_CODE_ERROR, last.GetStatus().GetCode(), name)
 	}
+}
+
+// Postgres quotes in its errors what it refuses.
+func TestTracing_ShowsNothingOfATicketThatTheDatabaseRefuses(t *testing.T) {
+	tb := setup(t)
+	r := &receiver{}
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", r.overHTTP(t))
+	tb.exec(t, `CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+		BEGIN RAISE 'not with %', convert_from(NEW.body, 'UTF8') USING ERRCODE = 'data_exception'; END $$`)
+	tb.exec(t, `CREATE TRIGGER refuse BEFORE INSERT ON tickets FOR EACH ROW WHEN (NEW.status = 'TREATED') EXECUTE FUNCTION refuse()`)
+	s := serve(t, tb.databaseURL)
+	s.awaitReady(t)
+	s.submit(t, "/ticket", body("1", "Coffee,c,2"))
+	require.Zero(t, s.stop())
+	require.Contains(t, s.log.String(), "Coffee", "Postgres quotes it, and the operator's own log may")
+
+	failed := r.named("store batch")[0]
+	require.Equal(t, spans.Status_STATUS_CODE_ERROR, failed.GetStatus().GetCode())
+	require.Contains(t, attributes(failed)["error.type"], "refused")
+	require.Contains(t, r.text(), "22000")
+	require.NotContains(t, r.text(), "Coffee")
 }
 
 func TestTracing_RefusesWhatItDoesNotKnow(t *testing.T) {

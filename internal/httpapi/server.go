@@ -17,6 +17,7 @@ import (
 
 	"github.com/gofiber/fiber/v2"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/valyala/fasthttp/fasthttpadaptor"
 	"go.opentelemetry.io/otel/trace"
@@ -95,12 +96,30 @@ func New(config Config, accepter Accepter, sources *Sources) *Server {
 		ReadTimeout:                  config.ReadTimeout,
 		WriteTimeout:                 config.WriteTimeout,
 	})
+	s.registerConnections(config)
 	s.app.Post("/ticket", s.ticket)
 	s.app.Post("/ticket/:source", s.ticket)
 	s.app.Get("/ping", func(c *fiber.Ctx) error { return c.SendString("Pong") })
 	exposition := fasthttpadaptor.NewFastHTTPHandler(promhttp.HandlerFor(config.Registry, promhttp.HandlerOpts{}))
 	s.app.Get("/metrics", func(c *fiber.Ctx) error { exposition(c.Context()); return nil })
 	return s
+}
+
+// registerConnections adds the metrics of connections.
+func (s *Server) registerConnections(config Config) {
+	auto := promauto.With(config.Registry)
+	auto.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "myticket_http_connections",
+		Help: "Open connections to the webhook.",
+	}, func() float64 { return float64(s.app.Server().GetOpenConnectionsCount()) })
+	auto.NewGauge(prometheus.GaugeOpts{
+		Name: "myticket_http_max_connections",
+		Help: "Connections to the webhook that may be open at once.",
+	}).Set(float64(config.MaxConnections))
+	auto.NewCounterFunc(prometheus.CounterOpts{
+		Name: "myticket_http_connections_refused_total",
+		Help: "Connections that were answered 503 because as many as may be were open.",
+	}, func() float64 { return float64(s.app.Server().GetRejectedConnectionsCount()) })
 }
 
 // Serve answers requests on a listener until Shutdown.
@@ -163,8 +182,7 @@ func write(c *fiber.Ctx, r Response) {
 func (s *Server) fiberError(c *fiber.Ctx, err error) error {
 	var fiberErr *fiber.Error
 	if !errors.As(err, &fiberErr) {
-		s.logger.Error("a request could not be answered; its sender is asked to send it again", "error", err)
-		r := s.webhook.failed(err)
+		r := s.webhook.failed(Request{Source: strings.Clone(c.Params("source"))}, err)
 		s.metrics.request(r, 0, trace.SpanContext{})
 		write(c, r)
 		return nil

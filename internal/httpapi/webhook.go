@@ -1,12 +1,15 @@
 package httpapi
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"log/slog"
 	"net/http"
 	"strconv"
 	"strings"
+
+	"github.com/google/uuid"
 
 	"myticket/internal/intake"
 	"myticket/internal/ticket"
@@ -38,7 +41,9 @@ type Response struct {
 	Body        []byte
 	RetryAfter  int    // seconds; 0 for no header
 	Challenge   string // WWW-Authenticate; empty for no header
-	StoredBy    string // see intake.Receipt
+
+	ID       uuid.UUID // of the ticket; zero where none is known
+	StoredBy string    // see intake.Receipt
 
 	Source  string // for metrics: one of few
 	Outcome string // for metrics: the ticket's status in lower case, duplicate, or the code of the problem
@@ -76,7 +81,20 @@ func (w *Webhook) Ticket(r Request) Response {
 	}
 	response := w.answer(r)
 	response.Source = w.sources.label(r.Source)
+	if w.logger.Enabled(context.Background(), slog.LevelDebug) {
+		w.logger.With(r.logAttr(response.ID)).
+			Debug("answered", "status", response.Status, "outcome", response.Outcome, "bytes", len(r.Body))
+	}
 	return response
+}
+
+// logAttr is what the log says of a request. A name that is none of a source's may be anything, such as a secret.
+func (r Request) logAttr(id uuid.UUID) slog.Attr {
+	t := ticket.Ticket{ID: id, Traceparent: traceparent(r.Headers.Traceparent)}
+	if validSource(r.Source) {
+		t.Source = r.Source
+	}
+	return t.LogAttr()
 }
 
 func (w *Webhook) answer(r Request) Response {
@@ -111,11 +129,11 @@ func (w *Webhook) answer(r Request) Response {
 		IdempotencyKey: idempotencyKey(r.Headers),
 	})
 	if err != nil {
-		return w.failed(err)
+		return w.failed(r, err)
 	}
 	response := Response{
 		Status: http.StatusOK, ContentType: "application/json", Body: appendReceipt(nil, receipt),
-		StoredBy: receipt.StoredBy, Outcome: outcome(receipt),
+		ID: receipt.ID, StoredBy: receipt.StoredBy, Outcome: outcome(receipt),
 	}
 	if receipt.Status == ticket.Spooled {
 		response.Status = http.StatusAccepted
@@ -142,7 +160,7 @@ func (w *Webhook) tooLarge() Response {
 		"A ticket may have at most "+strconv.Itoa(w.maxBody)+" bytes. The ticket was not stored.")
 }
 
-func (w *Webhook) failed(err error) Response {
+func (w *Webhook) failed(r Request, err error) Response {
 	switch {
 	case errors.Is(err, intake.ErrKeyReused):
 		return problem(http.StatusUnprocessableEntity, "key_reused",
@@ -162,7 +180,7 @@ func (w *Webhook) failed(err error) Response {
 			"Neither the database nor the disk has confirmed the ticket, so it is not known to be stored; send it again. "+
 				"With an Idempotency-Key it is stored once even if it was.")
 	}
-	w.logger.Error("a ticket could not be accepted; its sender is asked to send it again", "error", err)
+	w.logger.With(r.logAttr(uuid.Nil)).Error("a ticket could not be accepted; its sender is asked to send it again", "error", err)
 	return retryLater(http.StatusServiceUnavailable, "internal_error", retryUnavailable,
 		"Something went wrong here. The ticket is not known to be stored; send it again.")
 }

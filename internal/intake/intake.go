@@ -310,7 +310,7 @@ func (in *Intake) commit(b *batch) {
 			"the tickets are stored unread and treated one by one", "tickets", len(b.entries), "error", err)
 		err = in.isolate(ctx, b.entries)
 	}
-	in.config.Metrics.batch(len(b.entries), b.bytes, start.Sub(b.since), time.Since(start), err)
+	in.config.Metrics.batch(len(b.entries), b.bytes, start.Sub(b.since), time.Since(start), b.entries[0].StoredBy, err)
 	if err == nil {
 		return
 	}
@@ -347,8 +347,8 @@ func (in *Intake) isolate(ctx context.Context, entries []*Entry) error {
 		}
 		// Stored is stored: a ticket whose treatment fails now keeps the status TO_TREAT and is treated later.
 		if err := in.treater.Treat(ctx, &e.Ticket, 1); err != nil {
-			in.config.Logger.Warn("a stored ticket could not be treated at once; it will be treated later",
-				"ticket", e.Ticket.ID, "source", e.Ticket.Source, "error", err)
+			in.config.Logger.With(e.Ticket.LogAttr()).
+				Warn("a stored ticket could not be treated at once; it will be treated later", "error", err)
 		}
 	}
 	return nil
@@ -367,9 +367,9 @@ func (in *Intake) saveUnread(ctx context.Context, entries []*Entry, until time.T
 	}
 	if len(entries) == 1 {
 		e := entries[0]
-		in.config.Logger.Error("the database refuses to store a ticket even unread; a sender that waits is told that it is not "+
-			"stored, a ticket of the spool is kept there",
-			"ticket", e.Ticket.ID, "source", e.Ticket.Source, "bytes", len(e.Ticket.Body), "error", err)
+		in.config.Logger.With(e.Ticket.LogAttr()).
+			Error("the database refuses to store a ticket even unread; a sender that waits is told that it is not stored, "+
+				"a ticket of the spool is kept there", "bytes", len(e.Ticket.Body), "error", err)
 		e.err = fmt.Errorf("%w: %w", ErrUnavailable, err)
 		return nil
 	}

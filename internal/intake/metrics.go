@@ -32,7 +32,14 @@ type Metrics struct {
 // NewMetrics registers the metrics with r; nil registers them nowhere.
 func NewMetrics(r prometheus.Registerer) *Metrics {
 	auto := promauto.With(r)
-	seconds := []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5}
+	histogram := func(name, help string, buckets []float64) prometheus.Histogram {
+		return auto.NewHistogram(prometheus.HistogramOpts{
+			Name: name, Help: help, Buckets: buckets,
+			NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 100, NativeHistogramMinResetDuration: time.Hour,
+		})
+	}
+	// A commit of a fast disk, one of a busy server, overflow (1 s), and the longest that a transaction may take (2 s).
+	seconds := []float64{.0025, .005, .01, .025, .05, .1, .25, .5, 1, 2, 5}
 	m := &Metrics{
 		tickets: map[ticket.Status]prometheus.Counter{},
 		problems: auto.NewCounterVec(prometheus.CounterOpts{
@@ -51,36 +58,21 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "myticket_intake_batches_total",
 			Help: "Batches handed to the database, by outcome: committed or failed.",
 		}, []string{"outcome"}),
-		batchTickets: auto.NewHistogram(prometheus.HistogramOpts{
-			Name:    "myticket_intake_batch_tickets",
-			Help:    "Tickets in a batch.",
-			Buckets: []float64{1, 2, 4, 8, 16, 32, 64, 128, 256, 512},
-		}),
-		batchBytes: auto.NewHistogram(prometheus.HistogramOpts{
-			Name:    "myticket_intake_batch_bytes",
-			Help:    "Body bytes in a batch.",
-			Buckets: prometheus.ExponentialBuckets(256, 8, 7),
-		}),
-		wait: auto.NewHistogram(prometheus.HistogramOpts{
-			Name:    "myticket_intake_wait_seconds",
-			Help:    "How long the oldest ticket of a batch waited for its transaction to begin.",
-			Buckets: seconds,
-		}),
-		commit: auto.NewHistogram(prometheus.HistogramOpts{
-			Name:    "myticket_intake_commit_seconds",
-			Help:    "How long the transaction of a batch took.",
-			Buckets: seconds,
-		}),
+		batchTickets: histogram("myticket_intake_batch_tickets", "Tickets in a batch.",
+			[]float64{1, 2, 4, 8, 16, 32, 64, 128, 256, 512}),
+		batchBytes: histogram("myticket_intake_batch_bytes", "Body bytes in a batch.",
+			prometheus.ExponentialBuckets(256, 8, 7)),
+		wait: histogram("myticket_intake_wait_seconds", "How long the oldest ticket of a batch waited for its transaction to begin.",
+			seconds),
+		commit: histogram("myticket_intake_commit_seconds", "How long the transaction of a batch took.",
+			seconds),
 		away: auto.NewGauge(prometheus.GaugeOpts{
 			Name: "myticket_intake_database_away",
 			Help: "1 while the database takes no tickets: they are spooled, or refused where there is no spool.",
 		}),
 		overflow: map[string]prometheus.Counter{},
-		spool: auto.NewHistogram(prometheus.HistogramOpts{
-			Name:    "myticket_spool_write_seconds",
-			Help:    "How long writing tickets to the spool took, fsync included.",
-			Buckets: seconds,
-		}),
+		spool: histogram("myticket_spool_write_seconds", "How long writing tickets to the spool took, fsync included.",
+			seconds),
 		drained: auto.NewCounter(prometheus.CounterOpts{
 			Name: "myticket_spool_drained_total",
 			Help: "Tickets that were brought from the spool into the database.",
@@ -111,7 +103,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	return m
 }
 
-// Register adds the gauges of what waits in intake.
+// Register adds the gauges of what waits in intake, and of what may.
 func (in *Intake) Register(r prometheus.Registerer) {
 	auto := promauto.With(r)
 	auto.NewGaugeFunc(prometheus.GaugeOpts{
@@ -122,6 +114,14 @@ func (in *Intake) Register(r prometheus.Registerer) {
 		Name: "myticket_intake_waiting_bytes",
 		Help: "Body bytes that wait for a transaction.",
 	}, func() float64 { _, bytes := in.queue.waiting(); return float64(bytes) })
+	auto.NewGauge(prometheus.GaugeOpts{
+		Name: "myticket_intake_max_waiting_tickets",
+		Help: "Tickets that may wait for a transaction.",
+	}).Set(float64(in.config.WaitingTickets))
+	auto.NewGauge(prometheus.GaugeOpts{
+		Name: "myticket_intake_max_waiting_bytes",
+		Help: "Body bytes that may wait for a transaction.",
+	}).Set(float64(in.config.WaitingBytes))
 	auto.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "myticket_intake_in_flight",
 		Help: "Deliveries that were accepted and are not answered yet.",
@@ -151,14 +151,24 @@ func (m *Metrics) read(t *ticket.Ticket) {
 	}
 }
 
-func (m *Metrics) batch(tickets, bytes int, wait, commit time.Duration, err error) {
+// batch counts a batch. StoredBy is its span, as Entry.StoredBy.
+func (m *Metrics) batch(tickets, bytes int, wait, commit time.Duration, storedBy string, err error) {
 	outcome := "committed"
 	if err != nil {
 		outcome = "failed"
 	}
 	m.batches.WithLabelValues(outcome).Inc()
-	m.batchTickets.Observe(float64(tickets))
-	m.batchBytes.Observe(float64(bytes))
-	m.wait.Observe(wait.Seconds())
-	m.commit.Observe(commit.Seconds())
+	observe(m.batchTickets, float64(tickets), storedBy)
+	observe(m.batchBytes, float64(bytes), storedBy)
+	observe(m.wait, wait.Seconds(), storedBy)
+	observe(m.commit, commit.Seconds(), storedBy)
+}
+
+// observe adds the trace of a span as exemplar, where there is one.
+func observe(h prometheus.Histogram, value float64, traceparent string) {
+	if exemplar, ok := h.(prometheus.ExemplarObserver); ok && len(traceparent) >= 35 {
+		exemplar.ObserveWithExemplar(value, prometheus.Labels{"trace_id": traceparent[3:35]})
+		return
+	}
+	h.Observe(value)
 }

@@ -29,7 +29,7 @@ func (in *Intake) spooled(e *Entry) (r Receipt, known bool, err error) {
 func (in *Intake) spool(entries []*Entry, reason string) error {
 	start := time.Now()
 	err := in.config.Spool.Put(entries)
-	in.config.Metrics.spool.Observe(time.Since(start).Seconds())
+	observe(in.config.Metrics.spool, time.Since(start).Seconds(), entries[0].StoredBy)
 	if err != nil {
 		if !errors.Is(err, ErrSpoolFull) {
 			err = fmt.Errorf("%w: %w", ErrUnavailable, err)
@@ -107,7 +107,8 @@ func (in *Intake) drain() {
 			n, err := in.drainSome(context.Background(), limit)
 			switch {
 			case err != nil:
-				in.config.Logger.Warn("tickets of the spool could not be brought into the database; it is tried again", "error", err)
+				in.config.Logger.Warn("tickets of the spool could not be brought into the database; they stay in it, and it is tried again",
+					"error", err)
 				in.askStore()
 				pause = wait.NextBackOff()
 				limit = max(limit/2, 1) // a smaller transaction may be in time
@@ -190,8 +191,8 @@ func (in *Intake) saveDrained(ctx context.Context, entries []*Entry) error {
 		if e.KeyReused {
 			// Another server has taken another ticket for the same key meanwhile. Its sender is at fault, but both have
 			// been acknowledged.
-			in.config.Logger.Warn("a spooled ticket's idempotency key was used for another body meanwhile; it is stored without the key",
-				"ticket", e.Ticket.ID, "source", e.Ticket.Source)
+			in.config.Logger.With(e.Ticket.LogAttr()).
+				Warn("a spooled ticket's idempotency key was used for another body meanwhile; it is stored without the key")
 			e.Key, e.KeyReused = "", false
 			if err := in.saveUnread(ctx, []*Entry{e}, time.Now()); err != nil {
 				return err

@@ -105,7 +105,7 @@ func (m *Maintainer) report(h Health) {
 	case h.Err != nil && (was.Err == nil || was.Ready):
 		m.store.logger.Warn("the database does not answer; no ticket can be stored in it until it does", "error", h.Err)
 	case h.Err == nil && !h.Ready && h.Schema != was.Schema:
-		m.store.logger.Warn("not ready: " + h.Schema.String())
+		m.store.logger.Warn("not ready: this server cannot store tickets in the database as its schema is", "schema", h.Schema.String())
 	}
 }
 
@@ -127,7 +127,8 @@ func (m *Maintainer) count(ctx context.Context) {
 	defer cancel()
 	b, err := m.store.Backlog(ctx)
 	if err != nil && ctx.Err() == nil {
-		m.store.logger.Warn("the tickets that wait could not be counted, so their metrics are old; it is tried again", "error", err)
+		m.store.logger.Warn("the tickets that wait could not be counted, so their metrics are old; none is lost, and it is tried again",
+			"error", err)
 		return
 	}
 	m.backlog.Store(&b)
@@ -137,6 +138,6 @@ func (m *Maintainer) settle(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	if _, err := m.store.SettleProducts(ctx, settleAfter, settleLimit); err != nil && ctx.Err() == nil {
-		m.store.logger.Warn("products that changed could not be settled; it is tried again", "error", err)
+		m.store.logger.Warn("products that changed could not be settled; tickets are not affected, and it is tried again", "error", err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
@@ -50,13 +51,35 @@ func NewTracing(ctx context.Context, version string, logger *slog.Logger) (*Trac
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
 		logger.Warn("traces cannot be sent; tickets are not affected", "error", err)
 	}))
-	sender := sdktrace.NewBatchSpanProcessor(exporter)
+	sender := sdktrace.NewBatchSpanProcessor(withoutTexts{exporter})
 	return &Tracing{
 		requests: sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(sender), sdktrace.WithResource(attributes)),
 		work: sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(sender), sdktrace.WithResource(attributes),
 			sdktrace.WithSampler(sdktrace.AlwaysSample())),
 	}, nil
 }
+
+// withoutTexts leaves the texts of errors out of spans: otelpgx puts Postgres' there, which may quote a ticket. Their codes
+// stay, as attributes.
+type withoutTexts struct{ sdktrace.SpanExporter }
+
+// ExportSpans implements sdktrace.SpanExporter.
+func (e withoutTexts) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
+	for i, span := range spans {
+		if span.Status().Code == codes.Error {
+			spans[i] = textless{span}
+		}
+	}
+	return e.SpanExporter.ExportSpans(ctx, spans) //nolint:wrapcheck // the SDK's error handler says what it means
+}
+
+type textless struct{ sdktrace.ReadOnlySpan }
+
+// Events implements sdktrace.ReadOnlySpan: the only events are those of errors.
+func (textless) Events() []sdktrace.Event { return nil }
+
+// Status implements sdktrace.ReadOnlySpan.
+func (textless) Status() sdktrace.Status { return sdktrace.Status{Code: codes.Error} }
 
 func traced() bool {
 	if strings.EqualFold(os.Getenv("OTEL_SDK_DISABLED"), "true") || os.Getenv("OTEL_TRACES_EXPORTER") == "none" {

@@ -3,6 +3,7 @@
 package ticket
 
 import (
+	"log/slog"
 	"time"
 
 	"github.com/google/uuid"
@@ -41,6 +42,22 @@ type Ticket struct {
 	Status   Status
 	Problems []Problem // why Status is Error; empty otherwise
 	Order    Order     // what was read; on an ERROR ticket as much as could be
+}
+
+// LogAttr returns what a log says of a ticket, and never what is on it: "ticket" (the id), "source", and "trace_id" (that of
+// the request; https://www.w3.org/TR/trace-context/#trace-id), each where it is known.
+func (t *Ticket) LogAttr() slog.Attr {
+	var attrs []slog.Attr
+	if t.ID != uuid.Nil {
+		attrs = append(attrs, slog.String("ticket", t.ID.String()))
+	}
+	if t.Source != "" {
+		attrs = append(attrs, slog.String("source", t.Source))
+	}
+	if len(t.Traceparent) >= 35 {
+		attrs = append(attrs, slog.String("trace_id", t.Traceparent[3:35]))
+	}
+	return slog.Attr{Value: slog.GroupValue(attrs...)} // without a key, its parts stand by themselves
 }
 
 // Problem is one thing on a ticket that was not understood.

@@ -83,17 +83,13 @@ func setDefault[T int | time.Duration](field *T, value T) {
 
 // Run treats what is due until ctx ends. While the store is away it looks again at every interval.
 func (tr *Treater) Run(ctx context.Context) {
-	failing := false
 	for ctx.Err() == nil {
 		claimed, err := tr.RunOnce(ctx)
 		if err != nil && ctx.Err() == nil {
 			tr.config.Metrics.failures.Inc()
-			if !failing { // said once, not at every interval of an outage
-				tr.config.Logger.Warn("tickets that wait for treatment could not be claimed; they stay TO_TREAT and are tried again",
-					"error", err)
-			}
+			tr.config.Logger.Warn("tickets that wait for treatment could not be claimed; they stay TO_TREAT and are tried again",
+				"error", err)
 		}
-		failing = err != nil
 		if claimed == tr.config.Batch && err == nil {
 			continue // there is probably more
 		}
@@ -117,8 +113,8 @@ func (tr *Treater) RunOnce(ctx context.Context) (int, error) {
 			break
 		}
 		if err := tr.Treat(ctx, c.Ticket, c.Attempt); err != nil {
-			tr.config.Logger.Warn("a ticket could not be treated; it stays TO_TREAT and is tried again",
-				"ticket", c.Ticket.ID, "source", c.Ticket.Source, "attempt", c.Attempt, "error", err)
+			tr.config.Logger.With(c.Ticket.LogAttr()).
+				Warn("a ticket could not be treated; it stays TO_TREAT and is tried again", "attempt", c.Attempt, "error", err)
 		}
 	}
 	return len(claims), nil //nolint:nilerr // what ctx left no time for is no failure
