@@ -14,6 +14,7 @@ import (
 type Metrics struct {
 	tickets      map[ticket.Status]prometheus.Counter
 	problems     *prometheus.CounterVec
+	orders       prometheus.Counter
 	lines        prometheus.Counter
 	duplicates   prometheus.Counter
 	batches      *prometheus.CounterVec
@@ -46,6 +47,10 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "myticket_intake_problems_total",
 			Help: "Tickets that could not be read, by the code of a problem that they have; each code counts once a ticket.",
 		}, []string{"code"}),
+		orders: auto.NewCounter(prometheus.CounterOpts{
+			Name: "myticket_intake_orders_total",
+			Help: "Tickets that were read and stored, those of the spool when they came into the database.",
+		}),
 		lines: auto.NewCounter(prometheus.CounterOpts{
 			Name: "myticket_intake_order_lines_total",
 			Help: "Product lines of the tickets that were read and stored.",
@@ -140,6 +145,7 @@ func (m *Metrics) answered(t *ticket.Ticket) {
 func (m *Metrics) read(t *ticket.Ticket) {
 	switch t.Status {
 	case ticket.Treated:
+		m.orders.Inc()
 		m.lines.Add(float64(len(t.Order.Lines)))
 	case ticket.Error:
 		for i, p := range t.Problems {
