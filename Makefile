@@ -44,12 +44,21 @@ test: bin/helm bin/helm3 bin/helm-docs bin/helm-values-schema-json ## run all te
 	@bin/withpg -- $(TOOL) gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg -- \
 		$(RACE) -shuffle=on -timeout=10m $(ARGS) ./...
 
+# Apart from `make test`, because it needs Prometheus, which many machines do not have.
+.PHONY: observe
+observe: bin/helm ## have a Prometheus evaluate every expression of dashboards and alerts, on a server under load
+	@command -v prometheus >/dev/null && command -v promtool >/dev/null || { echo "Prometheus and promtool are missing: apt-get install prometheus, or\
+ https://prometheus.io/download/" >&2; exit 1; }
+	@$(GO) build -o bin/withpg ./internal/devdb/withpg
+	@bin/withpg -- $(TOOL) gotestsum --format standard-verbose -- -tags observe -count=1 -timeout=10m \
+		-run '^TestAlerts_FireAndStaySilent$$|^TestExpressions_AllHaveAnAnswer$$' $(ARGS) ./charts
+
 # A cache of its own: the common one reports what it once found in another clone, and leaves `nolint` out if that is gone.
 .PHONY: lint
 lint: ## check format, go vet, golangci-lint (.golangci.yaml) and the go.mod files
 	@unformatted=$$(gofmt -l $$($(GO) list -f '{{.Dir}}' ./...)); if [ -n "$$unformatted" ]; then \
 		printf 'Not formatted (run make fmt):\n%s\n' "$$unformatted"; exit 1; fi
-	$(GO) vet -tags e2e ./...
+	$(GO) vet -tags e2e,observe ./...
 	GOLANGCI_LINT_CACHE=$(CURDIR)/bin/lint-cache $(GOLANGCI_LINT) run --allow-parallel-runners ./...
 	$(GO) mod tidy -diff
 	$(GO) -C .ci/tools mod tidy -diff

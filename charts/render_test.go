@@ -49,6 +49,13 @@ func run(t *testing.T, dir, name string, args ...string) (string, error) {
 	return string(printed), err
 }
 
+// output runs a program and returns what it printed, and what it complained about too if it failed.
+func output(t *testing.T, name string, args ...string) (string, error) {
+	t.Helper()
+	printed, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput()
+	return string(printed), err
+}
+
 // object is a Kubernetes object, or a part of one.
 type object = map[string]any
 
@@ -134,6 +141,14 @@ func tryTemplate(t *testing.T, helm string, args ...string) (string, error) {
 func render(t *testing.T, set ...string) objects {
 	t.Helper()
 	return renderWith(t, helm4, values(set...)...)
+}
+
+// renderText is what the chart renders to, as it is.
+func renderText(t *testing.T, set ...string) string {
+	t.Helper()
+	text, err := tryTemplate(t, helm4, values(set...)...)
+	require.NoError(t, err)
+	return text
 }
 
 func renderWith(t *testing.T, helm string, args ...string) objects {

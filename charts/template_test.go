@@ -17,7 +17,9 @@ import (
 func switches() []string {
 	return []string{
 		"replicas=3", "autoscaling.enabled=false", "networkPolicy.enabled=true", "retention.enabled=true",
-		"monitoring.podMonitor.enabled=true", "httpRoute.enabled=true,httpRoute.parentRefs[0].name=web", "ingress.enabled=false",
+		"monitoring.podMonitor.enabled=true", "monitoring.dashboards.enabled=true,monitoring.runbookURL=https://git.example.com/r",
+		"monitoring.prometheusRule.enabled=true,monitoring.runbookURL=https://git.example.com/r", "tracing.endpoint=http://collector:4318",
+		"httpRoute.enabled=true,httpRoute.parentRefs[0].name=web", "ingress.enabled=false",
 		"spool.type=emptyDir", "spool.drain={spool-myticket-3}", "podDisruptionBudget.enabled=false", "sources.secretName=sources",
 		"database.cluster.backup.enabled=true,database.cluster.backup.destinationPath=s3://b/f",
 		"database.cluster.backup.enabled=true,database.cluster.backup.destinationPath=s3://b/f,database.cluster.recovery.from=old",
@@ -559,9 +561,10 @@ func TestChart_RefusesContradictions(t *testing.T) {
 func TestChart_RefusesAClusterThatLacksWhatItNeeds(t *testing.T) {
 	t.Parallel()
 	for says, set := range map[string][]string{
-		"Install the operator first": nil,
-		"has no Gateway API":         append(modes()["external"], "httpRoute.enabled=true", "httpRoute.parentRefs[0].name=web"),
-		"has no Prometheus operator": append(modes()["external"], "monitoring.podMonitor.enabled=true"),
+		"Install the operator first":   nil,
+		"has no Gateway API":           append(modes()["external"], "httpRoute.enabled=true", "httpRoute.parentRefs[0].name=web"),
+		"has no Prometheus operator":   append(modes()["external"], "monitoring.podMonitor.enabled=true"),
+		"Prometheus the rules by hand": append(modes()["external"], "monitoring.prometheusRule.enabled=true"),
 	} {
 		_, err := run(t, ".", helm4, append([]string{"template", "myticket", "myticket"}, values(set...)...)...)
 		require.ErrorContains(t, err, says)

@@ -15,6 +15,7 @@ const runbooks = "https://runbooks.example.com"
 
 // Units, as Grafana names them (https://pkg.go.dev/github.com/grafana/grafana-foundation-sdk/go/units).
 const (
+	none      = "none"
 	count     = "short"
 	share     = "percentunit"
 	bytes     = "bytes"
@@ -58,7 +59,7 @@ type query struct{ expr, legend string }
 type word struct{ text, color string }
 
 func source() common.DataSourceRef {
-	return common.DataSourceRef{Type: cog.ToPtr("prometheus"), Uid: cog.ToPtr("${datasource}")}
+	return common.DataSourceRef{Type: new("prometheus"), Uid: new("${datasource}")}
 }
 
 // newDashboard returns a dashboard with what all have: the variables datasource and namespace, and links to the others.

@@ -49,7 +49,7 @@ func service() *dashboard.DashboardBuilder {
 			alerts:  []string{"MyticketDown", "MyticketServerDown"},
 		},
 		panel{
-			id: 4, title: "Database", look: value, alarm: 1,
+			id: 4, title: "Database", look: value, unit: none, alarm: 1,
 			about:   "Whether every server can store in Postgres. While it is away, tickets go to the spool and are answered 202.",
 			queries: []query{{`max(myticket_intake_database_away{namespace="$namespace"})`, "database"}},
 			words:   map[string]word{"0": {"takes tickets", "green"}, "1": {"away", "red"}},
@@ -62,7 +62,7 @@ func service() *dashboard.DashboardBuilder {
 			alerts:  []string{"MyticketSpoolFilling", "MyticketSpoolDrainStuck"},
 		},
 		panel{
-			id: 6, title: "Schema", look: value, alarm: 1,
+			id: 6, title: "Schema", look: value, unit: none, alarm: 1,
 			about: "Whether the database's schema is the one that the servers need.",
 			queries: []query{{
 				`clamp_max(max((myticket_schema_needed_version{namespace="$namespace"} > bool myticket_schema_version{namespace="$namespace"}) ` +

@@ -1,7 +1,7 @@
 {{/*
 Rules of Prometheus, as prometheusrule.yaml makes them: `panel` becomes the link to a panel of a dashboard (dashboard/panel),
 and each alert has the runbook docs/runbooks/NAME.md. Objectives are judged by how fast the error budget of 30 days burns
-(https://sre.google/workbook/alerting-on-slos/, table 5-8). internal/observe/testdata/alerts.yaml has what each is silent on, and fires on.
+(https://sre.google/workbook/alerting-on-slos/, table 5-8). charts/testdata/alerts.yaml has what each is silent on, and fires on.
 */}}
 {{- define "myticket.rules" -}}
 {{- $namespace := printf "namespace=%q" .Release.Namespace }}
