@@ -37,6 +37,8 @@ type settings struct {
 	only     string
 	profile  string
 	args     string
+	tracing  bool
+	vs       string
 }
 
 func main() {
@@ -47,11 +49,14 @@ func main() {
 	flag.StringVar(&s.server, "server", "bin/myticket", "the server to measure")
 	flag.DurationVar(&s.warmUp, "warm-up", 500*time.Millisecond, "traffic before each slice that is measured")
 	flag.DurationVar(&s.duration, "duration", 2*time.Second, "length of each slice")
-	flag.IntVar(&s.rounds, "rounds", 5, "slices of the floor and of MyTicket in turn, for each row; the medians are printed")
+	flag.IntVar(&s.rounds, "rounds", 5, "slices of each server in turn, for each row; the medians are printed")
 	flag.StringVar(&s.only, "only", "",
 		"measure only rows of MyTicket that match this regular expression, such as \"2 lines, 10 products, concurrency 200\"")
 	flag.StringVar(&s.profile, "profile", "", "write a CPU profile of the server during the first row into this file")
 	flag.StringVar(&s.args, "args", "", "further arguments of the server, separated by spaces")
+	flag.BoolVar(&s.tracing, "tracing", false,
+		"measure only what traces cost: a server without them, one that samples 1 %, and one that samples all, in turn")
+	flag.StringVar(&s.vs, "vs", "", "measure only this other program against -server, in turn")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -85,6 +90,11 @@ func run(ctx context.Context, s settings, out io.Writer) (err error) {
 	if err := b.prepare(ctx); err != nil {
 		return err
 	}
+	if s.tracing || s.vs != "" {
+		return b.compare(ctx)
+	}
+	fmt.Fprintf(out, "A row is %d slices of %s of the floor and of MyTicket in turn, each after %s of warm-up.\n",
+		s.rounds, s.duration, s.warmUp)
 	ceiling, err := b.ceiling(ctx)
 	if err != nil {
 		return err
@@ -134,9 +144,8 @@ func (b *bench) prepare(ctx context.Context) error {
 	if fsync != "on" || commit != "on" {
 		return fmt.Errorf("fsync is %s and synchronous_commit is %s: without both there is nothing to measure", fsync, commit)
 	}
-	fmt.Fprintf(b.out, "%s, %d processors for everything, PostgreSQL %s with fsync and synchronous_commit on; "+
-		"a row is %d slices of %s of the floor and of MyTicket in turn, each after %s of warm-up.\n",
-		runtime.Version(), runtime.NumCPU(), version, b.settings.rounds, b.settings.duration, b.settings.warmUp)
+	fmt.Fprintf(b.out, "%s, %d processors for everything, PostgreSQL %s with fsync and synchronous_commit on. ",
+		runtime.Version(), runtime.NumCPU(), version)
 	return nil
 }
 
@@ -276,19 +285,33 @@ type process struct {
 
 // startServer starts MyTicket on empty tables.
 func (b *bench) startServer(ctx context.Context) (*process, error) {
-	conn, err := pgx.Connect(ctx, b.url)
-	if err != nil {
+	if err := b.empty(ctx); err != nil {
 		return nil, err
 	}
+	return b.launch(ctx, b.settings.server, nil)
+}
+
+// empty empties the tables, so that what is measured begins alike.
+func (b *bench) empty(ctx context.Context) error {
+	conn, err := pgx.Connect(ctx, b.url)
+	if err != nil {
+		return err
+	}
 	defer conn.Close(ctx)
-	for _, sql := range []string{`TRUNCATE tickets, products, deliveries`, `CHECKPOINT`} { // every row begins alike
+	for _, sql := range []string{`TRUNCATE tickets, products, deliveries`, `CHECKPOINT`} {
 		if _, err := conn.Exec(ctx, sql); err != nil {
-			return nil, err
+			return err
 		}
 	}
+	return nil
+}
+
+// launch starts a program that is MyTicket, with further variables of its environment.
+func (b *bench) launch(ctx context.Context, program string, environment []string) (*process, error) {
 	addr, admin := freeAddr(), freeAddr()
-	command := exec.Command(b.settings.server, append([]string{"serve", "--http-addr", addr, "--admin-addr", admin,
+	command := exec.Command(program, append([]string{"serve", "--http-addr", addr, "--admin-addr", admin,
 		"--database-url", b.url, "--log-level", "warn"}, strings.Fields(b.settings.args)...)...)
+	command.Env = append(os.Environ(), environment...)
 	return start(ctx, command, addr, admin)
 }
 

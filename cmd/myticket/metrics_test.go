@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -87,6 +88,42 @@ func TestMetrics_HistogramsAreNativeAndClassic(t *testing.T) {
 		}
 	}
 	require.Equal(t, 6, histograms)
+}
+
+// Each value of a label is a series, kept for ever: whoever sends must not be able to make any.
+func TestMetrics_SendersAddNoSeries(t *testing.T) {
+	t.Parallel()
+	sources := filepath.Join(t.TempDir(), "sources.json")
+	require.NoError(t, os.WriteFile(sources, []byte(`{"shop-1": {"bearer_tokens": ["token"]}, "*": {}}`), 0o600))
+	b := setup(t, "--sources-file", sources)
+	series := func() (names []string) {
+		for line := range strings.Lines(string(b.get(t, b.internal+"/metrics").body)) {
+			if strings.HasPrefix(line, "myticket_http_") || strings.HasPrefix(line, "myticket_intake_problems") {
+				names = append(names, line[:strings.LastIndexByte(line, ' ')])
+			}
+		}
+		return names
+	}
+	before := series()
+	require.Contains(t, before, `myticket_http_requests_total{outcome="treated",source="shop-1"}`, "it is there before its first ticket")
+
+	send := func(i int) {
+		chosen := fmt.Sprintf("name%d", i)
+		b.post(t, "/ticket/"+chosen, sample(t), "Traceparent", fmt.Sprintf("00-%032x-%016x-01", i+1, i+1))
+		b.post(t, "/ticket/"+strings.ToUpper(chosen), sample(t))
+		b.post(t, "/ticket/shop-1", sample(t), "Authorization", "Bearer "+chosen)
+		b.post(t, "/ticket?"+chosen, chosen+": 1\n"+chosen+",product_id,price\n"+chosen+",,x"+chosen, "Content-Type", chosen)
+		b.post(t, "/"+chosen, sample(t), "Content-Encoding", chosen)
+		_, err := b.do(strings.ToUpper(chosen), b.webhook+"/ticket/"+chosen, nil)
+		require.NoError(t, err)
+	}
+	send(0)
+	once := series()
+	require.Greater(t, len(once), len(before), "what was sent is counted")
+	for i := range 20 {
+		send(i + 1)
+	}
+	require.Equal(t, once, series())
 }
 
 func TestMetrics_CountConnectionsThatAreRefused(t *testing.T) {

@@ -26,9 +26,12 @@ type metrics struct {
 
 type sourceOutcome struct{ source, outcome string }
 
-func newMetrics(r prometheus.Registerer) *metrics {
+// newMetrics registers the metrics with r. The sources that somebody has named are there from the start: a counter that
+// begins with its first ticket hides that ticket from rate and increase
+// (https://prometheus.io/docs/practices/instrumentation/#avoid-missing-metrics), and who never sent would not be seen at all.
+func newMetrics(r prometheus.Registerer, sources *Sources) *metrics {
 	auto := promauto.With(r)
-	return &metrics{
+	m := &metrics{
 		requests: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: "myticket_http_requests_total",
 			Help: "Requests to the webhook, by source (those of the sources file, default, and other for all the rest) and " +
@@ -44,6 +47,12 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			NativeHistogramMinResetDuration: time.Hour,
 		}, []string{"code"}),
 	}
+	for name := range sources.named {
+		for _, outcome := range []string{outcomeTreated, outcomeError, outcomeToTreat, outcomeSpooled} {
+			m.requests.WithLabelValues(sources.label(name), outcome)
+		}
+	}
+	return m
 }
 
 // request counts a request; span is the one that shows what it did, where that is sampled.

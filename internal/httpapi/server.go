@@ -77,7 +77,7 @@ func New(config Config, accepter Accepter, sources *Sources) *Server {
 	config.SetDefaults()
 	s := &Server{
 		webhook: NewWebhook(accepter, sources, config.MaxBody, config.Logger),
-		metrics: newMetrics(config.Registry),
+		metrics: newMetrics(config.Registry, sources),
 		tracer:  config.Tracer,
 		logger:  config.Logger,
 	}

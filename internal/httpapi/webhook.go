@@ -141,18 +141,26 @@ func (w *Webhook) answer(r Request) Response {
 	return response
 }
 
+// The outcomes of a request whose ticket was stored by it.
+const (
+	outcomeTreated = "treated"
+	outcomeError   = "error"
+	outcomeToTreat = "to_treat"
+	outcomeSpooled = "spooled"
+)
+
 func outcome(r intake.Receipt) string {
 	switch {
 	case r.Duplicate:
 		return "duplicate"
 	case r.Status == ticket.Treated:
-		return "treated"
+		return outcomeTreated
 	case r.Status == ticket.Error:
-		return "error"
+		return outcomeError
 	case r.Status == ticket.Spooled:
-		return "spooled"
+		return outcomeSpooled
 	}
-	return "to_treat"
+	return outcomeToTreat
 }
 
 func (w *Webhook) tooLarge() Response {

@@ -1,0 +1,215 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// variant is a server that differs from another in one thing.
+type variant struct {
+	name        string
+	program     string
+	environment []string
+
+	process *process
+	spans   *receiver
+	rates   []float64 // tickets/s of each slice
+	cpus    []float64 // processor time of the server for a ticket of each slice, in seconds; none where there is no /proc
+	p50s    []time.Duration
+	p99s    []time.Duration
+	acked   int
+}
+
+// compare has variants of the server take traffic in turn, slice by slice, each round in another order, and prints what each
+// does for every ticket that the first does.
+func (b *bench) compare(ctx context.Context) (err error) {
+	variants := []*variant{{name: "without traces", program: b.settings.server}}
+	if b.settings.vs != "" {
+		variants = append(variants, &variant{name: "`" + b.settings.vs + "`", program: b.settings.vs})
+	}
+	if b.settings.tracing {
+		variants = append(variants,
+			&variant{name: "1 % sampled", program: b.settings.server, spans: &receiver{}, environment: []string{
+				"OTEL_TRACES_SAMPLER=parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG=0.01",
+			}},
+			&variant{name: "100 % sampled", program: b.settings.server, spans: &receiver{}, environment: []string{
+				"OTEL_TRACES_SAMPLER=parentbased_always_on",
+			}})
+	}
+	for _, v := range variants {
+		if v.spans != nil {
+			address, stop, err := v.spans.listen(ctx)
+			if err != nil {
+				return err
+			}
+			defer stop()
+			v.environment = append(v.environment, "OTEL_EXPORTER_OTLP_ENDPOINT=http://"+address)
+		}
+		if v.process, err = b.launch(ctx, v.program, v.environment); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, v.process.stop()) }()
+	}
+	l := load{
+		concurrency: 200, tickets: newTickets(2, hotProducts), warmUp: b.settings.warmUp, duration: b.settings.duration,
+	}
+	for round := range b.settings.rounds {
+		if err := b.empty(ctx); err != nil {
+			return err
+		}
+		acked := 0
+		for i := range variants {
+			v := variants[(round+i)%len(variants)]
+			n, err := v.measure(ctx, l)
+			if err != nil {
+				return err
+			}
+			acked += n
+		}
+		if err := b.checkStored(ctx, acked); err != nil {
+			return err
+		}
+	}
+	b.printComparison(variants)
+	return nil
+}
+
+// measure sends traffic to the variant, and returns how many tickets it acknowledged.
+func (v *variant) measure(ctx context.Context, l load) (acked int, err error) {
+	l.addr = v.process.addr
+	before, known := cpuTime(v.process.command.Process.Pid)
+	r, err := l.run(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if after, _ := cpuTime(v.process.command.Process.Pid); known {
+		v.cpus = append(v.cpus, (after-before).Seconds()/float64(r.acked))
+	}
+	v.rates, v.p50s, v.p99s = append(v.rates, r.perSecond), append(v.p50s, r.p50), append(v.p99s, r.p99)
+	v.acked += r.acked
+	return r.acked, nil
+}
+
+func (b *bench) printComparison(variants []*variant) {
+	fmt.Fprintf(b.out, "Tickets of 2 lines, 10 products, concurrency 200; %d rounds, in each a slice of %s for each server after %s "+
+		"of warm-up, in another order each time. Ratios are medians over the rounds, with their 95 %% interval.\n\n"+
+		"| server | tickets/s | p50 | p99 | ratio of tickets/s | ratio of the server's CPU a ticket | spans received a ticket |\n"+
+		"|---|--:|--:|--:|--:|--:|--:|\n", b.settings.rounds, b.settings.duration, b.settings.warmUp)
+	for i, v := range variants {
+		rates, cpus, spans := "", "", ""
+		if i > 0 {
+			rates, cpus = ratios(v.rates, variants[0].rates), ratios(v.cpus, variants[0].cpus)
+		}
+		if v.spans != nil {
+			spans = fmt.Sprintf("%.3f", float64(v.spans.received.Load())/float64(v.acked))
+		}
+		fmt.Fprintf(b.out, "| %s | %.0f | %s | %s | %s | %s | %s |\n", v.name, median(v.rates),
+			median(v.p50s).Round(10*time.Microsecond), median(v.p99s).Round(10*time.Microsecond), rates, cpus, spans)
+	}
+}
+
+// ratios returns the median of a/b, round by round, and the interval that has the true median with 95 %: that of the order
+// statistics, by the normal approximation of the binomial distribution.
+func ratios(a, b []float64) string {
+	if len(a) == 0 || len(a) != len(b) {
+		return ""
+	}
+	all := make([]float64, len(a))
+	for i := range a {
+		all[i] = a[i] / b[i]
+	}
+	slices.Sort(all)
+	n := float64(len(all))
+	reach := 1.96 * math.Sqrt(n) / 2
+	low := max(int(math.Floor(n/2-reach)), 0)
+	high := min(int(math.Ceil(n/2+reach)), len(all)-1)
+	return fmt.Sprintf("**%.3f** (%.3f–%.3f)", median(all), all[low], all[high])
+}
+
+// cpuTime is what a process has used of the processors, by /proc/PID/stat (proc(5)); false where there is no /proc.
+func cpuTime(pid int) (time.Duration, bool) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, false
+	}
+	_, rest, _ := strings.Cut(string(stat), ") ") // the name before it may have spaces
+	fields := strings.Fields(rest)
+	if len(fields) < 13 {
+		return 0, false
+	}
+	var ticks int64
+	for _, field := range fields[11:13] { // utime and stime, of 100 a second on all of Linux' common architectures
+		n, err := strconv.ParseInt(field, 10, 64)
+		if err != nil {
+			return 0, false
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond, true
+}
+
+// receiver takes spans over OTLP's http/protobuf, counts them, and throws them away.
+type receiver struct{ received atomic.Int64 }
+
+func (r *receiver) listen(ctx context.Context) (address string, stop func(), err error) {
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", nil, err
+	}
+	server := &http.Server{Handler: r, ReadHeaderTimeout: 10 * time.Second}
+	go func() { _ = server.Serve(listener) }()
+	return listener.Addr().String(), func() { _ = server.Close() }, nil
+}
+
+// ServeHTTP implements http.Handler.
+func (r *receiver) ServeHTTP(w http.ResponseWriter, request *http.Request) {
+	body, err := io.ReadAll(request.Body)
+	if err != nil {
+		w.WriteHeader(http.StatusBadRequest)
+		return
+	}
+	r.received.Add(int64(countSpans(body, 1, 2, 2)))
+}
+
+// countSpans counts the messages at the end of a path of field numbers: resource_spans, scope_spans, spans
+// (https://github.com/open-telemetry/opentelemetry-proto). To read them whole would cost as much as to make them.
+func countSpans(message []byte, path ...protowire.Number) int {
+	if len(path) == 0 {
+		return 1
+	}
+	found := 0
+	for len(message) > 0 {
+		number, kind, n := protowire.ConsumeTag(message)
+		if n < 0 {
+			return found
+		}
+		message = message[n:]
+		if number == path[0] && kind == protowire.BytesType {
+			inner, n := protowire.ConsumeBytes(message)
+			if n < 0 {
+				return found
+			}
+			found += countSpans(inner, path[1:]...)
+			message = message[n:]
+			continue
+		}
+		if n = protowire.ConsumeFieldValue(number, kind, message); n < 0 {
+			return found
+		}
+		message = message[n:]
+	}
+	return found
+}
