@@ -13,22 +13,29 @@ import (
 	"myticket/internal/telemetry"
 )
 
+// serverSpan is what is said of a span when it begins. The rest is said only of those that are kept: most are not, and no
+// sampler that OTEL_TRACES_SAMPLER can name looks at it.
+var serverSpan = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindServer)}
+
 // startSpan begins the span of a request, below the sender's where the request names one
 // (https://opentelemetry.io/docs/specs/semconv/http/http-spans/). What senders choose freely, such as the path, is left out:
 // it would be of any number of values, and may be secret.
 func (s *Server) startSpan(c *fiber.Ctx) trace.Span {
+	parent := context.Background()
 	if s.tracer == nil {
-		return trace.SpanFromContext(context.Background())
+		return trace.SpanFromContext(parent)
 	}
 	h := &c.Request().Header
-	parent := propagation.TraceContext{}.Extract(context.Background(), propagation.MapCarrier{
-		"traceparent": string(h.Peek("Traceparent")), "tracestate": string(h.Peek("Tracestate")),
-	})
+	if sent := h.Peek("Traceparent"); len(sent) > 0 {
+		parent = propagation.TraceContext{}.Extract(parent, propagation.MapCarrier{
+			"traceparent": string(sent), "tracestate": string(h.Peek("Tracestate")),
+		})
+	}
 	route := c.Route().Path
-	_, span := s.tracer.Start(parent, "POST "+route, //nolint:spancheck // the caller ends it
-		trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(
-			semconv.HTTPRequestMethodPost, semconv.HTTPRoute(route), semconv.URLScheme(c.Protocol()),
-		))
+	_, span := s.tracer.Start(parent, "POST "+route, serverSpan...) //nolint:spancheck // the caller ends it
+	if span.IsRecording() {
+		span.SetAttributes(semconv.HTTPRequestMethodPost, semconv.HTTPRoute(route), semconv.URLScheme(c.Protocol()))
+	}
 	return span //nolint:spancheck // as above
 }
 
