@@ -272,7 +272,10 @@ func (f *serverFlags) serve(
 	defer cancel()
 	err = errors.Join(failure, webhook.Shutdown(ending), in.Close(ending))
 	stopBackground() // treatment finishes the ticket it is at
-	err = errors.Join(err, internal.Shutdown(ending), tracing.Shutdown(ending))
+	err = errors.Join(err, internal.Shutdown(ending))
+	if err := tracing.Shutdown(ending); err != nil {
+		logger.Warn("the last traces could not be sent; tickets are not affected", "error", err)
+	}
 	if queue != nil {
 		if left := queue.Stats().Tickets; left > 0 {
 			logger.Warn("tickets stay in the spool; the next server on this folder drains them, or \"myticket spool drain\"",

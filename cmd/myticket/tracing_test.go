@@ -242,3 +242,34 @@ func TestTracing_RefusesWhatItDoesNotKnow(t *testing.T) {
 	require.NotZero(t, code)
 	require.Contains(t, out.String(), `OTEL_EXPORTER_OTLP_PROTOCOL="carrier-pigeon": use http/protobuf or grpc`)
 }
+
+// Neither that it is away, nor that it takes spans and says nothing, nor that it wants them later may hold up a server.
+func TestTracing_ACollectorThatFailsCostsNoTicketAndNoTime(t *testing.T) {
+	hang := make(chan struct{})
+	defer close(hang)
+	for name, handler := range map[string]http.HandlerFunc{
+		"hangs":      func(http.ResponseWriter, *http.Request) { <-hang },
+		"overloaded": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) },
+		"away":       nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			tb := setup(t)
+			endpoint := "http://127.0.0.1:1"
+			if handler != nil {
+				collector := httptest.NewUnstartedServer(handler)
+				collector.Config.SetKeepAlivesEnabled(false)
+				collector.Start()
+				t.Cleanup(collector.CloseClientConnections)
+				endpoint = collector.URL
+			}
+			t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+			s := serve(t, tb.databaseURL, "--shutdown-timeout", patience.String())
+			s.awaitReady(t)
+			s.submit(t, "/ticket", sample(t))
+			require.Zero(t, s.stop(), s.log.String())
+			require.Contains(t, s.log.String(), "traces")
+			require.Contains(t, s.log.String(), "tickets are not affected")
+			require.NotNil(t, s.log.line("stopped; every ticket that was accepted has been answered"))
+		})
+	}
+}

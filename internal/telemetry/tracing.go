@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"time"
 
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/codes"
@@ -130,13 +131,16 @@ func (t *Tracing) Work() trace.TracerProvider {
 	return t.work
 }
 
-// Shutdown sends the spans that are left, and ends tracing.
+// lastSpans bounds how long a server that stops waits for its collector. They are 2,048 at most (OTEL_BSP_MAX_QUEUE_SIZE),
+// and a pod that is late is killed.
+const lastSpans = 3 * time.Second
+
+// Shutdown sends the spans that are left, for 3 s at most, and ends tracing. An error means that some were not sent.
 func (t *Tracing) Shutdown(ctx context.Context) error {
 	if t == nil {
 		return nil
 	}
-	if err := errors.Join(t.requests.Shutdown(ctx), t.work.Shutdown(ctx)); err != nil {
-		return fmt.Errorf("send the last traces; tickets are not affected: %w", err)
-	}
-	return nil
+	ctx, cancel := context.WithTimeout(ctx, lastSpans)
+	defer cancel()
+	return errors.Join(t.requests.Shutdown(ctx), t.work.Shutdown(ctx))
 }
