@@ -32,11 +32,11 @@ func (s *Server) startSpan(c *fiber.Ctx) trace.Span {
 		})
 	}
 	route := c.Route().Path
-	_, span := s.tracer.Start(parent, "POST "+route, serverSpan...) //nolint:spancheck // the caller ends it
+	_, span := s.tracer.Start(parent, "POST "+route, serverSpan...)
 	if span.IsRecording() {
 		span.SetAttributes(semconv.HTTPRequestMethodPost, semconv.HTTPRoute(route), semconv.URLScheme(c.Protocol()))
 	}
-	return span //nolint:spancheck // as above
+	return span
 }
 
 // traceparentOf is what is stored with a ticket: the request's own span if that is sampled, or else what the sender sent.
