@@ -73,9 +73,9 @@ func postgres() *dashboard.DashboardBuilder {
 		panel{
 			id: 13, title: "Synchronous standbys that lack", look: value, unit: count, alarm: 1,
 			about: "More than none: a commit waits until one is back, and tickets go to the spool.",
-			queries: []query{{
-				`max(cnpg_collector_sync_replicas{` + here + `,value="expected"} - ignoring (value) ` +
-					`cnpg_collector_sync_replicas{` + here + `,value="observed"}` + primary + `)`, "lack",
+			queries: []query{{ // "observed" is how many Postgres is told to wait for, and not how many there are
+				`clamp_min(max(cnpg_collector_sync_replicas{` + here + `,value="expected"} - ignoring (value) ` +
+					`cnpg_pg_replication_streaming_replicas{` + here + `}` + primary + `), 0)`, "lack",
 			}},
 			alerts: []string{"MyticketStandbyMissing"},
 		},

@@ -65,7 +65,7 @@ type Store interface {
 	// Save stores all entries in one transaction, or none. A ticket that is already there (same ID) is no error, so a
 	// batch whose commit was ambiguous can be saved again.
 	Save(ctx context.Context, entries []*Entry) error
-	// Ping tells whether Save has a chance.
+	// Ping tells whether Save has a chance: whether the store answers, takes writes and commits them.
 	Ping(ctx context.Context) error
 }
 
@@ -130,7 +130,7 @@ type Intake struct {
 	queue   *queue
 	lanes   sync.WaitGroup
 
-	away     atomic.Bool // the store did not answer; a probe finds out when it is back
+	away     atomic.Pointer[time.Time] // since when the store takes no tickets; nil while it does
 	inFlight atomic.Int64
 	stopping chan struct{} // closed when no more deliveries are accepted
 	flushed  chan struct{} // closed when the lanes have ended
@@ -189,7 +189,7 @@ func setDefault[T int | time.Duration](field *T, value T) {
 // Accept stores one delivery and returns when it is committed, or when it is certain that it will not be answered
 // otherwise within Config.Timeout. A sender that goes away cancels nothing, so there is no context to pass.
 func (in *Intake) Accept(d Delivery) (Receipt, error) {
-	if in.away.Load() && in.config.Spool == nil {
+	if !in.Available() && in.config.Spool == nil {
 		return Receipt{}, ErrUnavailable
 	}
 	in.inFlight.Add(1)
@@ -245,8 +245,8 @@ func (in *Intake) read(t *ticket.Ticket) {
 	}
 }
 
-// Available tells whether the store answered when it was last asked.
-func (in *Intake) Available() bool { return !in.away.Load() }
+// Available tells whether the store took tickets when it was last asked to.
+func (in *Intake) Available() bool { return in.away.Load() == nil }
 
 // Waiting returns how many tickets wait for a transaction.
 func (in *Intake) Waiting() int {
@@ -297,7 +297,7 @@ func (in *Intake) commitBatches() {
 // commit stores a batch and sets what became of each entry. It ends at the latest when the oldest entry's time is up,
 // so the batches behind it, which are younger, are in time as well. What the store does not take goes to the spool.
 func (in *Intake) commit(b *batch) {
-	if in.away.Load() && in.config.Spool == nil {
+	if !in.Available() && in.config.Spool == nil {
 		b.fail(ErrUnavailable)
 		return
 	}
@@ -384,21 +384,19 @@ func (in *Intake) saveUnread(ctx context.Context, entries []*Entry, until time.T
 // storeAway sends deliveries to the spool at once from now on, or refuses them where there is none, instead of letting
 // each wait for its timeout, until the store answers again.
 func (in *Intake) storeAway(err error) {
-	if !in.away.CompareAndSwap(false, true) {
+	now := time.Now()
+	if !in.away.CompareAndSwap(nil, &now) {
 		return
 	}
 	in.config.Metrics.away.Set(1)
 	if in.config.Spool != nil {
 		in.queue.hold(true)
 		in.config.Logger.Error("the database does not take tickets; they are kept in the spool and answered 202", "error", err)
-	} else {
-		in.config.Logger.Error("the database does not take tickets; senders are asked to send again (503)", "error", err)
+		return // drain finds out when it is back
 	}
+	in.config.Logger.Error("the database does not take tickets; senders are asked to send again (503)", "error", err)
 	go in.awaitStore()
 }
-
-// probeTimeout is how long an absent store may take to say that it is back.
-const probeTimeout = time.Second
 
 // newBackOff waits a moment at first and a second or two in the end, each server another time: a database that comes back
 // must not be greeted by all at once.
@@ -409,7 +407,6 @@ func newBackOff() *backoff.ExponentialBackOff {
 }
 
 func (in *Intake) awaitStore() {
-	since := time.Now()
 	wait := newBackOff()
 	for {
 		select {
@@ -417,15 +414,29 @@ func (in *Intake) awaitStore() {
 			return
 		case <-time.After(wait.NextBackOff()):
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
-		err := in.store.Ping(ctx)
-		cancel()
-		if err == nil {
-			in.away.Store(false)
-			in.queue.hold(false)
-			in.config.Metrics.away.Set(0)
-			in.config.Logger.Info("the database takes tickets again", "away", time.Since(since).Round(time.Millisecond).String())
+		if in.probe() {
 			return
 		}
 	}
+}
+
+// probe asks a store that is away whether it is back, and tells so. That it answers is not enough, for it may answer and
+// take no ticket, as when somebody has locked the table: it must take the oldest of the spool. Else deliveries would find
+// out, one batch after the other, and each would wait for StoreTimeout.
+func (in *Intake) probe() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), in.config.StoreTimeout)
+	defer cancel()
+	if in.store.Ping(ctx) != nil {
+		return false
+	}
+	if in.config.Spool != nil {
+		if _, err := in.drainSome(ctx, 1); errors.Is(err, ticket.ErrUnavailable) {
+			return false
+		}
+	}
+	since := in.away.Swap(nil)
+	in.queue.hold(false)
+	in.config.Metrics.away.Set(0)
+	in.config.Logger.Info("the database takes tickets again", "away", time.Since(*since).Round(time.Millisecond).String())
+	return true
 }

@@ -91,18 +91,25 @@ func (in *Intake) spoolBatches(batches []*batch, reason string) {
 // drainTimeout bounds one transaction of the drain. Nobody waits for it, and it may be large.
 const drainTimeout = 10 * time.Second
 
-// drainPoll is how often an empty spool is looked at, and how often a store that is away.
+// drainPoll is how often an empty spool is looked at.
 const drainPoll = 100 * time.Millisecond
 
 // drain brings tickets from the spool into the store, oldest first, for as long as deliveries are accepted. It uses one
 // transaction at a time, and pauses between two as long as one took while deliveries wait, and nine times as long when
 // they wait so long that they are about to be spooled: it takes half of one connection's time at most, and never stops.
+// While the store is away it finds out when that is back.
 func (in *Intake) drain() {
 	wait := newBackOff()
 	limit := in.config.DrainTickets
 	for {
 		pause := drainPoll
-		if !in.away.Load() {
+		if !in.Available() {
+			if in.probe() {
+				wait.Reset()
+				continue
+			}
+			pause = wait.NextBackOff()
+		} else {
 			start := time.Now()
 			n, err := in.drainSome(context.Background(), limit)
 			switch {
@@ -128,7 +135,7 @@ func (in *Intake) drain() {
 
 // askStore finds out whether a drain failed because the store is away.
 func (in *Intake) askStore() {
-	ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), in.config.StoreTimeout)
 	defer cancel()
 	if err := in.store.Ping(ctx); err != nil {
 		in.storeAway(err)
@@ -147,7 +154,7 @@ func (in *Intake) drainPause(took time.Duration) time.Duration {
 
 // drainRest is the last drain, before a stop.
 func (in *Intake) drainRest(ctx context.Context) {
-	for ctx.Err() == nil && !in.away.Load() {
+	for ctx.Err() == nil && in.Available() {
 		if n, err := in.drainSome(ctx, in.config.DrainTickets); err != nil || n == 0 {
 			break
 		}

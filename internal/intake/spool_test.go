@@ -36,11 +36,16 @@ type memory struct {
 	hold    atomic.Pointer[chan struct{}] // saves wait for it
 	refuses func(*intake.Entry) bool
 
+	deliveries atomic.Int32 // Saves of tickets whose senders wait
+
 	mu     sync.Mutex
 	stored []intake.Entry
 }
 
 func (m *memory) Save(ctx context.Context, entries []*intake.Entry) error {
+	if !entries[0].Drained {
+		m.deliveries.Add(1)
+	}
 	if hold := m.hold.Load(); hold != nil {
 		select {
 		case <-*hold:
@@ -102,6 +107,31 @@ func TestIntake_StoreAway_TicketsAreSpooled_AndDrainedInOrder(t *testing.T) {
 	require.Eventually(t, func() bool { return queue.Stats().Tickets == 0 }, 10*time.Second, time.Millisecond)
 	require.Equal(t, want, store.bodies())
 	require.Equal(t, ticket.Error, store.stored[0].Ticket.Status, "they are read when they are drained")
+	r, err := in.Accept(delivery(sample))
+	require.NoError(t, err)
+	require.Equal(t, ticket.Treated, r.Status)
+}
+
+// A database that answers and commits nothing (its standbys are gone, or its table is locked) must not make one sender after
+// the other wait for it.
+func TestIntake_StoreAnswersAndTakesNothing_IsAwayUntilItTakesTheOldest(t *testing.T) {
+	t.Parallel()
+	queue, store := openSpool(t, spool.Config{}), &memory{}
+	held := make(chan struct{})
+	store.hold.Store(&held)
+	in := start(t, intake.Config{Spool: queue, StoreTimeout: 50 * time.Millisecond, Timeout: time.Minute, OverflowWait: time.Minute}, store, nil)
+	for i := range 20 {
+		r, err := in.Accept(delivery(sample))
+		require.NoError(t, err)
+		require.Equal(t, ticket.Spooled, r.Status)
+		require.False(t, in.Available())
+		time.Sleep(20 * time.Millisecond) // many times longer than a probe that believed an answer would take
+		require.Equal(t, int32(1), store.deliveries.Load(), "ticket %d was held up by a store that takes none", i)
+	}
+	store.hold.Store(nil)
+	close(held)
+	require.Eventually(t, func() bool { return in.Available() && queue.Stats().Tickets == 0 }, 30*time.Second, time.Millisecond)
+	require.Len(t, store.bodies(), 20)
 	r, err := in.Accept(delivery(sample))
 	require.NoError(t, err)
 	require.Equal(t, ticket.Treated, r.Status)

@@ -221,10 +221,8 @@ groups:
       {{- if .Values.database.cluster.synchronous.enabled }}
       - alert: MyticketStandbyMissing
         expr: |-
-          max by (namespace) (
-            cnpg_collector_sync_replicas{ {{- $instance }},value="expected"} - ignoring (value) cnpg_collector_sync_replicas{value="observed"}
-              and {{ $primary }}
-          ) > 0
+          max by (namespace) (cnpg_pg_replication_streaming_replicas{ {{- $instance }}} and {{ $primary }})
+            < {{ int .Values.database.cluster.synchronous.number }}
         for: 2m
         labels: {severity: critical}
         panel: myticket-postgres/13

@@ -17,6 +17,7 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -66,11 +67,15 @@ func Empty(tb testing.TB) string {
 }
 
 // NewServer returns a server of the test's own and the URL of a database with the newest schema on it, for tests that
-// kill or pause their server. It ends with the test.
-func NewServer(tb testing.TB) (server *devdb.Server, databaseURL string) {
+// kill or pause their server. It ends with the test. Settings, name and value in turn, are those of postgresql.conf.
+func NewServer(tb testing.TB, settings ...string) (server *devdb.Server, databaseURL string) {
 	tb.Helper()
 
-	server, err := devdb.Start(tb.Context(), devdb.Config{Settings: devdb.Volatile()})
+	all := devdb.Volatile()
+	for pair := range slices.Chunk(settings, 2) {
+		all[pair[0]] = pair[1]
+	}
+	server, err := devdb.Start(tb.Context(), devdb.Config{Settings: all})
 	if err != nil {
 		tb.Fatal(err)
 	}
