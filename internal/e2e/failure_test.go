@@ -84,11 +84,53 @@ func TestFailover_OfThePrimary(t *testing.T) {
 				how, promoted.Round(100*time.Millisecond), gap.Round(100*time.Millisecond), spooled)
 		})
 	}
+	t.Run("no standby is left", func(*testing.T) { noStandbyIsLeft(r, l) })
 	deliveries := l.stop()
 	r.nothingLost(deliveries)
 	for _, d := range deliveries {
 		require.True(t, d.refused.IsZero(), "refused with %s: the spool must take what Postgres cannot", d.refusal)
 	}
+}
+
+// noStandbyIsLeft has the primary answer and commit nothing, for each commit waits for a standby. Servers must not believe
+// that it is back because it answers: each batch that tried would make its senders wait for the whole --database-timeout.
+func noStandbyIsLeft(r *release, l *load) {
+	r.t.Helper()
+	primary := r.primary()
+	var standbys []string
+	for instance := range strings.FieldsSeq(r.kubectl("get", "pods", "-l", "cnpg.io/podRole=instance", "-o", "jsonpath={.items[*].metadata.name}")) {
+		if instance != primary {
+			standbys = append(standbys, instance)
+		}
+	}
+	require.Len(r.t, standbys, 2)
+	r.fence(standbys...)
+	servers := []string{"myticket-0", "myticket-1"}
+	sum := func(pod, port, metric string) float64 {
+		have, err := r.metric(pod, port, metric)
+		require.NoError(r.t, err)
+		return have
+	}
+	r.until("CloudNativePG says that no standby follows, as MyticketStandbyMissing asks", func() (bool, string) {
+		have, err := r.metric(primary, "9187", "cnpg_pg_replication_streaming_replicas")
+		return err == nil && have == 0, fmt.Sprint(have, " ", err)
+	})
+	r.until("every server takes the database for away, as MyticketDatabaseAway asks", func() (bool, string) {
+		return sum(servers[0], "9099", "myticket_intake_database_away")+sum(servers[1], "9099", "myticket_intake_database_away") == 2, ""
+	})
+	failed := func() float64 {
+		return sum(servers[0], "9099", "myticket_spool_overflow_total/failed") + sum(servers[1], "9099", "myticket_spool_overflow_total/failed")
+	}
+	before := failed()
+	l.await(1000)
+	require.LessOrEqual(r.t, failed()-before, float64(tills), "only what was under way may have been held up")
+	for _, server := range servers {
+		require.InDelta(r.t, 1, sum(server, "9099", "myticket_intake_database_away"), 0)
+	}
+	r.unfence()
+	r.until("tickets are committed again", func() (bool, string) {
+		return sum(servers[0], "9099", "myticket_intake_database_away")+sum(servers[1], "9099", "myticket_intake_database_away") == 0, ""
+	})
 }
 
 // primary is the pod that CloudNativePG takes for the primary.
@@ -103,7 +145,7 @@ func TestSpool_OutlivesItsPod(t *testing.T) {
 	r := newRelease(t, "spool", 8*time.Minute)
 	r.upgrade(helm4, imageOne)
 	l := r.startLoad()
-	r.fence()
+	r.fence("*")
 	r.until("tickets are in the spools", func() (bool, string) {
 		have, err := r.spooled()
 		return err == nil && have >= 200, fmt.Sprint(have, " tickets, ", err)
@@ -165,7 +207,7 @@ func TestSpool_OfAServerThatIsGone(t *testing.T) {
 	r := newRelease(t, "orphan", 8*time.Minute)
 	r.upgrade(helm4, imageOne)
 	l := r.startLoad()
-	r.fence()
+	r.fence("*")
 	r.until("the second server's spool holds tickets", func() (bool, string) {
 		have, err := r.spooledBy("myticket-1")
 		return err == nil && have >= 50, fmt.Sprint(have, " tickets, ", err)
@@ -185,9 +227,10 @@ func TestSpool_OfAServerThatIsGone(t *testing.T) {
 }
 
 // fence stops Postgres and leaves its pods (https://cloudnative-pg.io/documentation/current/fencing/).
-func (r *release) fence() {
+// fence stops Postgres on some instances, and has the operator leave it so.
+func (r *release) fence(instances ...string) {
 	r.t.Helper()
-	r.kubectl("annotate", "clusters.postgresql.cnpg.io", "myticket-db", `cnpg.io/fencedInstances=["*"]`)
+	r.kubectl("annotate", "clusters.postgresql.cnpg.io", "myticket-db", `cnpg.io/fencedInstances=["`+strings.Join(instances, `","`)+`"]`)
 }
 
 func (r *release) unfence() {

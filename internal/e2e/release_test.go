@@ -9,11 +9,13 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 	"github.com/stretchr/testify/require"
@@ -166,7 +168,13 @@ func (r *release) spooled() (int, error) {
 }
 
 func (r *release) spooledBy(pod string) (int, error) {
-	page, err := r.try("get", "--raw", "/api/v1/namespaces/"+r.namespace+"/pods/"+pod+":9099/proxy/metrics")
+	have, err := r.metric(pod, "9099", "myticket_spool_tickets")
+	return int(have), err
+}
+
+// metric is the sum of a metric's series that a pod exports, or of those with a label's value: name or name/value.
+func (r *release) metric(pod, port, metric string) (float64, error) {
+	page, err := r.try("get", "--raw", "/api/v1/namespaces/"+r.namespace+"/pods/"+pod+":"+port+"/proxy/metrics")
 	if err != nil {
 		return 0, err
 	}
@@ -175,10 +183,17 @@ func (r *release) spooledBy(pod string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if families["myticket_spool_tickets"] == nil {
-		return 0, fmt.Errorf("%s has no metric myticket_spool_tickets", pod)
+	name, value, labelled := strings.Cut(metric, "/")
+	if families[name] == nil {
+		return 0, fmt.Errorf("%s has no metric %s", pod, name)
 	}
-	return int(families["myticket_spool_tickets"].GetMetric()[0].GetGauge().GetValue()), nil
+	sum := 0.0
+	for _, m := range families[name].GetMetric() {
+		if !labelled || slices.ContainsFunc(m.GetLabel(), func(l *dto.LabelPair) bool { return l.GetValue() == value }) {
+			sum += m.GetGauge().GetValue() + m.GetCounter().GetValue()
+		}
+	}
+	return sum, nil
 }
 
 // drained waits until nothing is in any spool.
