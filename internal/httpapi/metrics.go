@@ -19,12 +19,21 @@ type metrics struct {
 	requests *prometheus.CounterVec
 	duration *prometheus.HistogramVec
 
-	// Looking one up by its labels costs as much as the rest.
-	bySource sync.Map // sourceOutcome → prometheus.Counter
-	byCode   sync.Map // int → prometheus.Observer
+	// Looking them up by their labels costs as much as the rest.
+	made sync.Map // kind → *counted
 }
 
-type sourceOutcome struct{ source, outcome string }
+// kind is what is counted together, and counted is where.
+type (
+	kind struct {
+		source, outcome string
+		status          int
+	}
+	counted struct {
+		requests prometheus.Counter
+		duration prometheus.Observer
+	}
+)
 
 // newMetrics registers the metrics with r. The sources that somebody has named are there from the start: a counter that
 // begins with its first ticket hides that ticket from rate and increase
@@ -57,26 +66,18 @@ func newMetrics(r prometheus.Registerer, sources *Sources) *metrics {
 
 // request counts a request; span is the one that shows what it did, where that is sampled.
 func (m *metrics) request(r Response, took time.Duration, span trace.SpanContext) {
-	counter := lookUp(&m.bySource, sourceOutcome{r.Source, r.Outcome}, func(key sourceOutcome) prometheus.Counter {
-		return m.requests.WithLabelValues(key.source, key.outcome)
-	})
-	observer := lookUp(&m.byCode, r.Status, func(code int) prometheus.Observer {
-		return m.duration.WithLabelValues(strconv.Itoa(code))
-	})
-	counter.Inc()
-	if exemplar, ok := observer.(prometheus.ExemplarObserver); ok && span.IsSampled() {
+	key := kind{r.Source, r.Outcome, r.Status}
+	found, ok := m.made.Load(key)
+	if !ok {
+		found, _ = m.made.LoadOrStore(key, &counted{
+			m.requests.WithLabelValues(r.Source, r.Outcome), m.duration.WithLabelValues(strconv.Itoa(r.Status)),
+		})
+	}
+	c, _ := found.(*counted)
+	c.requests.Inc()
+	if exemplar, ok := c.duration.(prometheus.ExemplarObserver); ok && span.IsSampled() {
 		exemplar.ObserveWithExemplar(took.Seconds(), prometheus.Labels{"trace_id": span.TraceID().String()})
 		return
 	}
-	observer.Observe(took.Seconds())
-}
-
-// lookUp returns what was made for a key.
-func lookUp[K comparable, V any](made *sync.Map, key K, build func(K) V) V {
-	found, ok := made.Load(key)
-	if !ok {
-		found, _ = made.LoadOrStore(key, build(key))
-	}
-	value, _ := found.(V)
-	return value
+	c.duration.Observe(took.Seconds())
 }

@@ -59,6 +59,12 @@ func setDefault[T int | time.Duration](field *T, value T) {
 	}
 }
 
+// The routes of the webhook.
+const (
+	defaultRoute = "/ticket"
+	sourceRoute  = "/ticket/:source"
+)
+
 // overLimit is how far beyond the limit a body is read all the same, so that its sender gets an answer. A sender whose
 // body is longer is cut off in the middle of sending it, and may see a reset connection instead of the 413.
 const overLimit = 64 << 10
@@ -97,8 +103,8 @@ func New(config Config, accepter Accepter, sources *Sources) *Server {
 		WriteTimeout:                 config.WriteTimeout,
 	})
 	s.registerConnections(config)
-	s.app.Post("/ticket", s.ticket)
-	s.app.Post("/ticket/:source", s.ticket)
+	s.app.Post(defaultRoute, s.ticket)
+	s.app.Post(sourceRoute, s.ticket)
 	s.app.Get("/ping", func(c *fiber.Ctx) error { return c.SendString("Pong") })
 	exposition := fasthttpadaptor.NewFastHTTPHandler(promhttp.HandlerFor(config.Registry, promhttp.HandlerOpts{}))
 	s.app.Get("/metrics", func(c *fiber.Ctx) error { exposition(c.Context()); return nil })
@@ -143,7 +149,8 @@ func (s *Server) ticket(c *fiber.Ctx) (err error) {
 		}
 	}()
 	h := &c.Request().Header
-	span := s.startSpan(c)
+	sent := string(h.Peek("Traceparent"))
+	span := s.startSpan(c, sent)
 	defer span.End()
 	r := s.webhook.Ticket(Request{
 		Source: strings.Clone(c.Params("source")),
@@ -152,7 +159,7 @@ func (s *Server) ticket(c *fiber.Ctx) (err error) {
 			ContentEncoding:  string(h.Peek(fiber.HeaderContentEncoding)),
 			ContentType:      string(h.ContentType()),
 			IdempotencyKey:   string(h.Peek("Idempotency-Key")),
-			Traceparent:      traceparentOf(span, string(h.Peek("Traceparent"))),
+			Traceparent:      traceparentOf(span, sent),
 			WebhookID:        string(h.Peek("Webhook-Id")),
 			WebhookSignature: string(h.Peek("Webhook-Signature")),
 			WebhookTimestamp: string(h.Peek("Webhook-Timestamp")),

@@ -17,26 +17,33 @@ import (
 // sampler that OTEL_TRACES_SAMPLER can name looks at it.
 var serverSpan = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindServer)}
 
-// startSpan begins the span of a request, below the sender's where the request names one
+// startSpan begins the span of a request, below the sender's where that sent a traceparent
 // (https://opentelemetry.io/docs/specs/semconv/http/http-spans/). What senders choose freely, such as the path, is left out:
 // it would be of any number of values, and may be secret.
-func (s *Server) startSpan(c *fiber.Ctx) trace.Span {
+func (s *Server) startSpan(c *fiber.Ctx, sent string) trace.Span {
 	parent := context.Background()
 	if s.tracer == nil {
 		return trace.SpanFromContext(parent)
 	}
-	h := &c.Request().Header
-	if sent := h.Peek("Traceparent"); len(sent) > 0 {
+	if sent != "" {
 		parent = propagation.TraceContext{}.Extract(parent, propagation.MapCarrier{
-			"traceparent": string(sent), "tracestate": string(h.Peek("Tracestate")),
+			"traceparent": sent, "tracestate": string(c.Request().Header.Peek("Tracestate")),
 		})
 	}
 	route := c.Route().Path
-	_, span := s.tracer.Start(parent, "POST "+route, serverSpan...)
+	_, span := s.tracer.Start(parent, spanName(route), serverSpan...)
 	if span.IsRecording() {
 		span.SetAttributes(semconv.HTTPRequestMethodPost, semconv.HTTPRoute(route), semconv.URLScheme(c.Protocol()))
 	}
 	return span
+}
+
+// spanName is made of constants, for it is made for each request.
+func spanName(route string) string {
+	if route == defaultRoute {
+		return "POST " + defaultRoute
+	}
+	return "POST " + sourceRoute
 }
 
 // traceparentOf is what is stored with a ticket: the request's own span if that is sampled, or else what the sender sent.

@@ -164,8 +164,8 @@ func (m *Metrics) batch(tickets, bytes int, wait, commit time.Duration, storedBy
 		outcome = "failed"
 	}
 	m.batches.WithLabelValues(outcome).Inc()
-	observe(m.batchTickets, float64(tickets), storedBy)
-	observe(m.batchBytes, float64(bytes), storedBy)
+	m.batchTickets.Observe(float64(tickets))
+	m.batchBytes.Observe(float64(bytes))
 	observe(m.wait, wait.Seconds(), storedBy)
 	observe(m.commit, commit.Seconds(), storedBy)
 }

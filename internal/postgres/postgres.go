@@ -43,7 +43,7 @@ type Config struct {
 // Store keeps tickets in PostgreSQL. It is safe for use by several goroutines.
 type Store struct {
 	pool    *pgxpool.Pool
-	batches pgx.BatchTracer // nil for none
+	queries pgx.QueryTracer // nil for none
 	logger  *slog.Logger
 }
 
@@ -70,7 +70,8 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 		logger: config.Logger,
 	}
 	if config.Traces != nil {
-		in.tracer = otelpgx.NewTracer(otelpgx.WithTracerProvider(config.Traces), otelpgx.WithDisableConnectionDetailsInAttributes())
+		tracer := otelpgx.NewTracer(otelpgx.WithTracerProvider(config.Traces), otelpgx.WithDisableConnectionDetailsInAttributes())
+		in.tracer = statements{tracer, tracer}
 	}
 	poolConfig, err := in.open()
 	if err != nil {
@@ -85,8 +86,14 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the connection pool: %w", err)
 	}
-	batches, _ := in.tracer.(pgx.BatchTracer)
-	return &Store{pool: pool, batches: batches, logger: config.Logger}, nil
+	return &Store{pool: pool, queries: in.tracer, logger: config.Logger}, nil
+}
+
+// statements hides the rest of a tracer from pgx, which also has it make a span for each connection that is taken from the
+// pool, and for each statement that is looked up among the prepared ones: they take less time than their spans.
+type statements struct {
+	pgx.QueryTracer
+	pgx.BatchTracer
 }
 
 // Describe says which database a URL means, without what may be secret.

@@ -117,14 +117,13 @@ func (s *Store) insert(ctx context.Context, conn *pgx.Conn, sql string, entries 
 		}
 		batch.ExecPrepared(products.Name, productParams(sayings), productFormats, nil)
 	}
-	if s.batches == nil {
+	if s.queries == nil {
 		return conn.PgConn().ExecBatch(ctx, batch).Close()
 	}
-	// pgx tells the tracer of its own batches, not of those of the protocol.
-	ctx = s.batches.TraceBatchStart(ctx, conn, pgx.TraceBatchStartData{})
+	// pgx tells the tracer of its own queries, not of those of the protocol. It is one round trip, and so one span.
+	ctx = s.queries.TraceQueryStart(ctx, conn, pgx.TraceQueryStartData{SQL: sql})
 	err = conn.PgConn().ExecBatch(ctx, batch).Close()
-	s.batches.TraceBatchQuery(ctx, conn, pgx.TraceBatchQueryData{SQL: sql, Err: err})
-	s.batches.TraceBatchEnd(ctx, conn, pgx.TraceBatchEndData{Err: err})
+	s.queries.TraceQueryEnd(ctx, conn, pgx.TraceQueryEndData{Err: err})
 	return err
 }
 

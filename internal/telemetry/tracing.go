@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -28,7 +30,8 @@ type Tracing struct {
 	requests *sdktrace.TracerProvider // samples as OTEL_TRACES_SAMPLER says
 	// work makes the spans of batches, which begin no trace of a sender's. They exist only for requests that are
 	// sampled, so all of them are.
-	work *sdktrace.TracerProvider
+	work  *sdktrace.TracerProvider
+	roots float64 // share of the requests without a parent that are sampled
 }
 
 // NewTracing sends spans where the standard variables say
@@ -57,7 +60,42 @@ func NewTracing(ctx context.Context, version string, logger *slog.Logger) (*Trac
 		requests: sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(sender), sdktrace.WithResource(attributes)),
 		work: sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(sender), sdktrace.WithResource(attributes),
 			sdktrace.WithSampler(sdktrace.AlwaysSample())),
+		roots: sampledRoots(),
 	}, nil
+}
+
+// sampledRoots is the share of the traces that begin here which OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG ask for, as
+// the SDK reads them: what it does not understand means all.
+func sampledRoots() float64 {
+	switch strings.ToLower(strings.TrimSpace(os.Getenv("OTEL_TRACES_SAMPLER"))) {
+	case "always_off", "parentbased_always_off":
+		return 0
+	case "traceidratio", "parentbased_traceidratio":
+		if share, err := strconv.ParseFloat(strings.TrimSpace(os.Getenv("OTEL_TRACES_SAMPLER_ARG")), 64); err == nil && share >= 0 && share <= 1 {
+			return share
+		}
+	}
+	return 1
+}
+
+// rootSampler spares the SDK the requests that nobody will see, which are nearly all of them: it would make an id for each,
+// and a context, to find out. Nobody else knows the ids of traces that begin here, so that any die will do.
+type rootSampler struct {
+	trace.Tracer // for what has a parent
+
+	always trace.Tracer
+	share  float64
+}
+
+// Start implements trace.Tracer.
+func (s rootSampler) Start(ctx context.Context, name string, options ...trace.SpanStartOption) (context.Context, trace.Span) {
+	switch {
+	case trace.SpanContextFromContext(ctx).IsValid():
+		return s.Tracer.Start(ctx, name, options...)
+	case s.share < 1 && rand.Float64() >= s.share: //nolint:gosec // no secret
+		return ctx, trace.SpanFromContext(ctx)
+	}
+	return s.always.Start(ctx, name, options...)
 }
 
 // withoutTexts leaves the texts of errors out of spans: otelpgx puts Postgres' there, which may quote a ticket. Their codes
@@ -120,7 +158,7 @@ func (t *Tracing) Requests() trace.Tracer {
 	if t == nil {
 		return nil
 	}
-	return t.requests.Tracer(scope)
+	return rootSampler{Tracer: t.requests.Tracer(scope), always: t.work.Tracer(scope), share: t.roots}
 }
 
 // Work returns where spans below those of batches are made; nil when tracing is off.
