@@ -71,7 +71,8 @@ func sampledRoots() float64 {
 	case "always_off", "parentbased_always_off":
 		return 0
 	case "traceidratio", "parentbased_traceidratio":
-		if share, err := strconv.ParseFloat(strings.TrimSpace(os.Getenv("OTEL_TRACES_SAMPLER_ARG")), 64); err == nil && share >= 0 && share <= 1 {
+		share, err := strconv.ParseFloat(strings.TrimSpace(os.Getenv("OTEL_TRACES_SAMPLER_ARG")), 64)
+		if err == nil && share >= 0 && share <= 1 {
 			return share
 		}
 	}
@@ -91,11 +92,11 @@ type rootSampler struct {
 func (s rootSampler) Start(ctx context.Context, name string, options ...trace.SpanStartOption) (context.Context, trace.Span) {
 	switch {
 	case trace.SpanContextFromContext(ctx).IsValid():
-		return s.Tracer.Start(ctx, name, options...)
-	case s.share < 1 && rand.Float64() >= s.share: //nolint:gosec // no secret
+		return s.Tracer.Start(ctx, name, options...) //nolint:spancheck // who asked for it ends it
+	case s.share < 1 && rand.Float64() >= s.share:
 		return ctx, trace.SpanFromContext(ctx)
 	}
-	return s.always.Start(ctx, name, options...)
+	return s.always.Start(ctx, name, options...) //nolint:spancheck // who asked for it ends it
 }
 
 // withoutTexts leaves the texts of errors out of spans: otelpgx puts Postgres' there, which may quote a ticket. Their codes
