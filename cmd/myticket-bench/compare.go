@@ -36,16 +36,16 @@ type variant struct {
 // compare has variants of the server take traffic in turn, slice by slice, each round in another order, and prints what each
 // does for every ticket that the first does.
 func (b *bench) compare(ctx context.Context) (err error) {
-	variants := []*variant{{name: "without traces", program: b.settings.server}}
+	variants := []*variant{{name: "`" + b.settings.server + "`", program: b.settings.server}}
 	if b.settings.vs != "" {
 		variants = append(variants, &variant{name: "`" + b.settings.vs + "`", program: b.settings.vs})
 	}
 	if b.settings.tracing {
 		variants = append(variants,
-			&variant{name: "1 % sampled", program: b.settings.server, spans: &receiver{}, environment: []string{
+			&variant{name: "the first, 1 % sampled", program: b.settings.server, spans: &receiver{}, environment: []string{
 				"OTEL_TRACES_SAMPLER=parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG=0.01",
 			}},
-			&variant{name: "100 % sampled", program: b.settings.server, spans: &receiver{}, environment: []string{
+			&variant{name: "the first, 100 % sampled", program: b.settings.server, spans: &receiver{}, environment: []string{
 				"OTEL_TRACES_SAMPLER=parentbased_always_on",
 			}})
 	}

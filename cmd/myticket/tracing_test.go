@@ -241,10 +241,11 @@ func TestTracing_RefusesWhatItDoesNotKnow(t *testing.T) {
 
 // Neither that it is away, nor that it takes spans and says nothing, nor that it wants them later may hold up a server.
 func TestTracing_ACollectorThatFailsCostsNoTicketAndNoTime(t *testing.T) {
-	hang := make(chan struct{})
-	defer close(hang)
 	for name, handler := range map[string]http.HandlerFunc{
-		"hangs":      func(http.ResponseWriter, *http.Request) { <-hang },
+		"hangs": func(_ http.ResponseWriter, request *http.Request) {
+			_, _ = io.Copy(io.Discard, request.Body)
+			<-request.Context().Done()
+		},
 		"overloaded": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) },
 		"away":       nil,
 	} {
@@ -252,10 +253,9 @@ func TestTracing_ACollectorThatFailsCostsNoTicketAndNoTime(t *testing.T) {
 			tb := setup(t)
 			endpoint := "http://127.0.0.1:1"
 			if handler != nil {
-				collector := httptest.NewUnstartedServer(handler)
-				collector.Config.SetKeepAlivesEnabled(false)
-				collector.Start()
-				t.Cleanup(collector.CloseClientConnections)
+				collector := httptest.NewServer(handler)
+				t.Cleanup(collector.Close)
+				t.Cleanup(collector.CloseClientConnections) // before it, for it waits for those that hang
 				endpoint = collector.URL
 			}
 			t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
