@@ -2,7 +2,6 @@ package postgres
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -199,29 +198,4 @@ func claimed(
 		return err
 	})
 	return known, tx.SendBatch(ctx, batch).Close()
-}
-
-// ping writes to the write-ahead log and commits that, which waits for the disk and for synchronous standbys as the commit of
-// a ticket does (https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-REPLICATION). It changes no table.
-const ping = `
-SELECT read_only, CASE WHEN NOT read_only THEN pg_logical_emit_message(true, 'myticket', 'ping'::text) END IS NOT NULL
-FROM (SELECT current_setting('transaction_read_only')::bool AS read_only) AS server`
-
-// Ping tells whether the database answers, takes writes and commits them.
-func (s *Store) Ping(ctx context.Context) error {
-	var readOnly, wrote bool
-	err := s.pool.QueryRow(ctx, ping).Scan(&readOnly, &wrote)
-	if denied := (*pgconn.PgError)(nil); errors.As(err, &denied) && denied.Code == "42501" {
-		return nil // it answers, and whoever runs it lets nobody write to the log by hand
-	}
-	if err == nil && readOnly {
-		err = errors.New("the server is read-only: a standby, or a primary that was demoted")
-	}
-	if err != nil {
-		if broken(err) || readOnly {
-			s.pool.Reset()
-		}
-		return explain("ask the database", err)
-	}
-	return nil
 }

@@ -1,10 +1,7 @@
 package postgres_test
 
 import (
-	"context"
-	"errors"
 	"io/fs"
-	neturl "net/url"
 	"sync"
 	"testing"
 	"time"
@@ -15,7 +12,6 @@ import (
 
 	"myticket/internal/devdb/pgtest"
 	"myticket/internal/postgres"
-	"myticket/internal/ticket"
 	"myticket/migrations"
 )
 
@@ -104,44 +100,4 @@ func TestStore_ServerThatBecomesReadOnly_IsNoticedAndLeft(t *testing.T) {
 	assert.Less(t, time.Since(start), 10*time.Second)
 	exec(t, b, `BEGIN READ WRITE; DO $$ BEGIN EXECUTE format('ALTER DATABASE %I RESET default_transaction_read_only', current_database()); END $$; COMMIT`)
 	require.NoError(t, b.store.Ping(t.Context()), "it is back by itself")
-}
-
-// A primary whose synchronous standbys are gone answers, and commits nothing.
-func TestStore_Ping_NoticesThatCommitsWait(t *testing.T) {
-	t.Parallel()
-	_, url := pgtest.NewServer(t, "wal_level", "replica", "max_wal_senders", "1") // else nothing waits for standbys
-	admin := connect(t, url)
-	configure := func(sql string) {
-		for _, sql := range []string{sql, `SELECT pg_reload_conf()`} {
-			_, err := admin.Exec(t.Context(), sql)
-			require.NoError(t, err)
-		}
-	}
-	_, err := admin.Exec(t.Context(), `CREATE ROLE app LOGIN PASSWORD 'app'`)
-	require.NoError(t, err)
-	asApp, err := neturl.Parse(url)
-	require.NoError(t, err)
-	asApp.User = neturl.UserPassword("app", "app")
-	store := open(t, asApp.String())
-	ping := func(patience time.Duration) error {
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
-		defer cancel()
-		return store.Ping(ctx)
-	}
-	require.NoError(t, ping(time.Minute), "a role without rights of its own may ask")
-
-	configure(`ALTER SYSTEM SET synchronous_standby_names = 'nobody'`)
-	require.Eventually(t, func() bool { return errors.Is(ping(100*time.Millisecond), ticket.ErrUnavailable) }, 30*time.Second, time.Millisecond)
-	require.Eventually(t, func() bool {
-		var waiting int
-		err := admin.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`).Scan(&waiting)
-		return err == nil && waiting == 0
-	}, 30*time.Second, 10*time.Millisecond, "a connection must not hang for ever because nobody waits for it")
-
-	configure(`ALTER SYSTEM RESET synchronous_standby_names`)
-	require.Eventually(t, func() bool { return ping(time.Minute) == nil }, 30*time.Second, time.Millisecond)
-
-	_, err = admin.Exec(t.Context(), `REVOKE EXECUTE ON FUNCTION pg_logical_emit_message(bool, text, text) FROM PUBLIC`)
-	require.NoError(t, err)
-	require.NoError(t, ping(time.Minute), "it answers, and that is all that can be known")
 }
