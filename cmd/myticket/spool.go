@@ -94,10 +94,17 @@ func (c spoolDrainCmd) Run(ctx context.Context, std streams) (err error) {
 	}
 	defer func() { err = errors.Join(err, queue.Close()) }()
 	drained, err := intake.Drain(ctx, intake.Config{Spool: queue, Logger: logger}, store)
-	have := queue.Stats()
-	fmt.Fprintf(std.stdout, "%d tickets are in the database now, %d are left in the spool\n", drained, have.Tickets)
-	if have.Aside > 0 {
-		fmt.Fprintf(std.stdout, "%d files were set aside in %s: see docs/durability.md\n", have.Aside, c.Dir)
+	left := queue.Stats().Tickets
+	fmt.Fprintf(std.stdout, "%d tickets are in the database now, %d are left in the spool\n", drained.Stored, left)
+	switch aside := queue.Stats().Aside; {
+	case drained.Refused > 0:
+		err = errors.Join(err, fmt.Errorf("the database takes %d tickets in no form; they are kept in a .refused file in %s, and tried again by "+
+			"the next drain: the log above says why (docs/durability.md)", drained.Refused, c.Dir))
+	case aside > 0:
+		fmt.Fprintf(std.stdout, "%d files were set aside in %s: see docs/durability.md\n", aside, c.Dir)
+	}
+	if err == nil && left > 0 {
+		err = fmt.Errorf("%d tickets are left in the spool in %s: run it again", left, c.Dir)
 	}
 	return interrupted(ctx, err)
 }

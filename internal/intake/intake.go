@@ -44,9 +44,9 @@ type Entry struct {
 	KeyExpiresAt time.Time
 	BodySHA256   [sha256.Size]byte // set when Key is
 
-	// ClaimedUntil is set on a ticket that is stored unread, with status ticket.ToTreat: the process that stores it
-	// treats it itself, and others may claim it after this time.
-	ClaimedUntil time.Time
+	// ClaimFor is for a ticket that is stored unread, with status ticket.ToTreat: the process that stores it treats it
+	// itself, and others may claim it so long after the store's own time of storing it. 0 leaves it to whoever comes first.
+	ClaimFor time.Duration
 
 	Drained  bool   // it comes from the spool; nobody waits for it
 	StoredBy string // set by a store or spool that is traced: the traceparent of what stored it
@@ -65,23 +65,25 @@ type Store interface {
 	// Save stores all entries in one transaction, or none. A ticket that is already there (same ID) is no error, so a
 	// batch whose commit was ambiguous can be saved again.
 	Save(ctx context.Context, entries []*Entry) error
-	// Ping tells whether Save has a chance: whether the store answers, takes writes and commits them.
+	// Ping reports whether Save has a chance, whatever the tickets are: whether the store answers, takes what a batch
+	// writes, and commits it. A store that answers and takes nothing (a locked table, a missing standby) fails it.
 	Ping(ctx context.Context) error
 }
 
 // Spool is what intake needs of a durable queue on this machine's disk: it takes tickets while the store is away or
-// behind. Any goroutine may call Put and Find; one at a time Peek, Remove and Refuse.
+// behind. Any goroutine may call Put and Find, and Find never waits for the disk; one at a time Peek, Remove and Refuse.
 type Spool interface {
 	// Put stores all entries durably, or none. An entry whose idempotency key is spooled already gets Original or
 	// KeyReused instead. ErrSpoolFull when it holds as much as it may; any other error means that its disk fails.
 	Put(entries []*Entry) error
 	// Find returns the ticket that was spooled for an idempotency key.
 	Find(source, key string) (id uuid.UUID, bodySHA256 [sha256.Size]byte, ok bool)
-	// Peek returns the oldest tickets, unread; they stay until Remove.
-	Peek(tickets int, bytes int64) ([]*Entry, error)
-	// Remove removes the first n that Peek returned last.
-	Remove(n int) error
-	// Refuse keeps a ticket for a person, because the store refuses it in any form.
+	// Peek returns the oldest tickets but for those to skip, unread: at most so many, of at most so many bytes, but at least
+	// one if there is any. They stay until Remove.
+	Peek(tickets int, bytes int64, skip func(uuid.UUID) bool) ([]*Entry, error)
+	// Remove removes entries that Peek returned last.
+	Remove(entries []*Entry) error
+	// Refuse keeps a copy of a ticket for a person, because the store takes it in no form. It stays until Remove.
 	Refuse(e *Entry) error
 }
 
@@ -93,7 +95,7 @@ type Treater interface {
 // Errors of Accept. In each case nothing is known to be stored, and the sender should send again; a delivery that was
 // answered with ErrUnavailable may have been stored after all.
 var (
-	ErrOverloaded  = errors.New("too many tickets are waiting to be stored")
+	ErrOverloaded  = errors.New("too many tickets are waiting to be read or stored")
 	ErrUnavailable = errors.New("the database cannot be reached or does not answer")
 	ErrSpoolFull   = errors.New("the spool is full")
 	ErrDraining    = errors.New("the server is shutting down")
@@ -104,15 +106,18 @@ var (
 // Config bounds an Intake. The zero value of a field means its default.
 type Config struct {
 	BatchTickets    int           // tickets in one transaction at most. Defaults to 256.
-	BatchBytes      int           // body bytes in one transaction at most; one ticket always fits. Defaults to 4 MiB.
+	BatchBytes      int           // sum of Ticket.Cost in one transaction at most; one ticket always fits. Defaults to 4 MiB.
 	BatchesInFlight int           // transactions under way at once. Defaults to 2.
 	WaitingTickets  int           // tickets waiting for a transaction at most, beyond that ErrOverloaded. Defaults to 10,000.
-	WaitingBytes    int           // body bytes waiting at most. Defaults to 64 MiB.
+	WaitingBytes    int           // sum of Ticket.Cost of those at most; of what is being read as much again. Defaults to 64 MiB.
 	Timeout         time.Duration // from a delivery to its answer. Defaults to 4 s: common senders give up at 5 s.
 	Spool           Spool         // Defaults to none: what the store does not take is refused.
 	OverflowWait    time.Duration // how long a ticket waits for a transaction before it is spooled. Defaults to 1 s.
 	StoreTimeout    time.Duration // after which a transaction is given up and its tickets spooled. Defaults to 2 s.
 	DrainTickets    int           // tickets of the spool in one transaction at most. Defaults to 1,024.
+	DrainTimeout    time.Duration // after which a transaction of the largest size is given up. Defaults to 10 s.
+	DrainTries      int           // after which a ticket of the spool that alone cannot be stored is set aside. Defaults to 5.
+	DrainRetry      time.Duration // how long it is stepped over after the first; it doubles with each. Defaults to 5 s.
 	KeyTTL          time.Duration // how long an idempotency key is remembered. Defaults to 7 days.
 	Lease           time.Duration // how long a ticket that was stored unread stays claimed. Defaults to 1 min.
 
@@ -127,29 +132,33 @@ type Intake struct {
 	config  Config
 	store   Store
 	treater Treater
+	reading readers
 	queue   *queue
 	lanes   sync.WaitGroup
+	drainer *drainer // nil without a spool
 
-	away     atomic.Pointer[time.Time] // since when the store takes no tickets; nil while it does
-	inFlight atomic.Int64
-	stopping chan struct{} // closed when no more deliveries are accepted
-	flushed  chan struct{} // closed when the lanes have ended
-	spooling sync.WaitGroup
+	inFlight   atomic.Int64
+	gone       chan struct{} // gets a value when the store is away
+	stopping   chan struct{} // closed when no more deliveries are accepted
+	flushed    chan struct{} // closed when the lanes have ended
+	background sync.WaitGroup
 }
 
 // New starts an Intake, which commits config.BatchesInFlight batches at once.
 func New(config Config, store Store, treater Treater) *Intake {
 	config.setDefaults()
 	in := &Intake{
-		config: config, store: store, treater: treater, queue: newQueue(config),
-		stopping: make(chan struct{}), flushed: make(chan struct{}),
+		config: config, store: store, treater: treater, reading: newReaders(config.WaitingBytes), queue: newQueue(config),
+		gone: make(chan struct{}, 1), stopping: make(chan struct{}), flushed: make(chan struct{}),
 	}
 	for range config.BatchesInFlight {
 		in.lanes.Go(in.commitBatches)
 	}
+	in.background.Go(in.watchStore)
 	if config.Spool != nil {
-		in.spooling.Go(in.spoolOverflow)
-		in.spooling.Go(in.drain)
+		in.drainer = newDrainer(in)
+		in.background.Go(in.spoolOverflow)
+		in.background.Go(in.drain)
 	}
 	return in
 }
@@ -164,6 +173,9 @@ func (c *Config) setDefaults() {
 	setDefault(&c.OverflowWait, time.Second)
 	setDefault(&c.StoreTimeout, 2*time.Second)
 	setDefault(&c.DrainTickets, 1024)
+	setDefault(&c.DrainTimeout, 10*time.Second)
+	setDefault(&c.DrainTries, 5)
+	setDefault(&c.DrainRetry, 5*time.Second)
 	setDefault(&c.KeyTTL, 7*24*time.Hour)
 	setDefault(&c.Lease, time.Minute)
 	if c.Logger == nil {
@@ -201,7 +213,6 @@ func (in *Intake) Accept(d Delivery) (Receipt, error) {
 	e := &Entry{Ticket: ticket.Ticket{
 		ID: id, ReceivedAt: receivedAt, Source: d.Source, Body: d.Body, ContentType: d.ContentType, Traceparent: d.Traceparent,
 	}}
-	in.read(&e.Ticket)
 	if d.IdempotencyKey != "" {
 		e.Key = d.IdempotencyKey
 		e.KeyExpiresAt = receivedAt.Add(in.config.KeyTTL)
@@ -210,7 +221,7 @@ func (in *Intake) Accept(d Delivery) (Receipt, error) {
 			return r, err
 		}
 	}
-	b, err := in.queue.add(e)
+	b, late, err := in.enqueue(e)
 	if err != nil {
 		return Receipt{}, err
 	}
@@ -220,6 +231,8 @@ func (in *Intake) Accept(d Delivery) (Receipt, error) {
 	select {
 	case <-b.done:
 	case <-b.expired: // whatever holds it up; the entry is not ours to look at
+		return Receipt{}, ErrUnavailable
+	case <-late:
 		return Receipt{}, ErrUnavailable
 	}
 	switch {
@@ -245,8 +258,37 @@ func (in *Intake) read(t *ticket.Ticket) {
 	}
 }
 
-// Available tells whether the store took tickets when it was last asked to.
-func (in *Intake) Available() bool { return in.away.Load() == nil }
+// enqueue reads a ticket and has it wait for a transaction, or for the spool where it cannot be read: while the store is
+// away nobody needs to know what it says, and when too much is being read, or what it becomes is too much, the spool still
+// keeps it by its body alone. Late is for a ticket that waited for its turn to be read: its time is up when that ends.
+func (in *Intake) enqueue(e *Entry) (b *batch, late <-chan time.Time, err error) {
+	if in.config.Spool != nil && !in.Available() {
+		b, err = in.queue.addUnread(e, overflowAway)
+		return b, nil, err
+	}
+	start, patience := time.Now(), in.config.Timeout/2
+	if in.config.Spool != nil {
+		patience = min(patience, in.config.OverflowWait)
+	}
+	t, waited, ok := in.reading.take(len(e.Ticket.Body), patience)
+	if waited {
+		late = time.After(in.config.Timeout - time.Since(start))
+	}
+	err = ErrOverloaded
+	if ok {
+		defer t.end()
+		in.read(&e.Ticket)
+		b, err = in.queue.add(e)
+	}
+	if errors.Is(err, ErrOverloaded) && in.config.Spool != nil {
+		e.Ticket.Order, e.Ticket.Problems, e.Ticket.Status = ticket.Order{}, nil, ""
+		b, err = in.queue.addUnread(e, overflowFull)
+	}
+	return b, late, err
+}
+
+// Available reports whether the store took tickets when it was last asked to.
+func (in *Intake) Available() bool { return !in.queue.storeIsAway() }
 
 // Waiting returns how many tickets wait for a transaction.
 func (in *Intake) Waiting() int {
@@ -264,7 +306,7 @@ func (in *Intake) Close(ctx context.Context) error {
 	done := make(chan struct{})
 	go func() {
 		<-in.flushed
-		in.spooling.Wait()
+		in.background.Wait()
 		if in.config.Spool != nil {
 			in.drainRest(ctx)
 		}
@@ -285,20 +327,22 @@ func (in *Intake) commitBatches() {
 		if b == nil {
 			return
 		}
-		if time.Since(b.since) < in.config.Timeout {
-			in.commit(b)
-		} else {
+		if time.Since(b.since) >= in.config.Timeout {
 			b.fail(ErrUnavailable) // its senders were told so
+			b.close()
+			continue
 		}
-		b.close()
+		in.commit(b)
 	}
 }
 
-// commit stores a batch and sets what became of each entry. It ends at the latest when the oldest entry's time is up,
-// so the batches behind it, which are younger, are in time as well. What the store does not take goes to the spool.
+// commit stores a batch, sets what became of each entry, and wakes those who wait. It ends at the latest when the oldest
+// entry's time is up, so the batches behind it, which are younger, are in time as well. What the store does not take is
+// left to the spool's lane: a lane of the store must never wait for a disk.
 func (in *Intake) commit(b *batch) {
 	if !in.Available() && in.config.Spool == nil {
 		b.fail(ErrUnavailable)
+		b.close()
 		return
 	}
 	start := time.Now()
@@ -310,16 +354,18 @@ func (in *Intake) commit(b *batch) {
 			"the tickets are stored unread and treated one by one", "tickets", len(b.entries), "error", err)
 		err = in.isolate(ctx, b.entries)
 	}
-	in.config.Metrics.batch(len(b.entries), b.bytes, start.Sub(b.since), time.Since(start), b.entries[0].StoredBy, err)
+	in.config.Metrics.batch(len(b.entries), b.cost, start.Sub(b.since), time.Since(start), b.entries[0].StoredBy, err)
 	if err == nil {
+		b.close()
 		return
 	}
 	in.storeAway(err)
-	if in.config.Spool == nil {
-		b.fail(ErrUnavailable)
+	if in.config.Spool != nil {
+		in.queue.giveBack(b, overflowFailed)
 		return
 	}
-	_ = in.spool(b.entries, overflowFailed) // each entry knows
+	b.fail(ErrUnavailable)
+	b.close()
 }
 
 // giveUpAt is when a transaction that begins now is given up: with a spool, while there is time left to write that.
@@ -338,7 +384,7 @@ func (in *Intake) giveUpAt(b *batch, now time.Time) time.Time {
 // isolate finds the ticket that makes the store refuse its batch, at the cost of nobody else: all are stored unread
 // first, then each is treated by itself.
 func (in *Intake) isolate(ctx context.Context, entries []*Entry) error {
-	if err := in.saveUnread(ctx, entries, time.Now().Add(in.config.Lease)); err != nil {
+	if err := in.saveUnread(ctx, entries, in.config.Lease); err != nil {
 		return err
 	}
 	for _, e := range entries {
@@ -354,11 +400,11 @@ func (in *Intake) isolate(ctx context.Context, entries []*Entry) error {
 	return nil
 }
 
-// saveUnread stores entries raw, to be treated by others after a time. Where the store refuses even that, each is stored
+// saveUnread stores entries raw, to be treated by others after so long. Where the store refuses even that, each is stored
 // in a transaction of its own, and the culprit's err is set.
-func (in *Intake) saveUnread(ctx context.Context, entries []*Entry, until time.Time) error {
+func (in *Intake) saveUnread(ctx context.Context, entries []*Entry, claimFor time.Duration) error {
 	for _, e := range entries {
-		e.ClaimedUntil = until
+		e.ClaimFor = claimFor
 		e.Ticket.Status, e.Ticket.Problems, e.Ticket.Order = ticket.ToTreat, nil, ticket.Order{}
 	}
 	err := in.store.Save(ctx, entries)
@@ -374,7 +420,7 @@ func (in *Intake) saveUnread(ctx context.Context, entries []*Entry, until time.T
 		return nil
 	}
 	for i := range entries {
-		if err := in.saveUnread(ctx, entries[i:i+1], until); err != nil {
+		if err := in.saveUnread(ctx, entries[i:i+1], claimFor); err != nil {
 			return err
 		}
 	}
@@ -382,20 +428,17 @@ func (in *Intake) saveUnread(ctx context.Context, entries []*Entry, until time.T
 }
 
 // storeAway sends deliveries to the spool at once from now on, or refuses them where there is none, instead of letting
-// each wait for its timeout, until the store answers again.
+// each wait for its timeout, until watchStore finds that the store takes tickets again.
 func (in *Intake) storeAway(err error) {
-	now := time.Now()
-	if !in.away.CompareAndSwap(nil, &now) {
+	if !in.queue.storeAway() {
 		return
 	}
-	in.config.Metrics.away.Set(1)
+	in.gone <- struct{}{} // nobody else can: the store was there
 	if in.config.Spool != nil {
-		in.queue.hold(true)
 		in.config.Logger.Error("the database does not take tickets; they are kept in the spool and answered 202", "error", err)
-		return // drain finds out when it is back
+		return
 	}
 	in.config.Logger.Error("the database does not take tickets; senders are asked to send again (503)", "error", err)
-	go in.awaitStore()
 }
 
 // newBackOff waits a moment at first and a second or two in the end, each server another time: a database that comes back
@@ -406,37 +449,39 @@ func newBackOff() *backoff.ExponentialBackOff {
 	return b
 }
 
-func (in *Intake) awaitStore() {
-	wait := newBackOff()
+// watchStore finds out when a store that is away is back. It does nothing else, and never waits for the disk of the spool.
+func (in *Intake) watchStore() {
 	for {
 		select {
 		case <-in.stopping:
 			return
-		case <-time.After(wait.NextBackOff()):
+		case <-in.gone:
 		}
-		if in.probe() {
-			return
+		wait := newBackOff()
+		for back := false; !back; {
+			select {
+			case <-in.stopping:
+				return
+			case <-time.After(wait.NextBackOff()):
+			}
+			back = in.probe()
 		}
 	}
 }
 
-// probe asks a store that is away whether it is back, and tells so. That it answers is not enough, for it may answer and
-// take no ticket, as when somebody has locked the table: it must take the oldest of the spool. Else deliveries would find
-// out, one batch after the other, and each would wait for StoreTimeout.
+// probe asks a store that is away whether it takes tickets again, and has deliveries go to it if so. It depends on none of
+// them: one that the store never takes would keep it away for good.
 func (in *Intake) probe() bool {
-	ctx, cancel := context.WithTimeout(context.Background(), in.config.StoreTimeout)
-	defer cancel()
-	if in.store.Ping(ctx) != nil {
+	if in.ping(context.Background()) != nil {
 		return false
 	}
-	if in.config.Spool != nil {
-		if _, err := in.drainSome(ctx, 1); errors.Is(err, ticket.ErrUnavailable) {
-			return false
-		}
-	}
-	since := in.away.Swap(nil)
-	in.queue.hold(false)
-	in.config.Metrics.away.Set(0)
-	in.config.Logger.Info("the database takes tickets again", "away", time.Since(*since).Round(time.Millisecond).String())
+	since := in.queue.storeBack()
+	in.config.Logger.Info("the database takes tickets again", "away", time.Since(since).Round(time.Millisecond).String())
 	return true
+}
+
+func (in *Intake) ping(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, in.config.StoreTimeout)
+	defer cancel()
+	return in.store.Ping(ctx)
 }

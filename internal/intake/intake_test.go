@@ -57,6 +57,13 @@ func delivery(text string) intake.Delivery {
 
 const sample = "Order: 1\nVAT: 0\nTotal: 2\n\nproduct,product_id,price\nCafé,a,2"
 
+// sampleCost is what the sample becomes.
+func sampleCost() int {
+	t := ticket.Ticket{Body: []byte(sample)}
+	t.Order, t.Problems = ticket.Parse(t.Body)
+	return t.Cost()
+}
+
 func TestIntake_AnswersOnlyAfterCommit(t *testing.T) {
 	t.Parallel()
 	saving, commit := make(chan struct{}), make(chan struct{})
@@ -117,7 +124,7 @@ func TestIntake_MoreThanMayWait_IsRefusedAtOnce(t *testing.T) {
 	t.Parallel()
 	for name, config := range map[string]intake.Config{
 		"tickets": {BatchesInFlight: 1, WaitingTickets: 2},
-		"bytes":   {BatchesInFlight: 1, WaitingBytes: 2*len(sample) + 1},
+		"bytes":   {BatchesInFlight: 1, WaitingBytes: 2*sampleCost() + 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -192,7 +199,7 @@ func TestIntake_RefusedBatch_CostsOnlyTheCulprit(t *testing.T) {
 	t.Parallel()
 	var unread []*intake.Entry
 	store := &scriptedStore{save: func(_ context.Context, entries []*intake.Entry) error {
-		if entries[0].ClaimedUntil.IsZero() {
+		if entries[0].Ticket.Status != ticket.ToTreat {
 			return fmt.Errorf("poison: %w", ticket.ErrRefused)
 		}
 		unread = append(unread, entries...)

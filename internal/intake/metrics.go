@@ -22,12 +22,12 @@ type Metrics struct {
 	batchBytes   prometheus.Histogram
 	wait         prometheus.Histogram
 	commit       prometheus.Histogram
-	away         prometheus.Gauge
 	overflow     map[string]prometheus.Counter
 	spool        prometheus.Histogram
 	drained      prometheus.Counter
 	drainFailed  prometheus.Counter
 	refused      prometheus.Counter
+	steppedOver  prometheus.Counter
 }
 
 // NewMetrics registers the metrics with r; nil registers them nowhere.
@@ -65,16 +65,12 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		}, []string{"outcome"}),
 		batchTickets: histogram("myticket_intake_batch_tickets", "Tickets in a batch.",
 			[]float64{1, 2, 4, 8, 16, 32, 64, 128, 256, 512}),
-		batchBytes: histogram("myticket_intake_batch_bytes", "Body bytes in a batch.",
+		batchBytes: histogram("myticket_intake_batch_bytes", "What the tickets of a batch become, in bytes: their bodies, what was read, and the rows that are made of both.",
 			prometheus.ExponentialBuckets(256, 8, 7)),
 		wait: histogram("myticket_intake_wait_seconds", "How long the oldest ticket of a batch waited for its transaction to begin.",
 			seconds),
 		commit: histogram("myticket_intake_commit_seconds", "How long the transaction of a batch took.",
 			seconds),
-		away: auto.NewGauge(prometheus.GaugeOpts{
-			Name: "myticket_intake_database_away",
-			Help: "1 while the database takes no tickets: they are spooled, or refused where there is no spool.",
-		}),
 		overflow: map[string]prometheus.Counter{},
 		spool: histogram("myticket_spool_write_seconds", "How long writing tickets to the spool took, fsync included.",
 			seconds),
@@ -88,7 +84,11 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		}),
 		refused: auto.NewCounter(prometheus.CounterOpts{
 			Name: "myticket_spool_refused_total",
-			Help: "Tickets of the spool that the database refuses even unread; they are kept in files of their own.",
+			Help: "Tickets of the spool that the database refuses even unread, or took in no try; they are kept in files of their own.",
+		}),
+		steppedOver: auto.NewCounter(prometheus.CounterOpts{
+			Name: "myticket_spool_stepped_over_total",
+			Help: "Times that a ticket of the spool was stepped over, because the database does not take it and takes others; it is tried again some times.",
 		}),
 	}
 	overflow := auto.NewCounterVec(prometheus.CounterOpts{
@@ -112,12 +112,21 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 func (in *Intake) Register(r prometheus.Registerer) {
 	auto := promauto.With(r)
 	auto.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "myticket_intake_database_away",
+		Help: "1 while the database takes no tickets: they are spooled, or refused where there is no spool.",
+	}, func() float64 {
+		if in.Available() {
+			return 0
+		}
+		return 1
+	})
+	auto.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "myticket_intake_waiting_tickets",
 		Help: "Tickets that wait for a transaction.",
 	}, func() float64 { tickets, _ := in.queue.waiting(); return float64(tickets) })
 	auto.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "myticket_intake_waiting_bytes",
-		Help: "Body bytes that wait for a transaction.",
+		Help: "What the tickets that wait for a transaction become, in bytes.",
 	}, func() float64 { _, bytes := in.queue.waiting(); return float64(bytes) })
 	auto.NewGauge(prometheus.GaugeOpts{
 		Name: "myticket_intake_max_waiting_tickets",
@@ -125,7 +134,7 @@ func (in *Intake) Register(r prometheus.Registerer) {
 	}).Set(float64(in.config.WaitingTickets))
 	auto.NewGauge(prometheus.GaugeOpts{
 		Name: "myticket_intake_max_waiting_bytes",
-		Help: "Body bytes that may wait for a transaction.",
+		Help: "What the tickets that may wait for a transaction become, in bytes.",
 	}).Set(float64(in.config.WaitingBytes))
 	auto.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "myticket_intake_in_flight",

@@ -69,7 +69,15 @@ func (m *memory) Save(ctx context.Context, entries []*intake.Entry) error {
 	return nil
 }
 
-func (m *memory) Ping(context.Context) error {
+// Ping tries what Save needs, as that of Postgres does.
+func (m *memory) Ping(ctx context.Context) error {
+	if hold := m.hold.Load(); hold != nil {
+		select {
+		case <-*hold:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	if m.away.Load() {
 		return errors.New("away")
 	}
@@ -114,7 +122,7 @@ func TestIntake_StoreAway_TicketsAreSpooled_AndDrainedInOrder(t *testing.T) {
 
 // A database that answers and commits nothing (its standbys are gone, or its table is locked) must not make one sender after
 // the other wait for it.
-func TestIntake_StoreAnswersAndTakesNothing_IsAwayUntilItTakesTheOldest(t *testing.T) {
+func TestIntake_StoreAnswersAndTakesNothing_IsAwayUntilItTakesSomething(t *testing.T) {
 	t.Parallel()
 	queue, store := openSpool(t, spool.Config{}), &memory{}
 	held := make(chan struct{})
@@ -162,7 +170,7 @@ func TestIntake_StoreBehind_OverflowsAfterTheWait_AndBeforeTheTimeout(t *testing
 		"too many wait":     {OverflowWait: time.Minute, StoreTimeout: time.Minute, Timeout: time.Minute, WaitingTickets: 20},
 		"does not answer":   {OverflowWait: time.Minute, StoreTimeout: 50 * time.Millisecond, Timeout: time.Minute},
 		"must be answered":  {OverflowWait: time.Minute, StoreTimeout: time.Minute, Timeout: 200 * time.Millisecond},
-		"too many bytes do": {OverflowWait: time.Minute, StoreTimeout: time.Minute, Timeout: time.Minute, WaitingBytes: 20 * len(sample)},
+		"too many bytes do": {OverflowWait: time.Minute, StoreTimeout: time.Minute, Timeout: time.Minute, WaitingBytes: 20 * sampleCost()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -266,12 +274,12 @@ func TestIntake_Drain_LosesNothingThatTheStoreRefuses(t *testing.T) {
 		require.NoError(t, queue.Put([]*intake.Entry{{Ticket: newTicket(t, body)}}))
 	}
 	store := &memory{refuses: func(e *intake.Entry) bool {
-		return string(e.Ticket.Body) == "poison" && e.ClaimedUntil.IsZero() || string(e.Ticket.Body) == "unreadable even raw"
+		return string(e.Ticket.Body) == "poison" && e.Ticket.Status != ticket.ToTreat || string(e.Ticket.Body) == "unreadable even raw"
 	}}
 	config := intake.Config{Spool: queue, Logger: slog.New(slog.DiscardHandler)}
-	n, err := intake.Drain(t.Context(), config, store)
+	drained, err := intake.Drain(t.Context(), config, store)
 	require.NoError(t, err)
-	require.Equal(t, 4, n)
+	require.Equal(t, intake.Drained{Stored: 3, Refused: 1}, drained)
 	require.Equal(t, []string{"well", "poison", "well, too"}, store.bodies())
 	require.Equal(t, ticket.ToTreat, store.stored[1].Ticket.Status)
 	require.Equal(t, 1, queue.Stats().Aside)
@@ -279,9 +287,9 @@ func TestIntake_Drain_LosesNothingThatTheStoreRefuses(t *testing.T) {
 	require.NoError(t, queue.Close())
 	config.Spool = openSpool(t, spool.Config{Dir: dir})
 	store.refuses = nil // an operator has mended the database
-	n, err = intake.Drain(t.Context(), config, store)
+	drained, err = intake.Drain(t.Context(), config, store)
 	require.NoError(t, err)
-	require.Equal(t, 1, n)
+	require.Equal(t, intake.Drained{Stored: 1}, drained)
 	require.Equal(t, "unreadable even raw", store.bodies()[3])
 }
 

@@ -94,6 +94,11 @@ func appendTime(b []byte, t time.Time) []byte {
 	return binary.BigEndian.AppendUint64(b, uint64(t.UnixMicro()-postgresEpoch))
 }
 
+// appendInterval appends what interval_recv reads: microseconds, days, months.
+func appendInterval(b []byte, d time.Duration) []byte {
+	return append(binary.BigEndian.AppendUint64(b, uint64(d.Microseconds())), 0, 0, 0, 0, 0, 0, 0, 0)
+}
+
 // amounts is an array of numerics in text format, which is the shorter way for decimals.
 type amounts struct{ b []byte }
 
@@ -160,12 +165,12 @@ var insertFormats = []int16{
 	formatBinary, formatText, formatText, formatBinary, formatBinary, formatBinary, formatBinary, formatBinary,
 }
 
-// insertParams returns the parameters of insertTickets. The entries are all read, or all unread and claimed.
+// insertParams returns the parameters of insertTickets. The entries are all read, or all unread and claimed for as long.
 func insertParams(entries []*intake.Entry) [][]byte {
 	p := ticketParams(entries)
 	parser, attempts, next := ticket.ParserVersion, 0, []byte(nil)
-	if claimed := entries[0].ClaimedUntil; !claimed.IsZero() {
-		parser, attempts, next = 0, 1, appendTime(nil, claimed)
+	if first := entries[0]; first.Ticket.Status == ticket.ToTreat {
+		parser, attempts, next = 0, 1, appendInterval(nil, first.ClaimFor)
 	}
 	return [][]byte{
 		p.id, p.receivedAt, p.source, p.body, p.contentType, p.traceparent, p.status, p.problems, p.orderNumber,

@@ -23,7 +23,7 @@ INSERT INTO tickets (id, received_at, source, body, content_type, traceparent, s
                      order_number, vat, total, extra, lines, parser_version, attempts, next_attempt_at)
 SELECT unnest($1::uuid[]), unnest($2::timestamptz[]), unnest($3::text[]), unnest($4::bytea[]), unnest($5::text[]),
        unnest($6::text[]), unnest($7::text[]), unnest($8::jsonb[]), unnest($9::text[]), unnest($10::numeric[]),
-       unnest($11::numeric[]), unnest($12::jsonb[]), unnest($13::jsonb[]), $14::int2, $15::int2, $16::timestamptz`
+       unnest($11::numeric[]), unnest($12::jsonb[]), unnest($13::jsonb[]), $14::int2, $15::int2, now() + $16::interval`
 
 // insertTicketsAgain is for a batch that is sent again, because the answer to its COMMIT was lost: a ticket that is there
 // already is left as it is. Looking for it costs a quarter of the statement, so a first attempt does without.

@@ -3,9 +3,7 @@ package spool
 import (
 	"bytes"
 	"cmp"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"slices"
 
@@ -21,9 +19,9 @@ type salvagedRecord struct {
 
 // salvage finds the records that are whole in a file whose structure is not, wherever they are, in their order. It also
 // returns the size of the file.
-func (s *file) salvage() ([]salvagedRecord, int64, error) {
+func (s *file) salvage(buffer *[]byte) ([]salvagedRecord, int64, error) {
 	s.close()
-	content, err := readWhatCanBe(s.path)
+	content, err := readWhatCanBe(s.path, buffer)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -61,7 +59,7 @@ func (s *file) adopt(found []salvagedRecord, size int64) (missing int) {
 	s.salvaged, s.scattered, s.left, s.bytes = found, true, 0, size
 	for _, r := range found {
 		s.records = max(s.records, r.sequence)
-		if r.sequence > s.drained {
+		if s.needs(r.sequence) {
 			s.left++
 		}
 	}
@@ -70,8 +68,8 @@ func (s *file) adopt(found []salvagedRecord, size int64) (missing int) {
 
 // endsEarly tells that a file holds records that its structure does not know of: the page that names the newest
 // transaction is lost and bbolt went back to the one before, or a process was killed in the middle of a transaction.
-func (s *file) endsEarly() (bool, error) {
-	content, err := readWhatCanBe(s.path)
+func (s *file) endsEarly(buffer *[]byte) (bool, error) {
+	content, err := readWhatCanBe(s.path, buffer)
 	if err != nil {
 		return false, err
 	}
@@ -83,8 +81,9 @@ func (s *file) endsEarly() (bool, error) {
 	return early, nil
 }
 
-// readWhatCanBe reads a file, with zeros for what its disk does not give back.
-func readWhatCanBe(path string) ([]byte, error) {
+// readWhatCanBe reads a file into a buffer, which grows if it must, with zeros for what its disk does not give back. A file
+// is about as long as Config.SegmentBytes.
+func readWhatCanBe(path string, buffer *[]byte) ([]byte, error) {
 	file, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -94,26 +93,27 @@ func readWhatCanBe(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	content := make([]byte, info.Size())
+	*buffer = slices.Grow((*buffer)[:0], int(info.Size()))[:info.Size()]
+	content := *buffer
 	page := os.Getpagesize()
 	for at := 0; at < len(content); at += page {
 		piece := content[at:min(at+page, len(content))]
-		if _, err := file.ReadAt(piece, int64(at)); err != nil && !errors.Is(err, io.EOF) {
-			clear(piece)
+		if n, err := file.ReadAt(piece, int64(at)); err != nil {
+			clear(piece[n:])
 		}
 	}
 	return content, nil
 }
 
 // eachSalvaged is each, for a file that is read without its structure.
-func (s *file) eachSalvaged(from uint64, f func(r *record, size int64) bool) error {
+func (s *file) eachSalvaged(from uint64, wanted func(uint64) bool, f func(r *record, size int64) bool) error {
 	file, err := os.Open(s.path)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
 	for _, at := range s.salvaged {
-		if at.sequence < from {
+		if at.sequence < from || !wanted(at.sequence) {
 			continue
 		}
 		value := make([]byte, at.length)

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	bolt "go.etcd.io/bbolt"
 
 	"myticket/internal/intake"
@@ -43,10 +44,11 @@ type file struct {
 	reading sync.Mutex // held while db is opened, read or closed
 	db      *bolt.DB   // nil while the file is closed
 
-	records uint64 // their sequence numbers are 1 to records, but for damaged segments
-	drained uint64 // the sequence number of the last record that is not needed any more
-	left    int    // records that are still needed
-	bytes   int64  // what the records take in the file, more or less
+	records uint64              // their sequence numbers are 1 to records, but for damaged segments
+	drained uint64              // no record up to this sequence number is needed any more
+	left    int                 // records that are still needed
+	removed map[uint64]struct{} // those behind drained that are not: their tickets overtook one that was stepped over
+	bytes   int64               // what the records take in the file, more or less
 
 	scattered bool // it is read without its structure, from salvaged
 	salvaged  []salvagedRecord
@@ -114,6 +116,31 @@ func parseName(path string) (*file, error) {
 	return s, nil
 }
 
+// needs reports whether a record is still to be drained.
+func (s *file) needs(sequence uint64) bool {
+	_, removed := s.removed[sequence]
+	return sequence > s.drained && !removed
+}
+
+// forget notes that a record is not needed any more.
+func (s *file) forget(sequence uint64) {
+	if !s.needs(sequence) {
+		return
+	}
+	s.left--
+	if s.removed == nil {
+		s.removed = map[uint64]struct{}{}
+	}
+	s.removed[sequence] = struct{}{}
+	for {
+		if _, ok := s.removed[s.drained+1]; !ok {
+			return
+		}
+		s.drained++
+		delete(s.removed, s.drained)
+	}
+}
+
 // append writes records in one transaction, and returns when they are on disk (fdatasync).
 func (s *file) append(values [][]byte) error {
 	return s.db.Update(func(tx *bolt.Tx) error {
@@ -159,9 +186,12 @@ func (s *file) close() {
 	s.db = nil
 }
 
-// each calls f with the records from a sequence number on, until f returns false. It needs the records to be whole and
-// to follow each other without a gap.
-func (s *file) each(from uint64, f func(r *record, size int64) bool) error {
+// all wants every record from a sequence number on.
+func all(uint64) bool { return true }
+
+// each calls f with the records from a sequence number on that are wanted, until f returns false. It needs the records to
+// be whole and to follow each other without a gap.
+func (s *file) each(from uint64, wanted func(uint64) bool, f func(r *record, size int64) bool) error {
 	s.reading.Lock()
 	defer s.reading.Unlock()
 	return whole(func() error {
@@ -176,14 +206,20 @@ func (s *file) each(from uint64, f func(r *record, size int64) bool) error {
 			c := b.Cursor()
 			next := from
 			for key, value := c.Seek(sequenceKey(from)); key != nil; key, value = c.Next() {
+				if len(key) != 8 || binary.BigEndian.Uint64(key) != next {
+					return fmt.Errorf("%w: record %d is not where it should be", errDamaged, next)
+				}
+				next++
+				if !wanted(next - 1) {
+					continue
+				}
 				r, length, err := s.nonce.decode(value)
 				if err != nil {
 					return err
 				}
-				if r.Sequence != next || len(key) != 8 || binary.BigEndian.Uint64(key) != next || length != len(value) {
-					return fmt.Errorf("%w: record %d is not where it should be", errDamaged, next)
+				if r.Sequence != next-1 || length != len(value) {
+					return fmt.Errorf("%w: record %d is not what it should be", errDamaged, next-1)
 				}
-				next++
 				if !f(&r, cost(value)) {
 					return nil
 				}
@@ -205,11 +241,17 @@ func whole(f func() error) (err error) {
 	return f()
 }
 
-// read returns up to so many records that are still needed, oldest first, of up to so many bytes; but at least one.
-func (s *file) read(records int, bytes int64) ([]*intake.Entry, []uint64, error) {
+// read returns up to so many records that are still needed and not to skip, oldest first, of up to so many bytes; but at
+// least one if there is any.
+func (s *file) read(records int, bytes int64, skip func(uuid.UUID) bool) ([]*intake.Entry, []uint64, error) {
 	var entries []*intake.Entry
 	var sequences []uint64
+	found := false
 	take := func(r *record, size int64) bool {
+		found = true
+		if skip(r.ID) {
+			return true
+		}
 		if bytes -= size; bytes < 0 && len(entries) > 0 {
 			return false
 		}
@@ -217,15 +259,18 @@ func (s *file) read(records int, bytes int64) ([]*intake.Entry, []uint64, error)
 		return len(entries) < records
 	}
 	if s.scattered {
-		err := s.eachSalvaged(s.drained+1, take)
+		err := s.eachSalvaged(s.drained+1, s.needs, take)
 		return entries, sequences, err
 	}
-	err := s.each(s.drained+1, take)
-	if err == nil && len(entries) == 0 {
+	err := s.each(s.drained+1, s.needs, take)
+	if err == nil && !found {
 		err = fmt.Errorf("%w: there are no records after number %d", errDamaged, s.drained)
 	}
 	return entries, sequences, err
 }
+
+// none skips nothing.
+func none(uuid.UUID) bool { return false }
 
 // remove closes and removes the file. A damaged one is kept under another name: it may hold what only a person can read.
 func (s *file) remove() error {

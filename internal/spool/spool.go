@@ -46,10 +46,13 @@ const retryDisk = 500 * time.Millisecond
 // idle is how long a drained file is kept open for more tickets.
 const idle = time.Second
 
-// Spool is the queue. Any goroutine may call Put, Find and Stats; one at a time Peek and Remove.
+// Spool is the queue. Any goroutine may call Put, Find and Stats, and the latter two never wait for the
+// disk; one at a time Peek, Remove and Refuse.
 type Spool struct {
 	config Config
 	lock   *flock.Flock
+
+	content []byte // of the file that is searched while the folder is loaded: one buffer for all
 
 	write  sync.Mutex // held while a file is written, made or closed
 	active *file      // the last of segments, or nil; guarded by write
@@ -60,25 +63,33 @@ type Spool struct {
 	keys     map[deliveryKey]delivery
 	oldest   time.Time
 	lastPut  time.Time
-	failure  error     // why the disk does not take tickets
-	retryAt  time.Time // when it is tried again
-	aside    int       // files that a person should look at
-	refused  *file     // guarded by write
-	peeked   []peeked
+	failure  error                   // why the disk does not take tickets
+	retryAt  time.Time               // when it is tried again
+	aside    int                     // files that a person should look at
+	refused  *file                   // guarded by write
+	peeked   map[*intake.Entry]place // what Peek returned last and Remove has not removed
 }
 
-type deliveryKey struct{ source, key string }
+// deliveryKey stands for a source and an idempotency key: as many as MaxTickets are kept in memory, and a sender may make
+// a key long. It is half of a SHA-256, which nobody makes two texts for.
+type deliveryKey [sha256.Size / 2]byte
+
+func newDeliveryKey(source, key string) deliveryKey {
+	sum := sha256.Sum256([]byte(source + "\x00" + key)) // neither holds NUL
+	return deliveryKey(sum[:])
+}
 
 type delivery struct {
 	id        uuid.UUID
 	body      [sha256.Size]byte
-	expiresAt time.Time
+	expiresAt int64 // Unix milliseconds
 }
 
-type peeked struct {
+// place is where a ticket is, and the key that it came with.
+type place struct {
 	segment  *file
 	sequence uint64
-	entry    *intake.Entry
+	key      deliveryKey // zero for none
 }
 
 // Stats is what a spool holds.
@@ -106,7 +117,7 @@ func Open(config Config) (*Spool, error) {
 	if config.Logger == nil {
 		config.Logger = slog.Default()
 	}
-	s := &Spool{config: config, keys: map[deliveryKey]delivery{}}
+	s := &Spool{config: config, keys: map[deliveryKey]delivery{}, peeked: map[*intake.Entry]place{}}
 	if !config.ReadOnly {
 		if err := os.MkdirAll(config.Dir, 0o700); err != nil {
 			return nil, fmt.Errorf("make the spool folder: %w", err)
@@ -176,6 +187,7 @@ func (s *Spool) load() error {
 		}
 	}
 	sortSegments(s.segments)
+	defer func() { s.content = nil }()
 	for _, segment := range slices.Clone(s.segments) {
 		if err := s.loadSegment(segment); err != nil {
 			return err
@@ -199,21 +211,21 @@ func (s *Spool) loadSegment(segment *file) error {
 	}
 	err := errDamaged
 	if !strings.HasSuffix(segment.path, suffixDamaged) {
-		err = segment.each(1, count)
+		err = segment.each(1, all, count)
 		segment.close()
 	}
 	early := false
 	if err == nil {
-		if early, err = segment.endsEarly(); err != nil {
+		if early, err = segment.endsEarly(&s.content); err != nil {
 			return err
 		}
 	}
 	switch {
 	case err != nil || early:
-		if err := s.setAside(segment, err); err != nil {
+		if err := s.setAside(segment, &s.content, err); err != nil {
 			return err
 		}
-		return segment.eachSalvaged(1, func(r *record, _ int64) bool { s.remember(r.entry()); return true })
+		return segment.eachSalvaged(1, all, func(r *record, _ int64) bool { s.remember(r.entry()); return true })
 	case s.config.ReadOnly:
 		return nil
 	}
@@ -221,8 +233,8 @@ func (s *Spool) loadSegment(segment *file) error {
 }
 
 // setAside finds what is readable in a file whose structure is not right, and says so when something may be missing.
-func (s *Spool) setAside(segment *file, cause error) error {
-	found, size, err := segment.salvage()
+func (s *Spool) setAside(segment *file, content *[]byte, cause error) error {
+	found, size, err := segment.salvage(content)
 	if err != nil {
 		return fmt.Errorf("read the damaged file %s: %w", segment.path, err)
 	}
@@ -315,7 +327,7 @@ func (s *Spool) withoutDuplicates(entries []*intake.Entry) []*intake.Entry {
 			fresh = append(fresh, e)
 			continue
 		}
-		key := deliveryKey{e.Ticket.Source, e.Key}
+		key := newDeliveryKey(e.Ticket.Source, e.Key)
 		known, ok := s.find(key)
 		if first := own[key]; first != nil {
 			known, ok = delivery{id: first.Ticket.ID, body: first.BodySHA256}, true
@@ -367,15 +379,14 @@ func (s *Spool) abandon() {
 	s.active = nil
 	gone.close()
 	s.mu.Lock()
-	left, from := gone.left, gone.drained+1
+	from := gone.records + 1
 	s.mu.Unlock()
 	there := 0 // the write that failed may be there all the same
-	err := gone.each(from, func(*record, int64) bool { there++; return true })
-	if err != nil {
-		there = left // Peek will find out what is the matter
+	if err := gone.each(from, all, func(*record, int64) bool { there++; return true }); err != nil {
+		there = 0 // Peek will find out what is the matter
 	}
 	s.mu.Lock()
-	gone.left += there - left
+	gone.left += there
 	s.mu.Unlock()
 	if err := s.forgetDrained(); err != nil {
 		s.config.Logger.Warn("an empty file of the spool stays", "error", err)
@@ -427,55 +438,69 @@ func (s *Spool) well() {
 func (s *Spool) Find(source, key string) (id uuid.UUID, body [sha256.Size]byte, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	d, ok := s.find(deliveryKey{source, key})
+	d, ok := s.find(newDeliveryKey(source, key))
 	return d.id, d.body, ok
 }
 
 func (s *Spool) find(key deliveryKey) (delivery, bool) {
 	d, ok := s.keys[key]
-	return d, ok && time.Now().Before(d.expiresAt)
+	return d, ok && time.Now().UnixMilli() < d.expiresAt
 }
 
 func (s *Spool) remember(e *intake.Entry) {
 	if e.Key != "" {
-		s.keys[deliveryKey{e.Ticket.Source, e.Key}] = delivery{e.Ticket.ID, e.BodySHA256, e.KeyExpiresAt}
+		s.keys[newDeliveryKey(e.Ticket.Source, e.Key)] = delivery{e.Ticket.ID, e.BodySHA256, e.KeyExpiresAt.UnixMilli()}
 	}
 }
 
-// Peek returns the oldest tickets, in the order in which they were put: at most so many, of at most so many bytes, but at
-// least one if there is any. They stay until Remove. What they say is not read.
-func (s *Spool) Peek(tickets int, bytes int64) ([]*intake.Entry, error) {
+// Peek returns the oldest tickets but for those to skip, in the order in which they were put: at most so many, of at most so
+// many bytes, but at least one if there is any. They stay until Remove. What they say is not read. It does not wait for a
+// Put that is under way.
+func (s *Spool) Peek(tickets int, bytes int64, skip func(uuid.UUID) bool) ([]*intake.Entry, error) {
 	s.dropIdle()
-	s.peeked = nil
-	for {
-		head := s.head()
-		if head == nil {
-			return nil, nil
-		}
-		entries, sequences, err := head.read(tickets, bytes)
+	clear(s.peeked)
+	var failure error
+	for _, segment := range s.withTickets() {
+		entries, sequences, err := segment.read(tickets, bytes, skip)
 		if err != nil {
-			if err := s.damage(head, err); err != nil {
-				return nil, err
+			if err = s.damage(segment, err); err == nil && segment.left > 0 {
+				entries, sequences, err = segment.read(tickets, bytes, skip) // what was salvaged of it
 			}
+		}
+		if err != nil { // its disk does not give it back, but it may give back the next
+			failure = errors.Join(failure, fmt.Errorf("read %s: %w", segment.path, err))
 			continue
 		}
+		if len(entries) == 0 {
+			continue
+		}
+		if failure != nil {
+			s.config.Logger.Error("a file of the spool cannot be read; its tickets stay in it, and those behind it are drained meanwhile",
+				"error", failure)
+		}
 		for i, e := range entries {
-			s.peeked = append(s.peeked, peeked{head, sequences[i], e})
+			p := place{segment: segment, sequence: sequences[i]}
+			if e.Key != "" {
+				p.key = newDeliveryKey(e.Ticket.Source, e.Key)
+			}
+			s.peeked[e] = p
 		}
 		return entries, nil
 	}
+	return nil, failure
 }
 
-// head returns the oldest file that holds tickets.
-func (s *Spool) head() *file {
+// withTickets returns the files that hold tickets, oldest first.
+func (s *Spool) withTickets() []*file {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	var segments []*file
 	for _, segment := range s.segments {
 		if segment.left > 0 {
-			return segment
+			segments = append(segments, segment)
 		}
 	}
-	return nil
+	return segments
 }
 
 // damage is what happens to a file that was well when it was opened, and cannot be read now.
@@ -488,27 +513,32 @@ func (s *Spool) damage(segment *file, cause error) error {
 	if s.active == segment {
 		s.active = nil
 	}
-	if err := s.setAside(segment, cause); err != nil {
+	if err := s.setAside(segment, &[]byte{}, cause); err != nil {
 		return err
 	}
 	return s.forgetDrained()
 }
 
-// Remove removes the first n tickets that Peek returned last: they are in the database. When the process ends before the
-// file goes, they are drained once more, which stores nothing twice.
-func (s *Spool) Remove(n int) error {
+// Remove removes tickets that Peek returned last: they are in the database, or kept by Refuse. When the process ends before
+// their file goes, which it does when all of its tickets are removed, they are drained once more, which stores nothing twice.
+func (s *Spool) Remove(entries []*intake.Entry) error {
+	if len(entries) == 0 {
+		return nil
+	}
 	s.write.Lock()
 	defer s.write.Unlock()
 	s.mu.Lock()
-	for _, p := range s.peeked[:n] {
-		p.segment.drained = p.sequence
-		p.segment.left--
-		key := deliveryKey{p.entry.Ticket.Source, p.entry.Key}
-		if s.keys[key].id == p.entry.Ticket.ID {
-			delete(s.keys, key)
+	for _, e := range entries {
+		p, ok := s.peeked[e]
+		if !ok {
+			continue
+		}
+		delete(s.peeked, e)
+		p.segment.forget(p.sequence)
+		if s.keys[p.key].id == e.Ticket.ID {
+			delete(s.keys, p.key)
 		}
 	}
-	s.peeked = s.peeked[n:]
 	s.mu.Unlock()
 	err := s.forgetDrained()
 	s.refreshOldest()
@@ -540,8 +570,8 @@ func (s *Spool) forgetDrained() error {
 // refreshOldest finds out how old the oldest ticket is. It holds write.
 func (s *Spool) refreshOldest() {
 	var oldest time.Time
-	if head := s.head(); head != nil {
-		if entries, _, err := head.read(1, 0); err == nil && len(entries) > 0 {
+	if heads := s.withTickets(); len(heads) > 0 {
+		if entries, _, err := heads[0].read(1, 0, none); err == nil && len(entries) > 0 {
 			oldest = entries[0].Ticket.ReceivedAt
 		}
 	}
@@ -551,9 +581,11 @@ func (s *Spool) refreshOldest() {
 }
 
 // dropIdle removes the active file when it was drained and nothing comes any more: its records would be drained once more
-// after a crash, and its bytes count.
+// after a crash, and its bytes count. A file that is being written is not idle, so a disk that hangs is not waited for.
 func (s *Spool) dropIdle() {
-	s.write.Lock()
+	if !s.write.TryLock() {
+		return
+	}
 	defer s.write.Unlock()
 	s.mu.Lock()
 	drop := s.active != nil && s.active.left == 0 && s.active.records > 0 && time.Since(s.lastPut) >= idle
@@ -609,7 +641,7 @@ func (s *Spool) All(f func(e *intake.Entry) error) error {
 		if segment.left == 0 {
 			continue
 		}
-		readErr := each(segment.drained+1, func(r *record, _ int64) bool { err = f(r.entry()); return err == nil })
+		readErr := each(segment.drained+1, segment.needs, func(r *record, _ int64) bool { err = f(r.entry()); return err == nil })
 		if err := errors.Join(readErr, err); err != nil {
 			return err
 		}

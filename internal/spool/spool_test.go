@@ -57,18 +57,20 @@ func numbered(tb testing.TB, from, to int) []*intake.Entry {
 	return entries
 }
 
+func none(uuid.UUID) bool { return false }
+
 // take drains everything, some at a time.
 func take(tb testing.TB, s *spool.Spool) []*intake.Entry {
 	tb.Helper()
 	var all []*intake.Entry
 	for {
-		some, err := s.Peek(7, 1<<20)
+		some, err := s.Peek(7, 1<<20, none)
 		require.NoError(tb, err)
 		if len(some) == 0 {
 			return all
 		}
 		all = append(all, some...)
-		require.NoError(tb, s.Remove(len(some)))
+		require.NoError(tb, s.Remove(some))
 	}
 }
 
@@ -99,10 +101,10 @@ func TestSpool_GivesBackAllThatATicketHad_InOrder_AlsoAfterARestart(t *testing.T
 	require.Equal(t, want[0].Ticket.ReceivedAt, stats.Oldest)
 	require.Greater(t, len(glob(t, dir, "*.spool")), 3, "segments are rolled")
 
-	some, err := s.Peek(50, 1<<20)
+	some, err := s.Peek(50, 1<<20, none)
 	require.NoError(t, err)
 	requireSame(t, want[:len(some)], some)
-	require.NoError(t, s.Remove(5))
+	require.NoError(t, s.Remove(some[:5]))
 	require.Equal(t, 195, s.Stats().Tickets)
 	require.Equal(t, want[5].Ticket.ReceivedAt, s.Stats().Oldest)
 
@@ -126,7 +128,7 @@ func TestSpool_OneLongTicket_IsPeekedAlone(t *testing.T) {
 	s := open(t, spool.Config{Dir: t.TempDir()})
 	want := []*intake.Entry{entry(t, strings.Repeat("x", 1<<20)), entry(t, "short")}
 	require.NoError(t, s.Put(want))
-	some, err := s.Peek(10, 1000)
+	some, err := s.Peek(10, 1000, none)
 	require.NoError(t, err)
 	requireSame(t, want[:1], some)
 }
@@ -390,12 +392,12 @@ func TestSpool_PutAndDrainedAtOnce_OnADiskThatIsAlwaysFull(t *testing.T) {
 	}()
 	drained := map[uuid.UUID]bool{}
 	drain := func() {
-		some, err := s.Peek(3, 1<<20)
+		some, err := s.Peek(3, 1<<20, none)
 		require.NoError(t, err)
 		for _, e := range some {
 			drained[e.Ticket.ID] = true
 		}
-		require.NoError(t, s.Remove(len(some)))
+		require.NoError(t, s.Remove(some))
 	}
 	var ids []uuid.UUID
 	for id := range acknowledged {
@@ -426,7 +428,7 @@ func TestSpool_ReadOnlyDisk_IsNoReasonNotToStart(t *testing.T) {
 	s = open(t, spool.Config{Dir: dir})
 	require.ErrorIs(t, s.Stats().Failure, syscall.EROFS)
 	require.ErrorIs(t, s.Put(numbered(t, 0, 1)), ticket.ErrUnavailable)
-	some, err := s.Peek(100, 1<<20)
+	some, err := s.Peek(100, 1<<20, none)
 	require.NoError(t, err)
 	requireSame(t, want, some)
 	require.NoError(t, syscall.Mount("tmpfs", dir, "tmpfs", syscall.MS_REMOUNT, "size=1m"))
