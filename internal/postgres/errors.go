@@ -28,10 +28,10 @@ func explain(doing string, err error) error {
 	return fmt.Errorf("%s: %w: %w", doing, ticket.ErrUnavailable, err)
 }
 
-// refused tells that Postgres refuses what it was given: the same values will be refused again.
+// refused reports whether Postgres refuses what it was given: the same values will be refused again.
 func refused(err error) bool {
 	var pgErr *pgconn.PgError
-	if !errors.As(err, &pgErr) {
+	if transient(err) || !errors.As(err, &pgErr) {
 		return false
 	}
 	switch {
@@ -55,8 +55,6 @@ func unwelcome(err error) bool {
 
 // transient tells that the transaction lost against another one and may win when it is run again:
 //   - a serialization failure (40001), a deadlock (40P01), a lock that was not to be had in time (55P03);
-//   - a unique violation (23505): the ticket is there already, from an attempt whose answer was lost, and
-//     insertTicketsAgain expects that;
 //   - a violated partition constraint, which has no name (23514): the ticket was on its way into the default partition
 //     when its own one was made. The next attempt finds it.
 func transient(err error) bool {
@@ -65,7 +63,7 @@ func transient(err error) bool {
 		return false
 	}
 	switch pgErr.Code {
-	case "40001", "40P01", "55P03", "23505":
+	case "40001", "40P01", "55P03":
 		return true
 	case "23514":
 		return pgErr.ConstraintName == ""
@@ -81,5 +79,5 @@ func broken(err error) bool {
 	if errors.As(err, &pgErr) {
 		return strings.HasPrefix(pgErr.Code, "57P0") || pgErr.Code == "25006" || strings.HasPrefix(pgErr.Code, "08")
 	}
-	return !errors.Is(err, context.Canceled)
+	return !errors.Is(err, context.Canceled) && !errors.Is(err, errUnreplicated)
 }

@@ -59,6 +59,7 @@ func (l *login) read() (*pgxpool.Config, error) {
 	config.ConnConfig.Tracer = l.tracer
 	// After a failover a new connection may still reach the old primary, which is read-only by then.
 	config.ConnConfig.ValidateConnect = validateReadWrite
+	config.ConnConfig.OnNotice = noteCanceledWait
 	return config, nil
 }
 

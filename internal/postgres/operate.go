@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"myticket/internal/ticket"
 )
@@ -223,11 +224,12 @@ type change struct {
 	args []any
 }
 
-// retry keeps the problems, the dismissal among them, until the ticket is treated: they say why it was sent back.
+// retry keeps the problems, the dismissal among them, until the ticket is treated: they say why it was sent back. It makes
+// every claim from before void, as a new claim does.
 func retry() change {
 	return change{
 		from: []ticket.Status{ticket.Error, ticket.Dismissed},
-		set:  `status = 'TO_TREAT', attempts = 0, next_attempt_at = now()`,
+		set:  `status = 'TO_TREAT', attempts = 0, claims = claims + 1, next_attempt_at = now()`,
 	}
 }
 
@@ -273,11 +275,18 @@ func (s *Store) changeOne(ctx context.Context, ch change, id uuid.UUID) error {
 	c.add("received_at = ?", ticket.IDTime(id))
 	c.add("id = ?", id)
 	c.add("status = ANY (?)", ch.from)
-	tag, err := s.pool.Exec(ctx, `UPDATE tickets SET `+ch.set+c.where(), c.args...)
-	if err != nil {
+	var changed int64
+	err := s.on(ctx, func(conn *pgxpool.Conn) error {
+		tag, err := conn.Exec(ctx, `UPDATE tickets SET `+ch.set+c.where(), c.args...)
+		changed = tag.RowsAffected()
+		return err
+	})
+	switch {
+	case errors.Is(err, errUnreplicated):
+		return s.awaitStandbys(ctx, place{ticket.IDTime(id), id})
+	case err != nil:
 		return explain("change a ticket", err)
-	}
-	if tag.RowsAffected() == 1 {
+	case changed == 1:
 		return nil
 	}
 	t, err := s.Ticket(ctx, id)
@@ -307,7 +316,8 @@ type place struct {
 
 // changeAll goes through the tickets of each status once, from the oldest to the newest that is there when it begins: a
 // ticket that is treated meanwhile, and becomes ERROR again, is not met a second time, and those that arrive meanwhile
-// cannot keep it busy for ever.
+// cannot keep it busy for ever. It ends when the standbys have all of it, also what an earlier call has changed whose wait
+// for them was given up: then this one finds nothing left to change.
 func (s *Store) changeAll(ctx context.Context, ch change, filter TicketFilter, dryRun bool) (int, error) {
 	var newest place
 	err := s.pool.QueryRow(ctx, `SELECT received_at, id FROM tickets ORDER BY received_at DESC, id DESC LIMIT 1`).
@@ -335,7 +345,10 @@ func (s *Store) changeAll(ctx context.Context, ch change, filter TicketFilter, d
 			return total, explain("change tickets", err)
 		}
 	}
-	return total, nil
+	if dryRun {
+		return total, nil
+	}
+	return total, s.awaitStandbys(ctx, newest)
 }
 
 // changeStatus changes the tickets of one status up to a place, batch by batch.

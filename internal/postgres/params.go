@@ -180,10 +180,11 @@ func insertParams(entries []*intake.Entry) [][]byte {
 
 var finishFormats = []int16{
 	formatBinary, formatBinary, formatBinary, formatText, formatText, formatBinary, formatBinary, formatBinary,
-	formatBinary, formatBinary, formatBinary,
+	formatBinary, formatBinary, formatBinary, formatBinary,
 }
 
 func int2(n int) []byte { return binary.BigEndian.AppendUint16(nil, uint16(n)) }
+func int4(n int) []byte { return binary.BigEndian.AppendUint32(nil, uint32(n)) }
 
 func problemsJSON(a *array, problems []ticket.Problem) {
 	if len(problems) == 0 {

@@ -2,6 +2,8 @@ package postgres
 
 import (
 	"context"
+	"crypto/sha256"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -20,18 +22,20 @@ import (
 // of the rows, as FROM unnest(…) would.
 const insertTickets = `
 INSERT INTO tickets (id, received_at, source, body, content_type, traceparent, status, problems,
-                     order_number, vat, total, extra, lines, parser_version, attempts, next_attempt_at)
+                     order_number, vat, total, extra, lines, parser_version, attempts, next_attempt_at, claims)
 SELECT unnest($1::uuid[]), unnest($2::timestamptz[]), unnest($3::text[]), unnest($4::bytea[]), unnest($5::text[]),
        unnest($6::text[]), unnest($7::text[]), unnest($8::jsonb[]), unnest($9::text[]), unnest($10::numeric[]),
-       unnest($11::numeric[]), unnest($12::jsonb[]), unnest($13::jsonb[]), $14::int2, $15::int2, now() + $16::interval`
+       unnest($11::numeric[]), unnest($12::jsonb[]), unnest($13::jsonb[]), $14::int2, $15::int2, now() + $16::interval, $15::int2`
 
 // insertTicketsAgain is for a batch that is sent again, because the answer to its COMMIT was lost: a ticket that is there
-// already is left as it is. Looking for it costs a quarter of the statement, so a first attempt does without.
+// already is left as it is. Looking for it costs a quarter of the statement, so a first attempt does without. Only the
+// ticket's own key counts: a unique index of somebody else's must not make a ticket vanish.
 const insertTicketsAgain = insertTickets + `
-ON CONFLICT DO NOTHING`
+ON CONFLICT (received_at, id) DO NOTHING`
 
-// claimKeys takes the idempotency keys of a batch, in their order so that two batches cannot deadlock. A key that has
-// expired is taken over.
+// claimKeys takes idempotency keys, in their order so that two batches cannot deadlock. A key is taken over by a delivery
+// that was received after it had expired, however long ago that was. A row that is not taken over is locked even so, which
+// waits for the standbys as a write does (https://www.postgresql.org/docs/current/sql-insert.html#SQL-ON-CONFLICT).
 const claimKeys = `
 INSERT INTO deliveries AS d (source, key, body_sha256, ticket_id, ticket_received_at, expires_at)
 SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[], $4::uuid[], $5::timestamptz[], $6::timestamptz[]) AS i (source, key)
@@ -39,33 +43,40 @@ ORDER BY i.source, i.key
 ON CONFLICT (source, key) DO UPDATE SET
     body_sha256 = excluded.body_sha256, ticket_id = excluded.ticket_id,
     ticket_received_at = excluded.ticket_received_at, expires_at = excluded.expires_at
-WHERE d.expires_at <= now()`
+WHERE excluded.ticket_received_at >= d.expires_at`
 
 // lookUpKeys tells whose the keys are. It is a statement of its own, so that it sees what was committed while claimKeys
 // waited for another transaction.
 const lookUpKeys = `
-SELECT d.source, d.key, d.body_sha256, d.ticket_id, coalesce(t.status, 'TREATED'), t.problems
+SELECT d.source, d.key, d.body_sha256, d.ticket_id, d.ticket_received_at, d.expires_at, coalesce(t.status, 'TREATED'), t.problems
 FROM unnest($1::text[], $2::text[]) AS i (source, key)
 JOIN deliveries d ON d.source = i.source AND d.key = i.key
 LEFT JOIN tickets t ON t.received_at = d.ticket_received_at AND t.id = d.ticket_id`
 
-// Save stores entries, their products and their idempotency keys in one transaction. See intake.Store.
+// Save stores entries, their products and their idempotency keys in one transaction. See intake.Store. It returns only
+// when the synchronous standbys have them, however often they were sent before.
 func (s *Store) Save(ctx context.Context, entries []*intake.Entry) error {
-	sql := insertTickets
-	return s.retry(ctx, "store tickets", func() error {
-		defer func() { sql = insertTicketsAgain }()
-		return s.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
-			if !slices.ContainsFunc(entries, func(e *intake.Entry) bool { return e.Key != "" }) {
-				return s.insert(ctx, conn.Conn(), sql, entries)
-			}
-			return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-				fresh, err := claim(ctx, tx, entries)
-				if err != nil || len(fresh) == 0 {
-					return err
-				}
-				return s.insert(ctx, tx.Conn(), sql, fresh)
-			})
-		})
+	again := false
+	return s.commit(ctx, "store tickets", func(conn *pgxpool.Conn) error {
+		defer func() { again = true }()
+		err := s.save(ctx, conn, entries, again)
+		if isCode(err, "23505") && !again { // unique_violation: a ticket is there, from an attempt whose answer was lost
+			err = s.save(ctx, conn, entries, true)
+		}
+		return err
+	})
+}
+
+func (s *Store) save(ctx context.Context, conn *pgxpool.Conn, entries []*intake.Entry, again bool) error {
+	if !slices.ContainsFunc(entries, func(e *intake.Entry) bool { return e.Key != "" }) {
+		return s.insert(ctx, conn.Conn(), entries, again)
+	}
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		fresh, err := claim(ctx, tx, entries)
+		if err != nil || len(fresh) == 0 {
+			return err
+		}
+		return s.insert(ctx, tx.Conn(), fresh, again)
 	})
 }
 
@@ -77,7 +88,8 @@ const (
 )
 
 // retry runs a transaction that is safe to run again. It is run again at once when it lost against another one, and for
-// a moment when the connection broke, on a connection of a pool that was reset.
+// a moment when the connection broke, on a connection of a pool that was reset. One that no standby has is run again until
+// ctx ends: each time it waits for them anew.
 func (s *Store) retry(ctx context.Context, doing string, transaction func() error) error {
 	start := time.Now()
 	for {
@@ -90,7 +102,8 @@ func (s *Store) retry(ctx context.Context, doing string, transaction func() erro
 			s.pool.Reset()
 			again = true
 		}
-		if !again || ctx.Err() != nil || time.Since(start) > retryFor {
+		again = again && time.Since(start) <= retryFor || errors.Is(err, errUnreplicated)
+		if !again || ctx.Err() != nil {
 			return explain(doing, err)
 		}
 		select {
@@ -102,7 +115,11 @@ func (s *Store) retry(ctx context.Context, doing string, transaction func() erro
 
 // insert sends tickets and products in one round trip and one transaction: without a BEGIN, the statements up to the
 // Sync message are a transaction (https://www.postgresql.org/docs/current/protocol-flow.html, "Pipelining").
-func (s *Store) insert(ctx context.Context, conn *pgx.Conn, sql string, entries []*intake.Entry) error {
+func (s *Store) insert(ctx context.Context, conn *pgx.Conn, entries []*intake.Entry, again bool) error {
+	sql := insertTickets
+	if again {
+		sql = insertTicketsAgain
+	}
 	tickets, err := conn.Prepare(ctx, sql, sql) // once a connection
 	if err != nil {
 		return err
@@ -116,56 +133,90 @@ func (s *Store) insert(ctx context.Context, conn *pgx.Conn, sql string, entries 
 		}
 		batch.ExecPrepared(products.Name, productParams(sayings), productFormats, nil)
 	}
+	if again {
+		lock, err := conn.Prepare(ctx, lockTicket, lockTicket)
+		if err != nil {
+			return err
+		}
+		t := &entries[0].Ticket
+		batch.ExecPrepared(lock.Name, [][]byte{appendTime(nil, t.ReceivedAt), t.ID[:]}, []int16{formatBinary, formatBinary}, nil)
+	}
 	if s.queries == nil {
-		return conn.PgConn().ExecBatch(ctx, batch).Close()
+		return sendInsert(ctx, conn, batch, again)
 	}
 	// pgx tells the tracer of its own queries, not of those of the protocol. It is one round trip, and so one span.
 	ctx = s.queries.TraceQueryStart(ctx, conn, pgx.TraceQueryStartData{SQL: sql})
-	err = conn.PgConn().ExecBatch(ctx, batch).Close()
+	err = sendInsert(ctx, conn, batch, again)
 	s.queries.TraceQueryEnd(ctx, conn, pgx.TraceQueryEndData{Err: err})
 	return err
 }
 
+// sendInsert sends a batch of statements. With again, the last one is lockTicket.
+func sendInsert(ctx context.Context, conn *pgx.Conn, batch *pgconn.Batch, again bool) error {
+	if !again {
+		return conn.PgConn().ExecBatch(ctx, batch).Close()
+	}
+	results, err := conn.PgConn().ExecBatch(ctx, batch).ReadAll()
+	if err != nil {
+		return err
+	}
+	for _, r := range results {
+		if r.Err != nil {
+			return r.Err
+		}
+	}
+	if last := results[len(results)-1]; last.CommandTag.RowsAffected() != 1 {
+		return errors.New("a ticket that was there already has vanished meanwhile, so nothing is certain: it must be sent again")
+	}
+	return nil
+}
+
 // claim takes the keys of the entries that have one, and returns the entries that are to be stored: those without a
-// key, and those whose key is theirs. What the others are is written into them.
+// key, those whose key is theirs, and those whose key belongs to a delivery that is too far away to be the same one. What
+// the others are is written into them.
+//
+// Two deliveries with one key are the same only if they were received less than the key's time to live apart. It is the
+// servers' times that are compared, because a spool may bring either delivery here first, and long after both.
 func claim(ctx context.Context, tx pgx.Tx, entries []*intake.Entry) ([]*intake.Entry, error) {
-	first := map[deliveryKey]*intake.Entry{} // by key, the first of this batch
-	var sources, keys []string
-	var hashes [][]byte
-	var ids []uuid.UUID
-	var times, expiries []time.Time
+	open := map[deliveryKey][]*intake.Entry{}
+	own := map[uuid.UUID]*intake.Entry{}
 	for _, e := range entries {
 		e.Original, e.KeyReused = nil, false
-		key := deliveryKey{e.Ticket.Source, e.Key}
-		if e.Key == "" || first[key] != nil {
-			continue
+		if e.Key != "" {
+			key := deliveryKey{e.Ticket.Source, e.Key}
+			open[key] = append(open[key], e)
+			own[e.Ticket.ID] = e
 		}
-		first[key] = e
-		sources, keys = append(sources, key.source), append(keys, key.key)
-		hashes = append(hashes, e.BodySHA256[:])
-		ids = append(ids, e.Ticket.ID)
-		times, expiries = append(times, e.Ticket.ReceivedAt), append(expiries, e.KeyExpiresAt)
 	}
-	known, err := claimed(ctx, tx, sources, keys, hashes, ids, times, expiries)
-	if err != nil {
-		return nil, err
+	for _, same := range open {
+		slices.SortStableFunc(same, func(a, b *intake.Entry) int { return compareIDs(a.Ticket.ID, b.Ticket.ID) })
+	}
+	for len(open) > 0 { // once, unless a batch spans the time to live of one of its keys
+		known, err := claimed(ctx, tx, open)
+		if err != nil {
+			return nil, err
+		}
+		for key, same := range open {
+			d, ok := known[key]
+			if !ok {
+				return nil, fmt.Errorf("the idempotency key %q of source %q is neither taken nor free", key.key, key.source)
+			}
+			if stored := own[d.ticketID]; stored != nil { // by this very batch
+				d.status, d.problems = stored.Ticket.Status, stored.Ticket.Problems
+			}
+			if later := d.settle(same); len(later) == len(same) {
+				return nil, fmt.Errorf("the idempotency key %q of source %q has expired and is not free", key.key, key.source)
+			} else if len(later) > 0 {
+				open[key] = later
+			} else {
+				delete(open, key)
+			}
+		}
 	}
 	fresh := make([]*intake.Entry, 0, len(entries))
 	for _, e := range entries {
-		key := deliveryKey{e.Ticket.Source, e.Key}
-		d, ok := known[key]
-		switch {
-		case e.Key == "" || ok && d.ticketID == e.Ticket.ID:
+		if e.Original == nil && !e.KeyReused {
 			fresh = append(fresh, e)
-		case !ok:
-			return nil, fmt.Errorf("the idempotency key %q of source %q is neither taken nor free", key.key, key.source)
-		case [32]byte(d.bodySHA256) != e.BodySHA256:
-			e.KeyReused = true
-		default:
-			if own := first[key]; own.Ticket.ID == d.ticketID { // stored by this very batch
-				d.status, d.problems = own.Ticket.Status, own.Ticket.Problems
-			}
-			e.Original = &intake.Receipt{ID: d.ticketID, Status: d.status, Problems: d.problems, Duplicate: true}
 		}
 	}
 	return fresh, nil
@@ -177,20 +228,67 @@ type deliveryKey struct{ source, key string }
 type delivery struct {
 	bodySHA256 []byte
 	ticketID   uuid.UUID
+	receivedAt time.Time
+	expiresAt  time.Time
 	status     ticket.Status
 	problems   []ticket.Problem
 }
 
-func claimed(
-	ctx context.Context, tx pgx.Tx, sources, keys []string, hashes [][]byte, ids []uuid.UUID, times, expiries []time.Time,
-) (map[deliveryKey]delivery, error) {
+// settle writes into entries with the delivery's key, the oldest first, what they are: nothing into those that are to be
+// stored. It returns those that were received after the key had expired, for which it is to be claimed anew.
+func (d delivery) settle(entries []*intake.Entry) (later []*intake.Entry) {
+	var late delivery // of this batch, the last one that is to be stored without the key
+	for _, e := range entries {
+		switch {
+		case e.Ticket.ID == d.ticketID:
+		case !e.Ticket.ReceivedAt.Before(d.expiresAt):
+			later = append(later, e)
+		case e.KeyExpiresAt.After(d.receivedAt):
+			d.repeat(e)
+		default: // it is older, and comes late: the newer one keeps the key
+			if e.Ticket.ReceivedAt.Before(late.expiresAt) {
+				late.repeat(e)
+				continue
+			}
+			late = delivery{
+				bodySHA256: e.BodySHA256[:], ticketID: e.Ticket.ID, expiresAt: e.KeyExpiresAt,
+				status: e.Ticket.Status, problems: e.Ticket.Problems,
+			}
+		}
+	}
+	return later
+}
+
+// repeat notes that an entry is the same delivery, or claims to be.
+func (d delivery) repeat(e *intake.Entry) {
+	if [sha256.Size]byte(d.bodySHA256) != e.BodySHA256 {
+		e.KeyReused = true
+		return
+	}
+	e.Original = &intake.Receipt{ID: d.ticketID, Status: d.status, Problems: d.problems, Duplicate: true}
+}
+
+// claimed claims each key for the first of its entries, and returns whose the keys are.
+func claimed(ctx context.Context, tx pgx.Tx, entries map[deliveryKey][]*intake.Entry) (map[deliveryKey]delivery, error) {
+	var sources, keys []string
+	var hashes [][]byte
+	var ids []uuid.UUID
+	var times, expiries []time.Time
+	for key, same := range entries {
+		e := same[0]
+		sources, keys = append(sources, key.source), append(keys, key.key)
+		hashes = append(hashes, e.BodySHA256[:])
+		ids = append(ids, e.Ticket.ID)
+		times, expiries = append(times, e.Ticket.ReceivedAt), append(expiries, e.KeyExpiresAt)
+	}
 	batch := &pgx.Batch{}
 	batch.Queue(claimKeys, sources, keys, hashes, ids, times, expiries)
 	known := make(map[deliveryKey]delivery, len(keys))
 	batch.Queue(lookUpKeys, sources, keys).Query(func(rows pgx.Rows) error {
 		var key deliveryKey
 		var d delivery
-		_, err := pgx.ForEachRow(rows, []any{&key.source, &key.key, &d.bodySHA256, &d.ticketID, &d.status, &d.problems}, func() error {
+		columns := []any{&key.source, &key.key, &d.bodySHA256, &d.ticketID, &d.receivedAt, &d.expiresAt, &d.status, &d.problems}
+		_, err := pgx.ForEachRow(rows, columns, func() error {
 			known[key] = d
 			d = delivery{}
 			return nil

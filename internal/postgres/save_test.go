@@ -229,3 +229,76 @@ func assertProductsAreWhatTheTicketsSay(t *testing.T, b *testBundle) {
 		FROM said s FULL JOIN products p ON p.product_id = s.product_id
 		WHERE (s.name, s.price) IS DISTINCT FROM (p.name, p.price)`))
 }
+
+// receivedAt moves a delivery, with its id and its key, to another time.
+func receivedAt(e *intake.Entry, at time.Time, ttl time.Duration) *intake.Entry {
+	ms := at.UnixMilli()
+	for i := range 6 {
+		e.Ticket.ID[i] = byte(ms >> (40 - 8*i))
+	}
+	e.Ticket.ReceivedAt = ticket.IDTime(e.Ticket.ID)
+	e.KeyExpiresAt = e.Ticket.ReceivedAt.Add(ttl)
+	return e
+}
+
+func TestSave_OneKey_IsOneDeliveryOnlyWithinItsTimeToLive_HoweverLateItIsStored(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	const ttl = time.Hour
+	for name, when := range map[string]time.Time{
+		"long ago": time.Now().Add(-240 * time.Hour), "now": time.Now(), "by a clock that is ahead": time.Now().Add(240 * time.Hour),
+	} {
+		for order, permutation := range [][]int{{0, 1, 2, 3, 4}, {4, 3, 2, 1, 0}, {2, 0, 4, 1, 3}} {
+			for _, together := range []bool{true, false} {
+				what := fmt.Sprintf("%s, order %d, together: %t", name, order, together)
+				delivery := func(after time.Duration) *intake.Entry {
+					return receivedAt(keyed(t, what, body("1", "Café,a,2")), when.Add(after), ttl)
+				}
+				// The second is the first one again, and the last is the fourth one again.
+				all := []*intake.Entry{delivery(0), delivery(ttl / 4), delivery(ttl * 3 / 2), delivery(ttl * 3), delivery(ttl*4 - 1*time.Millisecond)}
+				for _, e := range all {
+					e.Ticket.Source = "s"
+				}
+				batch := []*intake.Entry{}
+				for _, i := range permutation {
+					batch = append(batch, all[i])
+				}
+				batches := [][]*intake.Entry{batch}
+				if !together {
+					batches = slices.Collect(slices.Chunk(batch, 1))
+				}
+				for _, entries := range batches {
+					save(t, b, entries...)
+					save(t, b, entries...) // as after an answer that was lost
+				}
+				stored := func(e *intake.Entry) bool {
+					return one[bool](t, b, `SELECT EXISTS (SELECT FROM tickets WHERE id = $1)`, e.Ticket.ID)
+				}
+				assert.True(t, stored(all[2]), "%s: no other delivery is near", what)
+				assert.True(t, stored(all[3]) || stored(all[4]), what)
+				assert.True(t, stored(all[0]) || stored(all[1]), what)
+				if order == 0 || together {
+					assert.True(t, stored(all[0]) && stored(all[3]), what)
+					assert.False(t, stored(all[1]) || stored(all[4]), "%s: it is the same delivery as the one before", what)
+				}
+				holder := one[string](t, b, `SELECT ticket_id::text FROM deliveries WHERE key = $1`, what)
+				assert.Contains(t, []string{all[3].Ticket.ID.String(), all[4].Ticket.ID.String()}, holder, "%s: the newest holds the key", what)
+				other := receivedAt(keyed(t, what, body("2", "Café,a,2")), when.Add(ttl*7/2), ttl)
+				other.Ticket.Source = "s"
+				save(t, b, other)
+				assert.True(t, other.KeyReused, what)
+			}
+		}
+	}
+}
+
+func TestSave_UniqueIndexOfSomebodyElse_LetsNoTicketVanish(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	exec(t, b, `CREATE UNIQUE INDEX ON tickets_default (order_number)`)
+	save(t, b, entry(t, body("1", "Café,a,2")))
+	second := entry(t, body("1", "Café,a,2"))
+	require.ErrorIs(t, b.store.Save(t.Context(), []*intake.Entry{second}), ticket.ErrRefused,
+		"a ticket that is not stored must not be answered as if it were")
+	assert.Equal(t, 1, one[int](t, b, `SELECT count(*) FROM tickets`))
+}

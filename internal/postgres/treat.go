@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"myticket/internal/intake"
 	"myticket/internal/ticket"
@@ -21,36 +22,42 @@ WITH due AS (
     FOR UPDATE SKIP LOCKED
 )
 UPDATE tickets t
-SET attempts = least(t.attempts, 32766) + 1, next_attempt_at = now() + $2
+SET attempts = least(t.attempts, 32766) + 1, claims = t.claims + 1, next_attempt_at = now() + $2
 FROM due
 WHERE t.received_at = due.received_at AND t.id = due.id
-RETURNING t.id, t.received_at, t.source, t.body, t.content_type, coalesce(t.traceparent, ''), t.attempts`
+RETURNING t.id, t.received_at, t.source, t.body, t.content_type, coalesce(t.traceparent, ''), t.attempts, t.claims`
 
-// finishTicket changes a row only for the holder of the newest claim.
+// finishTicket changes a row only for the holder of the newest claim. Both numbers must be the claim's: a person who
+// sends a ticket back resets attempts, and a server of the version before leaves claims alone.
 const finishTicket = `
 UPDATE tickets t
 SET status = i.status, problems = i.problems, order_number = i.order_number, vat = i.vat, total = i.total,
     extra = i.extra, lines = i.lines, parser_version = $8, next_attempt_at = NULL
 FROM unnest($1::text[], $2::jsonb[], $3::text[], $4::numeric[], $5::numeric[], $6::jsonb[], $7::jsonb[])
      AS i (status, problems, order_number, vat, total, extra, lines)
-WHERE t.received_at = $9 AND t.id = $10 AND t.status = 'TO_TREAT' AND t.attempts = $11`
+WHERE t.received_at = $9 AND t.id = $10 AND t.status = 'TO_TREAT' AND t.attempts = $11 AND t.claims = $12`
+
+// finishedTicket finds what finishTicket has done, for when the answer to its COMMIT was lost. The lock waits for the
+// standbys, as lockTicket does.
+const finishedTicket = `
+SELECT FROM tickets WHERE received_at = $1 AND id = $2 AND status = $3 AND attempts = $4 AND claims = $5 FOR KEY SHARE`
 
 const postponeTicket = `
-UPDATE tickets SET next_attempt_at = now() + $4
-WHERE received_at = $1 AND id = $2 AND status = 'TO_TREAT' AND attempts = $3`
+UPDATE tickets SET next_attempt_at = now() + $5
+WHERE received_at = $1 AND id = $2 AND status = 'TO_TREAT' AND attempts = $3 AND claims = $4`
 
 // Claim implements treatment.Store.
 func (s *Store) Claim(ctx context.Context, limit int, lease time.Duration) ([]treatment.Claim, error) {
 	var claims []treatment.Claim
-	err := s.retry(ctx, "claim tickets", func() error {
-		rows, err := s.pool.Query(ctx, claimTickets, limit, lease)
+	err := s.commit(ctx, "claim tickets", func(conn *pgxpool.Conn) error {
+		rows, err := conn.Query(ctx, claimTickets, limit, lease)
 		if err != nil {
 			return err
 		}
 		claims, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (treatment.Claim, error) {
 			t := &ticket.Ticket{Status: ticket.ToTreat}
 			c := treatment.Claim{Ticket: t}
-			err := row.Scan(&t.ID, &t.ReceivedAt, &t.Source, &t.Body, &t.ContentType, &t.Traceparent, &c.Attempt)
+			err := row.Scan(&t.ID, &t.ReceivedAt, &t.Source, &t.Body, &t.ContentType, &t.Traceparent, &c.Attempt, &c.Number)
 			return c, err
 		})
 		return err
@@ -62,9 +69,10 @@ func (s *Store) Claim(ctx context.Context, limit int, lease time.Duration) ([]tr
 func (s *Store) Finish(ctx context.Context, c treatment.Claim) error {
 	entries := []*intake.Entry{{Ticket: *c.Ticket}}
 	p := ticketParams(entries)
-	lost := false
-	err := s.retry(ctx, "store what was read", func() error {
-		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+	again, lost := false, false
+	err := s.commit(ctx, "store what was read", func(pooled *pgxpool.Conn) error {
+		defer func() { again = true }()
+		return pgx.BeginFunc(ctx, pooled, func(tx pgx.Tx) error {
 			conn := tx.Conn()
 			finish, err := conn.Prepare(ctx, finishTicket, finishTicket)
 			if err != nil {
@@ -73,12 +81,17 @@ func (s *Store) Finish(ctx context.Context, c treatment.Claim) error {
 			result := conn.PgConn().ExecPrepared(ctx, finish.Name,
 				[][]byte{
 					p.status, p.problems, p.orderNumber, p.vat, p.total, p.extra, p.lines, int2(ticket.ParserVersion),
-					appendTime(nil, c.Ticket.ReceivedAt), c.Ticket.ID[:], int2(c.Attempt),
+					appendTime(nil, c.Ticket.ReceivedAt), c.Ticket.ID[:], int2(c.Attempt), int4(c.Number),
 				}, finishFormats, nil).Read()
 			if result.Err != nil {
 				return result.Err
 			}
 			lost = result.CommandTag.RowsAffected() == 0
+			if lost && again {
+				done, err := tx.Exec(ctx, finishedTicket, c.Ticket.ReceivedAt, c.Ticket.ID, c.Ticket.Status, c.Attempt, c.Number)
+				lost = done.RowsAffected() == 0
+				return err // with its products, which are of the same transaction
+			}
 			if products := distinctProducts(entries); len(products) > 0 && !lost {
 				return upsert(ctx, conn, products)
 			}
@@ -94,8 +107,8 @@ func (s *Store) Finish(ctx context.Context, c treatment.Claim) error {
 // Postpone implements treatment.Store.
 func (s *Store) Postpone(ctx context.Context, c treatment.Claim, wait time.Duration) error {
 	var changed int64
-	err := s.retry(ctx, "postpone a ticket", func() error {
-		tag, err := s.pool.Exec(ctx, postponeTicket, c.Ticket.ReceivedAt, c.Ticket.ID, c.Attempt, wait)
+	err := s.commit(ctx, "postpone a ticket", func(conn *pgxpool.Conn) error {
+		tag, err := conn.Exec(ctx, postponeTicket, c.Ticket.ReceivedAt, c.Ticket.ID, c.Attempt, c.Number, wait)
 		changed = tag.RowsAffected()
 		return err
 	})

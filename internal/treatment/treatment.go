@@ -16,9 +16,11 @@ import (
 // Claim is a ticket that this process may treat, and nobody else until the lease ends.
 type Claim struct {
 	Ticket *ticket.Ticket
-	// Attempt counts the claims of the ticket, this one included. It is the fence: a process whose lease ran out holds
-	// an old number, and its writes change nothing.
+	// Attempt counts the claims of the ticket since it was stored or sent back, this one included.
 	Attempt int
+	// Number counts them since it was stored, and each time that it was sent back. It never goes back. With Attempt it is
+	// the fence: a process whose lease ran out holds an old number, and its writes change nothing.
+	Number int
 }
 
 // Store is what treatment needs of a store. Its errors are those of package ticket.
@@ -40,6 +42,7 @@ type Config struct {
 	Interval    time.Duration // between looks for tickets that are due, when none was. Defaults to 1 s.
 	Batch       int           // tickets claimed at once. Defaults to 32.
 	Lease       time.Duration // how long a claim lasts, for all of a batch. Defaults to 1 min.
+	Timeout     time.Duration // of one call to the store; no call lasts longer than the lease. Defaults to 10 s.
 	MaxAttempts int           // after this many the ticket becomes ERROR. Defaults to 10.
 	MinBackOff  time.Duration // before the second attempt; it doubles with each. Defaults to 1 s.
 	MaxBackOff  time.Duration // the longest back-off. Defaults to 10 min.
@@ -60,6 +63,7 @@ func New(config Config, store Store) *Treater {
 	setDefault(&config.Interval, time.Second)
 	setDefault(&config.Batch, 32)
 	setDefault(&config.Lease, time.Minute)
+	setDefault(&config.Timeout, 10*time.Second)
 	setDefault(&config.MaxAttempts, 10)
 	setDefault(&config.MinBackOff, time.Second)
 	setDefault(&config.MaxBackOff, 10*time.Minute)
@@ -104,7 +108,7 @@ func (tr *Treater) Run(ctx context.Context) {
 // no time for keep their claim until its lease ends.
 func (tr *Treater) RunOnce(ctx context.Context) (int, error) {
 	leaseEnd := time.Now().Add(tr.config.Lease)
-	claims, err := tr.store.Claim(ctx, tr.config.Batch, tr.config.Lease)
+	claims, err := tr.claim(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("claim tickets: %w", err)
 	}
@@ -112,7 +116,7 @@ func (tr *Treater) RunOnce(ctx context.Context) (int, error) {
 		if ctx.Err() != nil || !time.Now().Before(leaseEnd) {
 			break
 		}
-		if err := tr.Treat(ctx, c.Ticket, c.Attempt); err != nil {
+		if err := tr.attempt(ctx, c, leaseEnd); err != nil {
 			tr.config.Logger.With(c.Ticket.LogAttr()).
 				Warn("a ticket could not be treated; it stays TO_TREAT and is tried again", "attempt", c.Attempt, "error", err)
 		}
@@ -120,43 +124,70 @@ func (tr *Treater) RunOnce(ctx context.Context) (int, error) {
 	return len(claims), nil //nolint:nilerr // what ctx left no time for is no failure
 }
 
-// Treat reads a claimed ticket and stores what it says. A ticket that cannot be read, or that the store refuses, becomes
-// ERROR with the reason; one whose transaction fails for another reason is postponed, and becomes ERROR after
-// Config.MaxAttempts. It updates t's Status, Problems and Order. An error means that the ticket is TO_TREAT still, or
-// that somebody else has it.
+func (tr *Treater) claim(ctx context.Context) ([]Claim, error) {
+	ctx, cancel := context.WithTimeout(ctx, min(tr.config.Timeout, tr.config.Lease))
+	defer cancel()
+	return tr.store.Claim(ctx, tr.config.Batch, tr.config.Lease)
+}
+
+// Treat reads a ticket that this process has stored claimed, and stores what it says: attempt is the number of its claims,
+// and nobody has sent the ticket back yet. A ticket that cannot be read, or that the store refuses, becomes ERROR with the
+// reason; one whose transaction fails for another reason is postponed, and becomes ERROR after Config.MaxAttempts. It
+// updates t's Status, Problems and Order. An error means that the ticket is TO_TREAT still, or that somebody else has it.
 func (tr *Treater) Treat(ctx context.Context, t *ticket.Ticket, attempt int) error {
-	read := *t
-	err := tr.treat(ctx, &read, attempt)
+	return tr.attempt(ctx, Claim{Ticket: t, Attempt: attempt, Number: attempt}, time.Now().Add(tr.config.Lease))
+}
+
+// attempt treats a claimed ticket until the lease ends.
+func (tr *Treater) attempt(ctx context.Context, c Claim, leaseEnd time.Time) error {
+	ctx, cancel := context.WithDeadline(ctx, leaseEnd)
+	defer cancel()
+	read := *c.Ticket
+	err := tr.treat(ctx, Claim{Ticket: &read, Attempt: c.Attempt, Number: c.Number})
 	tr.config.Metrics.attempt(read.Status, err)
 	if err == nil {
-		*t = read
+		*c.Ticket = read
 	}
 	return err
 }
 
 // treat stores what it reads, or else that it cannot be kept, or else that it is to be tried again.
-func (tr *Treater) treat(ctx context.Context, read *ticket.Ticket, attempt int) error {
-	if attempt > tr.config.MaxAttempts { // whoever treated it was killed each time
-		return tr.giveUp(ctx, read, attempt, ProblemAttempts, errors.New("each attempt was cut short"))
+func (tr *Treater) treat(ctx context.Context, c Claim) error {
+	read := c.Ticket
+	if c.Attempt > tr.config.MaxAttempts { // whoever treated it was killed each time
+		return tr.giveUp(ctx, c, ProblemAttempts, errors.New("each attempt was cut short"))
 	}
 	read.Order, read.Problems = tr.config.Parse(read.Body)
 	read.Status = ticket.Treated
 	if len(read.Problems) > 0 {
 		read.Status = ticket.Error
 	}
-	err := tr.store.Finish(ctx, Claim{read, attempt})
+	err := tr.finish(ctx, c)
 	switch {
 	case err == nil || errors.Is(err, ErrClaimLost):
 		return err
 	case errors.Is(err, ticket.ErrRefused):
-		return tr.giveUp(ctx, read, attempt, ProblemRefused, err)
-	case attempt >= tr.config.MaxAttempts:
-		return tr.giveUp(ctx, read, attempt, ProblemAttempts, err)
+		return tr.giveUp(ctx, c, ProblemRefused, err)
+	case c.Attempt >= tr.config.MaxAttempts:
+		return tr.giveUp(ctx, c, ProblemAttempts, err)
 	}
-	if postponeErr := tr.store.Postpone(ctx, Claim{read, attempt}, tr.backOff(attempt)); postponeErr != nil {
+	if postponeErr := tr.postpone(ctx, c); postponeErr != nil {
 		return fmt.Errorf("%w (nor postponed, so the lease must end first: %w)", err, postponeErr)
 	}
 	return err
+}
+
+// finish and postpone are given up in time: on a connection that went silent nobody answers, however long one waits.
+func (tr *Treater) finish(ctx context.Context, c Claim) error {
+	ctx, cancel := context.WithTimeout(ctx, tr.config.Timeout)
+	defer cancel()
+	return tr.store.Finish(ctx, c)
+}
+
+func (tr *Treater) postpone(ctx context.Context, c Claim) error {
+	ctx, cancel := context.WithTimeout(ctx, tr.config.Timeout)
+	defer cancel()
+	return tr.store.Postpone(ctx, c, tr.backOff(c.Attempt))
 }
 
 // Codes of the problems that treatment adds.
@@ -166,13 +197,13 @@ const (
 )
 
 // giveUp stores the ticket as ERROR, with what was read from it left out: it is what the store refuses.
-func (tr *Treater) giveUp(ctx context.Context, t *ticket.Ticket, attempt int, code string, reason error) error {
-	t.Status, t.Order = ticket.Error, ticket.Order{}
-	t.Problems = []ticket.Problem{{
+func (tr *Treater) giveUp(ctx context.Context, c Claim, code string, reason error) error {
+	c.Ticket.Status, c.Ticket.Order = ticket.Error, ticket.Order{}
+	c.Ticket.Problems = []ticket.Problem{{
 		Code:    code,
-		Message: ticket.CleanText(fmt.Sprintf("not kept after %d attempt(s): %v", attempt, reason), 500),
+		Message: ticket.CleanText(fmt.Sprintf("not kept after %d attempt(s): %v", c.Attempt, reason), 500),
 	}}
-	return tr.store.Finish(ctx, Claim{t, attempt})
+	return tr.finish(ctx, c)
 }
 
 // backOff is exponential, with a jitter of half of it.

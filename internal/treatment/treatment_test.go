@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"myticket/internal/devdb/pgtest"
+	"myticket/internal/intake"
 	"myticket/internal/postgres"
 	"myticket/internal/ticket"
 	"myticket/internal/treatment"
@@ -190,4 +191,133 @@ func TestTreater_Run_EndsWithItsContext(t *testing.T) {
 		20*time.Second, 10*time.Millisecond)
 	cancel()
 	<-done
+}
+
+func TestTreater_ClaimFromBeforeARetry_ChangesNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t, sample)
+	claim := func() treatment.Claim {
+		t.Helper()
+		b.exec(t, `UPDATE tickets SET next_attempt_at = now() - interval '1 s'`) // a lease that was there has run out
+		claims, err := b.store.Claim(t.Context(), 1, time.Minute)
+		require.NoError(t, err)
+		require.Len(t, claims, 1)
+		return claims[0]
+	}
+	slow := claim()
+	other := claim()
+	other.Ticket.Status, other.Ticket.Problems = ticket.Error, []ticket.Problem{{Code: "other"}}
+	require.NoError(t, b.store.Finish(t.Context(), other))
+	require.NoError(t, b.store.RetryTicket(t.Context(), other.Ticket.ID))
+
+	slow.Ticket.Status, slow.Ticket.Problems = ticket.Error, []ticket.Problem{{Code: "slow"}}
+	require.ErrorIs(t, b.store.Finish(t.Context(), slow), treatment.ErrClaimLost)
+	newest := claim()
+	require.Equal(t, slow.Attempt, newest.Attempt, "attempts begin anew")
+	require.ErrorIs(t, b.store.Finish(t.Context(), slow), treatment.ErrClaimLost)
+	require.ErrorIs(t, b.store.Postpone(t.Context(), slow, time.Hour), treatment.ErrClaimLost)
+	newest.Ticket.Status = ticket.Treated
+	require.NoError(t, b.store.Finish(t.Context(), newest))
+	assert.Equal(t, "TREATED", one[string](t, b, `SELECT status FROM tickets`))
+}
+
+// What the version before does while servers are updated one after the other: it knows attempts alone.
+const (
+	claimOfTheVersionBefore  = `UPDATE tickets SET attempts = attempts + 1, next_attempt_at = now() + interval '1 minute' RETURNING attempts`
+	finishOfTheVersionBefore = `UPDATE tickets SET status = 'ERROR' WHERE status = 'TO_TREAT' AND attempts = $1`
+)
+
+func TestTreater_ClaimOfAnotherVersion_MakesAnOlderOneVoid(t *testing.T) {
+	t.Parallel()
+	b := setup(t, sample)
+	claims, err := b.store.Claim(t.Context(), 1, time.Minute)
+	require.NoError(t, err)
+	require.Len(t, claims, 1)
+	before := one[int](t, b, claimOfTheVersionBefore)
+	claims[0].Ticket.Status = ticket.Treated
+	require.ErrorIs(t, b.store.Finish(t.Context(), claims[0]), treatment.ErrClaimLost)
+	b.exec(t, `UPDATE tickets SET next_attempt_at = now()`)
+	claims, err = b.store.Claim(t.Context(), 1, time.Minute)
+	require.NoError(t, err)
+	require.Len(t, claims, 1)
+	b.exec(t, finishOfTheVersionBefore, before)
+	claims[0].Ticket.Status = ticket.Treated
+	require.NoError(t, b.store.Finish(t.Context(), claims[0]))
+	assert.Equal(t, "TREATED", one[string](t, b, `SELECT status FROM tickets`))
+}
+
+func TestTreater_TicketThatWasStoredClaimed_IsTheClaimersAlone(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id, at, err := ticket.NewID()
+	require.NoError(t, err)
+	e := &intake.Entry{Ticket: ticket.Ticket{ID: id, ReceivedAt: at, Source: "s", Body: []byte(sample), Status: ticket.ToTreat},
+		ClaimFor: time.Minute}
+	require.NoError(t, b.store.Save(t.Context(), []*intake.Entry{e}))
+	assert.Equal(t, 1, one[int](t, b, `SELECT claims FROM tickets WHERE attempts = 1`))
+	require.NoError(t, b.treater(treatment.Config{}).Treat(t.Context(), &e.Ticket, 1))
+	assert.Equal(t, "TREATED", one[string](t, b, `SELECT status FROM tickets`))
+	require.ErrorIs(t, b.treater(treatment.Config{}).Treat(t.Context(), &e.Ticket, 1), treatment.ErrClaimLost)
+}
+
+func TestTreater_SilentConnection_EndsInTimeAndIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	server, url := pgtest.NewServer(t)
+	store, err := postgres.Open(t.Context(), postgres.Config{URL: url})
+	require.NoError(t, err)
+	t.Cleanup(store.Close)
+	pool, err := pgxpool.New(t.Context(), url)
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	b := &testBundle{store, pool}
+	insert := func() {
+		id, at, err := ticket.NewID()
+		require.NoError(t, err)
+		b.exec(t, `INSERT INTO tickets (id, received_at, source, body, status, next_attempt_at)
+			VALUES ($1, $2, 'default', $3, 'TO_TREAT', now())`, id, at, []byte(sample))
+	}
+	insert()
+	parsing, parse := make(chan struct{}), make(chan struct{})
+	tr := b.treater(treatment.Config{
+		Timeout: 200 * time.Millisecond, Lease: time.Second, Interval: 10 * time.Millisecond,
+		Parse: func(body []byte) (ticket.Order, []ticket.Problem) {
+			parsing <- struct{}{}
+			<-parse
+			return ticket.Parse(body)
+		},
+	})
+	for name, pauseAt := range map[string]bool{"finish": true, "claim": false} {
+		done := make(chan error, 1)
+		if pauseAt {
+			go func() { _, err := tr.RunOnce(t.Context()); done <- err }()
+			<-parsing
+			require.NoError(t, server.Pause())
+			parse <- struct{}{}
+		} else {
+			require.NoError(t, server.Pause())
+			go func() { _, err := tr.RunOnce(t.Context()); done <- err }()
+		}
+		select {
+		case <-done:
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%s: it waits for an answer that never comes", name)
+		}
+		require.NoError(t, server.Resume())
+	}
+	go func() {
+		for range parsing {
+			parse <- struct{}{}
+		}
+	}()
+	t.Cleanup(func() { close(parsing) })
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { tr.Run(ctx); close(ended) }()
+	require.Eventually(t, func() bool {
+		var n int
+		err := b.pool.QueryRow(ctx, `SELECT count(*) FROM tickets WHERE status = 'TREATED'`).Scan(&n)
+		return err == nil && n == 1
+	}, 20*time.Second, 10*time.Millisecond, "it goes on once the database answers")
+	cancel()
+	<-ended
 }
