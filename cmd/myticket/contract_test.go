@@ -208,13 +208,16 @@ func TestAnswer_OfWhatIsNotTaken(t *testing.T) {
 
 const webhookSecret = "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
+const bearerToken = "token-0123456789"
+
 const sourcesFile = `{
-	"bearer": {"bearer_tokens": ["old-token", "new-token"]},
-	"basic":  {"basic_users": [{"username": "till", "password": "pass:word"}]},
+	"bearer": {"bearer_tokens": ["old-token-0123456789", "new-token-0123456789"]},
+	"basic":  {"basic_users": [{"username": "till", "password": "pass:word-0123456789"}]},
 	"signed": {"webhook_secrets": ["whsec_` + webhookSecret + `"]},
-	"any":    {"bearer_tokens": ["token"], "basic_users": [{"username": "u", "password": "p"}]},
+	"any":    {"bearer_tokens": ["` + bearerToken + `"], "basic_users": [{"username": "u", "password": "p-0123456789abcd"}]},
+	"open":   {},
 	"slow":   {"rate": 0.02, "burst": 2},
-	"both":   {"bearer_tokens": ["token"], "rate": 0.02, "burst": 1}
+	"both":   {"bearer_tokens": ["` + bearerToken + `"], "rate": 0.02, "burst": 1}
 }`
 
 func setupSources(t *testing.T) *testBundle {
@@ -245,43 +248,53 @@ func TestSource_ThatAsksForCredentials_TakesOnlyItsOwn(t *testing.T) {
 	basic := func(pair string) []string {
 		return []string{"Authorization", "Basic " + base64.StdEncoding.EncodeToString([]byte(pair))}
 	}
-	now := time.Now()
-	signed := sign(t, webhookSecret, "msg_1", now, text)
-	rotated := append([]string{}, signed...)
-	rotated[5] = "v1,bm90IHRoaXMgb25l " + rotated[5]
-	unnamed := append([]string{}, sign(t, webhookSecret, "msg_3", now, text)...)
+	// Signed when it is sent: a signature is good for a time, and the test may have to wait. What is too old or too new is so
+	// by much more.
+	signed := func(id string, from time.Duration, change func([]string) []string) func() []string {
+		return func() []string {
+			headers := sign(t, webhookSecret, id, time.Now().Add(from), text)
+			if change != nil {
+				headers = change(headers)
+			}
+			return headers
+		}
+	}
+	fixed := func(headers ...string) func() []string { return func() []string { return headers } }
 	for _, test := range []struct {
 		name, source string
-		headers      []string
+		headers      func() []string
 		ok           bool
 	}{
-		{"bearer", "bearer", []string{"Authorization", "Bearer new-token"}, true},
-		{"bearer, the other one", "bearer", []string{"authorization", "bearer old-token"}, true},
-		{"bearer, wrong", "bearer", []string{"Authorization", "Bearer no-token"}, false},
-		{"bearer, empty", "bearer", []string{"Authorization", "Bearer "}, false},
-		{"bearer, as basic", "bearer", basic("till:new-token"), false},
-		{"bearer, missing", "bearer", nil, false},
-		{"basic", "basic", basic("till:pass:word"), true},
-		{"basic, wrong password", "basic", basic("till:pass"), false},
-		{"basic, wrong user", "basic", basic("Till:pass:word"), false},
-		{"basic, not base64", "basic", []string{"Authorization", "Basic till:pass:word"}, false},
-		{"basic, missing", "basic", nil, false},
-		{"signature", "signed", signed, true},
-		{"signature, among others", "signed", rotated, true},
-		{"signature, without the id", "signed", unnamed[2:], false},
-		{"signature, of another secret", "signed", sign(t, strings.ToLower(webhookSecret), "msg_4", now, text), false},
-		{"signature, of another body", "signed", sign(t, webhookSecret, "msg_5", now, text+"\n"), false},
-		{"signature, expired", "signed", sign(t, webhookSecret, "msg_6", now.Add(-6*time.Minute), text), false},
-		{"signature, from the future", "signed", sign(t, webhookSecret, "msg_7", now.Add(6*time.Minute), text), false},
-		{"signature, missing", "signed", []string{"webhook-id", "msg_8"}, false},
-		{"any, bearer", "any", []string{"Authorization", "Bearer token"}, true},
-		{"any, basic", "any", basic("u:p"), true},
-		{"any, missing", "any", nil, false},
-		{"a source that is not in the file", "other", nil, true},
+		{"bearer", "bearer", fixed("Authorization", "Bearer new-token-0123456789"), true},
+		{"bearer, the other one", "bearer", fixed("authorization", "bearer old-token-0123456789"), true},
+		{"bearer, wrong", "bearer", fixed("Authorization", "Bearer no-token-0123456789"), false},
+		{"bearer, empty", "bearer", fixed("Authorization", "Bearer "), false},
+		{"bearer, as basic", "bearer", fixed(basic("till:new-token-0123456789")...), false},
+		{"bearer, missing", "bearer", fixed(), false},
+		{"basic", "basic", fixed(basic("till:pass:word-0123456789")...), true},
+		{"basic, wrong password", "basic", fixed(basic("till:pass")...), false},
+		{"basic, wrong user", "basic", fixed(basic("Till:pass:word-0123456789")...), false},
+		{"basic, not base64", "basic", fixed("Authorization", "Basic till:pass:word-0123456789"), false},
+		{"basic, missing", "basic", fixed(), false},
+		{"signature", "signed", signed("msg_1", 0, nil), true},
+		{"signature, among others", "signed", signed("msg_2", 0, func(headers []string) []string {
+			headers[5] = "v1,bm90IHRoaXMgb25l " + headers[5]
+			return headers
+		}), true},
+		{"signature, without the id", "signed", signed("msg_3", 0, func(headers []string) []string { return headers[2:] }), false},
+		{"signature, of another secret", "signed", fixed(sign(t, strings.ToLower(webhookSecret), "msg_4", time.Now(), text)...), false},
+		{"signature, of another body", "signed", fixed(sign(t, webhookSecret, "msg_5", time.Now(), text+"\n")...), false},
+		{"signature, expired", "signed", signed("msg_6", -6*time.Minute, nil), false},
+		{"signature, from the future", "signed", signed("msg_7", time.Hour, nil), false},
+		{"signature, missing", "signed", fixed("webhook-id", "msg_8"), false},
+		{"any, bearer", "any", fixed("Authorization", "Bearer "+bearerToken), true},
+		{"any, basic", "any", fixed(basic("u:p-0123456789abcd")...), true},
+		{"any, missing", "any", fixed(), false},
+		{"a source that asks for none", "open", fixed(), true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			a := b.post(t, "/ticket/"+test.source, text, test.headers...)
+			a := b.post(t, "/ticket/"+test.source, text, test.headers()...)
 			if test.ok {
 				require.Equal(t, text, b.ticket(t, requireReceipt(t, a).ID).Body)
 				return
@@ -309,13 +322,13 @@ func TestSource_ThatSendsTooFast_IsAskedToWait(t *testing.T) {
 	for range 5 {
 		requireWait(b.post(t, "/ticket/slow", "3"))
 	}
-	b.submit(t, "/ticket/other", "4")
+	b.submit(t, "/ticket/open", "4")
 
 	for range 5 {
 		requireProblem(t, b.post(t, "/ticket/both", "5"), http.StatusUnauthorized, "unauthorized")
 	}
-	b.submit(t, "/ticket/both", "a stranger uses up nobody's rate", "Authorization", "Bearer token")
-	requireWait(b.post(t, "/ticket/both", "6", "Authorization", "Bearer token"))
+	b.submit(t, "/ticket/both", "a stranger uses up nobody's rate", "Authorization", "Bearer "+bearerToken)
+	requireWait(b.post(t, "/ticket/both", "6", "Authorization", "Bearer "+bearerToken))
 	require.Equal(t, 4, b.count(t, `SELECT count(*) FROM tickets`))
 }
 

@@ -20,7 +20,7 @@ import (
 type devCmd struct {
 	DataDir      string `env:"MYTICKET_DEV_DATA_DIR" type:"path" placeholder:"DIR" help:"Folder of the throwaway Postgres' data; it survives a restart. Default: /var/lib/myticket-dev for root, otherwise ~/.local/state/myticket-dev."`
 	PostgresPort int    `env:"MYTICKET_DEV_POSTGRES_PORT" default:"0" help:"Port of the throwaway Postgres on 127.0.0.1; 0 for a free one. Default: ${default}."`
-	serverFlags  `set:"log_format=text"`
+	serverFlags  `kong:"set='log_format=text',set='http_addr=127.0.0.1:9098',set='admin_addr=127.0.0.1:9099'"`
 }
 
 const devDatabase = "myticket"
@@ -63,12 +63,16 @@ func (c *devCmd) Run(ctx context.Context, std streams, command *kong.Context) (e
 
 // whatToTry is what a newcomer reads.
 func (c *devCmd) whatToTry(webhook net.Addr, url string) string {
+	local := ""
+	if tcp, ok := webhook.(*net.TCPAddr); ok && tcp.IP.IsLoopback() {
+		local = "\nOnly this machine reaches it; with --http-addr=:9098 others do as well."
+	}
 	_, port, err := net.SplitHostPort(webhook.String())
 	if err != nil {
 		port = strings.TrimPrefix(c.HTTPAddr, ":")
 	}
 	return fmt.Sprintf(`
-MyTicket serves on http://localhost:%[1]s. Its Postgres keeps its data in %[2]s.
+MyTicket serves on http://localhost:%[1]s. Its Postgres keeps its data in %[2]s.%[4]s
 
 Send a ticket:        curl --data-binary @testdata/ticket.txt http://localhost:%[1]s/ticket
 See what was stored:  export DATABASE_URL='%[3]s'
@@ -77,5 +81,5 @@ See what was stored:  export DATABASE_URL='%[3]s'
                       psql "$DATABASE_URL" -c 'SELECT * FROM order_lines'
 Stop both:            Ctrl-C
 
-`, port, c.DataDir, url)
+`, port, c.DataDir, url, local)
 }

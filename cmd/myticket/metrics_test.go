@@ -94,7 +94,7 @@ func TestMetrics_HistogramsAreNativeAndClassic(t *testing.T) {
 func TestMetrics_SendersAddNoSeries(t *testing.T) {
 	t.Parallel()
 	sources := filepath.Join(t.TempDir(), "sources.json")
-	require.NoError(t, os.WriteFile(sources, []byte(`{"shop-1": {"bearer_tokens": ["token"]}, "*": {}}`), 0o600))
+	require.NoError(t, os.WriteFile(sources, []byte(`{"shop-1": {"bearer_tokens": ["`+bearerToken+`"]}, "*": {}}`), 0o600))
 	b := setup(t, "--sources-file", sources)
 	series := func() (names []string) {
 		for line := range strings.Lines(string(b.get(t, b.internal+"/metrics").body)) {
@@ -132,9 +132,18 @@ func TestMetrics_CountConnectionsThatAreRefused(t *testing.T) {
 	held, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(b.webhook, "http://"))
 	require.NoError(t, err)
 	defer held.Close()
-	await(t, "the connection is open", func() bool { return b.metric(t, "myticket_http_connections") == 1 })
-	require.Equal(t, http.StatusServiceUnavailable, b.post(t, "/ticket", sample(t)).status)
+	_, err = io.WriteString(held, "POST /ticket HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n")
+	require.NoError(t, err)
+	interim := make([]byte, len("HTTP/1.1 100 Continue\r\n\r\n"))
+	_, err = io.ReadFull(held, interim)
+	require.NoError(t, err, "now a request is under way")
+	require.Contains(t, string(interim), "100 Continue")
+
+	refused := b.post(t, "/ticket", sample(t))
+	requireProblem(t, refused, http.StatusServiceUnavailable, "too_many_connections")
+	requireRetryAfter(t, refused)
 	require.InDelta(t, 1, b.metric(t, "myticket_http_connections_refused_total"), 0)
+	require.InDelta(t, 1, b.metric(t, "myticket_http_connections"), 0)
 	require.InDelta(t, 1, b.metric(t, "myticket_http_max_connections"), 0)
 }
 

@@ -28,22 +28,25 @@ import (
 // serveCmd is `myticket serve`.
 type serveCmd struct {
 	databaseFlags
-	serverFlags `set:"log_format=json"`
+	serverFlags `kong:"set='log_format=json',set='http_addr=:9098',set='admin_addr=:9099'"`
 }
 
 // serverFlags are the settings of a server, wherever its database is.
 type serverFlags struct {
-	HTTPAddr    string `name:"http-addr" env:"MYTICKET_HTTP_ADDR" default:":9098" group:"Listeners" help:"Address of the webhook, /ping and /metrics. Default: ${default}."`
-	AdminAddr   string `name:"admin-addr" env:"MYTICKET_ADMIN_ADDR" default:":9099" group:"Listeners" help:"Address of the internal listener: /livez, /readyz, /metrics, /debug/pprof. Never let it be reached from outside. Default: ${default}."`
-	SourcesFile string `env:"MYTICKET_SOURCES_FILE" type:"path" placeholder:"FILE" group:"Listeners" help:"JSON file with the credentials and rates of sources (docs/webhook.md). Default: every source is open."`
+	HTTPAddr    string `name:"http-addr" env:"MYTICKET_HTTP_ADDR" default:"${http_addr}" group:"Listeners" help:"Address of the webhook, /ping and /metrics. Default: ${default}."`
+	AdminAddr   string `name:"admin-addr" env:"MYTICKET_ADMIN_ADDR" default:"${admin_addr}" group:"Listeners" help:"Address of the internal listener: /livez, /readyz, /metrics, /debug/pprof. Never let it be reached from outside. Default: ${default}."`
+	SourcesFile string `env:"MYTICKET_SOURCES_FILE" type:"path" placeholder:"FILE" group:"Listeners" help:"JSON file with the credentials and rates of sources (docs/webhook.md). Sources that are not in it may not send, unless it has an entry for all others. Default: every source is open."`
 
-	MaxBody        byteSize      `env:"MYTICKET_MAX_BODY" default:"1MiB" group:"Limits" help:"Longest ticket, in bytes; beyond it 413. Default: ${default}."`
-	MaxHeader      byteSize      `env:"MYTICKET_MAX_HEADER" default:"8KiB" group:"Limits" help:"Longest headers of a request, in bytes; beyond it 431. Each connection holds a buffer of this size. Default: ${default}."`
-	MaxConnections int           `env:"MYTICKET_MAX_CONNECTIONS" default:"4096" group:"Limits" help:"Connections to the webhook at once; beyond it 503. Default: ${default}."`
-	RequestTimeout time.Duration `env:"MYTICKET_REQUEST_TIMEOUT" default:"4s" group:"Limits" help:"Longest time from a ticket to its answer; beyond it 503. Senders commonly give up at 5s. Default: ${default}."`
-	ReadTimeout    time.Duration `env:"MYTICKET_READ_TIMEOUT" default:"10s" group:"Limits" help:"Longest time that a client may take to send a request; beyond it 408. Default: ${default}."`
-	WriteTimeout   time.Duration `env:"MYTICKET_WRITE_TIMEOUT" default:"10s" group:"Limits" help:"Longest time that a client may take to read its answer. Default: ${default}."`
-	IdleTimeout    time.Duration `env:"MYTICKET_IDLE_TIMEOUT" default:"75s" group:"Limits" help:"How long a connection may idle between requests; longer than the proxy's in front. Default: ${default}."`
+	MaxBody               byteSize      `env:"MYTICKET_MAX_BODY" default:"1MiB" group:"Limits" help:"Longest ticket, in bytes; beyond it 413. Default: ${default}."`
+	MaxHeader             byteSize      `env:"MYTICKET_MAX_HEADER" default:"8KiB" group:"Limits" help:"Longest headers of a request, in bytes; beyond it 431. Each connection holds a buffer of this size. Default: ${default}."`
+	BodyBytes             byteSize      `env:"MYTICKET_BODY_BYTES" default:"0" group:"Limits" help:"Memory of all bodies that are being read or wait for their answer, at least 4 times --max-body; beyond it 503. 0 derives it: an eighth of the memory limit. Default: ${default}."`
+	MaxConnections        int           `env:"MYTICKET_MAX_CONNECTIONS" default:"0" group:"Limits" help:"Connections to the webhook at once; beyond it the one that idles longest is closed, and 503 if none does. 0 derives it from the memory limit, 4096 at most. Default: ${default}."`
+	MaxConnectionsPerPeer int           `env:"MYTICKET_MAX_CONNECTIONS_PER_PEER" default:"-1" group:"Limits" help:"Connections of one address (IPv6: of one /64) at once; beyond it 429. 0 for no limit, which is right behind a proxy; -1 derives it: a quarter of --max-connections. Default: ${default}."`
+	PeerHeader            string        `env:"MYTICKET_PEER_HEADER" placeholder:"NAME" group:"Limits" help:"Header in which the proxy in front names the client's address last, such as X-Forwarded-For. --max-connections-per-peer then bounds the requests of that address instead of its connections. Only where nobody reaches the webhook without the proxy."`
+	RequestTimeout        time.Duration `env:"MYTICKET_REQUEST_TIMEOUT" default:"4s" group:"Limits" help:"Longest time from a ticket to its answer; beyond it 503. Senders commonly give up at 5s. Default: ${default}."`
+	ReadTimeout           time.Duration `env:"MYTICKET_READ_TIMEOUT" default:"10s" group:"Limits" help:"Longest time that a client may take to send a request; beyond it 408. Default: ${default}."`
+	WriteTimeout          time.Duration `env:"MYTICKET_WRITE_TIMEOUT" default:"10s" group:"Limits" help:"Longest time that a client may take to read its answer. Default: ${default}."`
+	IdleTimeout           time.Duration `env:"MYTICKET_IDLE_TIMEOUT" default:"75s" group:"Limits" help:"How long a connection may idle between requests; longer than the proxy's in front. Default: ${default}."`
 
 	DatabaseMaxConns int `env:"MYTICKET_DATABASE_MAX_CONNS" default:"8" group:"Database" help:"Connections of this server at most; at least --batches-in-flight and 5. Servers times this must stay below Postgres' max_connections. Default: ${default}."`
 
@@ -90,7 +93,8 @@ func (f *serverFlags) Validate() error {
 	}{
 		{"max-body", int64(f.MaxBody), 1},
 		{"max-header", int64(f.MaxHeader), 1 << 10},
-		{"max-connections", int64(f.MaxConnections), 1},
+		{"max-connections", int64(f.MaxConnections), 0},
+		{"max-connections-per-peer", int64(f.MaxConnectionsPerPeer), -1},
 		{"request-timeout", int64(f.RequestTimeout), int64(100 * time.Millisecond)},
 		{"read-timeout", int64(f.ReadTimeout), int64(time.Millisecond)},
 		{"write-timeout", int64(f.WriteTimeout), int64(time.Millisecond)},
@@ -121,6 +125,9 @@ func (f *serverFlags) Validate() error {
 	}
 	if limit := 1 << 30; int64(f.MaxBody) > int64(limit) {
 		return errors.New("--max-body is too large: Postgres holds no value of more than 1 GiB")
+	}
+	if f.BodyBytes != 0 && f.BodyBytes < 4*f.MaxBody {
+		return fmt.Errorf("--body-bytes is too small: it must be at least 4 times --max-body, which is %d, or 0", 4*f.MaxBody)
 	}
 	if f.SpoolDir != "" && f.OverflowWait+f.DatabaseTimeout >= f.RequestTimeout {
 		return errors.New("--overflow-wait and --database-timeout together must be less than --request-timeout: " +
@@ -153,6 +160,7 @@ func (c *serveCmd) Run(ctx context.Context, std streams, command *kong.Context) 
 		return err
 	}
 	logSettings(logger, command, url)
+	warnSecretsInArgs(logger, command.Args)
 	return c.serve(ctx, c.url, logger, func(net.Addr) {})
 }
 
@@ -175,6 +183,14 @@ func (f *serverFlags) serve(
 			return err
 		}
 	}
+	if least := 2 * httpapi.SignatureTolerance; sources.Signed() && f.KeyTTL < least {
+		return fmt.Errorf("--key-ttl must be at least %s, because a source signs its tickets: "+
+			"a captured one could be sent again as a new ticket once its key is forgotten", least)
+	}
+	logSources(logger, sources, f.SourcesFile)
+	memory, memoryFrom := memoryLimit("")
+	limits := f.deriveLimits(memory)
+	limits.log(logger, memory, memoryFrom)
 	tracing, err := telemetry.NewTracing(ctx, version, logger)
 	if err != nil {
 		return err
@@ -213,7 +229,8 @@ func (f *serverFlags) serve(
 		postgres.MaintainConfig{Period: postgres.Period(f.PartitionPeriod), Ahead: f.PartitionsAhead}, store)
 	registry.MustRegister(maintainer)
 	webhook := httpapi.New(httpapi.Config{
-		MaxBody: int(f.MaxBody), MaxHeader: int(f.MaxHeader), MaxConnections: f.MaxConnections,
+		MaxBody: int(f.MaxBody), MaxHeader: int(f.MaxHeader), BodyBytes: limits.bodyBytes,
+		MaxConnections: limits.connections, MaxPerPeer: limits.perPeer, PeerHeader: f.PeerHeader,
 		ReadTimeout: f.ReadTimeout, WriteTimeout: f.WriteTimeout, IdleTimeout: f.IdleTimeout,
 		Logger: logger, Registry: registry, Tracer: tracing.Requests(),
 	}, in, sources)

@@ -48,7 +48,8 @@ func TestSettings_ThatCannotBe_AreNamed(t *testing.T) {
 	t.Parallel()
 	for _, argument := range []string{
 		"--no-such-setting=1", "--batch-ticket=1", "--max-body=0", "--max-body=many", "--max-body=2GiB", "--max-body=-1",
-		"--max-header=10", "--max-connections=0", "--max-connections=1.5", "--request-timeout=1ms", "--request-timeout=4",
+		"--max-header=10", "--max-connections=-1", "--max-connections=1.5", "--max-connections-per-peer=-2",
+		"--body-bytes=4MB", "--request-timeout=1ms", "--request-timeout=4",
 		"--read-timeout=0s", "--write-timeout=0s", "--idle-timeout=-1s", "--database-max-conns=4", "--batch-tickets=0",
 		"--batch-bytes=0", "--batches-in-flight=0", "--waiting-tickets=0", "--waiting-bytes=0", "--key-ttl=1s",
 		"--treat-interval=0s", "--treat-lease=1ms", "--treat-max-attempts=0", "--treat-min-back-off=0s",

@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -115,6 +117,18 @@ const (
 	senderSpan  = "b7ad6b7169203331"
 )
 
+// trustedToken is what a source has to bring along before its trace counts.
+const trustedToken = "very-secret-0123456789"
+
+// trustedSources returns a sources file with an open source, and some that ask for trustedToken.
+func trustedSources(t *testing.T) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "sources.json")
+	require.NoError(t, os.WriteFile(file, []byte(`{"quiet": {}, "open": {}, "shop-1": {"bearer_tokens": ["`+trustedToken+`"]},
+		"default": {"bearer_tokens": ["`+trustedToken+`"]}}`), 0o600))
+	return file
+}
+
 // It is not parallel: the variables are those of the process.
 func TestTracing_LinksRequestsWithTheirBatch(t *testing.T) {
 	for _, protocol := range []string{"http/protobuf", "grpc"} {
@@ -128,12 +142,12 @@ func TestTracing_LinksRequestsWithTheirBatch(t *testing.T) {
 			t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint(t))
 			t.Setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
 			t.Setenv("OTEL_TRACES_SAMPLER", "parentbased_always_off") // so what follows is because of the sender's
-			s := serve(t, tb.databaseURL)
+			s := serve(t, tb.databaseURL, "--sources-file", trustedSources(t))
 			s.awaitReady(t)
 
 			s.submit(t, "/ticket/quiet", body("1", "Tea,t,1"))
 			sent := s.submit(t, "/ticket/shop-1?secret=very", body("2", "Coffee,c,2"),
-				"Traceparent", "00-"+senderTrace+"-"+senderSpan+"-01", "Authorization", "Bearer very-secret")
+				"Traceparent", "00-"+senderTrace+"-"+senderSpan+"-01", "Authorization", "Bearer "+trustedToken, "X-Forwarded-Proto", "https")
 			exposition, err := s.do(http.MethodGet, s.internal+"/metrics", nil, "Accept", "application/openmetrics-text; version=1.0.0")
 			require.NoError(t, err)
 			require.Regexp(t, `myticket_http_request_duration_seconds_bucket\{code="200",le="[^"]+"\} [12] # \{trace_id="`+senderTrace+`"\}`,
@@ -146,6 +160,7 @@ func TestTracing_LinksRequestsWithTheirBatch(t *testing.T) {
 			require.Equal(t, senderSpan, hexOf(request.GetParentSpanId()))
 			require.Equal(t, spans.Span_SPAN_KIND_SERVER, request.GetKind())
 			require.Contains(t, attributes(request)["http.response.status_code"], "200")
+			require.Contains(t, attributes(request)["url.scheme"], "https")
 
 			batch := r.one(t, "store batch")
 			require.Empty(t, batch.GetParentSpanId(), "a batch is nobody's child")
@@ -166,6 +181,42 @@ func TestTracing_LinksRequestsWithTheirBatch(t *testing.T) {
 	}
 }
 
+// A sender that may be anybody must not have the servers trace what they otherwise would not, nor hide in somebody's trace.
+func TestTracing_OfASenderThatMayBeAnybody_IsItsOwn(t *testing.T) {
+	for sampler, traced := range map[string]bool{"parentbased_always_off": false, "parentbased_always_on": true} {
+		t.Run(sampler, func(t *testing.T) {
+			tb := setup(t)
+			r := &receiver{}
+			t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", r.overHTTP(t))
+			t.Setenv("OTEL_TRACES_SAMPLER", sampler)
+			s := serve(t, tb.databaseURL, "--sources-file", trustedSources(t))
+			s.awaitReady(t)
+			theirs := []string{"Traceparent", "00-" + senderTrace + "-" + senderSpan + "-01", "X-Forwarded-Proto", "https"}
+			sent := s.submit(t, "/ticket/open", body("1", "Tea,t,1"), theirs...)
+			wrong := s.post(t, "/ticket/shop-1", body("1", "Tea,t,1"), append(theirs, "Authorization", "Bearer no-"+trustedToken)...)
+			require.Equal(t, http.StatusUnauthorized, wrong.status)
+			require.Zero(t, s.stop())
+
+			stored := tb.traceparent(t, sent.ID)
+			if !traced {
+				require.Empty(t, r.text(), "the sender's sampling does not count, neither for its request nor for its batch")
+				require.Equal(t, "00-"+senderTrace+"-"+senderSpan+"-00", stored, "it can still be found by it")
+				return
+			}
+			require.Len(t, r.named("POST /ticket/:source"), 2)
+			for _, request := range r.named("POST /ticket/:source") {
+				require.NotEqual(t, senderTrace, hexOf(request.GetTraceId()))
+				require.Empty(t, request.GetParentSpanId())
+				require.NotContains(t, attributes(request)["url.scheme"], "https")
+				if strings.Contains(attributes(request)["http.response.status_code"], "200") {
+					require.Equal(t, senderTrace, hexOf(request.GetLinks()[0].GetTraceId()), "it is linked, which costs nothing")
+					require.NotContains(t, stored, senderTrace)
+				}
+			}
+		})
+	}
+}
+
 func hexOf(id []byte) string { return hex.EncodeToString(id) }
 
 func (b *testBundle) traceparent(t *testing.T, id uuid.UUID) string {
@@ -181,11 +232,12 @@ func TestTracing_FollowsATicketThroughSpoolAndTreatment(t *testing.T) {
 	r := &receiver{}
 	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", r.overHTTP(t))
 	t.Setenv("OTEL_TRACES_SAMPLER", "parentbased_always_off")
-	s := serve(t, tb.databaseURL, "--spool-dir", t.TempDir(), "--database-timeout", "300ms")
+	s := serve(t, tb.databaseURL, "--spool-dir", t.TempDir(), "--database-timeout", "300ms", "--sources-file", trustedSources(t))
 	s.awaitReady(t)
 
 	release := tb.lockTickets(t)
-	a, err := s.send("/ticket", body("1", "Tea,t,1"), "Traceparent", "00-"+senderTrace+"-"+senderSpan+"-01")
+	a, err := s.send("/ticket", body("1", "Tea,t,1"), "Traceparent", "00-"+senderTrace+"-"+senderSpan+"-01",
+		"Authorization", "Bearer "+trustedToken)
 	require.NoError(t, err)
 	require.Equal(t, http.StatusAccepted, a.status, a)
 	release()

@@ -10,9 +10,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/gofiber/fiber/v2"
@@ -27,7 +29,10 @@ import (
 type Config struct {
 	MaxBody        int           // bytes of a ticket. Defaults to 1 MiB.
 	MaxHeader      int           // bytes of a request's headers; also the read buffer of each connection. Defaults to 8 KiB.
-	MaxConnections int           // open connections at once. Defaults to 4096. MaxConnections × MaxBody bounds the memory.
+	BodyBytes      int           // bytes of all bodies that are read or wait for their answer. Defaults to 128 MiB.
+	MaxConnections int           // open connections at once. Defaults to 4096. Each costs ConnectionCost.
+	MaxPerPeer     int           // connections of one peer: an IPv4 address, or 64 bits of IPv6. 0 for no limit, the default.
+	PeerHeader     string        // header in which a proxy in front names the peer: MaxPerPeer bounds its requests, not connections.
 	ReadTimeout    time.Duration // for a whole request, headers and body. Defaults to 10 s.
 	WriteTimeout   time.Duration // for a whole response. Defaults to 10 s.
 	IdleTimeout    time.Duration // for a connection between requests; longer than a proxy's in front. Defaults to 75 s.
@@ -41,6 +46,7 @@ type Config struct {
 func (c *Config) SetDefaults() {
 	setDefault(&c.MaxBody, 1<<20)
 	setDefault(&c.MaxHeader, 8<<10)
+	setDefault(&c.BodyBytes, 128<<20)
 	setDefault(&c.MaxConnections, 4096)
 	setDefault(&c.ReadTimeout, 10*time.Second)
 	setDefault(&c.WriteTimeout, 10*time.Second)
@@ -65,17 +71,28 @@ const (
 	sourceRoute  = "/ticket/:source"
 )
 
-// overLimit is how far beyond the limit a body is read all the same, so that its sender gets an answer. A sender whose
-// body is longer is cut off in the middle of sending it, and may see a reset connection instead of the 413.
-const overLimit = 64 << 10
+// writeBuffer is what each connection holds of its answers, in bytes. Only an answer with many problems is longer.
+const writeBuffer = 4 << 10
+
+// ConnectionCost returns the most memory that a connection takes besides what its ticket becomes, in bytes: its buffers, a
+// body that is small, and what was measured of goroutine, stacks and the request's own structures
+// (TestConnection_CostsWhatIsCounted).
+func ConnectionCost(maxHeader int) int { return maxHeader + writeBuffer + SmallBody + connectionRest }
+
+const connectionRest = 24 << 10
 
 // Server is the public listener.
 type Server struct {
-	app     *fiber.App
-	webhook *Webhook
-	metrics *metrics
-	tracer  trace.Tracer // nil for none
-	logger  *slog.Logger
+	app         *fiber.App
+	webhook     *Webhook
+	metrics     *metrics
+	tracer      trace.Tracer // nil for none
+	logger      *slog.Logger
+	bodies      *budget
+	peers       *peers // nil unless a proxy in front names them
+	refusals    refusals
+	connections atomic.Pointer[connections] // nil until Serve
+	config      Config
 }
 
 // New returns a server that hands tickets to accepter.
@@ -86,12 +103,21 @@ func New(config Config, accepter Accepter, sources *Sources) *Server {
 		metrics: newMetrics(config.Registry, sources),
 		tracer:  config.Tracer,
 		logger:  config.Logger,
+		bodies:  &budget{max: int64(config.BodyBytes)},
+		config:  config,
+	}
+	if config.PeerHeader != "" && config.MaxPerPeer > 0 {
+		s.peers = &peers{header: config.PeerHeader, max: config.MaxPerPeer, busy: map[netip.Addr]int{}}
 	}
 	s.app = fiber.New(fiber.Config{
-		AppName:       "MyTicket",
-		BodyLimit:     config.MaxBody + overLimit,
-		CaseSensitive: true,
-		Concurrency:   config.MaxConnections,
+		AppName: "MyTicket",
+		// With a stream, the handler reads the body, after the head was looked at. Of what is over this limit, which cannot
+		// be 0, nothing is read before that.
+		StreamRequestBody: true,
+		BodyLimit:         1,
+		CaseSensitive:     true,
+		// The listener bounds the connections. Those that it has closed may still be about to end.
+		Concurrency: config.MaxConnections + 2*maxLeaving,
 		// A multipart body would be taken apart and put together again, and not be the bytes that came.
 		DisablePreParseMultipartForm: true,
 		DisableStartupMessage:        true,
@@ -100,8 +126,11 @@ func New(config Config, accepter Accepter, sources *Sources) *Server {
 		Network:                      fiber.NetworkTCP,
 		ReadBufferSize:               config.MaxHeader,
 		ReadTimeout:                  config.ReadTimeout,
+		WriteBufferSize:              writeBuffer,
 		WriteTimeout:                 config.WriteTimeout,
 	})
+	s.app.Server().HeaderReceived = s.headerReceived
+	s.app.Server().ConnState = connState
 	s.registerConnections(config)
 	s.app.Post(defaultRoute, s.ticket)
 	s.app.Post(sourceRoute, s.ticket)
@@ -111,26 +140,64 @@ func New(config Config, accepter Accepter, sources *Sources) *Server {
 	return s
 }
 
-// registerConnections adds the metrics of connections.
+// registerConnections adds the metrics of connections, and of the bodies on them.
 func (s *Server) registerConnections(config Config) {
 	auto := promauto.With(config.Registry)
+	of := func(value func(*connections) int64) func() float64 {
+		return func() float64 {
+			if l := s.connections.Load(); l != nil {
+				return float64(value(l))
+			}
+			return 0
+		}
+	}
 	auto.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "myticket_http_connections",
 		Help: "Open connections to the webhook.",
-	}, func() float64 { return float64(s.app.Server().GetOpenConnectionsCount()) })
+	}, of(func(l *connections) int64 { return int64(l.count()) }))
 	auto.NewGauge(prometheus.GaugeOpts{
 		Name: "myticket_http_max_connections",
 		Help: "Connections to the webhook that may be open at once.",
 	}).Set(float64(config.MaxConnections))
 	auto.NewCounterFunc(prometheus.CounterOpts{
 		Name: "myticket_http_connections_refused_total",
-		Help: "Connections that were answered 503 because as many as may be were open.",
-	}, func() float64 { return float64(s.app.Server().GetRejectedConnectionsCount()) })
+		Help: "Connections that were answered 503 because as many as may be were open, each with a request under way.",
+	}, of(func(l *connections) int64 {
+		return l.refused.Load() + int64(s.app.Server().GetRejectedConnectionsCount())
+	}))
+	auto.NewCounterFunc(prometheus.CounterOpts{
+		Name: "myticket_http_connections_closed_idle_total",
+		Help: "Idle connections that were closed for a new one, because as many as may be were open.",
+	}, of(func(l *connections) int64 { return l.closedIdle.Load() }))
+	auto.NewCounterFunc(prometheus.CounterOpts{
+		Name: "myticket_http_peer_refused_total",
+		Help: "Connections, or with --peer-header requests, that were answered 429 because their peer had as many as it may.",
+	}, of(func(l *connections) int64 {
+		refused := l.peerFull.Load()
+		if s.peers != nil {
+			refused += s.peers.refused.Load()
+		}
+		return refused
+	}))
+	auto.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "myticket_http_body_bytes",
+		Help: "Memory of the bodies that are being read or wait for their answer.",
+	}, func() float64 { return float64(s.bodies.held.Load()) })
+	auto.NewGauge(prometheus.GaugeOpts{
+		Name: "myticket_http_max_body_bytes",
+		Help: "Memory that bodies may take at once; half of it those of more than 8 KiB.",
+	}).Set(float64(config.BodyBytes))
 }
 
 // Serve answers requests on a listener until Shutdown.
 func (s *Server) Serve(listener net.Listener) error {
-	if err := s.app.Listener(listener); err != nil {
+	perPeer := s.config.MaxPerPeer
+	if s.peers != nil {
+		perPeer = 0 // all come from the proxy
+	}
+	accepting := newConnections(listener, s.config.MaxConnections, perPeer)
+	s.connections.Store(accepting)
+	if err := s.app.Listener(accepting); err != nil {
 		return fmt.Errorf("serve HTTP: %w", err)
 	}
 	return nil
@@ -142,34 +209,90 @@ func (s *Server) Shutdown(ctx context.Context) error { return s.app.ShutdownWith
 
 // ticket is the webhook. Everything is copied out of Fiber's buffers, which the connection's next request overwrites.
 func (s *Server) ticket(c *fiber.Ctx) (err error) {
-	start := time.Now()
+	whole := false // the body has been read
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack()) // fiberError answers and counts it
+			if !whole {
+				c.Response().SetConnectionClose()
+			}
 		}
 	}()
 	h := &c.Request().Header
-	sent := string(h.Peek("Traceparent"))
-	span := s.startSpan(c, sent)
-	defer span.End()
-	r := s.webhook.Ticket(Request{
-		Source: strings.Clone(c.Params("source")),
-		Headers: Headers{
-			Authorization:    string(h.Peek(fiber.HeaderAuthorization)),
-			ContentEncoding:  string(h.Peek(fiber.HeaderContentEncoding)),
-			ContentType:      string(h.ContentType()),
-			IdempotencyKey:   string(h.Peek("Idempotency-Key")),
-			Traceparent:      traceparentOf(span, sent),
-			WebhookID:        string(h.Peek("Webhook-Id")),
-			WebhookSignature: string(h.Peek("Webhook-Signature")),
-			WebhookTimestamp: string(h.Peek("Webhook-Timestamp")),
-		},
-		Body: bytes.Clone(c.BodyRaw()),
-	})
-	write(c, r)
-	describe(span, r)
-	s.metrics.request(r, time.Since(start), span.SpanContext())
+	name, ok := sourceOf(h)
+	if !ok { // the router sees another path than the look at the head did: nothing was admitted
+		return fiber.ErrNotFound
+	}
+	r := Request{Source: s.webhook.sources.name(name)}
+	if refused, ok := s.refusals.take(h); ok {
+		s.refuse(c, r, refused)
+		return nil
+	}
+	if s.peers != nil {
+		peer := s.peers.of(c.Context())
+		if !s.peers.enter(peer) {
+			s.refuse(c, r, peerBusy())
+			return nil
+		}
+		defer s.peers.leave(peer)
+	}
+	held := share{budget: s.bodies}
+	defer held.release()
+	if stream := c.Context().RequestBodyStream(); stream != nil {
+		conn, _ := c.Context().Conn().(*conn)
+		r.Body, err = body{from: stream, conn: conn, declared: h.ContentLength(), max: s.config.MaxBody}.read(&held)
+		if err != nil {
+			s.refuse(c, r, s.webhook.bodyFailed(err, conn))
+			return nil
+		}
+	} else if refused, ok := s.webhook.Admit(r.Source, headersBefore(h), len(c.BodyRaw())); !ok { // fasthttp gives none to a handler alone
+		s.refuse(c, r, refused)
+		return nil
+	} else {
+		r.Body = bytes.Clone(c.BodyRaw())
+	}
+	whole = true
+	s.answer(c, r)
 	return nil
+}
+
+// answer answers a request whose body has been read.
+func (s *Server) answer(c *fiber.Ctx, r Request) {
+	start := time.Now()
+	r.Headers = headersBehind(&c.Request().Header)
+	sent := r.Headers.Traceparent
+	r, trusted, response, ok := s.webhook.verify(r)
+	span := s.startSpan(c, sent, trusted != nobody)
+	defer span.End()
+	r.Headers.Traceparent = s.traceparentOf(span, sent, trusted != nobody)
+	if ok {
+		response = s.webhook.store(r)
+	}
+	response = s.webhook.answered(r, response)
+	write(c, response)
+	describe(span, response)
+	s.metrics.request(response, time.Since(start), span.SpanContext())
+}
+
+// refuse answers a request whose body has not been read whole. Nothing more of it is taken for a request.
+func (s *Server) refuse(c *fiber.Ctx, r Request, refused Response) {
+	span := s.startSpan(c, "", false)
+	defer span.End()
+	refused = s.webhook.answered(r, refused)
+	write(c, refused)
+	if h := &c.Request().Header; h.ConnectionClose() || c.Context().RequestBodyStream() != nil && h.ContentLength() != 0 {
+		c.Response().SetConnectionClose()
+		lingers(c)
+	}
+	describe(span, refused)
+	s.metrics.request(refused, 0, span.SpanContext())
+}
+
+// lingers has a connection that is going to be closed give its sender the time to read the answer.
+func lingers(c *fiber.Ctx) {
+	if conn, ok := c.Context().Conn().(*conn); ok {
+		conn.lingers.Store(true)
+	}
 }
 
 func write(c *fiber.Ctx, r Response) {
@@ -200,12 +323,13 @@ func (s *Server) fiberError(c *fiber.Ctx, err error) error {
 		r = problem(fiberErr.Code, "not_found", "Tickets are taken by POST /ticket and POST /ticket/{source}. Nothing was stored.")
 	case http.StatusMethodNotAllowed:
 		r = problem(fiberErr.Code, "method_not_allowed", "Tickets are taken by POST. Nothing was stored.")
-	case http.StatusRequestEntityTooLarge:
-		r = s.webhook.tooLarge()
 	case http.StatusRequestHeaderFieldsTooLarge:
 		r = problem(fiberErr.Code, "header_too_large", "The request's headers are too large. Nothing was stored.")
 	case http.StatusRequestTimeout:
-		r = problem(fiberErr.Code, "request_timeout", "The request did not arrive in time. Nothing was stored; send it again.")
+		r = requestTimeout()
+	}
+	if fiberErr.Code != http.StatusNotFound && fiberErr.Code != http.StatusMethodNotAllowed || c.Request().Header.ConnectionClose() {
+		lingers(c)
 	}
 	s.metrics.request(r, 0, trace.SpanContext{})
 	write(c, r)

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"bytes"
+	"crypto/hmac"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
@@ -9,24 +10,41 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
-	"net/http"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
-	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 	"golang.org/x/time/rate"
 
 	"myticket/internal/ticket"
 )
 
-// Sources says what each source must bring along, and how fast it may send. A source that is not named is open.
+// Sources says what each source must bring along, and how fast it may send.
 type Sources struct {
 	named map[string]*source
-	other *source // for every source without an entry of its own
+	other *source       // for every source without an entry of its own; nil if those may not send
+	wrong *rate.Limiter // wrong credentials of all sources that are answered as such
+	now   func() time.Time
 }
+
+// SignatureTolerance is by how much the time of a signature may differ from the server's, as Standard Webhooks has it. Within
+// twice this time a signed request that somebody captured is known again by its webhook-id only.
+const SignatureTolerance = 5 * time.Minute
+
+// minSecret is the least length of a bearer token or a password, in bytes. There is no limit to how often somebody may try
+// that would not also lock out the source itself, so they must not be guessable.
+const minSecret = 16
+
+// How many wrong credentials a second are answered as such. Beyond it they are answered 429, which says to back off; right
+// ones are always taken.
+const (
+	wrongOfSource, wrongOfSourceBurst = 10, 50
+	wrongOfAll, wrongOfAllBurst       = 100, 200
+)
 
 // maxRate is beyond what any source sends, in tickets a second.
 const maxRate = 1_000_000
@@ -50,27 +68,64 @@ type basicUser struct {
 
 // source is an entry that was checked. Secrets are kept as hashes, so that comparing takes the same time for all.
 type source struct {
+	name       string              // empty for a source without an entry
 	tokens     [][sha256.Size]byte // of the whole Authorization header's credentials
 	basics     [][sha256.Size]byte
-	signatures []*standardwebhooks.Webhook
+	signatures [][]byte // keys of HMAC-SHA256
 	limiter    *rate.Limiter
+	wrong      *rate.Limiter // wrong credentials that are answered as such
 }
 
 // OpenSources is what holds without a sources file: everybody may send, as fast as they can.
-func OpenSources() *Sources { return &Sources{named: map[string]*source{}, other: &source{}} }
+func OpenSources() *Sources {
+	s := newSources()
+	s.other = newSource()
+	return s
+}
 
-// ReadSources reads a sources file: a JSON object with an entry per source, and "*" for all others. Keys that it does
-// not know, a source that is there twice, names that no source can have, and credentials that cannot be used are errors.
+func newSources() *Sources {
+	return &Sources{named: map[string]*source{}, wrong: rate.NewLimiter(wrongOfAll, wrongOfAllBurst), now: time.Now}
+}
+
+func newSource() *source { return &source{wrong: rate.NewLimiter(wrongOfSource, wrongOfSourceBurst)} }
+
+// ReadSources reads a sources file: a JSON object with an entry per source, and "*" for all others, which may not send
+// without one. Keys that it does not know, a source that is there twice, names that no source can have, and credentials that
+// cannot be used are errors.
 func ReadSources(file string) (*Sources, error) {
 	content, err := os.ReadFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("read the sources file: %w", err)
 	}
-	sources := OpenSources()
+	sources := newSources()
 	if err := sources.read(content); err != nil {
 		return nil, fmt.Errorf("read the sources file %s: %w", file, err)
 	}
 	return sources, nil
+}
+
+// Open returns the names of the sources that take tickets from everybody, in order; "*" is every source without an entry.
+func (s *Sources) Open() []string {
+	if len(s.named) == 0 && s.other != nil {
+		return []string{otherSources}
+	}
+	var open []string
+	for _, name := range slices.Sorted(maps.Keys(s.named)) {
+		if s.named[name].open() {
+			open = append(open, name)
+		}
+	}
+	return open
+}
+
+// Signed reports whether a source takes signed requests. Their keys must be remembered for 2 × SignatureTolerance.
+func (s *Sources) Signed() bool {
+	for _, source := range s.named {
+		if len(source.signatures) > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // read reads entry by entry: decoded at once, the second of two entries of one name would silently replace the first.
@@ -116,10 +171,25 @@ func (s *Sources) add(name string, config *sourceConfig) error {
 	if err != nil {
 		return fmt.Errorf("source %q: %w", name, err)
 	}
+	// What is signed does not name the source: whoever captured a delivery to one could send it to the other as a new one.
+	if name == otherSources && len(checked.signatures) > 0 {
+		return errors.New(`source "*": it cannot have webhook secrets, because a signature does not say whose it is, and a ` +
+			"captured delivery could be sent again under any other name; give each source that signs an entry")
+	}
+	for other, before := range s.named {
+		if slices.ContainsFunc(checked.signatures, func(key []byte) bool {
+			return slices.ContainsFunc(before.signatures, func(theirs []byte) bool { return bytes.Equal(key, theirs) })
+		}) {
+			return fmt.Errorf("sources %q and %q have the same webhook secret: a captured delivery of one could be sent again "+
+				"as one of the other; give each its own", other, name)
+		}
+	}
 	s.named[name] = checked
 	if name == otherSources {
 		s.other = checked
+		return nil
 	}
+	checked.name = name
 	return nil
 }
 
@@ -132,10 +202,13 @@ func (s *Sources) label(name string) string {
 }
 
 func (c sourceConfig) check() (*source, error) {
-	s := &source{}
+	s := newSource()
+	if slices.Contains(c.BearerTokens, "") {
+		return nil, errors.New("a bearer token is empty")
+	}
 	for _, token := range c.BearerTokens {
-		if token == "" {
-			return nil, errors.New("a bearer token is empty")
+		if len(token) < minSecret {
+			return nil, fmt.Errorf("a bearer token is too short: it must have at least %d characters, or somebody could guess it", minSecret)
 		}
 		s.tokens = append(s.tokens, sha256.Sum256([]byte(token)))
 	}
@@ -143,14 +216,18 @@ func (c sourceConfig) check() (*source, error) {
 		if user.Username == "" || user.Password == "" || strings.Contains(user.Username, ":") {
 			return nil, errors.New("a basic user needs a username without a colon, and a password")
 		}
+		if len(user.Password) < minSecret {
+			return nil, fmt.Errorf("the password of a basic user is too short: it must have at least %d characters, or somebody could guess it", minSecret)
+		}
 		s.basics = append(s.basics, sha256.Sum256([]byte(user.Username+":"+user.Password)))
 	}
 	for _, secret := range c.WebhookSecrets {
-		signature, err := standardwebhooks.NewWebhook(secret)
-		if err != nil || len(strings.TrimPrefix(secret, "whsec_")) < 24 {
+		encoded := strings.TrimPrefix(secret, "whsec_")
+		key, err := base64.StdEncoding.DecodeString(encoded)
+		if err != nil || len(encoded) < 24 {
 			return nil, errors.New("a webhook secret is \"whsec_\" and at least 24 characters of base64")
 		}
-		s.signatures = append(s.signatures, signature)
+		s.signatures = append(s.signatures, key)
 	}
 	switch {
 	case c.Rate < 0 || c.Burst < 0:
@@ -169,6 +246,7 @@ func (c sourceConfig) check() (*source, error) {
 	return s, nil
 }
 
+// find returns the entry of a source; nil for one that may not send.
 func (s *Sources) find(name string) *source {
 	if named := s.named[name]; named != nil {
 		return named
@@ -176,28 +254,92 @@ func (s *Sources) find(name string) *source {
 	return s.other
 }
 
-// authenticates tells whether the request has one of the credentials that the source asks for, if it asks for any.
-func (s *source) authenticates(r Request) bool {
-	if len(s.tokens) == 0 && len(s.basics) == 0 && len(s.signatures) == 0 {
-		return true
+// open reports whether the source takes tickets from everybody.
+func (s *source) open() bool {
+	return len(s.tokens) == 0 && len(s.basics) == 0 && len(s.signatures) == 0
+}
+
+// trust is how the sender of a request showed who it is.
+type trust int
+
+const (
+	nobody   trust = iota // the source asks for no credentials, so the sender may be anybody
+	byHeader              // by credentials in Authorization
+	bySigned              // by a signature of the body, webhook-id and webhook-timestamp
+)
+
+// expected is how a request has to show who sent it.
+func (s *source) expected(authorization string) trust {
+	if s.open() {
+		return nobody
 	}
-	scheme, credentials, _ := strings.Cut(r.Headers.Authorization, " ")
-	credentials = strings.TrimSpace(credentials)
-	switch {
-	case strings.EqualFold(scheme, "Bearer"):
-		return known(s.tokens, []byte(credentials))
-	case strings.EqualFold(scheme, "Basic"):
+	if bearer, basic := schemeOf(authorization); bearer || basic {
+		return byHeader
+	}
+	return bySigned
+}
+
+// admits reports whether the headers of a request have one of the credentials that the source asks for, if it asks for any,
+// as far as that can be seen without the body: of a signature everything but that it is right.
+func (s *source) admits(h Headers, now time.Time) bool {
+	switch s.expected(h.Authorization) {
+	case byHeader:
+		_, credentials, _ := strings.Cut(h.Authorization, " ")
+		credentials = strings.TrimSpace(credentials)
+		if bearer, _ := schemeOf(h.Authorization); bearer {
+			return known(s.tokens, []byte(credentials))
+		}
 		pair, err := base64.StdEncoding.DecodeString(credentials)
 		return err == nil && known(s.basics, pair)
+	case bySigned:
+		if len(s.signatures) == 0 || h.WebhookID == "" || len(signaturesIn(h.WebhookSignature)) == 0 {
+			return false
+		}
+		seconds, err := strconv.ParseInt(h.WebhookTimestamp, 10, 64)
+		if err != nil {
+			return false
+		}
+		at := time.Unix(seconds, 0)
+		return now.Sub(at) <= SignatureTolerance && at.Sub(now) <= SignatureTolerance
+	case nobody:
 	}
-	if r.Headers.WebhookSignature == "" {
-		return false
+	return true
+}
+
+// signed reports whether the body and its headers have a signature of the source
+// (https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md). It takes no memory for the
+// body, as the module of Standard Webhooks does.
+func (s *source) signed(h Headers, body []byte) bool {
+	claimed := signaturesIn(h.WebhookSignature)
+	for _, key := range s.signatures {
+		mac := hmac.New(sha256.New, key)
+		for _, part := range []string{h.WebhookID, ".", h.WebhookTimestamp, "."} {
+			_, _ = io.WriteString(mac, part)
+		}
+		_, _ = mac.Write(body)
+		sum := mac.Sum(nil)
+		if slices.ContainsFunc(claimed, func(signature []byte) bool { return hmac.Equal(signature, sum) }) {
+			return true
+		}
 	}
-	header := http.Header{}
-	header.Set(standardwebhooks.HeaderWebhookID, r.Headers.WebhookID)
-	header.Set(standardwebhooks.HeaderWebhookTimestamp, r.Headers.WebhookTimestamp)
-	header.Set(standardwebhooks.HeaderWebhookSignature, r.Headers.WebhookSignature)
-	return slices.ContainsFunc(s.signatures, func(w *standardwebhooks.Webhook) bool { return w.Verify(r.Body, header) == nil })
+	return false
+}
+
+// signaturesIn returns the signatures of version 1 in a webhook-signature header.
+func signaturesIn(header string) (found [][]byte) {
+	for one := range strings.FieldsSeq(header) {
+		encoded, v1 := strings.CutPrefix(one, "v1,")
+		if signature, err := base64.StdEncoding.DecodeString(encoded); v1 && err == nil && len(signature) == sha256.Size {
+			found = append(found, signature)
+		}
+	}
+	return found
+}
+
+// schemeOf returns which of the known schemes an Authorization header has.
+func schemeOf(authorization string) (bearer, basic bool) {
+	scheme, _, _ := strings.Cut(authorization, " ")
+	return strings.EqualFold(scheme, "Bearer"), strings.EqualFold(scheme, "Basic")
 }
 
 func known(hashes [][sha256.Size]byte, secret []byte) bool {
@@ -225,6 +367,18 @@ func (s *source) wait() int {
 	if s.limiter == nil || s.limiter.Allow() {
 		return 0
 	}
+	return s.delay()
+}
+
+// over reports after how many seconds the source's rate has a place; 0 when it has one. It takes none.
+func (s *source) over() int {
+	if s.limiter == nil || s.limiter.Tokens() >= 1 {
+		return 0
+	}
+	return s.delay()
+}
+
+func (s *source) delay() int {
 	reservation := s.limiter.Reserve()
 	delay := reservation.Delay()
 	reservation.Cancel()

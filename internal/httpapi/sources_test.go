@@ -39,8 +39,18 @@ func TestReadSources_RefusesWhatCannotBeMeant(t *testing.T) {
 		"no base64": {
 			`{"s": {"webhook_secrets": ["whsec_????????????????????????"]}}`, `source "s": a webhook secret`,
 		},
-		"a secret that is too short":    {`{"s": {"webhook_secrets": ["whsec_c2VjcmV0"]}}`, `source "s": a webhook secret`},
-		"an empty secret":               {`{"s": {"webhook_secrets": [""]}}`, `source "s": a webhook secret`},
+		"a secret that is too short": {`{"s": {"webhook_secrets": ["whsec_c2VjcmV0"]}}`, `source "s": a webhook secret`},
+		"an empty secret":            {`{"s": {"webhook_secrets": [""]}}`, `source "s": a webhook secret`},
+		"a token that is too short":  {`{"s": {"bearer_tokens": ["` + token[1:] + `"]}}`, `source "s": a bearer token is too short`},
+		"a password that is too short": {
+			`{"s": {"basic_users": [{"username": "u", "password": "` + token[1:] + `"}]}}`, `source "s": the password of a basic user is too short`,
+		},
+		"signatures of any source": {
+			`{"*": {"webhook_secrets": ["` + secret + `"]}}`, `source "*": it cannot have webhook secrets`,
+		},
+		"a secret of two sources": {
+			`{"s": {"webhook_secrets": ["` + secret + `"]}, "t": {"webhook_secrets": ["` + secret[6:] + `"]}}`, `the same webhook secret`,
+		},
 		"a negative rate":               {`{"*": {"rate": -1}}`, `source "*": rate and burst must`},
 		"a negative burst":              {`{"*": {"rate": 1, "burst": -1}}`, `source "*": rate and burst must`},
 		"a rate that is no number":      {`{"*": {"rate": "fast"}}`, "cannot unmarshal string"},
@@ -75,6 +85,11 @@ func TestReadSources_NeverShowsASecret(t *testing.T) {
 		require.NotContains(t, err.Error(), "hunter2")
 	}
 }
+
+const secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+// token is as short as one may be.
+const token = "0123456789abcdef"
 
 // status returns the status of a ticket's answer.
 func status(webhook *httpapi.Webhook, source string, headers httpapi.Headers) int {
@@ -121,7 +136,7 @@ func TestBurst_DefaultsToTheRate_RoundedUp(t *testing.T) {
 
 func TestCredentials_OfOtherSources_AreAskedOfSourcesWithoutAnEntry(t *testing.T) {
 	t.Parallel()
-	sources, err := readSources(t, `{"open": {}, "*": {"bearer_tokens": ["t"], "rate": 0.001, "burst": 1}}`)
+	sources, err := readSources(t, `{"open": {}, "*": {"bearer_tokens": ["`+token+`"], "rate": 0.001, "burst": 1}}`)
 	require.NoError(t, err)
 	webhook := newWebhook(&keeper{}, sources)
 	require.Equal(t, http.StatusOK, status(webhook, "open", httpapi.Headers{}))
@@ -130,23 +145,23 @@ func TestCredentials_OfOtherSources_AreAskedOfSourcesWithoutAnEntry(t *testing.T
 		requireProblem(t, refused, http.StatusUnauthorized, "unauthorized")
 		require.Equal(t, `Bearer realm="myticket"`, refused.Challenge)
 	}
-	require.Equal(t, http.StatusOK, status(webhook, "stranger", httpapi.Headers{Authorization: "Bearer t"}),
+	require.Equal(t, http.StatusOK, status(webhook, "stranger", httpapi.Headers{Authorization: "Bearer " + token}),
 		"those without credentials do not use up the rate")
-	require.Equal(t, http.StatusTooManyRequests, status(webhook, "stranger", httpapi.Headers{Authorization: "Bearer t"}))
+	require.Equal(t, http.StatusTooManyRequests, status(webhook, "stranger", httpapi.Headers{Authorization: "Bearer " + token}))
 }
 
 func TestAuthorization_IsReadLiberally_AndComparedExactly(t *testing.T) {
 	t.Parallel()
 	sources, err := readSources(t,
-		`{"*": {"bearer_tokens": ["To ken"], "basic_users": [{"username": "u", "password": "p:q"}]}}`)
+		`{"*": {"bearer_tokens": ["To ken 0123456789"], "basic_users": [{"username": "u", "password": "p:q 0123456789ab"}]}}`)
 	require.NoError(t, err)
 	webhook := newWebhook(&keeper{}, sources)
-	pair := base64.StdEncoding.EncodeToString([]byte("u:p:q"))
+	pair := base64.StdEncoding.EncodeToString([]byte("u:p:q 0123456789ab"))
 	for authorization, ok := range map[string]bool{
-		"Bearer To ken": true, "bearer To ken": true, "BEARER  To ken ": true, "Basic " + pair: true, "basic  " + pair: true,
-		"": false, "Bearer": false, "Bearer to ken": false, "Bearer To": false, "To ken": false, "Bearer " + pair: false,
-		"Basic": false, "Basic u:p:q": false, "Basic " + pair[:6]: false, "Basic To ken": false, "Digest To ken": false,
-		"BearerTo ken": false,
+		"Bearer To ken 0123456789": true, "bearer To ken 0123456789": true, "BEARER  To ken 0123456789 ": true, "Basic " + pair: true, "basic  " + pair: true,
+		"": false, "Bearer": false, "Bearer to ken 0123456789": false, "Bearer To": false, "To ken 0123456789": false, "Bearer " + pair: false,
+		"Basic": false, "Basic u:p:q 0123456789ab": false, "Basic " + pair[:6]: false, "Basic To ken 0123456789": false, "Digest To ken 0123456789": false,
+		"BearerTo ken 0123456789": false,
 	} {
 		want := http.StatusUnauthorized
 		if ok {

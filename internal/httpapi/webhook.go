@@ -32,6 +32,9 @@ type Headers struct {
 	WebhookID        string
 	WebhookSignature string
 	WebhookTimestamp string
+
+	// Repeated is the name of a header that must not come twice with two values, and did; empty for none.
+	Repeated string
 }
 
 // Response is the answer to a request.
@@ -72,14 +75,26 @@ const (
 	retryOverloaded  = 1
 	retryDraining    = 1
 	retryUnavailable = 5
+	retryWrong       = 5
 )
 
-// Ticket answers a POST to /ticket or /ticket/{source}.
+// Ticket answers a POST to /ticket or /ticket/{source} whose body is there already.
 func (w *Webhook) Ticket(r Request) Response {
 	if r.Source == "" {
 		r.Source = ticket.DefaultSource
 	}
-	response := w.answer(r)
+	response, ok := w.Admit(r.Source, r.Headers, len(r.Body))
+	if ok {
+		r, _, response, ok = w.verify(r)
+	}
+	if ok {
+		response = w.store(r)
+	}
+	return w.answered(r, response)
+}
+
+// answered adds to a response what is counted, and logs it.
+func (w *Webhook) answered(r Request, response Response) Response {
 	response.Source = w.sources.label(r.Source)
 	if w.logger.Enabled(context.Background(), slog.LevelDebug) {
 		w.logger.With(r.logAttr(response.ID)).
@@ -97,31 +112,98 @@ func (r Request) logAttr(id uuid.UUID) slog.Attr {
 	return t.LogAttr()
 }
 
-func (w *Webhook) answer(r Request) Response {
-	if !validSource(r.Source) {
+// Admit looks at everything that comes before the body, so that a body is given memory only when it will be looked at. It
+// returns the answer to a request whose body need not be read, or else true. A body of unknown length has length -1.
+func (w *Webhook) Admit(name string, h Headers, length int) (Response, bool) {
+	if !validSource(name) {
 		return problem(http.StatusNotFound, "source_invalid",
-			"The name of a source has 1 to 63 of the characters a-z, 0-9 and -. The ticket was not stored.")
+			"The name of a source has 1 to 63 of the characters a-z, 0-9 and -. The ticket was not stored."), false
 	}
-	source := w.sources.find(r.Source)
-	if !source.authenticates(r) {
-		refused := problem(http.StatusUnauthorized, "unauthorized",
-			"This source asks for credentials, and the request has none that it knows. The ticket was not stored.")
-		refused.Challenge = source.challenge()
-		return refused
+	source := w.sources.find(name)
+	if source == nil {
+		return problem(http.StatusForbidden, "source_unknown",
+			"This server takes tickets of the sources that it knows, and this is none of them. The ticket was not stored."), false
 	}
-	if wait := source.wait(); wait > 0 {
-		return retryLater(http.StatusTooManyRequests, "rate_limited", wait,
-			"The source sends faster than it may. The ticket was not stored; send it again later.")
+	if h.Repeated != "" {
+		return problem(http.StatusBadRequest, "header_repeated",
+			"The header "+h.Repeated+" is there twice, with two values. The ticket was not stored."), false
 	}
-	switch encoding := r.Headers.ContentEncoding; {
-	case encoding != "" && !strings.EqualFold(encoding, "identity"):
+	if !source.admits(h, w.sources.now()) {
+		return w.unauthorized(source, h), false
+	}
+	// Who is not known yet for sure takes no place in the rate, so that a stranger uses up nobody's.
+	wait := source.over
+	if source.expected(h.Authorization) != bySigned {
+		wait = source.wait
+	}
+	if seconds := wait(); seconds > 0 {
+		return rateLimited(seconds), false
+	}
+	switch {
+	case h.ContentEncoding != "" && !strings.EqualFold(h.ContentEncoding, "identity"):
 		return problem(http.StatusUnsupportedMediaType, "content_encoding",
-			"Tickets are taken as they are, without a Content-Encoding. The ticket was not stored.")
-	case len(r.Body) == 0:
-		return problem(http.StatusBadRequest, "body_empty", "The body is empty: there is no ticket to store.")
-	case len(r.Body) > w.maxBody:
-		return w.tooLarge()
+			"Tickets are taken as they are, without a Content-Encoding. The ticket was not stored."), false
+	case length == 0:
+		return bodyEmpty(), false
+	case length > w.maxBody:
+		return w.tooLarge(), false
 	}
+	return Response{}, true
+}
+
+func bodyEmpty() Response {
+	return problem(http.StatusBadRequest, "body_empty", "The body is empty: there is no ticket to store.")
+}
+
+func rateLimited(seconds int) Response {
+	return retryLater(http.StatusTooManyRequests, "rate_limited", seconds,
+		"The source sends faster than it may. The ticket was not stored; send it again later.")
+}
+
+func requestTimeout() Response {
+	return problem(http.StatusRequestTimeout, "request_timeout",
+		"The request did not arrive in time. Nothing was stored; send it again.")
+}
+
+// unauthorized answers no credentials, and wrong ones as long as there are not too many of them.
+func (w *Webhook) unauthorized(s *source, h Headers) Response {
+	given := h.Authorization != "" || h.WebhookSignature != ""
+	if given && (!s.wrong.Allow() || !w.sources.wrong.Allow()) {
+		return retryLater(http.StatusTooManyRequests, "wrong_credentials", retryWrong,
+			"Too many requests with wrong credentials. The ticket was not stored; send it with those of the source.")
+	}
+	refused := problem(http.StatusUnauthorized, "unauthorized",
+		"This source asks for credentials, and the request has none that it knows. The ticket was not stored.")
+	refused.Challenge = s.challenge()
+	return refused
+}
+
+// verify looks at what could not be seen before the body was there, and returns the request as it is to be stored, and how
+// its sender showed who it is. Otherwise it returns the answer, and false.
+func (w *Webhook) verify(r Request) (Request, trust, Response, bool) {
+	source := w.sources.find(r.Source)
+	trusted := source.expected(r.Headers.Authorization)
+	switch {
+	case trusted == bySigned && !source.signed(r.Headers, r.Body):
+		return r, nobody, w.unauthorized(source, r.Headers), false
+	case len(r.Body) == 0:
+		return r, trusted, bodyEmpty(), false
+	case len(r.Body) > w.maxBody:
+		return r, trusted, w.tooLarge(), false
+	}
+	if trusted == bySigned {
+		if seconds := source.wait(); seconds > 0 {
+			return r, trusted, rateLimited(seconds), false
+		}
+		// Only what is signed counts: with another key, whoever captured the request could send it again as a new ticket,
+		// or take the key of one that is to come.
+		r.Headers.IdempotencyKey = ""
+	}
+	return r, trusted, Response{}, true
+}
+
+// store hands the ticket of a request that was verified on.
+func (w *Webhook) store(r Request) Response {
 	receipt, err := w.accepter.Accept(intake.Delivery{
 		Source: r.Source, Body: r.Body,
 		ContentType:    ticket.CleanText(r.Headers.ContentType, 255),
@@ -230,7 +312,7 @@ func validSource(name string) bool {
 // traceparent returns a W3C trace context of version 00, and nothing when it is not one
 // (https://www.w3.org/TR/trace-context/#traceparent-header).
 func traceparent(s string) string {
-	if len(s) != 55 || s[:3] != "00-" || s[35] != '-' || s[52] != '-' {
+	if len(s) != traceparentLength || s[:3] != "00-" || s[35] != '-' || s[52] != '-' {
 		return ""
 	}
 	trace, parent, flags := s[3:35], s[36:52], s[53:]
@@ -239,6 +321,8 @@ func traceparent(s string) string {
 	}
 	return s
 }
+
+const traceparentLength = 55
 
 func isHex(s string) bool {
 	for i := range len(s) {

@@ -1,0 +1,353 @@
+package httpapi
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/valyala/fasthttp"
+)
+
+const (
+	// lingerBytes and lingerTime bound what is still read of a request whose answer has been sent before it was read
+	// whole. Closing at once would reset the connection, and its sender might lose the answer (RFC 9112, section 9.6).
+	lingerBytes = 64 << 10
+	lingerTime  = time.Second
+	lingerPause = 250 * time.Millisecond // before a sender that sends even more is cut off
+	// maxLeaving bounds the connections that are open besides those that may be: they have been closed for others, or
+	// are being told that there is no place.
+	maxLeaving = 64
+)
+
+// connections accepts the webhook's connections: as many as may be open, and of each peer as many as it may have. When as
+// many as may be are open, the one that has idled longest is closed for a new one, never one with a request under way.
+type connections struct {
+	net.Listener
+
+	max     int
+	perPeer int // 0 for no limit
+
+	refused    atomic.Int64 // no place, and none idle
+	peerFull   atomic.Int64 // its peer had as many as it may
+	closedIdle atomic.Int64 // for a new one
+	refusing   atomic.Int64 // goroutines that tell senders so
+
+	mu      sync.Mutex
+	open    map[*conn]struct{}
+	peers   map[netip.Addr]int // connections of each that has any; empty without a limit
+	leaving int                // closed for a new one, and not yet ended
+	idle    []idler            // found at the last look, longest first; not all of them still are
+}
+
+// idler is a connection that idled since a time. The next look is needed only when all of them have been tried: whoever
+// became idle after the last one has idled for a shorter time than these.
+type idler struct {
+	conn  *conn
+	since int64
+}
+
+func newConnections(listener net.Listener, most, perPeer int) *connections {
+	return &connections{
+		Listener: listener, max: most, perPeer: perPeer, open: map[*conn]struct{}{}, peers: map[netip.Addr]int{},
+	}
+}
+
+// Accept waits for the next connection that may be open.
+func (l *connections) Accept() (net.Conn, error) {
+	for {
+		inner, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err //nolint:wrapcheck // fasthttp looks at it
+		}
+		c := &conn{Conn: inner, owner: l, peer: peerOf(inner.RemoteAddr()), between: true}
+		if status := l.add(c); status != 0 {
+			l.refuse(inner, status)
+			continue
+		}
+		return c, nil
+	}
+}
+
+// add gives a connection a place and returns 0, or else the status to refuse it with.
+func (l *connections) add(c *conn) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.perPeer > 0 && l.peers[c.peer] >= l.perPeer {
+		l.peerFull.Add(1)
+		return http.StatusTooManyRequests
+	}
+	if len(l.open) >= l.max && !l.makePlace() {
+		l.refused.Add(1)
+		return http.StatusServiceUnavailable
+	}
+	l.open[c] = struct{}{}
+	if l.perPeer > 0 && c.peer.IsValid() {
+		l.peers[c.peer]++
+	}
+	return 0
+}
+
+// makePlace closes the connection that has idled longest, and reports whether there was one. The caller must hold l.mu.
+func (l *connections) makePlace() bool {
+	if l.leaving >= maxLeaving {
+		return false
+	}
+	for range 2 {
+		for len(l.idle) > 0 {
+			longest := l.idle[0]
+			l.idle = l.idle[1:]
+			// Whoever swaps first decides: the connection, when a byte has come, or this.
+			if _, open := l.open[longest.conn]; open && longest.conn.since.CompareAndSwap(longest.since, evicted) {
+				l.remove(longest.conn)
+				l.leaving++
+				l.closedIdle.Add(1)
+				_ = longest.conn.Conn.Close() // its goroutine wakes, and ends it
+				return true
+			}
+		}
+		l.idle = nil
+		for c := range l.open {
+			if since := c.since.Load(); since > 0 {
+				l.idle = append(l.idle, idler{c, since})
+			}
+		}
+		slices.SortFunc(l.idle, func(a, b idler) int { return int(a.since - b.since) })
+		l.idle = l.idle[:min(len(l.idle), 4*maxLeaving)]
+	}
+	return false
+}
+
+// remove takes a connection's place away. The caller must hold l.mu.
+func (l *connections) remove(c *conn) {
+	delete(l.open, c)
+	if l.perPeer == 0 || !c.peer.IsValid() {
+		return
+	}
+	if l.peers[c.peer]--; l.peers[c.peer] == 0 {
+		delete(l.peers, c.peer)
+	}
+}
+
+// ended is called once for each connection, when it is closed.
+func (l *connections) ended(c *conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, open := l.open[c]; open {
+		l.remove(c)
+		return
+	}
+	l.leaving--
+}
+
+func (l *connections) count() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.open)
+}
+
+// refuse answers a connection that gets no place, besides the accepting of others. When very many are refused at once, the
+// rest is closed without an answer.
+func (l *connections) refuse(c net.Conn, status int) {
+	if l.refusing.Add(1) > maxLeaving {
+		l.refusing.Add(-1)
+		_ = c.Close()
+		return
+	}
+	go func() {
+		defer l.refusing.Add(-1)
+		defer c.Close()
+		detail := "As many connections as may be are open, and each has a request under way. Nothing was stored; send it again."
+		if status == http.StatusTooManyRequests {
+			detail = "Your address has as many connections as it may have. Nothing was stored; use those, or send it again later."
+		}
+		r := retryLater(status, "too_many_connections", retryOverloaded, detail)
+		_ = c.SetWriteDeadline(time.Now().Add(lingerTime))
+		_, err := fmt.Fprintf(c, "HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Type: %s\r\nRetry-After: %d\r\nContent-Length: %d\r\n\r\n%s",
+			status, http.StatusText(status), r.ContentType, r.RetryAfter, len(r.Body), r.Body)
+		if err == nil {
+			linger(c)
+		}
+	}()
+}
+
+// evicted is the value of conn.since when the connection is closed for another one.
+const evicted = -1
+
+// conn is a connection that has a place. What is not atomic belongs to the goroutine that serves it.
+type conn struct {
+	net.Conn
+
+	owner *connections
+	peer  netip.Addr // without the part that a sender can choose freely; not valid where there is none
+
+	between  bool         // no byte of the next request has been read
+	since    atomic.Int64 // nanoseconds of Unix time since when it idles; 0 while it does not
+	lingers  atomic.Bool  // an answer was sent before its request was read whole
+	closed   atomic.Bool
+	bounded  bool // left counts
+	left     int  // bytes that may still be read for the body of this request
+	allowed  int  // bytes that might be read for it in all
+	timedOut bool // a read of this request did
+	framed   bool // left was not enough
+}
+
+// Read reads from the connection. The server reads ahead, so it gets here between two requests only when nothing of the
+// next one has come: this is what idling means.
+func (c *conn) Read(p []byte) (int, error) {
+	if c.between {
+		now := time.Now().UnixNano()
+		c.since.Store(now)
+		n, err := c.Conn.Read(p)
+		if !c.since.CompareAndSwap(now, 0) {
+			return 0, net.ErrClosed
+		}
+		return n, err //nolint:wrapcheck // fasthttp looks at it
+	}
+	if c.bounded {
+		if c.left <= 0 {
+			c.framed = true // fasthttp hides the error
+			return 0, errFraming
+		}
+		p = p[:min(len(p), c.left)]
+	}
+	n, err := c.Conn.Read(p)
+	c.left -= n
+	if timeout, ok := err.(net.Error); ok && timeout.Timeout() { //nolint:errorlint // what net returns
+		c.timedOut = true
+	}
+	return n, err //nolint:wrapcheck // fasthttp looks at it
+}
+
+// bound bounds what is read from the connection for the body of this request, counted from the first call. The server's
+// buffer, which was filled before, comes on top.
+func (c *conn) bound(most int) {
+	if !c.bounded {
+		c.bounded, c.left = true, most
+		c.allowed = most
+		return
+	}
+	c.left += most - c.allowed
+	c.allowed = most
+}
+
+// Close closes the connection, after its sender had the time to read an answer that came early.
+func (c *conn) Close() error {
+	if c.closed.Swap(true) {
+		return c.Conn.Close() //nolint:wrapcheck // fasthttp looks at it
+	}
+	if c.lingers.Load() {
+		c.since.Store(time.Now().UnixNano()) // it may go for another one
+		linger(c.Conn)
+	}
+	err := c.Conn.Close()
+	c.owner.ended(c)
+	return err //nolint:wrapcheck // fasthttp looks at it
+}
+
+var scratch = sync.Pool{New: func() any { return new([2 << 10]byte) }}
+
+// linger says that nothing more will be written, and reads what its sender still sends, within bounds.
+func linger(c net.Conn) {
+	half, ok := c.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil || c.SetReadDeadline(time.Now().Add(lingerTime)) != nil {
+		return
+	}
+	buffer, _ := scratch.Get().(*[2 << 10]byte)
+	defer scratch.Put(buffer)
+	for left := lingerBytes; left > 0; {
+		n, err := c.Read(buffer[:])
+		if err != nil {
+			return
+		}
+		left -= n
+	}
+	time.Sleep(lingerPause)
+}
+
+// connState is told by fasthttp what becomes of a connection, in the goroutine that serves it.
+func connState(nc net.Conn, state fasthttp.ConnState) {
+	c, ok := nc.(*conn)
+	if !ok {
+		return
+	}
+	switch state {
+	case fasthttp.StateActive:
+		c.between = false
+	case fasthttp.StateIdle:
+		c.between, c.bounded, c.timedOut, c.framed = true, false, false, false
+		c.lingers.Store(false)
+	case fasthttp.StateNew, fasthttp.StateClosed, fasthttp.StateHijacked:
+	}
+}
+
+// peerOf returns the address that a peer is counted by: that of IPv4, or the first 64 bits of IPv6, because whoever has one
+// address of such a network mostly has all. Without an IP address it is not valid.
+func peerOf(address net.Addr) netip.Addr {
+	tcp, ok := address.(*net.TCPAddr)
+	if !ok {
+		return netip.Addr{}
+	}
+	return network(tcp.AddrPort().Addr())
+}
+
+func network(address netip.Addr) netip.Addr {
+	address = address.Unmap().WithZone("")
+	if address.Is6() {
+		if prefix, err := address.Prefix(64); err == nil {
+			return prefix.Addr()
+		}
+	}
+	return address
+}
+
+// peers bounds the requests under way of each peer that a proxy in front names, in place of its connections.
+type peers struct {
+	header string
+	max    int
+
+	refused atomic.Int64
+	mu      sync.Mutex
+	busy    map[netip.Addr]int
+}
+
+// of returns the peer of a request: the last element of the header, which the proxy in front wrote; what is before it may be
+// the sender's own. Without such an address it is the connection's.
+func (p *peers) of(ctx *fasthttp.RequestCtx) netip.Addr {
+	all := ctx.Request.Header.PeekAll(p.header)
+	if len(all) > 0 {
+		if address, err := netip.ParseAddr(lastElement(all[len(all)-1])); err == nil {
+			return network(address)
+		}
+	}
+	return peerOf(ctx.RemoteAddr())
+}
+
+func lastElement(list []byte) string {
+	return string(bytes.TrimSpace(list[bytes.LastIndexByte(list, ',')+1:]))
+}
+
+// enter counts a request and reports whether its peer may have one more.
+func (p *peers) enter(peer netip.Addr) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.busy[peer] >= p.max {
+		p.refused.Add(1)
+		return false
+	}
+	p.busy[peer]++
+	return true
+}
+
+func (p *peers) leave(peer netip.Addr) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.busy[peer]--; p.busy[peer] == 0 {
+		delete(p.busy, peer)
+	}
+}
