@@ -80,7 +80,8 @@ func parsed(body string) *intake.Entry {
 // paramBytes is how many bytes of parameters a ticket becomes.
 func paramBytes(e *intake.Entry) (n int) {
 	entries := []*intake.Entry{e}
-	for _, params := range [][][]byte{insertParams(entries), productParams(distinctProducts(entries))} {
+	s := &Store{}
+	for _, params := range [][][]byte{insertParams(entries), s.productParams(s.distinctProducts(entries))} {
 		for _, p := range params {
 			n += len(p)
 		}

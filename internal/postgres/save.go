@@ -53,21 +53,30 @@ LEFT JOIN tickets t ON t.received_at = d.ticket_received_at AND t.id = d.ticket_
 // Save stores entries, their products and their idempotency keys in one transaction. See intake.Store.
 func (s *Store) Save(ctx context.Context, entries []*intake.Entry) error {
 	sql := insertTickets
-	return s.retry(ctx, "store tickets", func() error {
+	gate := s.newProducts.gate()
+	var added []saying
+	err := s.retry(ctx, "store tickets", func() error {
 		defer func() { sql = insertTicketsAgain }()
-		return s.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
+		added = nil
+		return s.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) (err error) {
 			if !slices.ContainsFunc(entries, func(e *intake.Entry) bool { return e.Key != "" }) {
-				return s.insert(ctx, conn.Conn(), sql, entries)
+				added, err = s.insert(ctx, conn.Conn(), sql, entries, gate)
+				return err
 			}
 			return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 				fresh, err := claim(ctx, tx, entries)
 				if err != nil || len(fresh) == 0 {
 					return err
 				}
-				return s.insert(ctx, tx.Conn(), sql, fresh)
+				added, err = s.insert(ctx, tx.Conn(), sql, fresh, gate)
+				return err
 			})
 		})
 	})
+	if err == nil {
+		gate.committed(added)
+	}
+	return err
 }
 
 // How long a call goes on trying before it says that the database is away: long enough for a connection that broke
@@ -102,29 +111,36 @@ func (s *Store) retry(ctx context.Context, doing string, transaction func() erro
 }
 
 // insert sends tickets and products in one round trip and one transaction: without a BEGIN, the statements up to the
-// Sync message are a transaction (https://www.postgresql.org/docs/current/protocol-flow.html, "Pipelining").
-func (s *Store) insert(ctx context.Context, conn *pgx.Conn, sql string, entries []*intake.Entry) error {
+// Sync message are a transaction (https://www.postgresql.org/docs/current/protocol-flow.html, "Pipelining"). It returns the
+// products that were not there before.
+func (s *Store) insert(
+	ctx context.Context, conn *pgx.Conn, sql string, entries []*intake.Entry, gate *gate,
+) (added []saying, err error) {
+	if err := gate.stop(ctx, conn, entries); err != nil {
+		return nil, err
+	}
 	tickets, err := conn.Prepare(ctx, sql, sql) // once a connection
 	if err != nil {
-		return err
+		return nil, err
 	}
 	batch := &pgconn.Batch{}
 	batch.ExecPrepared(tickets.Name, insertParams(entries), insertFormats, nil)
-	if sayings := distinctProducts(entries); len(sayings) > 0 {
+	sayings := s.distinctProducts(entries)
+	if len(sayings) > 0 {
 		products, err := conn.Prepare(ctx, upsertProducts, upsertProducts)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		batch.ExecPrepared(products.Name, productParams(sayings), productFormats, nil)
+		batch.ExecPrepared(products.Name, s.productParams(sayings), productFormats, nil)
 	}
 	if s.queries == nil {
-		return conn.PgConn().ExecBatch(ctx, batch).Close()
+		return readAdded(conn.PgConn().ExecBatch(ctx, batch), sayings)
 	}
 	// pgx tells the tracer of its own queries, not of those of the protocol. It is one round trip, and so one span.
 	ctx = s.queries.TraceQueryStart(ctx, conn, pgx.TraceQueryStartData{SQL: sql})
-	err = conn.PgConn().ExecBatch(ctx, batch).Close()
+	added, err = readAdded(conn.PgConn().ExecBatch(ctx, batch), sayings)
 	s.queries.TraceQueryEnd(ctx, conn, pgx.TraceQueryEndData{Err: err})
-	return err
+	return added, err
 }
 
 // claim takes the keys of the entries that have one, and returns the entries that are to be stored: those without a

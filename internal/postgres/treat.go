@@ -61,7 +61,8 @@ func (s *Store) Claim(ctx context.Context, limit int, lease time.Duration) ([]tr
 // Finish implements treatment.Store.
 func (s *Store) Finish(ctx context.Context, c treatment.Claim) error {
 	entries := []*intake.Entry{{Ticket: *c.Ticket}}
-	p := ticketParams(entries)
+	gate := s.newProducts.gate()
+	var added []saying
 	lost := false
 	err := s.retry(ctx, "store what was read", func() error {
 		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
@@ -70,6 +71,10 @@ func (s *Store) Finish(ctx context.Context, c treatment.Claim) error {
 			if err != nil {
 				return err
 			}
+			if err := gate.stop(ctx, conn, entries); err != nil {
+				return err
+			}
+			p := ticketParams(entries)
 			result := conn.PgConn().ExecPrepared(ctx, finish.Name,
 				[][]byte{
 					p.status, p.problems, p.orderNumber, p.vat, p.total, p.extra, p.lines, int2(ticket.ParserVersion),
@@ -79,12 +84,17 @@ func (s *Store) Finish(ctx context.Context, c treatment.Claim) error {
 				return result.Err
 			}
 			lost = result.CommandTag.RowsAffected() == 0
-			if products := distinctProducts(entries); len(products) > 0 && !lost {
-				return upsert(ctx, conn, products)
+			added = nil
+			if products := s.distinctProducts(entries); len(products) > 0 && !lost {
+				added, err = s.upsert(ctx, conn, products)
 			}
-			return nil
+			return err
 		})
 	})
+	if err == nil && !lost {
+		c.Ticket.Status, c.Ticket.Problems = entries[0].Ticket.Status, entries[0].Ticket.Problems
+		gate.committed(added)
+	}
 	if err == nil && lost {
 		return fmt.Errorf("ticket %s: %w", c.Ticket.ID, treatment.ErrClaimLost)
 	}
