@@ -147,7 +147,7 @@ func TestTicket_OfExactlyTheLimit_IsStored_OneByteMoreIsNot(t *testing.T) {
 	b := setup(t)
 	var lines strings.Builder
 	for i := 0; lines.Len() < mebibyte-200; i++ {
-		fmt.Fprintf(&lines, "Product %d,p%d,1.50\n", i, i%1000)
+		fmt.Fprintf(&lines, "Product %0200d,p%d,1.50\n", i, i%1000) // as long as that, there are not too many
 	}
 	text := body("1", lines.String())
 	text += strings.Repeat("\n", mebibyte-len(text))

@@ -46,7 +46,8 @@ type StoredTicket struct {
 	Body          []byte           `json:"-"` // only of Ticket
 }
 
-// StoredLine is one product line of a stored ticket.
+// StoredLine is one product line of a stored ticket. Extra are the columns that MyTicket does not know. Only Ticket has them,
+// which reads them from the body: they are stored nowhere else, but on rows of a version before.
 type StoredLine struct {
 	Product   string        `json:"product"`
 	ProductID string        `json:"product_id"`
@@ -146,7 +147,7 @@ func (f TicketFilter) conditions(before ...any) *conditions {
 	return c
 }
 
-// Tickets returns at most limit tickets, the newest first, without their bodies. After is the last ticket of the page
+// Tickets returns at most limit tickets, the newest first, without their bodies and what only those say. After is the last ticket of the page
 // before, or uuid.Nil. It reads no partition outside of the times, and finds an order number, and what is TO_TREAT or
 // ERROR, by their indexes. There is none for DISMISSED, for a source or for a problem: those are looked for back in
 // time until there are enough of them.
@@ -198,7 +199,7 @@ func newestFirst(limit int) string {
 	return fmt.Sprintf(` ORDER BY received_at DESC, id DESC LIMIT $%d`, limit)
 }
 
-// Ticket returns one ticket with its body, or ticket.ErrNotFound.
+// Ticket returns one ticket with its body, and with what only that says, or ticket.ErrNotFound.
 func (s *Store) Ticket(ctx context.Context, id uuid.UUID) (StoredTicket, error) {
 	rows, err := s.pool.Query(ctx, `SELECT `+ticketColumnsSQL+`, body FROM tickets WHERE received_at = $1 AND id = $2`,
 		ticket.IDTime(id), id)
@@ -209,12 +210,31 @@ func (s *Store) Ticket(ctx context.Context, id uuid.UUID) (StoredTicket, error) 
 		var body []byte
 		t, err := scanTicket(row, &body)
 		t.Body = body
+		t.readColumns()
 		return t, err
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return StoredTicket{}, fmt.Errorf("ticket %s: %w", id, ticket.ErrNotFound)
 	}
 	return t, explain("show a ticket", err)
+}
+
+// readColumns sets Extra of the lines from the body. It leaves alone what it does not recognise: lines that another version
+// of the parser read in another way, and those that have it.
+func (t *StoredTicket) readColumns() {
+	order, _ := ticket.Parse(t.Body)
+	if len(order.Columns) == 0 || len(order.Lines) != len(t.Lines) {
+		return
+	}
+	for i := range t.Lines {
+		line, read := &t.Lines[i], &order.Lines[i]
+		if line.Extra != nil || line.Product != read.Name || line.ProductID != read.ProductID {
+			continue
+		}
+		for column, name := range order.Columns {
+			line.Extra = append(line.Extra, StoredField{name, read.Extra[column]})
+		}
+	}
 }
 
 // change is an UPDATE that a person may order: on which statuses, what it sets, and the parameters of that, $1 and on.

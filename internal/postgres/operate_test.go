@@ -334,3 +334,27 @@ func TestProducts_PageByPage_EachOnce(t *testing.T) {
 	assert.Len(t, seen, 200)
 	assert.True(t, slices.IsSorted(seen), fmt.Sprint(seen))
 }
+
+func TestTicket_ShowsUnknownColumnsFromTheBody(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	e := entry(t, "Order: 7\nVAT: 3.10\nTotal: 16.90\n\nproduct,product_id,price,qty,note\nCafé,a,2,1,hot\nThé,b,3,2,\n")
+	save(t, b, e)
+	shown, err := b.store.Ticket(t.Context(), e.Ticket.ID)
+	require.NoError(t, err)
+	want := []postgres.StoredLine{
+		{Product: "Café", ProductID: "a", Price: "2", Extra: []postgres.StoredField{{Name: "qty", Value: "1"}, {Name: "note", Value: "hot"}}},
+		{Product: "Thé", ProductID: "b", Price: "3", Extra: []postgres.StoredField{{Name: "qty", Value: "2"}, {Name: "note"}}},
+	}
+	assert.Equal(t, want, shown.Lines)
+	listed, err := b.store.Tickets(t.Context(), postgres.TicketFilter{}, uuid.Nil, 1)
+	require.NoError(t, err)
+	assert.Nil(t, listed[0].Lines[0].Extra, "a list reads no bodies")
+
+	// A row of the version before has them beside the line, and is shown as it is.
+	exec(t, b, `UPDATE tickets SET lines = jsonb_set(lines, '{0,extra}', '[{"name": "qty", "value": "9"}]')`)
+	shown, err = b.store.Ticket(t.Context(), e.Ticket.ID)
+	require.NoError(t, err)
+	assert.Equal(t, []postgres.StoredField{{Name: "qty", Value: "9"}}, shown.Lines[0].Extra)
+	assert.Equal(t, want[1], shown.Lines[1])
+}

@@ -2,7 +2,7 @@ package postgres
 
 import (
 	"encoding/binary"
-	"encoding/json"
+	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -67,6 +67,14 @@ func (a *array) bytes(p []byte) {
 
 func (a *array) uuid(id uuid.UUID) { a.bytes(id[:]) }
 
+func (a *array) bool(value bool) {
+	a.b = append(a.b, 0, 0, 0, 1, 0)
+	if value {
+		a.b[len(a.b)-1] = 1
+	}
+	a.length++
+}
+
 func (a *array) time(t time.Time) {
 	a.b = binary.BigEndian.AppendUint32(a.b, 8)
 	a.b = appendTime(a.b, t)
@@ -115,7 +123,13 @@ func (a *amounts) add(amount ticket.Amount) {
 	a.b = amount.AppendText(a.b)
 }
 
-func (a *amounts) param() []byte { return append(a.b, '}') }
+// param returns the array, which may have no element. It may be called once.
+func (a *amounts) param() []byte {
+	if len(a.b) == 0 {
+		return []byte("{}")
+	}
+	return append(a.b, '}')
+}
 
 // ticketColumns are arrays with an element for each ticket.
 type ticketColumns struct {
@@ -124,17 +138,17 @@ type ticketColumns struct {
 }
 
 func ticketParams(entries []*intake.Entry) ticketColumns {
-	n, bodies, lines := len(entries), 0, 0
+	n, bodies, read := len(entries), 0, 0
 	for _, e := range entries {
 		bodies += len(e.Ticket.Body)
-		lines += len(e.Ticket.Order.Lines)
+		read += e.Ticket.Order.StoredBytes()
 	}
 	ids, times := newArray(pgtype.UUIDOID, 20*n), newArray(pgtype.TimestamptzOID, 12*n)
 	sources, body := newArray(pgtype.TextOID, 16*n), newArray(pgtype.ByteaOID, bodies+4*n)
 	types, parents := newArray(pgtype.TextOID, 32*n), newArray(pgtype.TextOID, 4*n)
 	statuses, problems := newArray(pgtype.TextOID, 12*n), newArray(pgtype.JSONBOID, 4*n)
 	numbers, extras := newArray(pgtype.TextOID, 16*n), newArray(pgtype.JSONBOID, 4*n)
-	orderLines := newArray(pgtype.JSONBOID, 8*n+bodies+48*lines)
+	orderLines := newArray(pgtype.JSONBOID, 8*n+read)
 	var vats, totals amounts
 	for _, e := range entries {
 		t := &e.Ticket
@@ -191,13 +205,7 @@ func problemsJSON(a *array, problems []ticket.Problem) {
 		a.null()
 		return
 	}
-	a.jsonb(func(b []byte) []byte {
-		text, err := json.Marshal(problems)
-		if err != nil { // strings and an integer: cannot happen
-			panic(err)
-		}
-		return append(b, text...)
-	})
+	a.jsonb(func(b []byte) []byte { return appendProblems(b, problems) })
 }
 
 func fieldsJSON(a *array, fields []ticket.Field) {
@@ -216,6 +224,21 @@ func linesJSON(a *array, lines []ticket.Line) {
 	a.jsonb(func(b []byte) []byte { return appendLines(b, lines) })
 }
 
+// appendProblems appends what json.Marshal would, but for characters that are safe outside of HTML: what Ticket.Cost counts.
+func appendProblems(b []byte, problems []ticket.Problem) []byte {
+	b = append(b, '[')
+	for i := range problems {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = strconv.AppendInt(append(b, `{"line":`...), int64(problems[i].Line), 10)
+		b = appendJSON(append(b, `,"code":`...), problems[i].Code)
+		b = appendJSON(append(b, `,"message":`...), problems[i].Message)
+		b = append(b, '}')
+	}
+	return append(b, ']')
+}
+
 func appendFields(b []byte, fields []ticket.Field) []byte {
 	b = append(b, '[')
 	for i := range fields {
@@ -229,6 +252,7 @@ func appendFields(b []byte, fields []ticket.Field) []byte {
 	return append(b, ']')
 }
 
+// appendLines leaves out the columns that MyTicket does not know: the body is the one copy of those.
 func appendLines(b []byte, lines []ticket.Line) []byte {
 	b = append(b, '[')
 	for i := range lines {
@@ -244,26 +268,29 @@ func appendLines(b []byte, lines []ticket.Line) []byte {
 		} else {
 			b = append(b, "null"...)
 		}
-		if len(line.Extra) > 0 {
-			b = appendFields(append(b, `,"extra":`...), line.Extra)
-		}
 		b = append(b, '}')
 	}
 	return append(b, ']')
 }
 
-// appendJSON appends s as a JSON string (RFC 8259, section 7). s is valid UTF-8.
+// appendJSON appends s as a JSON string (RFC 8259, section 7). s is valid UTF-8. Ticket.Cost counts its bytes.
 func appendJSON(b []byte, s string) []byte {
+	const digits = "0123456789abcdef"
+	b = append(b, '"')
+	plain := 0 // where what was not appended yet begins
 	for i := range len(s) {
-		if s[i] < 0x20 || s[i] == '"' || s[i] == '\\' {
-			text, err := json.Marshal(s)
-			if err != nil { // a string: cannot happen
-				panic(err)
-			}
-			return append(b, text...)
+		c := s[i]
+		if c >= 0x20 && c != '"' && c != '\\' {
+			continue
+		}
+		b = append(b, s[plain:i]...)
+		plain = i + 1
+		if c < 0x20 {
+			b = append(b, '\\', 'u', '0', '0', digits[c>>4], digits[c&0xf])
+		} else {
+			b = append(b, '\\', c)
 		}
 	}
-	b = append(b, '"')
-	b = append(b, s...)
+	b = append(b, s[plain:]...)
 	return append(b, '"')
 }

@@ -32,6 +32,13 @@ type Config struct {
 	// ApplicationName is what pg_stat_activity shows. Defaults to "myticket".
 	ApplicationName string
 
+	// Sources says what holds for the products that tickets name, by their source. Defaults to no limit.
+	Sources Sources
+
+	// AuthenticatedProducts makes what tickets of authenticated sources say about a product count for more than what others
+	// say, whichever is newer.
+	AuthenticatedProducts bool
+
 	// Traces gets a span for each statement, without its parameters, where the context has one that is sampled. Defaults
 	// to none.
 	Traces trace.TracerProvider
@@ -45,6 +52,10 @@ type Store struct {
 	pool    *pgxpool.Pool
 	queries pgx.QueryTracer // nil for none
 	logger  *slog.Logger
+
+	newProducts *newProducts
+	// authenticated reports whether what a source says about products counts for more; nil when all count the same.
+	authenticated func(source string) bool
 }
 
 // Open prepares a store. It makes no connection yet: a server that is away is no error here, but in the first call.
@@ -86,7 +97,11 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the connection pool: %w", err)
 	}
-	return &Store{pool: pool, queries: in.tracer, logger: config.Logger}, nil
+	s := &Store{pool: pool, queries: in.tracer, logger: config.Logger, newProducts: limitNewProducts(config.Sources)}
+	if config.AuthenticatedProducts {
+		s.authenticated = config.Sources.authenticated
+	}
+	return s, nil
 }
 
 // statements hides the rest of a tracer from pgx, which also has it make a span for each connection that is taken from the

@@ -57,27 +57,38 @@ LEFT JOIN tickets t ON t.received_at = d.ticket_received_at AND t.id = d.ticket_
 // when the synchronous standbys have them, however often they were sent before.
 func (s *Store) Save(ctx context.Context, entries []*intake.Entry) error {
 	again := false
-	return s.commit(ctx, "store tickets", func(conn *pgxpool.Conn) error {
+	gate := s.newProducts.gate()
+	var added []saying
+	err := s.commit(ctx, "store tickets", func(conn *pgxpool.Conn) (err error) {
 		defer func() { again = true }()
-		err := s.save(ctx, conn, entries, again)
+		added, err = s.save(ctx, conn, entries, gate, again)
 		if isCode(err, "23505") && !again { // unique_violation: a ticket is there, from an attempt whose answer was lost
-			err = s.save(ctx, conn, entries, true)
+			added, err = s.save(ctx, conn, entries, gate, true)
 		}
 		return err
 	})
+	if err == nil {
+		gate.committed(added)
+	}
+	return err
 }
 
-func (s *Store) save(ctx context.Context, conn *pgxpool.Conn, entries []*intake.Entry, again bool) error {
+// save is one attempt of Save. It returns the products that were not there before.
+func (s *Store) save(
+	ctx context.Context, conn *pgxpool.Conn, entries []*intake.Entry, gate *gate, again bool,
+) (added []saying, err error) {
 	if !slices.ContainsFunc(entries, func(e *intake.Entry) bool { return e.Key != "" }) {
-		return s.insert(ctx, conn.Conn(), entries, again)
+		return s.insert(ctx, conn.Conn(), entries, gate, again)
 	}
-	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		fresh, err := claim(ctx, tx, entries)
 		if err != nil || len(fresh) == 0 {
 			return err
 		}
-		return s.insert(ctx, tx.Conn(), fresh, again)
+		added, err = s.insert(ctx, tx.Conn(), fresh, gate, again)
+		return err
 	})
+	return added, err
 }
 
 // How long a call goes on trying before it says that the database is away: long enough for a connection that broke
@@ -114,61 +125,61 @@ func (s *Store) retry(ctx context.Context, doing string, transaction func() erro
 }
 
 // insert sends tickets and products in one round trip and one transaction: without a BEGIN, the statements up to the
-// Sync message are a transaction (https://www.postgresql.org/docs/current/protocol-flow.html, "Pipelining").
-func (s *Store) insert(ctx context.Context, conn *pgx.Conn, entries []*intake.Entry, again bool) error {
+// Sync message are a transaction (https://www.postgresql.org/docs/current/protocol-flow.html, "Pipelining"). It returns the
+// products that were not there before.
+func (s *Store) insert(
+	ctx context.Context, conn *pgx.Conn, entries []*intake.Entry, gate *gate, again bool,
+) (added []saying, err error) {
+	if err := gate.stop(ctx, conn, entries); err != nil {
+		return nil, err
+	}
 	sql := insertTickets
 	if again {
 		sql = insertTicketsAgain
 	}
 	tickets, err := conn.Prepare(ctx, sql, sql) // once a connection
 	if err != nil {
-		return err
+		return nil, err
 	}
 	batch := &pgconn.Batch{}
 	batch.ExecPrepared(tickets.Name, insertParams(entries), insertFormats, nil)
-	if sayings := distinctProducts(entries); len(sayings) > 0 {
+	sayings := s.distinctProducts(entries)
+	if len(sayings) > 0 {
 		products, err := conn.Prepare(ctx, upsertProducts, upsertProducts)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		batch.ExecPrepared(products.Name, productParams(sayings), productFormats, nil)
+		batch.ExecPrepared(products.Name, s.productParams(sayings), productFormats, nil)
 	}
 	if again {
 		lock, err := conn.Prepare(ctx, lockTicket, lockTicket)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		t := &entries[0].Ticket
 		batch.ExecPrepared(lock.Name, [][]byte{appendTime(nil, t.ReceivedAt), t.ID[:]}, []int16{formatBinary, formatBinary}, nil)
 	}
 	if s.queries == nil {
-		return sendInsert(ctx, conn, batch, again)
+		return sendInsert(ctx, conn, batch, sayings, again)
 	}
 	// pgx tells the tracer of its own queries, not of those of the protocol. It is one round trip, and so one span.
 	ctx = s.queries.TraceQueryStart(ctx, conn, pgx.TraceQueryStartData{SQL: sql})
-	err = sendInsert(ctx, conn, batch, again)
+	added, err = sendInsert(ctx, conn, batch, sayings, again)
 	s.queries.TraceQueryEnd(ctx, conn, pgx.TraceQueryEndData{Err: err})
-	return err
+	return added, err
 }
 
-// sendInsert sends a batch of statements. With again, the last one is lockTicket.
-func sendInsert(ctx context.Context, conn *pgx.Conn, batch *pgconn.Batch, again bool) error {
-	if !again {
-		return conn.PgConn().ExecBatch(ctx, batch).Close()
-	}
-	results, err := conn.PgConn().ExecBatch(ctx, batch).ReadAll()
+// sendInsert sends a batch of statements, and returns the products that were not there before. With again, the last
+// statement is lockTicket.
+func sendInsert(ctx context.Context, conn *pgx.Conn, batch *pgconn.Batch, sayings []saying, again bool) ([]saying, error) {
+	added, last, err := readAdded(conn.PgConn().ExecBatch(ctx, batch), sayings)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	for _, r := range results {
-		if r.Err != nil {
-			return r.Err
-		}
+	if again && last.RowsAffected() != 1 {
+		return nil, errors.New("a ticket that was there already has vanished meanwhile, so nothing is certain: it must be sent again")
 	}
-	if last := results[len(results)-1]; last.CommandTag.RowsAffected() != 1 {
-		return errors.New("a ticket that was there already has vanished meanwhile, so nothing is certain: it must be sent again")
-	}
-	return nil
+	return added, nil
 }
 
 // claim takes the keys of the entries that have one, and returns the entries that are to be stored: those without a

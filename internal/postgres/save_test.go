@@ -40,7 +40,7 @@ func TestSave_StoresWhatWasSentAndWhatWasRead(t *testing.T) {
 		"body": e.Ticket.Body, "content_type": "text/plain", "traceparent": e.Ticket.Traceparent,
 		"status": "TREATED", "problems": nil, "order_number": "7", "vat": "3.10", "total": "16.90",
 		"extra":          `[{"name": "Till", "value": "\"3\""}]`,
-		"lines":          `[{"extra": [{"name": "qty", "value": "1"}], "price": 2.00, "product": "Café \"x\"", "product_id": "IZ8z"}]`,
+		"lines":          `[{"price": 2.00, "product": "Café \"x\"", "product_id": "IZ8z"}]`,
 		"parser_version": int16(ticket.ParserVersion), "attempts": int16(0),
 	}, got)
 	assert.Equal(t, "Café \"x\" 2.00", one[string](t, b, `SELECT product || ' ' || price FROM order_lines WHERE order_number = '7'`))
@@ -301,4 +301,63 @@ func TestSave_UniqueIndexOfSomebodyElse_LetsNoTicketVanish(t *testing.T) {
 	require.ErrorIs(t, b.store.Save(t.Context(), []*intake.Entry{second}), ticket.ErrRefused,
 		"a ticket that is not stored must not be answered as if it were")
 	assert.Equal(t, 1, one[int](t, b, `SELECT count(*) FROM tickets`))
+}
+
+func TestSettleProducts_ProductWhoseTicketsAreGone_IsSettledAndKeepsWhatItHas(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	save(t, b, entry(t, body("1", "Café,a,2", "Thé,b,3")))
+	save(t, b, entry(t, body("2", "Café,a,4", "Thé,b,5")))
+	exec(t, b, `DELETE FROM tickets`)
+	settle(t, b)
+	assert.Zero(t, one[int](t, b, `SELECT count(*) FROM products WHERE unsettled_since IS NOT NULL`))
+	assert.Equal(t, "4 5", one[string](t, b, `SELECT string_agg(price::text, ' ' ORDER BY product_id) FROM products`))
+}
+
+func TestSettleProducts_OneThatCannotBeSettled_KeepsNobodyFromIt(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var first, second []*intake.Entry
+	for i := range 7 {
+		first = append(first, entry(t, body(strconv.Itoa(i), fmt.Sprintf("Café,p%d,2", i))))
+	}
+	late := entry(t, body("late", "Café,p0,3", "Café,p1,3", "Café,p2,3", "Café,p3,3", "Café,p4,3", "Café,p5,3", "Café,p6,3"))
+	for i := range 7 {
+		second = append(second, entry(t, body(strconv.Itoa(i), fmt.Sprintf("Café,p%d,2", i))))
+	}
+	save(t, b, first...)
+	save(t, b, second...) // find nothing new, and so write nothing
+	save(t, b, late)
+	exec(t, b, `CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+		IF NEW.product_id = 'p0' AND NEW.unsettled_since IS NULL THEN RAISE 'not this one'; END IF; RETURN NEW; END $$;
+		CREATE TRIGGER no BEFORE UPDATE ON products FOR EACH ROW EXECUTE FUNCTION no()`)
+	var failures []error
+	for range 10 {
+		if _, err := b.store.SettleProducts(t.Context(), 0, 1000); err != nil {
+			failures = append(failures, err)
+		}
+	}
+	require.NotEmpty(t, failures)
+	assert.ErrorContains(t, failures[0], `"p0"`)
+	assert.Equal(t, "p0", one[string](t, b, `SELECT string_agg(product_id, ' ' ORDER BY product_id) FROM products WHERE unsettled_since IS NOT NULL`))
+	assert.Equal(t, 7, one[int](t, b, `SELECT count(*) FROM products WHERE price = 2`))
+	exec(t, b, `DROP TRIGGER no ON products`)
+	settle(t, b)
+	assertProductsAreWhatTheTicketsSay(t, b)
+}
+
+func TestSettleProducts_LastLineOfTheNewestTicketCounts_HoweverManyLinesItHas(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var lines []string
+	for i := range 2500 { // more than are fetched at once
+		lines = append(lines, fmt.Sprintf("Café,a,%d", i))
+	}
+	first, late, newest := entry(t, body("1", "Café,a,2499")), entry(t, body("2", "Café,a,1")), entry(t, body("3", lines...))
+	save(t, b, first)
+	save(t, b, newest)
+	save(t, b, late)
+	settle(t, b)
+	assertProductsAreWhatTheTicketsSay(t, b)
+	assert.Equal(t, "2499", one[string](t, b, `SELECT price::text FROM products`))
 }

@@ -68,7 +68,8 @@ func (s *Store) Claim(ctx context.Context, limit int, lease time.Duration) ([]tr
 // Finish implements treatment.Store.
 func (s *Store) Finish(ctx context.Context, c treatment.Claim) error {
 	entries := []*intake.Entry{{Ticket: *c.Ticket}}
-	p := ticketParams(entries)
+	gate := s.newProducts.gate()
+	var added []saying
 	again, lost := false, false
 	err := s.commit(ctx, "store what was read", func(pooled *pgxpool.Conn) error {
 		defer func() { again = true }()
@@ -78,6 +79,10 @@ func (s *Store) Finish(ctx context.Context, c treatment.Claim) error {
 			if err != nil {
 				return err
 			}
+			if err := gate.stop(ctx, conn, entries); err != nil {
+				return err
+			}
+			p := ticketParams(entries)
 			result := conn.PgConn().ExecPrepared(ctx, finish.Name,
 				[][]byte{
 					p.status, p.problems, p.orderNumber, p.vat, p.total, p.extra, p.lines, int2(ticket.ParserVersion),
@@ -87,17 +92,22 @@ func (s *Store) Finish(ctx context.Context, c treatment.Claim) error {
 				return result.Err
 			}
 			lost = result.CommandTag.RowsAffected() == 0
+			added = nil
 			if lost && again {
-				done, err := tx.Exec(ctx, finishedTicket, c.Ticket.ReceivedAt, c.Ticket.ID, c.Ticket.Status, c.Attempt, c.Number)
+				done, err := tx.Exec(ctx, finishedTicket, c.Ticket.ReceivedAt, c.Ticket.ID, entries[0].Ticket.Status, c.Attempt, c.Number)
 				lost = done.RowsAffected() == 0
 				return err // with its products, which are of the same transaction
 			}
-			if products := distinctProducts(entries); len(products) > 0 && !lost {
-				return upsert(ctx, conn, products)
+			if products := s.distinctProducts(entries); len(products) > 0 && !lost {
+				added, err = s.upsert(ctx, conn, products)
 			}
-			return nil
+			return err
 		})
 	})
+	if err == nil && !lost {
+		c.Ticket.Status, c.Ticket.Problems = entries[0].Ticket.Status, entries[0].Ticket.Problems
+		gate.committed(added)
+	}
 	if err == nil && lost {
 		return fmt.Errorf("ticket %s: %w", c.Ticket.ID, treatment.ErrClaimLost)
 	}

@@ -24,6 +24,13 @@ const (
 // ErrAmount is returned for text that is not an amount.
 var ErrAmount = errors.New("not an amount")
 
+// The reasons that ErrAmount may have besides. They are made once, because a ticket may have a bad price on each line.
+var (
+	errAmbiguous = fmt.Errorf("%w that can be told: the comma may stand for decimals or for thousands", ErrAmount)
+	errAbsurd    = fmt.Errorf("%w of a till: it has more than %d digits before or %d behind the decimal sign",
+		ErrAmount, MaxAmountDigits, MaxAmountScale)
+)
+
 // IsSet tells whether the amount was read at all.
 func (a Amount) IsSet() bool { return a.set }
 
@@ -166,9 +173,9 @@ func splitAmount(s string) (whole, fraction string, err error) {
 	case spaces && group != "":
 		return "", "", ErrAmount
 	case decimal == "," && group == "" && !spaces && len(fraction) == 3:
-		return "", "", fmt.Errorf("%w that can be told: the comma may stand for decimals or for thousands", ErrAmount)
+		return "", "", errAmbiguous
 	case spaces:
-		whole, group = strings.NewReplacer("\u00a0", " ", "\u202f", " ").Replace(whole), " "
+		whole, group = strings.ReplaceAll(strings.ReplaceAll(whole, "\u00a0", " "), "\u202f", " "), " "
 	}
 	if group != "" {
 		if whole, err = joinGroups(whole, group); err != nil {
@@ -179,8 +186,7 @@ func splitAmount(s string) (whole, fraction string, err error) {
 	case whole == "":
 		return "", "", ErrAmount
 	case len(whole) > MaxAmountDigits || len(fraction) > MaxAmountScale:
-		return "", "", fmt.Errorf("%w of a till: it has more than %d digits before or %d behind the decimal sign",
-			ErrAmount, MaxAmountDigits, MaxAmountScale)
+		return "", "", errAbsurd
 	}
 	return whole, fraction, nil
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"golang.org/x/text/encoding"
 	"golang.org/x/text/encoding/charmap"
 	"golang.org/x/text/encoding/unicode"
 )
@@ -14,20 +15,39 @@ import (
 // Windows-1252, which holds all of Latin-1's characters, for what is no valid UTF-8. Every body has a text.
 func decode(body []byte) string {
 	if len(body) >= 2 && (body[0] == 0xff && body[1] == 0xfe || body[0] == 0xfe && body[1] == 0xff) {
-		text, err := unicode.UTF16(unicode.LittleEndian, unicode.UseBOM).NewDecoder().Bytes(body)
-		if err == nil {
-			return string(text)
-		}
+		return transcode(unicode.UTF16(unicode.LittleEndian, unicode.UseBOM).NewDecoder(), body)
 	}
 	body = bytes.TrimPrefix(body, []byte("\ufeff"))
 	if utf8.Valid(body) {
 		return string(body)
 	}
-	text, err := charmap.Windows1252.NewDecoder().Bytes(body)
-	if err != nil { // every byte has a character: cannot happen
-		return strings.ToValidUTF8(string(body), "\ufffd")
+	return transcode(charmap.Windows1252.NewDecoder(), body)
+}
+
+// transcode goes through the body twice, to count first: a text may be three times as long as its body, and Decoder.Bytes
+// makes several copies of it that are longer still.
+func transcode(decoder *encoding.Decoder, body []byte) string {
+	size := 0
+	eachPiece(decoder, body, func(piece []byte) { size += len(piece) })
+	var text strings.Builder
+	text.Grow(size)
+	eachPiece(decoder, body, func(piece []byte) { text.Write(piece) })
+	return text.String()
+}
+
+// eachPiece decodes piece by piece. The decoders of this file make a character of whatever they meet, so a full piece is
+// the only thing that stops them.
+func eachPiece(decoder *encoding.Decoder, body []byte, yield func([]byte)) {
+	piece := make([]byte, 256)
+	decoder.Reset()
+	for len(body) > 0 {
+		written, read, err := decoder.Transform(piece, body, true)
+		yield(piece[:written])
+		body = body[read:]
+		if err == nil || written+read == 0 {
+			return
+		}
 	}
-	return string(text)
 }
 
 // trim removes spaces, tabs and no-break spaces (U+00A0) around a text.

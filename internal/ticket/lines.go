@@ -2,6 +2,7 @@ package ticket
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 )
 
@@ -12,16 +13,23 @@ type columns struct {
 	count                  int      // of all columns; names holds at most MaxFields
 	name, productID, price int      // places of the known ones; -1 for none
 	twice                  int      // place of a known one that was named before; 0 for none
+	copied                 int      // bytes of the names that are no part of the text
 }
 
+// knownColumns is how many columns MyTicket knows.
+const knownColumns = 3
+
+func (c *columns) known(i int) bool { return i == c.name || i == c.productID || i == c.price }
+
 // findColumns reads a line as the one that names the columns. It tells whether the line names all that are needed.
-func findColumns(line string, names []string) (columns, bool) {
+func (p *parser) findColumns(line string) (columns, bool) {
 	for _, separator := range [...]byte{',', ';', '\t'} {
 		first := strings.IndexByte(line, separator)
 		if first < 0 || strings.IndexByte(line[first+1:], separator) < 0 {
 			continue
 		}
-		c := readColumns(line, separator, names)
+		c := readColumns(line, separator, p.names[:0])
+		p.names = c.names
 		if c.name >= 0 && c.productID >= 0 && c.price >= 0 {
 			return c, true
 		}
@@ -36,7 +44,7 @@ func readColumns(line string, separator byte, names []string) columns {
 	if c.names, err = r.record(names); err != nil || r.at < len(line) {
 		return c
 	}
-	c.count = r.count
+	c.count, c.copied = r.count, r.copied
 	for i, name := range c.names {
 		var place *int
 		switch {
@@ -105,17 +113,20 @@ func (p *parser) notRead() string {
 
 // products reads the product lines.
 func (p *parser) products(c columns) {
-	found := false
+	lines := 0
 	fields := make([]string, 0, 8)
 	for p.at < len(p.text) {
 		if p.skipBlankLine() {
 			continue
 		}
-		if !found {
-			found = true
+		if lines++; lines == 1 {
 			p.order.Lines = make([]Line, 0, mostLines(p.text[p.at:]))
+			p.unknownColumns(&c)
 		}
 		start, number := p.at, p.line+1
+		if p.tooManyLines(number, lines, c.count) {
+			return
+		}
 		r := fieldReader{text: p.text, at: start, separator: c.separator}
 		var err error
 		fields, err = r.record(fields[:0])
@@ -128,28 +139,87 @@ func (p *parser) products(c columns) {
 			continue
 		}
 		if r.count != c.count {
-			p.problemf(number, ProblemFieldsCount, "the line has %d fields and the product list %d columns; "+
-				"a text that contains the separator %q must be in quotes", r.count, c.count, string(rune(c.separator)))
+			if p.listing() {
+				p.problemf(number, ProblemFieldsCount, "the line has %d fields and the product list %d columns; "+
+					"a text that contains the separator %q must be in quotes", r.count, c.count, string(rune(c.separator)))
+			}
 			continue
 		}
+		p.order.size.text += r.copied
 		p.productLine(c, fields, number)
+		if p.tooLarge(number) {
+			return
+		}
 	}
-	if !found {
+	if lines == 0 {
 		p.problemf(0, ProblemNoProducts, "the ticket lists no product")
 	}
-	if len(p.order.Lines) == 0 {
-		p.order.Lines = nil
+	switch read := p.order.Lines; {
+	case len(read) == 0:
+		p.order.Lines, p.order.Columns = nil, nil
+	case len(read) < cap(read)/2: // blank lines, or such that could not be read
+		p.order.Lines = append(make([]Line, 0, len(read)), read...)
 	}
 }
 
 // mostLines is how many product lines a text can hold, so that their slice is made once: no more than it has line ends,
-// and none is shorter than "a,b,1\n".
+// none is shorter than "a,b,1\n", and at most MaxLines are kept.
 func mostLines(text string) int {
 	ends := max(strings.Count(text, "\n"), strings.Count(text, "\r"))
-	return min(ends, len(text)/len("a,b,1\n")) + 1
+	return min(ends+1, len(text)/len("a,b,1\n")+1, MaxLines)
+}
+
+// unknownColumns keeps the names of the columns that MyTicket does not know. Lines keep only their values: names that are
+// repeated on each line would make 200 MiB of a ticket of 1 MiB.
+func (p *parser) unknownColumns(c *columns) {
+	if len(c.names) <= knownColumns {
+		return
+	}
+	p.order.size.text += c.copied
+	p.order.Columns = make([]string, 0, len(c.names)-knownColumns)
+	for i, name := range c.names {
+		if !c.known(i) {
+			p.order.Columns = append(p.order.Columns, name)
+		}
+	}
+}
+
+// tooManyLines and tooLarge note that the ticket is beyond a limit of what it may become, and report whether it is.
+func (p *parser) tooManyLines(number, lines, columns int) bool {
+	switch {
+	case lines > MaxLines:
+		p.giveUp(number, ProblemTooManyLines, fmt.Sprintf("the product list has more than %d lines", MaxLines))
+	case lines*columns > MaxCells:
+		p.giveUp(number, ProblemTooManyCells, fmt.Sprintf("the product list has %d columns and more than %d lines; "+
+			"at most %d fields are read", columns, MaxCells/columns, MaxCells))
+	default:
+		return false
+	}
+	return true
+}
+
+func (p *parser) tooLarge(number int) bool {
+	if p.order.StoredBytes() <= MaxStoredBytes {
+		return false
+	}
+	p.giveUp(number, ProblemTooLarge, fmt.Sprintf("what was read up to here takes more than %d bytes as it is stored", MaxStoredBytes))
+	return true
+}
+
+// giveUp keeps nothing of the product list, because a part of it would be taken for the whole. The caller reads no further.
+func (p *parser) giveUp(number int, code, why string) {
+	if len(p.problems) == MaxProblems { // this one says why there are no lines, so it is listed in any case
+		p.problems = p.problems[:MaxProblems-1]
+		p.unlisted++
+	}
+	p.problemf(number, code, "%s; no product of the ticket is kept, and nothing from here on was read", why)
+	p.order = p.order.withoutLines()
 }
 
 func (p *parser) badRecord(err error, start, number int) {
+	if !p.listing() {
+		return
+	}
 	text := quote(p.text[start:min(len(p.text), start+200)])
 	if errors.Is(err, errUnterminated) {
 		p.problemf(number, ProblemQuoteUnterminated, "a quote that opens here is never closed, in %s; %s", text, p.notReadAfter(number))
@@ -177,27 +247,47 @@ func (p *parser) productLine(c columns, fields []string, number int) {
 	case line.ProductID == "":
 		p.problemf(number, ProblemFieldMissing, "the line has no product_id")
 	}
-	p.tooLongAt(number, "the product's name", line.Name, MaxNameLength)
-	p.tooLongAt(number, "the product_id", line.ProductID, MaxProductIDLength)
+	p.tooLong(number, "the product's name", line.Name, MaxNameLength)
+	p.tooLong(number, "the product_id", line.ProductID, MaxProductIDLength)
 	var err error
-	if line.Price, err = ParseAmount(fields[c.price]); err != nil {
+	if line.Price, err = ParseAmount(fields[c.price]); err != nil && p.listing() {
 		p.problemf(number, ProblemAmountInvalid, "price %s: %v", quote(fields[c.price]), err)
 	}
-	if len(c.names) > 3 {
-		line.Extra = make([]Field, 0, len(c.names)-3)
+	if len(p.order.Columns) > 0 {
+		line.Extra = p.cellsOfALine()
 		for i, name := range c.names {
-			if i == c.name || i == c.productID || i == c.price {
+			if c.known(i) {
 				continue
 			}
-			if len(fields[i]) > MaxFieldValue {
-				p.tooLongAt(number, "the column "+quote(name).String(), fields[i], MaxFieldValue)
+			if isTooLong(fields[i], MaxFieldValue) && p.listing() {
+				p.problemf(number, ProblemTooLong, "the column %s has more than %d characters: %s",
+					quote(name), MaxFieldValue, quote(fields[i]))
 			}
-			line.Extra = append(line.Extra, Field{name, fields[i]})
+			line.Extra = append(line.Extra, fields[i])
 		}
 	}
-	if len(p.problems)+p.unlisted == before {
-		p.order.Lines = append(p.order.Lines, line)
+	if len(p.problems)+p.unlisted != before {
+		return
 	}
+	p.cells = p.cells[:len(p.cells)+len(line.Extra)]
+	p.order.Lines = append(p.order.Lines, line)
+	p.order.size.escapes += escapes(line.Name) + escapes(line.ProductID)
+	p.order.size.texts += len(line.Name) + len(line.ProductID)
+}
+
+// chunkOfCells is how many fields share one piece of memory at most.
+const chunkOfCells = 1024
+
+// cellsOfALine returns an empty slice with room for the unknown columns of one line. It is a part of a larger one that
+// several lines share: of as many as may come, and of at most chunkOfCells.
+func (p *parser) cellsOfALine() []string {
+	columns := len(p.order.Columns)
+	if cap(p.cells)-len(p.cells) < columns {
+		lines := min(cap(p.order.Lines)-len(p.order.Lines), chunkOfCells/columns)
+		p.cells = make([]string, 0, columns*max(lines, 1))
+	}
+	at := len(p.cells)
+	return p.cells[at : at : at+columns]
 }
 
 var (
@@ -213,6 +303,7 @@ type fieldReader struct {
 	separator byte
 	breaks    int // line ends inside of quoted fields
 	count     int // fields of the record
+	copied    int // bytes of fields that are no part of the text
 }
 
 // record appends the fields of the record to dst, but none beyond MaxFields, which are counted only. It leaves at behind
@@ -281,6 +372,7 @@ func (r *fieldReader) quoted() (string, error) {
 	r.countBreaks(field)
 	if doubled {
 		field = strings.ReplaceAll(field, `""`, `"`)
+		r.copied += len(field)
 	}
 	end := r.at
 	for r.at < len(r.text) && r.text[r.at] == ' ' {

@@ -45,17 +45,15 @@ func (o Order) AppendText(b []byte) []byte {
 		b = append(append(append(append(b, '\n'), record.Name...), ": "...), record.Value...)
 	}
 	b = append(b, "\n\nproduct,product_id,price"...)
-	if len(o.Lines) > 0 {
-		for _, column := range o.Lines[0].Extra {
-			b = appendField(append(b, ','), column.Name)
-		}
+	for _, column := range o.Columns {
+		b = appendField(append(b, ','), column)
 	}
 	for _, line := range o.Lines {
 		b = appendField(append(b, '\n'), line.Name)
 		b = appendField(append(b, ','), line.ProductID)
 		b = line.Price.AppendText(append(b, ','))
-		for _, column := range line.Extra {
-			b = appendField(append(b, ','), column.Value)
+		for _, value := range line.Extra {
+			b = appendField(append(b, ','), value)
 		}
 	}
 	return b

@@ -8,10 +8,18 @@ import (
 
 // ParserVersion is stored with each ticket that was read. Raise it when Parse understands what it did not before, or
 // otherwise: tickets that an older version marked ERROR can then be found and sent back.
-const ParserVersion = 1
+const ParserVersion = 2
 
 // Limits of what is read. What exceeds them is a problem, not cut.
+//
+// The first four bound what a ticket may become, however long a body may be: memory while it is read and stored, its row,
+// and the products that it names. Beyond one of them nothing of the product list is kept.
 const (
+	MaxTextBytes   = 16 << 20 // bytes of a body that is read at all
+	MaxLines       = 10_000   // lines of a product list, whether they can be read or not
+	MaxCells       = 100_000  // lines of a product list times its columns
+	MaxStoredBytes = 4 << 20  // bytes that product lines and unknown header records take as they are stored (StoredBytes)
+
 	MaxNumberLength    = 64   // characters of an order number
 	MaxProductIDLength = 128  // characters
 	MaxNameLength      = 512  // characters of a product's name
@@ -40,6 +48,9 @@ const (
 	ProblemTooLong           = "text_too_long"      // beyond one of the limits above
 	ProblemNoProducts        = "no_products"        // not one product line
 	ProblemTooMany           = "too_many_problems"  // more than MaxProblems
+	ProblemTooManyLines      = "too_many_lines"     // more than MaxLines
+	ProblemTooManyCells      = "too_many_cells"     // more than MaxCells
+	ProblemTooLarge          = "too_large"          // more than MaxTextBytes, or MaxStoredBytes
 )
 
 // Parse reads a ticket:
@@ -56,15 +67,22 @@ const (
 // mark, or Windows-1252. It is strict in meaning: every line is understood, or named in the problems. A ticket without
 // problems is understood as a whole; with problems, the Order holds what could be read.
 //
-// It takes time and memory linear in the body, and never panics. Text in the Order is valid UTF-8 without NUL.
+// It takes time and memory linear in the body up to MaxTextBytes, which is the most that it reads, and never panics. Text in
+// the Order is valid UTF-8 without NUL.
 func Parse(body []byte) (Order, []Problem) {
+	if len(body) > MaxTextBytes {
+		return Order{}, []Problem{{Code: ProblemTooLarge, Message: fmt.Sprintf(
+			"the ticket has %d bytes, and at most %d are read; nothing of it was read", len(body), MaxTextBytes)}}
+	}
 	p := parser{text: decode(body)}
+	p.order.size.text = len(p.text)
 	p.hasNUL = strings.IndexByte(p.text, 0) >= 0
 	if p.isBlank() {
 		return Order{}, []Problem{{Code: ProblemEmpty, Message: "the ticket holds nothing but blank lines"}}
 	}
 	var names [8]string // spares an allocation where there are no more columns than usual
-	columns, ok := p.header(names[:0])
+	p.names = names[:0]
+	columns, ok := p.header()
 	p.missing()
 	if ok {
 		p.products(columns)
@@ -96,6 +114,9 @@ type parser struct {
 	at     int // where the next line begins
 	line   int // number of the line that was read last
 	hasNUL bool
+	names  []string // scratch: each line of the header may be the one that names the columns
+
+	cells []string // what is left of the memory for the unknown columns of lines
 
 	order    Order
 	seen     struct{ order, vat, total bool } // the record is there, readable or not
@@ -103,9 +124,18 @@ type parser struct {
 	unlisted int // problems beyond MaxProblems
 }
 
-func (p *parser) problemf(line int, code, format string, args ...any) {
+// listing reports whether one more problem is listed, and counts it when it is not. What may be found on each of many
+// lines asks first: the arguments of problemf alone take ten times the memory of a short line.
+func (p *parser) listing() bool {
 	if len(p.problems) >= MaxProblems {
 		p.unlisted++
+		return false
+	}
+	return true
+}
+
+func (p *parser) problemf(line int, code, format string, args ...any) {
+	if !p.listing() {
 		return
 	}
 	p.problems = append(p.problems, Problem{Line: line, Code: code, Message: fmt.Sprintf(format, args...)})
@@ -157,9 +187,8 @@ func (p *parser) skipBlankLine() bool {
 	return false
 }
 
-// header reads header records up to the line that names the columns, and returns what that one says, with the names
-// appended to names.
-func (p *parser) header(names []string) (columns, bool) {
+// header reads header records up to the line that names the columns, and returns what that one says.
+func (p *parser) header() (columns, bool) {
 	records, afterBlank := false, false
 	for {
 		line, ok := p.next()
@@ -177,7 +206,7 @@ func (p *parser) header(names []string) (columns, bool) {
 			afterBlank = records
 			continue
 		}
-		if c, ok := findColumns(line, names); ok {
+		if c, ok := p.findColumns(line); ok {
 			return c, p.checkColumns(c)
 		}
 		name, value, isRecord := strings.Cut(text, ":")
@@ -189,7 +218,7 @@ func (p *parser) header(names []string) (columns, bool) {
 		case afterBlank:
 			p.columnsMissing(line)
 			return columns{}, false
-		default:
+		case p.listing():
 			p.problemf(p.line, ProblemHeaderUnreadable, "%s is no header record: those have the form \"Name: value\"", quote(text))
 		}
 	}
@@ -203,7 +232,7 @@ func (p *parser) refuseNULs(record string, number int) bool {
 	}
 	lines := parser{text: record, line: number - 1}
 	for line, ok := lines.next(); ok; line, ok = lines.next() {
-		if strings.IndexByte(line, 0) >= 0 {
+		if strings.IndexByte(line, 0) >= 0 && p.listing() {
 			p.problemf(lines.line, ProblemNUL, "the line holds a NUL byte, which no text has: %s", quote(line))
 		}
 	}
@@ -225,7 +254,7 @@ func (p *parser) record(name, value string) {
 		switch {
 		case value == "":
 			p.problemf(p.line, ProblemOrderMissing, "the Order record is empty")
-		case p.tooLong("the order number", value, MaxNumberLength):
+		case p.tooLong(p.line, "the order number", value, MaxNumberLength):
 		case p.order.Number != "" && p.order.Number != value:
 			p.conflict("Order", p.order.Number, value)
 		default:
@@ -238,10 +267,14 @@ func (p *parser) record(name, value string) {
 		p.seen.total = true
 		p.amountRecord("Total", &p.order.Total, value)
 	case len(p.order.Extra) >= MaxFields:
-		p.problemf(p.line, ProblemTooLong, "more than %d header records that MyTicket does not know", MaxFields)
-	case p.tooLong("the name of the record", name, MaxFieldName), p.tooLong("the value of the record", value, MaxFieldValue):
+		if p.listing() {
+			p.problemf(p.line, ProblemTooLong, "more than %d header records that MyTicket does not know", MaxFields)
+		}
+	case p.tooLong(p.line, "the name of the record", name, MaxFieldName),
+		p.tooLong(p.line, "the value of the record", value, MaxFieldValue):
 	default:
 		p.order.Extra = append(p.order.Extra, Field{name, value})
+		p.order.size.escapes += escapes(name) + escapes(value)
 	}
 }
 
@@ -249,7 +282,9 @@ func (p *parser) amountRecord(name string, field *Amount, value string) {
 	amount, err := ParseAmount(value)
 	switch {
 	case err != nil:
-		p.problemf(p.line, ProblemAmountInvalid, "%s %s: %v", name, quote(value), err)
+		if p.listing() {
+			p.problemf(p.line, ProblemAmountInvalid, "%s %s: %v", name, quote(value), err)
+		}
 	case field.set && !field.Equal(amount):
 		p.conflict(name, field.String(), value)
 	default:
@@ -258,19 +293,20 @@ func (p *parser) amountRecord(name string, field *Amount, value string) {
 }
 
 func (p *parser) conflict(name, first, second string) {
+	if !p.listing() {
+		return
+	}
 	p.problemf(p.line, ProblemHeaderConflict, "%s is there twice, as %s and as %s", name, quote(first), quote(second))
 }
 
-// tooLong notes a problem when a text has more than most characters, and tells so.
-func (p *parser) tooLong(what, text string, most int) bool {
-	return p.tooLongAt(p.line, what, text, most)
-}
-
-func (p *parser) tooLongAt(line int, what, text string, most int) bool {
+// tooLong notes a problem when a text has more than most characters, and reports whether it has.
+func (p *parser) tooLong(line int, what, text string, most int) bool {
 	if !isTooLong(text, most) {
 		return false
 	}
-	p.problemf(line, ProblemTooLong, "%s has more than %d characters: %s", what, most, quote(text))
+	if p.listing() {
+		p.problemf(line, ProblemTooLong, "%s has more than %d characters: %s", what, most, quote(text))
+	}
 	return true
 }
 

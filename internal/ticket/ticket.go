@@ -73,7 +73,11 @@ type Order struct {
 	VAT    Amount
 	Total  Amount
 	Extra  []Field // header records that MyTicket does not know, in the order they came
-	Lines  []Line
+
+	Columns []string // names of the columns that MyTicket does not know, in the order they came; once for all lines
+	Lines   []Line
+
+	size size // what Cost counts, of an Order that Parse returned
 }
 
 // Line is one product line of an order.
@@ -81,7 +85,7 @@ type Line struct {
 	Name      string
 	ProductID string
 	Price     Amount
-	Extra     []Field // columns that MyTicket does not know, in the order they came
+	Extra     []string // values of the Order's Columns, one for each
 }
 
 // Field is a named text that MyTicket keeps without understanding it.

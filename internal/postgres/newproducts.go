@@ -1,0 +1,201 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
+
+	"myticket/internal/intake"
+	"myticket/internal/ticket"
+)
+
+// SourcePolicy is what holds for the products that the tickets of a source name.
+type SourcePolicy struct {
+	// NewProductsRate is how many products a second its tickets may add through this server; 0 for no limit.
+	NewProductsRate float64
+	// NewProductsBurst is how many they may add at once. At least 1 where there is a rate.
+	NewProductsBurst int
+	// Authenticated means that the source asks its senders for credentials.
+	Authenticated bool
+}
+
+// Sources says what holds for each source. The zero value is no limit, and nobody authenticated.
+type Sources struct {
+	// Policies are by label. Sources that share a label share its rate. A label without a policy has no limit.
+	Policies map[string]SourcePolicy
+	// Label returns the label of a source, which metrics show as well: one of few, so that a sender who makes up names gets
+	// no rate for each. Required where there are Policies.
+	Label func(source string) string
+}
+
+func (s Sources) authenticated(source string) bool {
+	return s.Label != nil && s.Policies[s.Label(source)].Authenticated
+}
+
+// ProblemNewProducts is the code of the problem of a ticket that names products which its source may not add yet.
+const ProblemNewProducts = "new_products_limited"
+
+// newProducts limits how many products each source adds. It learns from Postgres which products a batch has added, and so
+// may be overdrawn by the batches that are under way; then it is empty until that is made up for. While no source's bucket is
+// empty it costs a batch nothing but a look at emptyUntil.
+type newProducts struct {
+	sources Sources
+	buckets map[string]*rate.Limiter // by label; never changed
+	start   time.Time
+	stopped *prometheus.CounterVec
+
+	emptyUntil atomic.Int64 // until when some bucket is empty, as a time.Duration since start
+}
+
+func limitNewProducts(sources Sources) *newProducts {
+	n := &newProducts{
+		sources: sources, buckets: map[string]*rate.Limiter{}, start: time.Now(),
+		stopped: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "myticket_new_products_limited_total",
+			Help: "Tickets that became ERROR because their source adds products faster than it may, by source (as with " +
+				"myticket_http_requests_total).",
+		}, []string{"source"}),
+	}
+	for label, policy := range sources.Policies {
+		if policy.NewProductsRate > 0 {
+			n.buckets[label] = rate.NewLimiter(rate.Limit(policy.NewProductsRate), max(policy.NewProductsBurst, 1))
+			n.stopped.WithLabelValues(label) // a counter that begins with its first ticket hides that ticket from rate
+		}
+	}
+	return n
+}
+
+// charge takes the products that tickets have added from the buckets of their sources.
+func (n *newProducts) charge(added []saying, now time.Time) {
+	count := map[string]int{}
+	for i := range added {
+		if len(n.buckets) > 0 {
+			count[n.sources.Label(added[i].source)]++
+		}
+	}
+	for label, products := range count {
+		bucket := n.buckets[label]
+		if bucket == nil {
+			continue
+		}
+		for burst := bucket.Burst(); products > 0; products -= burst {
+			bucket.ReserveN(now, min(products, burst))
+		}
+		if missing := 1 - bucket.TokensAt(now); missing > 0 {
+			// One more nanosecond, so that the bucket has been full enough by then for certain.
+			n.emptyUpTo(now.Add(time.Duration(missing/float64(bucket.Limit())*float64(time.Second)) + 1))
+		}
+	}
+}
+
+func (n *newProducts) emptyUpTo(t time.Time) {
+	until := int64(t.Sub(n.start))
+	for {
+		have := n.emptyUntil.Load()
+		if have >= until || n.emptyUntil.CompareAndSwap(have, until) {
+			return
+		}
+	}
+}
+
+// gate decides for the tickets of one call whether they may add products. It decides once: when the answer to a commit was
+// lost and the transaction is run again, a ticket that was let through stays let through.
+type gate struct {
+	limits  *newProducts
+	decided bool
+	stopped map[string]int // tickets by label
+}
+
+func (n *newProducts) gate() *gate { return &gate{limits: n} }
+
+// stop makes an ERROR of each ticket that names a product which is not there, where its source's bucket is empty. Those of other
+// sources are not looked at.
+func (g *gate) stop(ctx context.Context, conn *pgx.Conn, entries []*intake.Entry) error {
+	now := time.Now()
+	if g.decided || int64(now.Sub(g.limits.start)) >= g.limits.emptyUntil.Load() {
+		g.decided = true
+		return nil
+	}
+	empty := map[string]bool{} // by label
+	for label, bucket := range g.limits.buckets {
+		empty[label] = bucket.TokensAt(now) < 1
+	}
+	isLimited := func(t *ticket.Ticket) bool {
+		return t.Status == ticket.Treated && empty[g.limits.sources.Label(t.Source)]
+	}
+	unknown := map[string]bool{} // of the limited tickets: whether a product is not there
+	var ids []string
+	for _, e := range entries {
+		if !isLimited(&e.Ticket) {
+			continue
+		}
+		for i := range e.Ticket.Order.Lines {
+			if id := e.Ticket.Order.Lines[i].ProductID; !unknown[id] {
+				unknown[id] = true
+				ids = append(ids, id)
+			}
+		}
+	}
+	if len(ids) > 0 {
+		rows, err := conn.Query(ctx, `SELECT product_id FROM products WHERE product_id = ANY ($1)`, ids)
+		if err != nil {
+			return err
+		}
+		var id string
+		if _, err := pgx.ForEachRow(rows, []any{&id}, func() error { unknown[id] = false; return nil }); err != nil {
+			return err
+		}
+	}
+	g.decided, g.stopped = true, map[string]int{}
+	for _, e := range entries {
+		if !isLimited(&e.Ticket) {
+			continue
+		}
+		if problem := g.problem(&e.Ticket, unknown); problem != nil {
+			e.Ticket.Status, e.Ticket.Problems = ticket.Error, []ticket.Problem{*problem}
+			g.stopped[g.limits.sources.Label(e.Ticket.Source)]++
+		}
+	}
+	return nil
+}
+
+// problem says what is wrong with a ticket of a source that may add no product now; nil when it adds none.
+func (g *gate) problem(t *ticket.Ticket, unknown map[string]bool) *ticket.Problem {
+	first, count := "", 0
+	for _, product := range t.Order.Products() {
+		if unknown[product.ID] {
+			if count++; count == 1 {
+				first = product.ID
+			}
+		}
+	}
+	if count == 0 {
+		return nil
+	}
+	label := g.limits.sources.Label(t.Source)
+	policy := g.limits.sources.Policies[label]
+	return &ticket.Problem{Code: ProblemNewProducts, Message: fmt.Sprintf(
+		"the ticket names %d products that are not in the product base, first %s, and the source %s adds more than %g a second "+
+			"(%d at once); the ticket is stored, and says nothing about products. If they are right, raise new_products_rate or "+
+			"new_products_burst, then send it back: myticket tickets retry --problem %s",
+		count, strconv.Quote(first), label, policy.NewProductsRate, max(policy.NewProductsBurst, 1), ProblemNewProducts)}
+}
+
+// committed counts what the call has done, once its transaction is committed.
+func (g *gate) committed(added []saying) {
+	for label, tickets := range g.stopped {
+		g.limits.stopped.WithLabelValues(label).Add(float64(tickets))
+	}
+	if len(added) > 0 {
+		g.limits.charge(added, time.Now())
+	}
+}
+
+// Register registers the metrics of what this store does with tickets.
+func (s *Store) Register(r prometheus.Registerer) { r.MustRegister(s.newProducts.stopped) }
