@@ -59,7 +59,7 @@ const sample = "Order: 1\nVAT: 0\nTotal: 2\n\nproduct,product_id,price\nCafé,a,
 
 // sampleCost is what the sample becomes.
 func sampleCost() int {
-	t := ticket.Ticket{Body: []byte(sample)}
+	t := ticket.Ticket{Source: ticket.DefaultSource, Body: []byte(sample)}
 	t.Order, t.Problems = ticket.Parse(t.Body)
 	return t.Cost()
 }
