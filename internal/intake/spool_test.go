@@ -35,11 +35,13 @@ type memory struct {
 	away    atomic.Bool
 	hold    atomic.Pointer[chan struct{}] // saves wait for it
 	refuses func(*intake.Entry) bool
+	fails   func(*intake.Entry) bool // in time alone
 
 	deliveries atomic.Int32 // Saves of tickets whose senders wait
 
-	mu     sync.Mutex
-	stored []intake.Entry
+	mu      sync.Mutex
+	stored  []intake.Entry
+	batches []int // tickets of each Save that was well
 }
 
 func (m *memory) Save(ctx context.Context, entries []*intake.Entry) error {
@@ -62,7 +64,11 @@ func (m *memory) Save(ctx context.Context, entries []*intake.Entry) error {
 		if m.refuses != nil && m.refuses(e) {
 			return fmt.Errorf("refused: %w", ticket.ErrRefused)
 		}
+		if m.fails != nil && m.fails(e) {
+			return fmt.Errorf("too slow: %w", ticket.ErrUnavailable)
+		}
 	}
+	m.batches = append(m.batches, len(entries))
 	for _, e := range entries {
 		m.stored = append(m.stored, *e)
 	}
@@ -263,6 +269,66 @@ func TestIntake_DiskThatHangs_NobodyWaitsBeyondTheTimeout(t *testing.T) {
 	}
 	group.Wait()
 	close(queue.release)
+}
+
+// A disk hangs, and Postgres is away for a moment and comes back, again and again: deliveries go to it, and none waits for the disk.
+func TestIntake_DiskThatHangs_KeepsNothingFromAStoreThatIsBack(t *testing.T) {
+	t.Parallel()
+	queue, store := hangingSpool{openSpool(t, spool.Config{}), make(chan struct{})}, &memory{}
+	const timeout = 500 * time.Millisecond
+	in := start(t, intake.Config{Spool: queue, Timeout: timeout, BatchesInFlight: 2, WaitingTickets: 50}, store, nil)
+	for range 4 { // more often than there are lanes that could be stuck
+		store.away.Store(true)
+		var group sync.WaitGroup
+		for range 10 {
+			group.Go(func() {
+				_, err := in.Accept(delivery(sample))
+				assert.ErrorIs(t, err, intake.ErrUnavailable) //nolint:testifylint // not the test's goroutine
+			})
+		}
+		group.Wait()
+		store.away.Store(false)
+		require.Eventually(t, in.Available, 10*time.Second, time.Millisecond, "it is noticed that Postgres is back")
+		begin := time.Now()
+		r, err := in.Accept(delivery(sample))
+		require.NoError(t, err)
+		require.Equal(t, ticket.Treated, r.Status)
+		require.Less(t, time.Since(begin), timeout)
+	}
+	close(queue.release)
+}
+
+// Lanes that fail and probes that succeed run into each other: in the end the store is there, so deliveries go to it.
+func TestIntake_StoreThatComesAndGoes_IsNeverLeftHalfAway(t *testing.T) {
+	t.Parallel()
+	for name, queue := range map[string]intake.Spool{"with a spool": openSpool(t, spool.Config{}), "without": nil} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var saves atomic.Int32
+			store := &scriptedStore{save: func(context.Context, []*intake.Entry) error {
+				if saves.Add(1)%3 == 0 && saves.Load() < 300 {
+					return ticket.ErrUnavailable
+				}
+				return nil
+			}}
+			in := start(t, intake.Config{Spool: queue, BatchesInFlight: 8, BatchTickets: 1}, store, nil)
+			var group sync.WaitGroup
+			for range 8 {
+				group.Go(func() {
+					for saves.Load() < 300 {
+						if _, err := in.Accept(delivery(sample)); err != nil {
+							time.Sleep(time.Millisecond)
+						}
+					}
+				})
+			}
+			group.Wait()
+			require.Eventually(t, func() bool {
+				r, err := in.Accept(delivery(sample))
+				return err == nil && r.Status == ticket.Treated
+			}, 10*time.Second, 10*time.Millisecond)
+		})
+	}
 }
 
 func TestIntake_Drain_LosesNothingThatTheStoreRefuses(t *testing.T) {

@@ -1,0 +1,143 @@
+package intake_test
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"myticket/internal/intake"
+	"myticket/internal/spool"
+	"myticket/internal/ticket"
+)
+
+// spooledTickets returns a spool with tickets in it, one file for some of them.
+func spooledTickets(t *testing.T, config spool.Config, bodies ...string) *spool.Spool {
+	t.Helper()
+	config.SegmentBytes = 16 << 10
+	queue := openSpool(t, config)
+	for some := range slices.Chunk(bodies, 10) {
+		var entries []*intake.Entry
+		for _, body := range some {
+			entries = append(entries, &intake.Entry{Ticket: newTicket(t, body)})
+		}
+		require.NoError(t, queue.Put(entries))
+	}
+	return queue
+}
+
+func is(body string) func(*intake.Entry) bool {
+	return func(e *intake.Entry) bool { return string(e.Ticket.Body) == body }
+}
+
+func TestDrain_TicketThatFails_IsSteppedOver_TriedAgain_AndSetAside(t *testing.T) {
+	t.Parallel()
+	var bodies []string
+	for i := range 300 {
+		bodies = append(bodies, fmt.Sprint("ticket ", i))
+	}
+	const culprit = "ticket 7"
+	for name, c := range map[string]struct {
+		fails   func(e *intake.Entry, try int) bool
+		drained intake.Drained
+		status  ticket.Status
+	}{
+		"always":           {func(*intake.Entry, int) bool { return true }, intake.Drained{Stored: 299, Refused: 1}, ""},
+		"when it was read": {func(e *intake.Entry, _ int) bool { return e.Ticket.Status != ticket.ToTreat }, intake.Drained{Stored: 300}, ticket.ToTreat},
+		"for some time":    {func(_ *intake.Entry, try int) bool { return try < 12 }, intake.Drained{Stored: 300}, ticket.ToTreat},
+		"in a large batch": {func(_ *intake.Entry, try int) bool { return try < 2 }, intake.Drained{Stored: 300}, ticket.Error},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			queue, tries := spooledTickets(t, spool.Config{}, bodies...), 0
+			store := &memory{fails: func(e *intake.Entry) bool {
+				if !is(culprit)(e) {
+					return false
+				}
+				tries++
+				return c.fails(e, tries-1)
+			}}
+			drained, err := intake.Drain(t.Context(), intake.Config{
+				Spool: queue, DrainRetry: time.Millisecond, DrainTries: 8, Logger: slog.New(slog.DiscardHandler),
+			}, store)
+			require.NoError(t, err)
+			require.Equal(t, c.drained, drained)
+			require.Zero(t, queue.Stats().Tickets)
+			require.Equal(t, drained.Refused, queue.Stats().Aside)
+			require.Less(t, tries, 40, "it is bounded")
+			stored := store.bodies()
+			others := slices.DeleteFunc(slices.Clone(stored), func(body string) bool { return body == culprit })
+			require.Equal(t, slices.DeleteFunc(slices.Clone(bodies), func(body string) bool { return body == culprit }), others, "oldest first")
+			if i := slices.Index(stored, culprit); c.status != "" {
+				require.Equal(t, c.status, store.stored[i].Ticket.Status)
+			}
+		})
+	}
+}
+
+func TestDrain_WhatIsSteppedOver_IsKeptByARestart(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	queue := spooledTickets(t, spool.Config{Dir: dir}, "slow", "a", "b", "c")
+	store := &memory{fails: is("slow")}
+	in := start(t, intake.Config{Spool: queue}, store, nil)
+	require.Eventually(t, func() bool { return queue.Stats().Tickets == 1 }, 10*time.Second, time.Millisecond)
+	require.True(t, in.Available())
+	require.NoError(t, in.Close(t.Context()))
+	require.NoError(t, queue.Close())
+	queue = openSpool(t, spool.Config{Dir: dir})
+	require.Equal(t, 4, queue.Stats().Tickets, "the file goes as a whole, so its tickets come again: that is harmless")
+	store.fails = nil
+	drained, err := intake.Drain(t.Context(), intake.Config{Spool: queue, Logger: slog.New(slog.DiscardHandler)}, store)
+	require.NoError(t, err)
+	require.Equal(t, 4, drained.Stored)
+}
+
+// A transaction of the drain holds what BatchBytes says that tickets may become, however short they were.
+func TestDrain_IsBoundedByWhatTicketsBecome(t *testing.T) {
+	t.Parallel()
+	lines := "Order: 1\nVAT: 0\nTotal: 2\n\nproduct,product_id,price\n" + strings.Repeat("x,aaaa,1\n", 1000)
+	bodies := slices.Repeat([]string{lines}, 10)
+	bodies[5] = lines + strings.Repeat("x,aaaa,1\n", 20_000) // more than a transaction may hold: it goes alone
+	read := ticket.Ticket{Body: []byte(lines)}
+	read.Order, _ = ticket.Parse(read.Body)
+	queue, store := spooledTickets(t, spool.Config{}, bodies...), &memory{}
+	drained, err := intake.Drain(t.Context(), intake.Config{
+		Spool: queue, BatchBytes: 3*read.Cost() + 1, Logger: slog.New(slog.DiscardHandler),
+	}, store)
+	require.NoError(t, err)
+	require.Equal(t, 10, drained.Stored)
+	require.Equal(t, []int{3, 2, 1, 3, 1}, store.batches)
+}
+
+func TestDrain_StoreAway_EndsAtOnce_AndKeepsAll(t *testing.T) {
+	t.Parallel()
+	queue, store := spooledTickets(t, spool.Config{}, "a", "b"), &memory{}
+	store.away.Store(true)
+	drained, err := intake.Drain(t.Context(), intake.Config{Spool: queue, Logger: slog.New(slog.DiscardHandler)}, store)
+	require.ErrorIs(t, err, ticket.ErrUnavailable)
+	require.Zero(t, drained)
+	require.Equal(t, 2, queue.Stats().Tickets)
+}
+
+// fullDisk is a spool whose disk takes nothing.
+type fullDisk struct{ *spool.Spool }
+
+func (fullDisk) Refuse(*intake.Entry) error { return errors.New("no space left on device") }
+
+func TestDrain_TicketThatCannotBeSetAside_StaysInTheSpool_AndHoldsUpNobody(t *testing.T) {
+	t.Parallel()
+	queue := fullDisk{spooledTickets(t, spool.Config{}, "slow", "poison", "a", "b", "c")}
+	store := &memory{fails: is("slow"), refuses: is("poison")}
+	_, err := intake.Drain(t.Context(), intake.Config{
+		Spool: queue, DrainRetry: time.Millisecond, DrainTries: 2, Logger: slog.New(slog.DiscardHandler),
+	}, store)
+	require.ErrorContains(t, err, "no space left")
+	require.Equal(t, []string{"a", "b", "c"}, store.bodies())
+	require.Equal(t, 2, queue.Stats().Tickets)
+}

@@ -1,0 +1,100 @@
+package intake_test
+
+import (
+	"bytes"
+	"context"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"myticket/internal/intake"
+	"myticket/internal/spool"
+	"myticket/internal/ticket"
+)
+
+// large is a ticket that becomes many times as much as it is long.
+func large(bytesLong int) intake.Delivery {
+	head := []byte("Order: 1\nVAT: 0\nTotal: 2\n\nproduct,product_id,price\n")
+	return intake.Delivery{Source: ticket.DefaultSource, Body: append(head, bytes.Repeat([]byte("x,aaaa,1\n"), bytesLong/9)...)}
+}
+
+// Many large tickets come at once: they are read one after the other, and small ones are not held up by them.
+func TestIntake_LargeTickets_TakeTurns_AndSmallOnesPass(t *testing.T) {
+	t.Parallel()
+	var reading, most atomic.Int32
+	release := make(chan struct{})
+	parse := func(body []byte) (ticket.Order, []ticket.Problem) {
+		if len(body) > 64<<10 {
+			n := reading.Add(1)
+			defer reading.Add(-1)
+			for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+			}
+			<-release
+		}
+		return ticket.Parse(body)
+	}
+	queue, store := openSpool(t, spool.Config{}), &memory{}
+	in := start(t, intake.Config{Spool: queue, Parse: parse, OverflowWait: 50 * time.Millisecond}, store, nil)
+	var group sync.WaitGroup
+	var treated, spooled atomic.Int32
+	const tickets = 14
+	for range tickets {
+		group.Go(func() {
+			r, err := in.Accept(large(1<<20 - 1000))
+			if assert.NoError(t, err) && r.Status == ticket.Spooled {
+				spooled.Add(1)
+			} else {
+				treated.Add(1)
+			}
+		})
+	}
+	require.Eventually(t, func() bool { return spooled.Load() == tickets-1 }, 20*time.Second, time.Millisecond,
+		"who has no turn in time is kept unread")
+	for range 100 {
+		r, err := in.Accept(delivery(sample))
+		require.NoError(t, err)
+		require.Equal(t, ticket.Treated, r.Status)
+	}
+	close(release)
+	group.Wait()
+	require.LessOrEqual(t, most.Load(), int32(2), "one of a delivery and one of the drain: more might become more than may wait")
+	require.Equal(t, int32(1), treated.Load())
+}
+
+// Large tickets never take all of what may wait.
+func TestIntake_LargeTicketsThatWait_LeaveRoomForSmallOnes(t *testing.T) {
+	t.Parallel()
+	saving, commit := make(chan struct{}, 100), make(chan struct{})
+	in := start(t, intake.Config{BatchesInFlight: 1, WaitingBytes: 16 << 20}, &scriptedStore{save: func(context.Context, []*intake.Entry) error {
+		saving <- struct{}{}
+		<-commit
+		return nil
+	}}, nil)
+	var group sync.WaitGroup
+	accept := func(d intake.Delivery, want error) {
+		group.Go(func() {
+			_, err := in.Accept(d)
+			assert.ErrorIs(t, err, want) //nolint:testifylint // not the test's goroutine
+		})
+	}
+	accept(delivery(sample), nil)
+	<-saving
+	accept(large(150_000), nil) // becomes 3 MiB, and so does the next
+	awaitWaiting(t, in, 1)
+	accept(large(150_000), nil)
+	awaitWaiting(t, in, 2)
+	for range 3 {
+		_, err := in.Accept(large(150_000))
+		require.ErrorIs(t, err, intake.ErrOverloaded)
+	}
+	for range 100 {
+		accept(delivery(sample), nil)
+	}
+	awaitWaiting(t, in, 102)
+	close(commit)
+	group.Wait()
+}
