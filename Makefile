@@ -6,6 +6,8 @@
 SHELL := /bin/bash
 
 GO ?= go
+# Go takes the toolchain that go.mod pins, also where the machine's own setting (go env) is to take the one that is there.
+export GOTOOLCHAIN ?= auto
 TOOL := $(GO) tool -modfile=.ci/tools/go.mod
 GOLANGCI_LINT := $(TOOL) golangci-lint
 
@@ -17,7 +19,7 @@ IMAGE ?= myticket:$(VERSION)
 KIND_CLUSTER ?= myticket
 CHART_TOOL := $(GO) -C .ci/charts
 
-# How long `make fuzz` looks for a ticket that breaks the parser.
+# How long `make fuzz` looks for what breaks each target.
 FUZZTIME ?= 1m
 
 # The race detector needs cgo and a C compiler with its headers; tests also run without. Asked for by `make test` only.
@@ -68,9 +70,18 @@ lint: ## check format, go vet, golangci-lint (.golangci.yaml) and the go.mod fil
 fmt: ## format the code and sort its imports
 	$(GOLANGCI_LINT) fmt ./...
 
+# Go fuzzes one target at a time.
 .PHONY: fuzz
-fuzz: ## look for tickets that break the parser, for FUZZTIME=1m
-	$(GO) test -run '^$$' -fuzz '^FuzzParse$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 1s ./internal/ticket
+fuzz: ## look for what breaks each fuzz target, for FUZZTIME=1m each; FUZZ=FuzzParse narrows them
+	@set -e; for package in $$(grep -rl --include='*_test.go' '^func Fuzz' cmd internal | xargs -n1 dirname | sort -u); do \
+		for target in $$($(GO) test -list '^Fuzz' ./$$package | grep '^$(or $(FUZZ),Fuzz)'); do \
+			echo "$$target ($$package)"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s ./$$package; \
+		done; done
+
+.PHONY: vuln
+vuln: ## ask the Go vulnerability database for what is known about our code and its modules; ARGS are flags of govulncheck
+	$(TOOL) govulncheck $(ARGS) ./...
 
 .PHONY: bench
 bench: ## measure throughput beside what this machine can do at best; ARGS are its flags

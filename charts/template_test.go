@@ -16,7 +16,7 @@ import (
 // switches are values that turn something on, each alone.
 func switches() []string {
 	return []string{
-		"replicas=3", "autoscaling.enabled=false", "networkPolicy.enabled=true", "retention.enabled=true",
+		"replicas=3", "autoscaling.enabled=false", "networkPolicy.enabled=false", "networkPolicy.ingressNamespace=web", "retention.enabled=true",
 		"monitoring.podMonitor.enabled=true", "monitoring.dashboards.enabled=true,monitoring.runbookURL=https://git.example.com/r",
 		"monitoring.prometheusRule.enabled=true,monitoring.runbookURL=https://git.example.com/r", "tracing.endpoint=http://collector:4318",
 		"httpRoute.enabled=true,httpRoute.parentRefs[0].name=web", "ingress.enabled=false",
@@ -30,17 +30,19 @@ func switches() []string {
 func TestChart_RendersEachMode(t *testing.T) {
 	t.Parallel()
 	always := []string{
-		"HorizontalPodAutoscaler/myticket", "Ingress/myticket", "Pod/myticket-test", "PodDisruptionBudget/myticket",
+		"HorizontalPodAutoscaler/myticket", "Ingress/myticket", "NetworkPolicy/myticket", "NetworkPolicy/myticket-chores", "NetworkPolicy/myticket-test",
+		"Pod/myticket-test", "PodDisruptionBudget/myticket",
 		"Service/myticket", "Service/myticket-servers", "ServiceAccount/myticket", "ServiceAccount/myticket-migrate", "StatefulSet/myticket",
 	}
 	for _, helm := range helms {
 		for mode, besides := range map[string][]string{
 			"hook": {
-				"ConfigMap/myticket-provision", "Job/myticket-migrate", "Job/myticket-provision", "Role/myticket-provision",
+				"ConfigMap/myticket-provision", "Job/myticket-migrate", "Job/myticket-provision",
+				"NetworkPolicy/myticket-db", "NetworkPolicy/myticket-migrate", "NetworkPolicy/myticket-provision", "Role/myticket-provision",
 				"RoleBinding/myticket-provision", "ServiceAccount/myticket-provision",
 			},
-			"inline":   {"Cluster/myticket-db", "Job/myticket-migrate-#"},
-			"external": {"Job/myticket-migrate"},
+			"inline":   {"Cluster/myticket-db", "Job/myticket-migrate-#", "NetworkPolicy/myticket-db"},
+			"external": {"Job/myticket-migrate", "NetworkPolicy/myticket-migrate"},
 		} {
 			t.Run(helm+" "+mode, func(t *testing.T) {
 				t.Parallel()
@@ -84,7 +86,7 @@ func TestCluster_IsNeverAHook(t *testing.T) {
 func TestHooks_RunInOrderAndLeaveTheirLogs(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []string{"hook", "external"} {
-		all := render(t, append(modes()[mode], "networkPolicy.enabled=true")...)
+		all := render(t, modes()[mode]...)
 		weights := map[string]int{}
 		for _, x := range all {
 			if !strings.Contains(annotation(x, "helm.sh/hook"), "pre-") {
@@ -101,10 +103,10 @@ func TestHooks_RunInOrderAndLeaveTheirLogs(t *testing.T) {
 				assert.NotNil(t, at(x, "spec.activeDeadlineSeconds"))
 				assert.NotNil(t, at(x, "spec.ttlSecondsAfterFinished"))
 			case "ServiceAccount", "Role", "RoleBinding", "ConfigMap":
-				assert.Equal(t, "before-hook-creation,hook-succeeded", annotation(x, "helm.sh/hook-delete-policy"), "rights must not stay")
+				assert.Equal(t, "before-hook-creation,hook-succeeded,hook-failed", annotation(x, "helm.sh/hook-delete-policy"), "rights must not stay")
 			}
 		}
-		assert.Less(t, weights["NetworkPolicy/myticket-jobs"], weights["ServiceAccount/myticket-migrate"])
+		assert.Less(t, weights["NetworkPolicy/myticket-migrate"], weights["ServiceAccount/myticket-migrate"])
 		assert.Less(t, weights["ServiceAccount/myticket-migrate"], weights["Job/myticket-migrate"])
 		if mode == "hook" {
 			assert.Less(t, weights["NetworkPolicy/myticket-provision"], weights["Job/myticket-provision"])
@@ -230,6 +232,14 @@ func TestServer_LimitsFollowTheValues(t *testing.T) {
 		assert.Equal(t, want, env(render(t, "resources.limits.memory="+limit).server(t))["GOMEMLIMIT"], limit)
 	}
 	assert.NotContains(t, env(render(t, "resources.limits=null").server(t)), "GOMEMLIMIT")
+	var drain any
+	for _, job := range render(t, "spool.drain={a}", "resources.limits.memory=512Mi").all("Job") {
+		if strings.HasPrefix(at(job, "metadata.name").(string), "myticket-drain-") {
+			drain = at(job, "spec.template.spec.containers.0")
+		}
+	}
+	assert.Equal(t, "483183820", env(drain)["GOMEMLIMIT"], "it reads what a server wrote")
+	assert.Equal(t, "512Mi", at(drain, "resources.limits.memory"))
 	assert.Equal(t, "3221225472", env(render(t, "spool.size=4Gi").server(t))["MYTICKET_SPOOL_MAX_BYTES"])
 	assert.Equal(t, "2000000", env(render(t, "spool.maxTickets=2000000").server(t))["MYTICKET_SPOOL_MAX_TICKETS"])
 	assert.Equal(t, "9", env(render(t, "database.connectionsPerServer=9").server(t))["MYTICKET_DATABASE_MAX_CONNS"])
@@ -316,6 +326,13 @@ func TestImage_IsByTagOrDigest(t *testing.T) {
 		}
 	}
 	assert.Equal(t, "registry", at(render(t, "imagePullSecrets[0].name=registry").cluster(t), "spec.imagePullSecrets.0.name"))
+
+	all := render(t, "database.cluster.image=pg:17", "database.cluster.imageDigest="+digest, "database.cluster.kubectlImage=kubectl:v1",
+		"database.cluster.kubectlImageDigest="+digest)
+	assert.Equal(t, "pg:17@"+digest, at(all.cluster(t), "spec.imageName"))
+	for _, c := range containers(all.pods()["Job/myticket-provision"]) {
+		assert.Equal(t, "kubectl:v1@"+digest, at(c, "image"))
+	}
 }
 
 func TestDatabase_IsReachedByVerifiedTLS(t *testing.T) {
@@ -376,29 +393,167 @@ func TestRoutes_LeadOnlyToTickets(t *testing.T) {
 	}
 }
 
-func TestNetworkPolicies_NameWhoMaySpeak(t *testing.T) {
+func TestNetworkPolicies_AreOnUnlessTurnedOff(t *testing.T) {
 	t.Parallel()
-	assert.Empty(t, render(t).all("NetworkPolicy"))
-	all := render(t, "networkPolicy.enabled=true", "networkPolicy.webhookFrom[0].namespaceSelector.matchLabels.name=ingress")
-	policy := all.find(t, "NetworkPolicy", "myticket")
-	assert.Equal(t, "ingress", at(policy, "spec.ingress.0.from.0.namespaceSelector.matchLabels.name"))
-	assert.Equal(t, "test", at(policy, "spec.ingress.0.from.1.podSelector.matchLabels").(object)["app.kubernetes.io/component"], "helm test")
+	for mode, set := range modes() {
+		assert.Empty(t, render(t, append(set, "networkPolicy.enabled=false")...).all("NetworkPolicy"))
+		all := render(t, append(set, "retention.enabled=true", "spool.drain={a}")...)
+		for name, pod := range all.pods() {
+			var policies []string
+			for _, policy := range all.all("NetworkPolicy") {
+				assert.Equal(t, []any{"Ingress", "Egress"}, at(policy, "spec.policyTypes"))
+				if selects(at(policy, "spec.podSelector"), at(pod, "metadata.labels").(object)) {
+					policies = append(policies, at(policy, "metadata.name").(string))
+				}
+			}
+			assert.Len(t, policies, 1, "%s: %s has none, or two, which would open what the other closes", mode, name)
+		}
+		assert.Equal(t, mode != "external", all.has("NetworkPolicy", "myticket-db"))
+	}
+}
+
+// selects reports whether a label selector matches labels (https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/).
+func selects(selector any, labels object) bool {
+	wanted, _ := at(selector, "matchLabels").(object)
+	for name, value := range wanted {
+		if labels[name] != value {
+			return false
+		}
+	}
+	expressions, _ := at(selector, "matchExpressions").([]any)
+	for _, e := range expressions {
+		if in := slices.Contains(at(e, "values").([]any), labels[at(e, "key").(string)]); in != (at(e, "operator") == "In") {
+			return false
+		}
+	}
+	return true
+}
+
+func TestNetworkPolicies_NameWhoMayPost(t *testing.T) {
+	t.Parallel()
+	webhook := func(set ...string) any {
+		rule := at(render(t, set...).find(t, "NetworkPolicy", "myticket"), "spec.ingress.0")
+		assert.Equal(t, []any{object{"port": "http", "protocol": "TCP"}}, at(rule, "ports"))
+		return at(rule, "from")
+	}
+	assert.Nil(t, webhook(), "everybody, as values.yaml says, because nobody knows where the ingress controller is")
+	const namespace = "0.namespaceSelector.matchLabels"
+	from := webhook("networkPolicy.ingressNamespace=web")
+	require.Len(t, from, 2)
+	assert.Equal(t, object{"kubernetes.io/metadata.name": "web"}, at(from, namespace))
+	assert.Equal(t, "test", at(from, "1.podSelector.matchLabels").(object)["app.kubernetes.io/component"], "helm test")
+	from = webhook("networkPolicy.webhookFrom[0].ipBlock.cidr=10.0.0.0/8")
+	require.Len(t, from, 2)
+	assert.Equal(t, "10.0.0.0/8", at(from, "0.ipBlock.cidr"))
+	require.Len(t, webhook("networkPolicy.ingressNamespace=web", "networkPolicy.webhookFrom[0].ipBlock.cidr=10.0.0.0/8"), 3)
+}
+
+func TestNetworkPolicies_NameWhoMaySpeakWithServers(t *testing.T) {
+	t.Parallel()
+	policy := render(t).find(t, "NetworkPolicy", "myticket")
 	assert.Equal(t, "internal", at(policy, "spec.ingress.1.ports.0.port"))
 	assert.Equal(t, "prometheus", at(policy, "spec.ingress.1.from.0.podSelector.matchLabels").(object)["app.kubernetes.io/name"])
-	require.Len(t, at(policy, "spec.egress"), 3, "DNS, the database, OpenTelemetry")
+	require.Len(t, at(policy, "spec.ingress"), 2)
+	require.Len(t, at(policy, "spec.egress"), 2, "DNS and the database")
 	assert.Equal(t, 53, at(policy, "spec.egress.0.ports.0.port"))
 	assert.Equal(t, 5432, at(policy, "spec.egress.1.ports.0.port"))
 	assert.Equal(t, "myticket-db", at(policy, "spec.egress.1.to.0.podSelector.matchLabels").(object)["cnpg.io/cluster"])
-	assert.Equal(t, 4317, at(policy, "spec.egress.2.ports.0.port"))
-	assert.Equal(t, 6443, at(all.find(t, "NetworkPolicy", "myticket-provision"), "spec.egress.1.ports.1.port"))
 
-	external := render(t, append(modes()["external"], "networkPolicy.enabled=true", "networkPolicy.databaseTo[0].ipBlock.cidr=10.0.0.0/8",
-		"networkPolicy.otlpPorts=null", "networkPolicy.extraEgress[0].ports[0].port=443")...)
+	for endpoint, want := range map[string][]int{
+		"http://collector:4318": {4317, 4318}, "https://otel.example.com/otlp": {4317, 4318, 443}, "http://collector": {4317, 4318, 80},
+		"https://[2001:db8::1]:9999": {4317, 4318, 9999},
+	} {
+		policy = render(t, "tracing.endpoint="+endpoint).find(t, "NetworkPolicy", "myticket")
+		require.Len(t, at(policy, "spec.egress"), 3)
+		assert.Equal(t, want, ports(at(policy, "spec.egress.2")), endpoint)
+	}
+
+	external := render(t, append(modes()["external"], "networkPolicy.databaseTo[0].ipBlock.cidr=10.0.0.0/8", "networkPolicy.databasePort=6432",
+		"networkPolicy.extraEgress[0].ports[0].port=443", "networkPolicy.internalFrom[0].podSelector.matchLabels.team=watch")...)
+	for _, name := range []string{"myticket", "myticket-chores", "myticket-migrate"} {
+		policy = external.find(t, "NetworkPolicy", name)
+		assert.Equal(t, "10.0.0.0/8", at(policy, "spec.egress.1.to.0.ipBlock.cidr"), name)
+		assert.Equal(t, []int{6432}, ports(at(policy, "spec.egress.1")), name)
+	}
 	policy = external.find(t, "NetworkPolicy", "myticket")
-	assert.Equal(t, "10.0.0.0/8", at(policy, "spec.egress.1.to.0.ipBlock.cidr"))
 	assert.Equal(t, 443, at(policy, "spec.egress.2.ports.0.port"))
-	assert.False(t, external.has("NetworkPolicy", "myticket-provision"))
-	assert.Empty(t, annotations(render(t, "database.mode=inline", "networkPolicy.enabled=true").find(t, "NetworkPolicy", "myticket-jobs")))
+	assert.Equal(t, "watch", at(policy, "spec.ingress.1.from.0.podSelector.matchLabels.team"))
+	assert.Nil(t, at(render(t, modes()["external"]...).find(t, "NetworkPolicy", "myticket"), "spec.egress.1.to"))
+}
+
+// ports lists the ports of a rule.
+func ports(rule any) []int {
+	var found []int
+	for _, port := range at(rule, "ports").([]any) {
+		found = append(found, at(port, "port").(int))
+	}
+	return found
+}
+
+func TestNetworkPolicies_NameWhoMaySpeakWithTheDatabase(t *testing.T) {
+	t.Parallel()
+	const label = "app.kubernetes.io/name"
+	for _, mode := range []string{"hook", "inline"} {
+		all := render(t, modes()[mode]...)
+		policy := all.find(t, "NetworkPolicy", "myticket-db")
+		assert.Empty(t, annotations(policy), "it goes with the release, and the Cluster stays")
+		for who, labels := range map[bool]object{
+			true:  {"cnpg.io/cluster": "myticket-db", "cnpg.io/jobRole": "join"},
+			false: {"cnpg.io/cluster": "myticket-db", "cnpg.io/podRole": "pooler"},
+		} {
+			assert.Equal(t, who, selects(at(policy, "spec.podSelector"), labels), labels)
+		}
+		require.Len(t, at(policy, "spec.ingress"), 3)
+		assert.Equal(t, []int{5432}, ports(at(policy, "spec.ingress.0")))
+		for name, pod := range render(t, append(modes()[mode], "retention.enabled=true", "spool.drain={a}")...).pods() {
+			mine := !strings.Contains(name, "provision") && !strings.Contains(name, "test")
+			assert.Equal(t, mine, selects(at(policy, "spec.ingress.0.from.0.podSelector"), at(pod, "metadata.labels").(object)), name)
+		}
+		assert.Equal(t, []int{5432, 8000}, ports(at(policy, "spec.ingress.1")))
+		assert.Equal(t, object{"cnpg.io/cluster": "myticket-db"}, at(policy, "spec.ingress.1.from.0.podSelector.matchLabels"))
+		assert.Equal(t, object{label: "cloudnative-pg"}, at(policy, "spec.ingress.1.from.1.podSelector.matchLabels"))
+		assert.Equal(t, object{}, at(policy, "spec.ingress.1.from.1.namespaceSelector"), "any, for the operator may be anywhere")
+		assert.Equal(t, []int{9187}, ports(at(policy, "spec.ingress.2")))
+		assert.Equal(t, "prometheus", at(policy, "spec.ingress.2.from.0.podSelector.matchLabels").(object)[label])
+		require.Len(t, at(policy, "spec.egress"), 3, "DNS, the Kubernetes API, the other instances")
+		assert.Equal(t, []int{443, 6443, 8443, 16443}, ports(at(policy, "spec.egress.1")))
+		assert.Equal(t, []int{5432, 8000}, ports(at(policy, "spec.egress.2")))
+	}
+	policy := render(t, "networkPolicy.operatorNamespace=cnpg-system", "networkPolicy.databaseFrom[0].podSelector.matchLabels.app=reports",
+		"networkPolicy.databaseEgress[0].ports[0].port=5433", "database.cluster.name=other").find(t, "NetworkPolicy", "other")
+	assert.Equal(t, object{"kubernetes.io/metadata.name": "cnpg-system"}, at(policy, "spec.ingress.1.from.1.namespaceSelector.matchLabels"))
+	assert.Equal(t, "reports", at(policy, "spec.ingress.0.from.1.podSelector.matchLabels.app"))
+	assert.Equal(t, []int{5433}, ports(at(policy, "spec.egress.3")))
+
+	backup := []string{"database.cluster.backup.enabled=true", "database.cluster.backup.destinationPath=s3://b/f"}
+	policy = render(t, backup...).find(t, "NetworkPolicy", "myticket-db")
+	assert.Equal(t, []int{443, 9000}, ports(at(policy, "spec.egress.3")))
+	assert.Equal(t, "169.254.0.0/16", at(policy, "spec.egress.4.to.0.ipBlock.cidr"), "the cloud's own credentials")
+	policy = render(t, append(backup, "database.cluster.backup.endpointURL=http://minio.minio:9001", "database.cluster.backup.secretName=keys")...).
+		find(t, "NetworkPolicy", "myticket-db")
+	assert.Equal(t, []int{443, 9000, 9001}, ports(at(policy, "spec.egress.3")))
+	require.Len(t, at(policy, "spec.egress"), 4)
+}
+
+// What a hook leaves behind when the release goes would be in nobody's way, and in nobody's sight.
+func TestNetworkPolicies_OfHooksGoWithTheHooks(t *testing.T) {
+	t.Parallel()
+	for mode, set := range modes() {
+		for _, policy := range render(t, set...).all("NetworkPolicy") {
+			name := at(policy, "metadata.name").(string)
+			if hook := name == "myticket-migrate" || name == "myticket-provision"; !hook {
+				assert.Empty(t, annotations(policy), "%s: %s", mode, name)
+				continue
+			}
+			assert.Equal(t, "before-hook-creation,hook-succeeded,hook-failed", annotation(policy, "helm.sh/hook-delete-policy"))
+			for _, rule := range at(policy, "spec.egress").([]any) {
+				assert.NotEmpty(t, at(rule, "ports"))
+			}
+			assert.Nil(t, at(policy, "spec.ingress"), "nobody speaks to a hook")
+		}
+	}
+	provision := render(t).find(t, "NetworkPolicy", "myticket-provision")
+	assert.Equal(t, []int{443, 6443, 8443, 16443}, ports(at(provision, "spec.egress.1")))
 }
 
 func TestCluster_IsForProduction(t *testing.T) {
@@ -544,6 +699,9 @@ func TestChart_RefusesContradictions(t *testing.T) {
 		"a number that is a text":          {[]string{"replicas=many"}, "replicas"},
 		"a digest that is none":            {[]string{"image.digest=sha256:12"}, "digest"},
 		"a size that is none":              {[]string{"spool.size=big"}, "spool"},
+		"less memory than a server needs":  {[]string{"resources.limits.memory=255Mi"}, "a server with less than 256Mi may be killed by a burst"},
+		"a digest without an image":        {[]string{"database.cluster.image=", "database.cluster.imageDigest=sha256:" + strings.Repeat("0a", 32)}, "name the image there"},
+		"two digests":                      {[]string{"database.cluster.kubectlImage=a@sha256:1", "database.cluster.kubectlImageDigest=sha256:" + strings.Repeat("0a", 32)}, "without a digest of its own"},
 		"a limit that cannot be read":      {[]string{"resources.limits.memory=1.5Gi"}, "write it as a whole number"},
 		"too few connections for a server": {[]string{"database.connectionsPerServer=6"}, "connectionsPerServer"},
 		"a schedule of five fields":        {[]string{"database.cluster.backup.schedule=0 2 * * *"}, "schedule"},
@@ -591,15 +749,19 @@ func TestNotes_WarnOfWhatMayLoseTickets(t *testing.T) {
 		return text
 	}
 	external := modes()["external"]
-	good := notes(values(append(external, "sources.secretName=sources", "ingress.tls[0].secretName=tls", "ingress.hosts={tickets.example.com}")...)...)
+	good := notes(values(append(external, "sources.secretName=sources", "ingress.tls[0].secretName=tls", "ingress.hosts={tickets.example.com}",
+		"networkPolicy.ingressNamespace=web")...)...)
 	assert.NotContains(t, good, "WARNING")
+	assert.Contains(t, good, "tickets   from the namespace web, and helm test\n")
+	assert.Contains(t, good, "servers   to Postgres on port 5432\n")
 	assert.Contains(t, good, "https://tickets.example.com/ticket/SOURCE")
 	assert.Contains(t, good, "helm test myticket")
 	bad := notes(values(append(external, "spool.type=emptyDir", "autoscaling.enabled=false", "replicas=1")...)...)
-	for _, warning := range []string{"spool.type is emptyDir", "there is one server", "everybody who reaches", "has no TLS"} {
+	for _, warning := range []string{"spool.type is emptyDir", "there is one server", "everybody who reaches", "has no TLS", "networkPolicy.ingressNamespace is not set"} {
 		assert.Contains(t, bad, "WARNING: ")
 		assert.Contains(t, bad, warning)
 	}
+	assert.Contains(t, notes(values(append(external, "networkPolicy.enabled=false")...)...), "WARNING: networkPolicy.enabled is false")
 }
 
 func TestGenerated_FilesAreNotBehind(t *testing.T) {

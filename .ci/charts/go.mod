@@ -3,6 +3,8 @@ module myticket/ci/charts
 
 go 1.26.0
 
+toolchain go1.26.11
+
 tool (
 	github.com/losisin/helm-values-schema-json
 	github.com/norwoodj/helm-docs/cmd/helm-docs

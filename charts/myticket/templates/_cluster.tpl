@@ -56,7 +56,7 @@ spec: {{- mergeOverwrite (include "myticket.clusterSpec" $ | fromYaml) (deepCopy
 {{- $c := .Values.database.cluster -}}
 instances: {{ $c.instances | int }}
 {{- with $c.image }}
-imageName: {{ . | quote }}
+imageName: {{ include "myticket.withDigest" (list . $c.imageDigest) | quote }}
 {{- end }}
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}

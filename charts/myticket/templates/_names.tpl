@@ -34,8 +34,12 @@ app.kubernetes.io/component: {{ .component }}
 
 {{- define "myticket.image" -}}
 {{- with .Values.image.registry }}{{ . }}/{{ end -}}
-{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
-{{- with .Values.image.digest }}@{{ . }}{{ end -}}
+{{- include "myticket.withDigest" (list (printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion)) .Values.image.digest) -}}
+{{- end }}
+
+{{/* An image and its digest, which may be empty: (list image digest). */}}
+{{- define "myticket.withDigest" -}}
+{{- first . }}{{ with last . }}@{{ . }}{{ end -}}
 {{- end }}
 
 {{- define "myticket.clusterName" -}}
