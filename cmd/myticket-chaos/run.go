@@ -99,6 +99,7 @@ type harness struct {
 	dir      string // temporary
 	program  string
 	database *devdb.Server
+	crashes  crashes // of processes of Postgres
 	trials   int
 }
 
@@ -120,7 +121,7 @@ func newHarness(ctx context.Context, c config, progress io.Writer) (h *harness, 
 		return nil, err
 	}
 	h.database, err = devdb.Start(ctx, devdb.Config{
-		Port: port, Progress: progress,
+		Port: port, Progress: progress, Log: &h.crashes,
 		// As a production server would have it, but for the memory of a small machine. Durability is the default: on.
 		Settings: map[string]string{"shared_buffers": "256MB", "max_wal_size": "2GB"},
 	})
@@ -156,6 +157,9 @@ func (h *harness) play(ctx context.Context, s scenario) result {
 	if err == nil {
 		err = t.play(ctx, s)
 		err = errors.Join(err, t.cleanUp())
+		for _, line := range h.crashes.take() {
+			t.failf("a process of Postgres was killed, and not by this harness: %s", line)
+		}
 	}
 	t.result.count(t.ledger)
 	if err != nil {
@@ -171,6 +175,7 @@ type trial struct {
 
 	result   result
 	ledger   *ledger
+	besides  *ledger // tickets of senders that are no part of the table, and are looked for all the same
 	maker    *maker
 	url      string // of the database
 	spool    string // folder of the spools
@@ -181,7 +186,7 @@ type trial struct {
 
 func (h *harness) newTrial(ctx context.Context, s scenario) (*trial, error) {
 	h.trials++
-	t := &trial{harness: h, result: result{name: s.name, fault: s.fault}, ledger: newLedger(), maker: newMaker()}
+	t := &trial{harness: h, result: result{name: s.name, fault: s.fault}, ledger: newLedger(), besides: newLedger(), maker: newMaker()}
 	if err := h.databaseUp(ctx); err != nil {
 		return t, err
 	}
@@ -315,10 +320,13 @@ func (t *trial) newServer(ctx context.Context, url string, args ...string) (*ser
 		*addr = "127.0.0.1:" + strconv.Itoa(port)
 	}
 	s.args = append([]string{"serve", "--http-addr", s.http, "--admin-addr", s.admin, "--database-url", url}, args...)
-	s.args = append(s.args, "--spool-dir", filepath.Join(t.spool, strconv.Itoa(len(t.servers))))
+	s.args = append(s.args, "--spool-dir", t.spoolOf(len(t.servers)))
 	t.servers = append(t.servers, s)
 	return s, nil
 }
+
+// spoolOf returns the spool folder of a server, by its place in t.servers.
+func (t *trial) spoolOf(server int) string { return filepath.Join(t.spool, strconv.Itoa(server)) }
 
 // startServer starts a new server and waits until it is ready.
 func (t *trial) startServer(ctx context.Context, url string, args ...string) (*server, error) {
