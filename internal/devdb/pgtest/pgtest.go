@@ -71,7 +71,33 @@ func Empty(tb testing.TB) string {
 func NewServer(tb testing.TB, settings ...string) (server *devdb.Server, databaseURL string) {
 	tb.Helper()
 
-	all := devdb.Volatile()
+	return newServer(tb, devdb.Volatile(), settings)
+}
+
+// NewPair is like NewServer, with a streaming standby of the server beside it. Each commit waits for the standby to have
+// it: while that does not run, no commit ends.
+func NewPair(tb testing.TB, settings ...string) (primary, standby *devdb.Server, databaseURL string) {
+	tb.Helper()
+
+	primary, databaseURL = newServer(tb, devdb.Replicated(), settings)
+	standby, err := primary.StartStandby(tb.Context())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	stopAfter(tb, standby)
+	if err := primary.RequireStandby(tb.Context(), true); err != nil {
+		tb.Fatal(err)
+	}
+
+	return primary, standby, databaseURL
+}
+
+// Database is the name of the database that NewServer and NewPair make.
+const Database = "myticket"
+
+func newServer(tb testing.TB, all map[string]string, settings []string) (server *devdb.Server, databaseURL string) {
+	tb.Helper()
+
 	for pair := range slices.Chunk(settings, 2) {
 		all[pair[0]] = pair[1]
 	}
@@ -79,6 +105,22 @@ func NewServer(tb testing.TB, settings ...string) (server *devdb.Server, databas
 	if err != nil {
 		tb.Fatal(err)
 	}
+	stopAfter(tb, server)
+
+	if err := server.CreateDatabase(tb.Context(), Database); err != nil {
+		tb.Fatal(err)
+	}
+	databaseURL = server.URL(Database)
+	if err := postgres.MigrateUp(tb.Context(), databaseURL); err != nil {
+		tb.Fatal(err)
+	}
+
+	return server, databaseURL
+}
+
+func stopAfter(tb testing.TB, server *devdb.Server) {
+	tb.Helper()
+
 	tb.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
 		defer cancel()
@@ -86,17 +128,6 @@ func NewServer(tb testing.TB, settings ...string) (server *devdb.Server, databas
 			tb.Error(err)
 		}
 	})
-
-	const database = "myticket"
-	if err := server.CreateDatabase(tb.Context(), database); err != nil {
-		tb.Fatal(err)
-	}
-	databaseURL = server.URL(database)
-	if err := postgres.MigrateUp(tb.Context(), databaseURL); err != nil {
-		tb.Fatal(err)
-	}
-
-	return server, databaseURL
 }
 
 // Main runs the tests of a package, stops its server, and exits: func TestMain(m *testing.M) { pgtest.Main(m) }.
