@@ -22,6 +22,9 @@ const (
 	containerMemory = 1 << 30
 	// backendMemory is what one process of Postgres may take for itself, beside what they share.
 	backendMemory = 512 << 20
+	// tooLittleMemory is a limit that a server keeps until it has work to do.
+	tooLittleMemory = 64 << 20
+	tooMuchMemory   = "the server took more memory than it may"
 	// mostRefused is how long an honest sender may be refused in a row.
 	mostRefused = time.Second
 	// drainedWithin is how long it may take until everything that was spooled or unread is stored and read.
@@ -59,26 +62,17 @@ type span struct{ from, to time.Time }
 
 // hostile plays everything that one sender can do to the others.
 func hostile(ctx context.Context, t *trial) error {
-	g, err := newSiege(ctx, t, containerMemory)
+	memory, steps := int64(containerMemory), siegeSteps
+	if t.config.selfCheck {
+		memory, steps = tooLittleMemory, steps[:1]
+	}
+	g, err := newSiege(ctx, t, memory)
 	if err != nil {
 		return err
 	}
 	stopHonest := g.startHonest(ctx)
 	defer stopHonest()
-	for _, step := range []struct {
-		name string
-		play func(context.Context, *siege) error
-	}{
-		{"wide tickets", wideTickets},
-		{"wide tickets in the spool", wideSpooled},
-		{"wide tickets while Postgres is frozen", widePaused},
-		{"many lines", manyLines},
-		{"new products", newProducts},
-		{"a slow head of the spool", slowHead},
-		{"connections that stall", stalledConnections},
-		{"idle connections", idleConnections},
-		{"odd framing", oddFraming},
-	} {
+	for _, step := range steps {
 		g.enter(step.name)
 		err := g.step(ctx, step.play)
 		if err == nil {
@@ -93,6 +87,21 @@ func hostile(ctx context.Context, t *trial) error {
 	g.enter("afterwards")
 	stopHonest()
 	return g.finish(ctx)
+}
+
+var siegeSteps = []struct {
+	name string
+	play func(context.Context, *siege) error
+}{
+	{"wide tickets", wideTickets},
+	{"wide tickets in the spool", wideSpooled},
+	{"wide tickets while Postgres is frozen", widePaused},
+	{"many lines", manyLines},
+	{"new products", newProducts},
+	{"a slow head of the spool", slowHead},
+	{"connections that stall", stalledConnections},
+	{"idle connections", idleConnections},
+	{"odd framing", oddFraming},
 }
 
 func newSiege(ctx context.Context, t *trial, memory int64) (*siege, error) {
@@ -153,7 +162,7 @@ func (g *siege) revive(ctx context.Context) error {
 	for g.server.hasExited() {
 		why := fmt.Errorf("the server ended by itself: %w", g.server.why())
 		if g.server.memory.killed.Load() > 0 {
-			why = fmt.Errorf("the server took more than %d MiB of memory, and was killed", g.server.memory.bytes>>20)
+			why = fmt.Errorf("%s, %d MiB, and was killed", tooMuchMemory, g.server.memory.bytes>>20)
 		}
 		g.failf("%s: %s", g.phases[len(g.phases)-1].name, why)
 		if g.starts++; g.starts > mostStarts {
@@ -610,13 +619,7 @@ func counts(statuses map[int16]int) string {
 // awaitRead waits until all tickets of honest senders have been read.
 func (g *siege) awaitRead(ctx context.Context) error {
 	return await(ctx, 2*drainedWithin, "every honest ticket to be read", func(ctx context.Context) error {
-		conn, err := pgx.Connect(ctx, g.url)
-		if err != nil {
-			return err
-		}
-		defer conn.Close(context.WithoutCancel(ctx))
-		var unread int
-		err = conn.QueryRow(ctx, `SELECT count(*) FROM tickets WHERE source = $1 AND status = 'TO_TREAT'`, honestSource).Scan(&unread)
+		unread, err := g.countRows(ctx, `SELECT count(*) FROM tickets WHERE source = $1 AND status = 'TO_TREAT'`, honestSource)
 		if err == nil && unread > 0 {
 			err = fmt.Errorf("%d are not", unread)
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,7 +28,7 @@ const (
 // run plays the scenarios that were asked for, prints what came of them, and returns an error that says what was wrong.
 func run(ctx context.Context, c config, stdout io.Writer) (err error) {
 	if c.selfCheck {
-		c.only = selfCheckScenario
+		c.only = strings.Join(slices.Sorted(maps.Keys(selfChecks)), ",")
 	}
 	chosen, err := choose(c.only)
 	if err != nil {
@@ -48,27 +49,43 @@ func run(ctx context.Context, c config, stdout io.Writer) (err error) {
 	if err := printResults(stdout, results, c.markdown); err != nil {
 		return err
 	}
-	if c.selfCheck {
-		return lossFound(stdout, results[0])
-	}
 	var wrong []error
+	if c.selfCheck {
+		for _, r := range results {
+			wrong = append(wrong, selfChecks[r.name](stdout, r))
+		}
+		return errors.Join(wrong...)
+	}
 	for _, r := range results {
 		wrong = append(wrong, r.err())
 	}
 	return errors.Join(wrong...)
 }
 
-// selfCheckScenario is the one in which a server that answers too early must lose tickets.
-const selfCheckScenario = "server-killed"
+// selfChecks are the scenarios that must find what is wrong when something is: a harness that finds nothing wrong then
+// would find nothing at all. The server under test answers before the commit, its Postgres does not wait for the standby, and
+// its limit of memory is less than it needs.
+var selfChecks = map[string]func(io.Writer, result) error{
+	"server-killed":   lossFound,
+	"standby-missing": lossFound,
+	"hostile":         memoryFound,
+}
 
-// lossFound is the self-check: a harness that finds nothing wrong with a server that answers before the commit would
-// find nothing at all.
 func lossFound(w io.Writer, r result) error {
 	if r.lost == 0 {
-		return errors.Join(errors.New("the server under test answers before the commit, and no loss was found: "+
-			"this harness proves nothing"), r.err())
+		return errors.Join(fmt.Errorf("self-check: in %s acknowledged tickets are bound to be lost, and no loss was found: "+
+			"this harness proves nothing", r.name), r.err())
 	}
-	fmt.Fprintf(w, "self-check: the losses of a server that answers before the commit were found, %d of them\n", r.lost)
+	fmt.Fprintf(w, "self-check: the losses of %s were found, %d of them\n", r.name, r.lost)
+	return nil
+}
+
+func memoryFound(w io.Writer, r result) error {
+	if !slices.ContainsFunc(r.failures, func(s string) bool { return strings.Contains(s, tooMuchMemory) }) {
+		return errors.Join(fmt.Errorf("self-check: in %s the server is bound to take more memory than it may, and that was not found: "+
+			"this harness proves nothing", r.name), r.err())
+	}
+	fmt.Fprintf(w, "self-check: the memory of %s was found to be too much\n", r.name)
 	return nil
 }
 
