@@ -1,23 +1,73 @@
 package ticket
 
 import (
+	"crypto/rand"
+	"fmt"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
 )
 
+// process makes the ids of this process: one generator, so that all of them are ordered.
+var process IDs
+
 // NewID returns a new UUIDv7 and the time inside it, to the millisecond. A ticket's identity carries its time so that
 // the identity alone tells which partition holds the ticket. It fails only when the system's random source does.
-func NewID() (uuid.UUID, time.Time, error) {
-	id, err := uuid.NewV7()
-	if err != nil {
-		return uuid.Nil, time.Time{}, err
-	}
-	return id, IDTime(id), nil
-}
+func NewID() (uuid.UUID, time.Time, error) { return process.New() }
 
 // IDTime returns the time inside a UUIDv7: its first 48 bits, Unix milliseconds (RFC 9562, section 5.7), in UTC.
 func IDTime(id uuid.UUID) time.Time {
 	ms := int64(id[0])<<40 | int64(id[1])<<32 | int64(id[2])<<24 | int64(id[3])<<16 | int64(id[4])<<8 | int64(id[5])
 	return time.UnixMilli(ms).UTC()
+}
+
+// IDs makes UUIDv7s (RFC 9562, section 5.7). Each is greater than the one before, also while the clock stands still or goes
+// back by less than a second. It follows a clock that is set back by more: uuid.NewV7 would go on with the time that was
+// wrong until that is over, and whatever is judged by ids or their times (partitions, retention, the newest ticket of a
+// product) would be wrong with it. The zero value is ready for use, by any number of goroutines.
+type IDs struct {
+	Now func() time.Time // Defaults to time.Now.
+
+	mu   sync.Mutex
+	last int64 // the first 60 bits of the last id without its version: milliseconds, and 1/4096 of these
+}
+
+// The place of a millisecond in what leads an id, and how far the clock may go back without being followed.
+const (
+	fractionBits  = 12
+	followedAfter = 1000 << fractionBits
+)
+
+// New returns a new id and the time inside it, to the millisecond.
+func (g *IDs) New() (uuid.UUID, time.Time, error) {
+	var id uuid.UUID
+	if _, err := rand.Read(id[8:]); err != nil {
+		return uuid.Nil, time.Time{}, fmt.Errorf("read random bytes: %w", err)
+	}
+	lead := g.lead()
+	ms, fraction := lead>>fractionBits, lead&(1<<fractionBits-1)
+	id[0], id[1], id[2], id[3], id[4], id[5] = byte(ms>>40), byte(ms>>32), byte(ms>>24), byte(ms>>16), byte(ms>>8), byte(ms)
+	id[6], id[7] = 0x70|byte(fraction>>8), byte(fraction) // version 7
+	id[8] = 0x80 | id[8]&0x3f                             // the variant of RFC 9562
+	return id, time.UnixMilli(ms).UTC(), nil
+}
+
+// lead returns what the next id begins with: the time, as precise as 12 bits more than a millisecond can tell (section 6.2,
+// method 3), or one more than the last.
+func (g *IDs) lead() int64 {
+	now := time.Now
+	if g.Now != nil {
+		now = g.Now
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	nanoseconds := now().UnixNano() // under the lock, so that a goroutine that was held up does not look like a clock that went back
+	const millisecond = int64(time.Millisecond)
+	lead := nanoseconds/millisecond<<fractionBits | nanoseconds%millisecond<<fractionBits/millisecond
+	if behind := g.last - lead; behind >= 0 && behind < followedAfter {
+		lead = g.last + 1
+	}
+	g.last = lead
+	return lead
 }
