@@ -110,6 +110,18 @@ func newSiege(ctx context.Context, t *trial, memory int64) (*siege, error) {
 	if err := os.WriteFile(sources, []byte(entries), 0o600); err != nil {
 		return nil, fmt.Errorf("write the sources: %w", err)
 	}
+	if err := t.exec(ctx, fmt.Sprintf(`
+		CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
+		BEGIN
+			IF NEW.status <> 'TO_TREAT' OR position('%s'::bytea IN NEW.body) > 0 THEN
+				PERFORM pg_sleep(300);
+			END IF;
+			RETURN NEW;
+		END $$;
+		CREATE TRIGGER slow BEFORE INSERT ON tickets FOR EACH ROW
+			WHEN (length(NEW.body) < 200 AND position('slow-'::bytea IN NEW.body) > 0) EXECUTE FUNCTION slow()`, slowAlways)); err != nil {
+		return nil, err
+	}
 	s, err := t.newServer(ctx, t.url, "--sources-file", sources)
 	if err != nil {
 		return nil, err
@@ -414,18 +426,6 @@ const (
 // slowHead sends a ticket whose INSERT takes longer than anybody waits, and one whose INSERT does unless it is stored
 // unread. Others are sent all the time, and must be stored.
 func slowHead(ctx context.Context, g *siege) error {
-	if err := g.exec(ctx, fmt.Sprintf(`
-		CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
-		BEGIN
-			IF NEW.status <> 'TO_TREAT' OR position('%s'::bytea IN NEW.body) > 0 THEN
-				PERFORM pg_sleep(300);
-			END IF;
-			RETURN NEW;
-		END $$;
-		CREATE TRIGGER slow BEFORE INSERT ON tickets FOR EACH ROW
-			WHEN (length(NEW.body) < 200 AND position('slow-'::bytea IN NEW.body) > 0) EXECUTE FUNCTION slow()`, slowAlways)); err != nil {
-		return err
-	}
 	from := time.Now()
 	for _, marker := range []string{slowAlways, slowRead} {
 		body := []byte(g.maker.head() + "Note: " + marker + "\n\nproduct,product_id,price\nx," + hostileProduct + ",1")

@@ -151,11 +151,14 @@ func newHarness(ctx context.Context, c config, progress io.Writer) (h *harness, 
 // build makes the server that is to be tested, from the sources around this program.
 func (h *harness) build(ctx context.Context) error {
 	h.program = filepath.Join(h.dir, "myticket")
-	args := []string{"build", "-buildvcs=false", "-o", h.program}
 	if h.config.selfCheck {
-		args = append(args, "-tags", "unsafeack")
+		return build(ctx, h.program, "unsafeack")
 	}
-	command := exec.CommandContext(ctx, "go", append(args, "myticket/cmd/myticket")...)
+	return build(ctx, h.program, "")
+}
+
+func build(ctx context.Context, program, tags string) error {
+	command := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-tags", tags, "-o", program, "myticket/cmd/myticket")
 	command.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if output, err := command.CombinedOutput(); err != nil {
 		return fmt.Errorf("build the server (is this run inside its repository?): %w:\n%s", err, output)

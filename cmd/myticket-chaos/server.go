@@ -25,6 +25,7 @@ type server struct {
 	args        []string
 	http, admin string // addresses
 	log         *tail
+	environ     []string     // besides that of this process
 	memory      *memoryLimit // nil for none
 
 	command *exec.Cmd     // nil before the first start
@@ -36,6 +37,7 @@ type server struct {
 func (s *server) start(ctx context.Context) error {
 	s.command = exec.CommandContext(ctx, s.program, s.args...)
 	s.command.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "MYTICKET_") })
+	s.command.Env = append(s.command.Env, s.environ...)
 	if s.memory != nil {
 		s.command.Env = append(s.command.Env, s.memory.environ())
 	}
