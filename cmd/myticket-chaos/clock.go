@@ -184,12 +184,19 @@ func (w *watch) killWhileTreating(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Its transaction may still wait in Postgres, and holds the row.
-	const end = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()`
-	if err := errors.Join(w.exec(ctx, end), w.exec(ctx, poisonQuick), w.server.start(ctx)); err != nil {
+	if err := errors.Join(w.exec(ctx, poisonQuick), w.server.start(ctx)); err != nil {
 		return err
 	}
-	return errors.Join(w.awaitNone(ctx, "claims of a server that is dead", poisonUnread), w.exec(ctx, poisonSlow))
+	// Its transaction may still sleep in Postgres, or be about to, and holds the row.
+	const end = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()`
+	err = await(ctx, 20*time.Second, "the claim of a dead server to end", func(ctx context.Context) error {
+		unread, err := w.countRows(ctx, poisonUnread)
+		if err == nil && unread > 0 {
+			err = errors.Join(errors.New("it has not"), w.exec(ctx, end))
+		}
+		return err
+	})
+	return errors.Join(err, w.exec(ctx, poisonSlow))
 }
 
 // idsFollow demands that each ticket has the time that the clock had when it came.
