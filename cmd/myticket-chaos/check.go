@@ -4,10 +4,15 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -27,8 +32,11 @@ func (t *trial) check(ctx context.Context) error {
 		return fmt.Errorf("look into the database: %w", err)
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	a := newAudit(t.ledger.tickets)
-	rows, err := conn.Query(ctx, `SELECT id, body, status FROM tickets`)
+	a := newAudit(slices.Concat(t.ledger.tickets, t.besides.tickets))
+	if a.kept, err = t.setAside(ctx); err != nil {
+		return err
+	}
+	rows, err := conn.Query(ctx, `SELECT id, body, status FROM tickets WHERE source <> $1`, oddSource)
 	if err != nil {
 		return fmt.Errorf("read the tickets: %w", err)
 	}
@@ -92,6 +100,7 @@ type audit struct {
 	stored  []uint8                   // for each ticket, how often its bytes are stored
 	found   []bool                    // for each ticket, that they are stored under the id that was acknowledged
 	ids     map[uuid.UUID]bool        // that are stored
+	kept    map[uuid.UUID]bool        // that a spool has set aside
 	said    map[string]product        // by product id, what the newest ticket says
 
 	lost, doubled int
@@ -137,7 +146,7 @@ func (a *audit) see(id uuid.UUID, body []byte, status string) {
 // of two is newer is told by the bytes of their ids.
 func (a *audit) hear(id uuid.UUID, body []byte) {
 	fields := strings.Split(string(body[bytes.LastIndexByte(body, '\n')+1:]), ",")
-	if len(fields) != 3 {
+	if len(fields) != 3 || strings.HasPrefix(fields[1], hostileProduct) {
 		return
 	}
 	if before, ok := a.said[fields[1]]; ok && bytes.Compare(before.ticketID[:], id[:]) > 0 {
@@ -156,6 +165,9 @@ func (a *audit) finish(products map[string]product) {
 		// The same key may have been sent to two servers. One stored it, and nobody heard; the other could not know that
 		// when it spooled it, so the id that it promised gives way to the first. The ticket is there once.
 		if s.keyed && s.status == http.StatusAccepted && a.stored[i] == 1 {
+			continue
+		}
+		if s.mayStay && a.kept[s.id] {
 			continue
 		}
 		a.lost++
@@ -186,7 +198,7 @@ func (a *audit) compare(products map[string]product) {
 		}
 	}
 	for id := range products {
-		if _, ok := a.said[id]; !ok {
+		if _, ok := a.said[id]; !ok && !strings.HasPrefix(id, hostileProduct) {
 			a.failures = append(a.failures, fmt.Sprintf("the product %s is known, and no ticket names it", id))
 		}
 	}
@@ -209,4 +221,34 @@ func (a *audit) say(count int, kind, format string) {
 	if count > 0 {
 		a.failures = append(a.failures, fmt.Sprintf(format, count, a.examples[kind]))
 	}
+}
+
+// setAside returns the tickets that are left in the spools, as `myticket spool export` finds them.
+func (t *trial) setAside(ctx context.Context) (map[uuid.UUID]bool, error) {
+	kept := map[uuid.UUID]bool{}
+	for i := range t.servers {
+		folder := t.spoolOf(i)
+		if _, err := os.Stat(folder); err != nil {
+			continue // it was never started
+		}
+		to := folder + "-export"
+		export := exec.CommandContext(ctx, t.program, "spool", "export", "--to", to, folder)
+		if output, err := export.CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("look into the spool: %w:\n%s", err, output)
+		}
+		list, err := os.ReadFile(filepath.Join(to, "tickets.jsonl"))
+		if err != nil {
+			return nil, fmt.Errorf("look into the spool: %w", err)
+		}
+		for line := range bytes.Lines(list) {
+			var ticket struct {
+				ID uuid.UUID `json:"id"`
+			}
+			if err := json.Unmarshal(line, &ticket); err != nil {
+				return nil, fmt.Errorf("look into the spool: %w", err)
+			}
+			kept[ticket.ID] = true
+		}
+	}
+	return kept, nil
 }

@@ -60,15 +60,30 @@ type answer struct {
 	id     uuid.UUID
 }
 
+// delivery is a request that brings a ticket.
+type delivery struct {
+	source string // empty for the default one
+	token  string // bearer token; empty for none
+	key    string // idempotency key; empty for none
+	body   []byte
+}
+
 // post sends a ticket once: without GetBody, net/http never sends it again by itself.
-func post(ctx context.Context, client *http.Client, addr string, body []byte, key string) (answer, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+"/ticket", bytes.NewReader(body))
+func post(ctx context.Context, client *http.Client, addr string, d delivery) (answer, error) {
+	path := "/ticket"
+	if d.source != "" {
+		path += "/" + d.source
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+path, bytes.NewReader(d.body))
 	if err != nil {
 		return answer{}, err
 	}
 	request.GetBody = nil
-	if key != "" {
-		request.Header.Set("Idempotency-Key", key)
+	if d.key != "" {
+		request.Header.Set("Idempotency-Key", d.key)
+	}
+	if d.token != "" {
+		request.Header.Set("Authorization", "Bearer "+d.token)
 	}
 	response, err := client.Do(request)
 	if err != nil {
@@ -95,7 +110,7 @@ func post(ctx context.Context, client *http.Client, addr string, body []byte, ke
 func (t *trial) send(ctx context.Context, client *http.Client, addr string) int {
 	body := t.maker.next()
 	n := t.ledger.begin(body, false)
-	a, err := post(context.WithoutCancel(ctx), client, addr, body, "")
+	a, err := post(context.WithoutCancel(ctx), client, addr, delivery{body: body})
 	if err != nil {
 		a = answer{}
 	}

@@ -20,7 +20,7 @@ import (
 // passes on untouched what the server says.
 type proxy struct {
 	listener net.Listener
-	backend  string // address of Postgres
+	backend  atomic.Pointer[string] // address of Postgres
 	stop     context.CancelFunc
 	pipes    sync.WaitGroup
 
@@ -39,12 +39,24 @@ func (t *trial) newProxy(ctx context.Context) (*proxy, string, error) {
 	if err != nil {
 		return nil, "", fmt.Errorf("start a proxy for Postgres: %w", err)
 	}
-	p := &proxy{listener: listener, backend: u.Host}
+	p := &proxy{listener: listener}
+	backend := u.Host
+	p.backend.Store(&backend)
 	ctx, p.stop = context.WithCancel(ctx)
 	p.pipes.Go(func() { p.accept(ctx) })
 	t.onEnd(p.close)
 	u.Host = listener.Addr().String()
 	return p, u.String(), nil
+}
+
+// point makes new connections go to another Postgres, as the Service of a cluster does after a failover.
+func (p *proxy) point(to string) error {
+	u, err := url.Parse(to)
+	if err != nil {
+		return fmt.Errorf("read the URL of the database: %w", err)
+	}
+	p.backend.Store(&u.Host)
+	return nil
 }
 
 func (p *proxy) close() error {
@@ -67,7 +79,7 @@ func (p *proxy) accept(ctx context.Context) {
 // connect passes on what both sides of a connection say, until one of them ends it.
 func (p *proxy) connect(ctx context.Context, server net.Conn) {
 	defer server.Close()
-	postgres, err := (&net.Dialer{}).DialContext(ctx, "tcp4", p.backend)
+	postgres, err := (&net.Dialer{}).DialContext(ctx, "tcp4", *p.backend.Load())
 	if err != nil {
 		return // as if Postgres itself had refused
 	}

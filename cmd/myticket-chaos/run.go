@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,7 +28,7 @@ const (
 // run plays the scenarios that were asked for, prints what came of them, and returns an error that says what was wrong.
 func run(ctx context.Context, c config, stdout io.Writer) (err error) {
 	if c.selfCheck {
-		c.only = selfCheckScenario
+		c.only = strings.Join(slices.Sorted(maps.Keys(selfChecks)), ",")
 	}
 	chosen, err := choose(c.only)
 	if err != nil {
@@ -48,27 +49,43 @@ func run(ctx context.Context, c config, stdout io.Writer) (err error) {
 	if err := printResults(stdout, results, c.markdown); err != nil {
 		return err
 	}
-	if c.selfCheck {
-		return lossFound(stdout, results[0])
-	}
 	var wrong []error
+	if c.selfCheck {
+		for _, r := range results {
+			wrong = append(wrong, selfChecks[r.name](stdout, r))
+		}
+		return errors.Join(wrong...)
+	}
 	for _, r := range results {
 		wrong = append(wrong, r.err())
 	}
 	return errors.Join(wrong...)
 }
 
-// selfCheckScenario is the one in which a server that answers too early must lose tickets.
-const selfCheckScenario = "server-killed"
+// selfChecks are the scenarios that must find what is wrong when something is: a harness that finds nothing wrong then
+// would find nothing at all. The server under test answers before the commit, its Postgres does not wait for the standby, and
+// its limit of memory is less than it needs.
+var selfChecks = map[string]func(io.Writer, result) error{
+	"server-killed":   lossFound,
+	"standby-missing": lossFound,
+	"hostile":         memoryFound,
+}
 
-// lossFound is the self-check: a harness that finds nothing wrong with a server that answers before the commit would
-// find nothing at all.
 func lossFound(w io.Writer, r result) error {
 	if r.lost == 0 {
-		return errors.Join(errors.New("the server under test answers before the commit, and no loss was found: "+
-			"this harness proves nothing"), r.err())
+		return errors.Join(fmt.Errorf("self-check: in %s acknowledged tickets are bound to be lost, and no loss was found: "+
+			"this harness proves nothing", r.name), r.err())
 	}
-	fmt.Fprintf(w, "self-check: the losses of a server that answers before the commit were found, %d of them\n", r.lost)
+	fmt.Fprintf(w, "self-check: the losses of %s were found, %d of them\n", r.name, r.lost)
+	return nil
+}
+
+func memoryFound(w io.Writer, r result) error {
+	if !slices.ContainsFunc(r.failures, func(s string) bool { return strings.Contains(s, tooMuchMemory) }) {
+		return errors.Join(fmt.Errorf("self-check: in %s the server is bound to take more memory than it may, and that was not found: "+
+			"this harness proves nothing", r.name), r.err())
+	}
+	fmt.Fprintf(w, "self-check: the memory of %s was found to be too much\n", r.name)
 	return nil
 }
 
@@ -99,6 +116,7 @@ type harness struct {
 	dir      string // temporary
 	program  string
 	database *devdb.Server
+	crashes  crashes // of processes of Postgres
 	trials   int
 }
 
@@ -120,7 +138,7 @@ func newHarness(ctx context.Context, c config, progress io.Writer) (h *harness, 
 		return nil, err
 	}
 	h.database, err = devdb.Start(ctx, devdb.Config{
-		Port: port, Progress: progress,
+		Port: port, Progress: progress, Log: &h.crashes,
 		// As a production server would have it, but for the memory of a small machine. Durability is the default: on.
 		Settings: map[string]string{"shared_buffers": "256MB", "max_wal_size": "2GB"},
 	})
@@ -133,11 +151,14 @@ func newHarness(ctx context.Context, c config, progress io.Writer) (h *harness, 
 // build makes the server that is to be tested, from the sources around this program.
 func (h *harness) build(ctx context.Context) error {
 	h.program = filepath.Join(h.dir, "myticket")
-	args := []string{"build", "-buildvcs=false", "-o", h.program}
 	if h.config.selfCheck {
-		args = append(args, "-tags", "unsafeack")
+		return build(ctx, h.program, "unsafeack")
 	}
-	command := exec.CommandContext(ctx, "go", append(args, "myticket/cmd/myticket")...)
+	return build(ctx, h.program, "")
+}
+
+func build(ctx context.Context, program, tags string) error {
+	command := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-tags", tags, "-o", program, "myticket/cmd/myticket")
 	command.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if output, err := command.CombinedOutput(); err != nil {
 		return fmt.Errorf("build the server (is this run inside its repository?): %w:\n%s", err, output)
@@ -156,6 +177,9 @@ func (h *harness) play(ctx context.Context, s scenario) result {
 	if err == nil {
 		err = t.play(ctx, s)
 		err = errors.Join(err, t.cleanUp())
+		for _, line := range h.crashes.take() {
+			t.failf("a process of Postgres was killed, and not by this harness: %s", line)
+		}
 	}
 	t.result.count(t.ledger)
 	if err != nil {
@@ -171,6 +195,7 @@ type trial struct {
 
 	result   result
 	ledger   *ledger
+	besides  *ledger // tickets of senders that are no part of the table, and are looked for all the same
 	maker    *maker
 	url      string // of the database
 	spool    string // folder of the spools
@@ -181,7 +206,7 @@ type trial struct {
 
 func (h *harness) newTrial(ctx context.Context, s scenario) (*trial, error) {
 	h.trials++
-	t := &trial{harness: h, result: result{name: s.name, fault: s.fault}, ledger: newLedger(), maker: newMaker()}
+	t := &trial{harness: h, result: result{name: s.name, fault: s.fault}, ledger: newLedger(), besides: newLedger(), maker: newMaker()}
 	if err := h.databaseUp(ctx); err != nil {
 		return t, err
 	}
@@ -315,10 +340,13 @@ func (t *trial) newServer(ctx context.Context, url string, args ...string) (*ser
 		*addr = "127.0.0.1:" + strconv.Itoa(port)
 	}
 	s.args = append([]string{"serve", "--http-addr", s.http, "--admin-addr", s.admin, "--database-url", url}, args...)
-	s.args = append(s.args, "--spool-dir", filepath.Join(t.spool, strconv.Itoa(len(t.servers))))
+	s.args = append(s.args, "--spool-dir", t.spoolOf(len(t.servers)))
 	t.servers = append(t.servers, s)
 	return s, nil
 }
+
+// spoolOf returns the spool folder of a server, by its place in t.servers.
+func (t *trial) spoolOf(server int) string { return filepath.Join(t.spool, strconv.Itoa(server)) }
 
 // startServer starts a new server and waits until it is ready.
 func (t *trial) startServer(ctx context.Context, url string, args ...string) (*server, error) {

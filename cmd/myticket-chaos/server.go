@@ -25,6 +25,8 @@ type server struct {
 	args        []string
 	http, admin string // addresses
 	log         *tail
+	environ     []string     // besides that of this process
+	memory      *memoryLimit // nil for none
 
 	command *exec.Cmd     // nil before the first start
 	exited  chan struct{} // closed when it has ended
@@ -35,6 +37,10 @@ type server struct {
 func (s *server) start(ctx context.Context) error {
 	s.command = exec.CommandContext(ctx, s.program, s.args...)
 	s.command.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "MYTICKET_") })
+	s.command.Env = append(s.command.Env, s.environ...)
+	if s.memory != nil {
+		s.command.Env = append(s.command.Env, s.memory.environ())
+	}
 	s.command.Stdout, s.command.Stderr = s.log, s.log
 	s.command.SysProcAttr = childAttributes()
 	s.exited = make(chan struct{})
@@ -51,6 +57,9 @@ func (s *server) start(ctx context.Context) error {
 	}()
 	if err := <-started; err != nil {
 		return fmt.Errorf("start %s: %w", s.program, err)
+	}
+	if s.memory != nil {
+		go s.memory.hold(s.command.Process, s.exited)
 	}
 	return s.awaitOK(ctx, "/livez")
 }
@@ -137,6 +146,16 @@ func (s *server) kill() {
 	<-s.exited
 }
 
+// hasExited reports whether the server has ended, by itself or otherwise.
+func (s *server) hasExited() bool {
+	select {
+	case <-s.exited:
+		return true
+	default:
+		return false
+	}
+}
+
 // stop ends the server in order: it must exit with 0.
 func (s *server) stop() error {
 	_ = s.command.Process.Signal(syscall.SIGTERM)
@@ -155,19 +174,10 @@ func (s *server) stop() error {
 // why is the end of the server's log.
 func (s *server) why() error { return fmt.Errorf("the end of the server's log:\n%s", s.log.text()) }
 
-// peakMemory returns the largest resident set of the server in MiB (VmHWM of proc_pid_status(5)).
+// peakMemory returns the largest resident set of the server in MiB.
 func (s *server) peakMemory() (int, error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.command.Process.Pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(status)) {
-		if value, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			kib, err := strconv.Atoi(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")))
-			return kib >> 10, err
-		}
-	}
-	return 0, errors.New("/proc does not tell the server's peak memory")
+	peak, err := memoryOf(s.command.Process.Pid, "VmHWM")
+	return int(peak >> 20), err
 }
 
 // tail keeps the end of a log.

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -180,32 +181,38 @@ func TestIntake_StoreBehind_OverflowsAfterTheWait_AndBeforeTheTimeout(t *testing
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			queue, store := openSpool(t, spool.Config{}), &memory{}
-			held := make(chan struct{})
-			store.hold.Store(&held)
-			config.Spool, config.BatchesInFlight, config.BatchTickets = queue, 1, 1
-			in := start(t, config, store, nil)
-			var group sync.WaitGroup
-			var spooled, treated atomic.Int32
-			for range 16 {
-				group.Go(func() {
-					r, err := in.Accept(delivery(sample))
-					switch {
-					case err != nil:
-						t.Error(err)
-					case r.Status == ticket.Spooled:
-						spooled.Add(1)
-					default:
-						treated.Add(1)
-					}
-				})
-			}
-			require.Eventually(t, func() bool { return spooled.Load() >= 5 }, 10*time.Second, time.Millisecond)
-			close(held)
-			group.Wait()
-			assert.Equal(t, int32(16), spooled.Load()+treated.Load())
+			// In a bubble no time passes while the disk works, however busy the machine is.
+			synctest.Test(t, func(t *testing.T) { requireOverflow(t, config) })
 		})
 	}
+}
+
+func requireOverflow(t *testing.T, config intake.Config) {
+	t.Helper()
+	queue, store := openSpool(t, spool.Config{}), &memory{}
+	held := make(chan struct{})
+	store.hold.Store(&held)
+	config.Spool, config.BatchesInFlight, config.BatchTickets = queue, 1, 1
+	in := start(t, config, store, nil)
+	var group sync.WaitGroup
+	var spooled, treated atomic.Int32
+	for range 16 {
+		group.Go(func() {
+			r, err := in.Accept(delivery(sample))
+			switch {
+			case err != nil:
+				t.Error(err)
+			case r.Status == ticket.Spooled:
+				spooled.Add(1)
+			default:
+				treated.Add(1)
+			}
+		})
+	}
+	require.Eventually(t, func() bool { return spooled.Load() >= 5 }, 10*time.Second, time.Millisecond)
+	close(held)
+	group.Wait()
+	assert.Equal(t, int32(16), spooled.Load()+treated.Load())
 }
 
 // TestIntake_SpoolFails_WhatTheStoreTakesIsStored: a burst finds the spool's disk full, and the store slow but well.
@@ -228,6 +235,8 @@ func TestIntake_SpoolFull_TheStoreIsStillAsked(t *testing.T) {
 	time.Sleep(100 * time.Millisecond) // ten times what they wait before they overflow
 	close(held)
 	group.Wait()
+	require.Eventually(t, func() bool { return queue.Stats().Tickets == 0 }, 30*time.Second, time.Millisecond,
+		"what filled the spool is drained: else there is no room to fill it again")
 	store.away.Store(true)
 	require.NoError(t, queue.Put([]*intake.Entry{{Ticket: newTicket(t, "fills it again")}}))
 	_, err := in.Accept(delivery(sample))
@@ -254,6 +263,10 @@ func (s hangingSpool) Put([]*intake.Entry) error {
 
 func TestIntake_DiskThatHangs_NobodyWaitsBeyondTheTimeout(t *testing.T) {
 	t.Parallel()
+	synctest.Test(t, requireAnswersWhileTheDiskHangs) // its clock stands still while the machine is busy
+}
+
+func requireAnswersWhileTheDiskHangs(t *testing.T) {
 	queue, store := hangingSpool{openSpool(t, spool.Config{}), make(chan struct{})}, &memory{}
 	store.away.Store(true)
 	const timeout = 200 * time.Millisecond
@@ -264,7 +277,7 @@ func TestIntake_DiskThatHangs_NobodyWaitsBeyondTheTimeout(t *testing.T) {
 			begin := time.Now()
 			_, err := in.Accept(delivery(sample))
 			assert.ErrorIs(t, err, intake.ErrUnavailable) //nolint:testifylint // not the test's goroutine
-			assert.Less(t, time.Since(begin), timeout+2*time.Second)
+			assert.LessOrEqual(t, time.Since(begin), timeout)
 		})
 	}
 	group.Wait()

@@ -4,6 +4,8 @@ import (
 	"context"
 	"sync/atomic"
 	"time"
+
+	"myticket/internal/ticket"
 )
 
 // MaintainConfig says what Maintain keeps up. The zero value of a field means its default.
@@ -68,7 +70,7 @@ func (m *Maintainer) Run(ctx context.Context) {
 		h := m.look(ctx)
 		now := time.Now()
 		if h.Ready && !now.Before(partitions) {
-			m.makePartitions(ctx, now)
+			m.makePartitions(ctx, ticket.Now())
 			partitions = now.Add(partitionInterval)
 		}
 		m.report(h) // ready only after the first partitions were made, or tried

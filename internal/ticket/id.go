@@ -10,7 +10,7 @@ import (
 )
 
 // process makes the ids of this process: one generator, so that all of them are ordered.
-var process IDs
+var process = IDs{Now: Now}
 
 // NewID returns a new UUIDv7 and the time inside it, to the millisecond. A ticket's identity carries its time so that
 // the identity alone tells which partition holds the ticket. It fails only when the system's random source does.
