@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -9,6 +10,8 @@ import (
 	"text/tabwriter"
 	"time"
 	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"github.com/prometheus/common/model"
 )
@@ -18,12 +21,37 @@ type outputFlags struct {
 	Output string `short:"o" default:"table" enum:"table,json" help:"table for people, json for programs. Default: ${default}."`
 }
 
-// printJSON writes a value for programs.
+// printJSON writes a value for programs. People look at it as well, so what a terminal would obey, and what makes a text look
+// like another one, is escaped: programs read the same value.
 func printJSON(w io.Writer, value any) error {
-	encoder := json.NewEncoder(w)
+	var plain bytes.Buffer
+	encoder := json.NewEncoder(&plain)
 	encoder.SetEscapeHTML(false)
 	encoder.SetIndent("", "  ")
-	return encoder.Encode(value)
+	if err := encoder.Encode(value); err != nil {
+		return err
+	}
+	_, err := w.Write(escapeJSON(plain.Bytes()))
+	return err
+}
+
+// escapeJSON escapes the characters of a JSON text that do not print, which stand in its strings only: json.Encoder escapes
+// those below the space by itself, and breaks lines only between values. Those beyond 16 bits are written as two halves
+// (RFC 8259, section 7).
+func escapeJSON(text []byte) []byte {
+	escaped := make([]byte, 0, len(text))
+	for _, r := range string(text) {
+		switch {
+		case r == '\n', unicode.IsPrint(r):
+			escaped = utf8.AppendRune(escaped, r)
+		case r > 0xffff:
+			high, low := utf16.EncodeRune(r)
+			escaped = fmt.Appendf(escaped, `\u%04x\u%04x`, high, low)
+		default:
+			escaped = fmt.Appendf(escaped, `\u%04x`, r)
+		}
+	}
+	return escaped
 }
 
 // printTable writes rows in columns. Every cell is made safe for a terminal.

@@ -3,8 +3,11 @@ package admin
 
 import (
 	"encoding/json"
+	"fmt"
+	"io"
 	"net/http"
 	"net/http/pprof"
+	runtimepprof "runtime/pprof"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -31,8 +34,11 @@ func NewServer(registry *prometheus.Registry, checks func() (ready bool, checks 
 		ready(w, isReady, list)
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{EnableOpenMetrics: true}))
-	mux.HandleFunc("/debug/pprof/", pprof.Index)
-	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	// Without pprof.Cmdline, which shows a password that was given as a flag, and pprof.Index, which leads to it.
+	mux.HandleFunc("/debug/pprof/{$}", profiles)
+	mux.HandleFunc("/debug/pprof/{name}", func(w http.ResponseWriter, r *http.Request) {
+		pprof.Handler(r.PathValue("name")).ServeHTTP(w, r)
+	})
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
@@ -41,6 +47,18 @@ func NewServer(registry *prometheus.Registry, checks func() (ready bool, checks 
 		ReadHeaderTimeout: 5 * time.Second,
 		IdleTimeout:       time.Minute,
 	}
+}
+
+// profiles lists the profiles that there are.
+func profiles(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	_, _ = io.WriteString(w, "<!DOCTYPE html><title>Profiles</title><ul>\n")
+	for _, p := range runtimepprof.Profiles() {
+		_, _ = fmt.Fprintf(w, "<li><a href=\"%[1]s?debug=1\">%[1]s</a>: %[2]d\n", p.Name(), p.Count())
+	}
+	_, _ = io.WriteString(w, "<li><a href=\"profile\">profile</a>: the CPU, for ?seconds=30\n"+
+		"<li><a href=\"trace\">trace</a>: an execution trace, for ?seconds=1\n</ul>\n")
 }
 
 func ready(w http.ResponseWriter, isReady bool, checks []Check) {

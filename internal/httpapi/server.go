@@ -79,7 +79,7 @@ const writeBuffer = 4 << 10
 // (TestConnection_CostsWhatIsCounted).
 func ConnectionCost(maxHeader int) int { return maxHeader + writeBuffer + SmallBody + connectionRest }
 
-const connectionRest = 24 << 10
+const connectionRest = 20 << 10
 
 // Server is the public listener.
 type Server struct {

@@ -22,9 +22,15 @@ import (
 // listen serves on a free port until the test ends, and returns the address.
 func listen(t *testing.T, accepter httpapi.Accepter) string {
 	t.Helper()
+	return listenWith(t, httpapi.Config{}, accepter, httpapi.OpenSources())
+}
+
+func listenWith(t *testing.T, config httpapi.Config, accepter httpapi.Accepter, sources *httpapi.Sources) string {
+	t.Helper()
 	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	server := httpapi.New(httpapi.Config{Logger: slog.New(slog.DiscardHandler)}, accepter, httpapi.OpenSources())
+	config.Logger = slog.New(slog.DiscardHandler)
+	server := httpapi.New(config, accepter, sources)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	t.Cleanup(func() {

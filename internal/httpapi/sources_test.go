@@ -183,3 +183,40 @@ func TestWebhook_SourcesInMetrics_AreThoseOfTheFile(t *testing.T) {
 		require.Equal(t, want, response.Source, source)
 	}
 }
+
+// A file without "*" was open to everybody who used a name that is not in it.
+func TestSource_ThatIsNotInTheFile_MayNotSend(t *testing.T) {
+	t.Parallel()
+	accepter := &keeper{}
+	closed, err := readSources(t, `{"shop-1": {}}`)
+	require.NoError(t, err)
+	webhook := newWebhook(accepter, closed)
+	for _, source := range []string{"shop-2", "", "default", "other"} {
+		r := webhook.Ticket(httpapi.Request{Source: source, Headers: httpapi.Headers{Authorization: "Bearer " + token}, Body: []byte("x")})
+		requireProblem(t, r, http.StatusForbidden, "source_unknown")
+	}
+	require.Empty(t, accepter.deliveries)
+	require.Equal(t, http.StatusOK, status(webhook, "shop-1", httpapi.Headers{}))
+
+	named, err := readSources(t, `{"default": {}}`)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, status(newWebhook(accepter, named), "", httpapi.Headers{}))
+	empty, err := readSources(t, `{}`)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusForbidden, status(newWebhook(accepter, empty), "", httpapi.Headers{}))
+}
+
+func TestSources_SayWhichAreOpen(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, []string{"*"}, httpapi.OpenSources().Open())
+	for content, want := range map[string][]string{
+		`{}`:                          nil,
+		`{"b": {"rate": 1}, "a": {}}`: {"a", "b"},
+		`{"*": {}, "a": {"bearer_tokens": ["` + token + `"]}}`: {"*"},
+		`{"*": {"bearer_tokens": ["` + token + `"]}}`:          nil,
+	} {
+		sources, err := readSources(t, content)
+		require.NoError(t, err)
+		require.Equal(t, want, sources.Open(), content)
+	}
+}

@@ -1,0 +1,218 @@
+package httpapi_test
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"net/http"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+
+	"myticket/internal/httpapi"
+	"myticket/internal/intake"
+	"myticket/internal/ticket"
+)
+
+const small = "POST /ticket HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\nx"
+
+// connectFrom connects from an address of this machine.
+func connectFrom(t *testing.T, local, address string) *connection {
+	t.Helper()
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(local)}}
+	conn, err := dialer.DialContext(t.Context(), "tcp", address)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	require.NoError(t, conn.SetDeadline(time.Now().Add(patience)))
+	return &connection{conn, bufio.NewReader(conn)}
+}
+
+// 4096 connections that do nothing must not lock everybody else out.
+func TestConnections_ThatIdle_AreClosedForNewOnes_LongestFirst(t *testing.T) {
+	t.Parallel()
+	registry := prometheus.NewRegistry()
+	accepter := &slowAccepter{entered: make(chan struct{}, 1), release: make(chan struct{})}
+	address := listenWith(t, httpapi.Config{Registry: registry, MaxConnections: 4}, accepter, httpapi.OpenSources())
+	busy := connect(t, address)
+	busy.write(t, small)
+	<-accepter.entered
+	headless := connect(t, address) // it has sent a part of a request
+	headless.write(t, "POST /ticket HTTP/1.1\r\nHost:")
+	silent := connect(t, address)
+	await(t, "three are open", func() bool { return metric(t, registry, "myticket_http_connections") == 3 })
+	idle := connect(t, address)
+	idle.write(t, "GET /ping HTTP/1.1\r\nHost: test\r\n\r\n")
+	status, _, _ := idle.answer(t)
+	require.Equal(t, http.StatusOK, status)
+
+	next := connect(t, address)
+	next.write(t, "GET /ping HTTP/1.1\r\nHost: test\r\n\r\n")
+	status, _, _ = next.answer(t)
+	require.Equal(t, http.StatusOK, status)
+	silent.requireClosed(t)
+	another := connect(t, address)
+	another.write(t, "GET /ping HTTP/1.1\r\nHost: test\r\n\r\n")
+	status, _, _ = another.answer(t)
+	require.Equal(t, http.StatusOK, status)
+	idle.requireClosed(t)
+	require.InDelta(t, 2, metric(t, registry, "myticket_http_connections_closed_idle_total"), 0)
+
+	// Now all have a request under way, and each of them is answered.
+	for _, c := range []*connection{next, another} {
+		c.write(t, "POST /ticket HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n")
+		line, err := c.reader.ReadString('\n')
+		require.NoError(t, err)
+		require.Contains(t, line, "100")
+		_, err = c.reader.ReadString('\n')
+		require.NoError(t, err)
+	}
+	refused := connect(t, address)
+	refused.write(t, small)
+	status, header, body := refused.answer(t)
+	require.Equal(t, http.StatusServiceUnavailable, status, body)
+	require.Contains(t, body, `"code":"too_many_connections"`)
+	require.Equal(t, "1", header.Get("Retry-After"))
+	refused.requireClosed(t)
+	require.InDelta(t, 1, metric(t, registry, "myticket_http_connections_refused_total"), 0)
+	require.InDelta(t, 4, metric(t, registry, "myticket_http_connections"), 0)
+
+	close(accepter.release)
+	go func() {
+		for range accepter.entered { //nolint:revive // they are let through
+		}
+	}()
+	headless.write(t, " test\r\nContent-Length: 1\r\n\r\nx")
+	for _, c := range []*connection{next, another} {
+		c.write(t, "x")
+	}
+	for _, c := range []*connection{busy, headless, next, another} {
+		status, _, body := c.answer(t)
+		require.Equal(t, http.StatusOK, status, body)
+	}
+	require.Len(t, accepter.deliveries, 4)
+}
+
+func TestConnections_OfOnePeer_LeaveRoomForOthers(t *testing.T) {
+	t.Parallel()
+	registry := prometheus.NewRegistry()
+	address := listenWith(t, httpapi.Config{Registry: registry, MaxConnections: 100, MaxPerPeer: 3}, &keeper{}, httpapi.OpenSources())
+	held := make([]*connection, 3)
+	for i := range held {
+		held[i] = connectFrom(t, "127.0.0.1", address)
+	}
+	await(t, "three are open", func() bool { return metric(t, registry, "myticket_http_connections") == 3 })
+	refused := connectFrom(t, "127.0.0.1", address)
+	refused.write(t, small)
+	status, header, body := refused.answer(t)
+	require.Equal(t, http.StatusTooManyRequests, status, body)
+	require.Contains(t, body, `"code":"too_many_connections"`)
+	require.Equal(t, "1", header.Get("Retry-After"))
+	require.InDelta(t, 1, metric(t, registry, "myticket_http_peer_refused_total"), 0)
+
+	other := connectFrom(t, "127.0.0.2", address)
+	other.write(t, small)
+	status, _, body = other.answer(t)
+	require.Equal(t, http.StatusOK, status, body)
+
+	require.NoError(t, held[0].Close())
+	await(t, "one has a place again", func() bool { return metric(t, registry, "myticket_http_connections") == 3 })
+	again := connectFrom(t, "127.0.0.1", address)
+	again.write(t, small)
+	status, _, body = again.answer(t)
+	require.Equal(t, http.StatusOK, status, body)
+}
+
+// Behind a proxy all connections are the proxy's, which says whose requests they carry.
+func TestPeerHeader_BoundsTheRequestsOfEachPeer(t *testing.T) {
+	t.Parallel()
+	registry := prometheus.NewRegistry()
+	accepter := &slowAccepter{entered: make(chan struct{}, 10), release: make(chan struct{})}
+	address := listenWith(t, httpapi.Config{Registry: registry, MaxPerPeer: 2, PeerHeader: "X-Forwarded-For"}, accepter, httpapi.OpenSources())
+	post := func(forwarded string) *connection {
+		c := connect(t, address)
+		c.write(t, "POST /ticket HTTP/1.1\r\nHost: test\r\n%sContent-Length: 1\r\n\r\nx", forwarded)
+		return c
+	}
+	var taken []*connection
+	for _, peer := range []string{
+		"X-Forwarded-For: 192.0.2.1\r\n", "X-Forwarded-For: 198.51.100.7, 192.0.2.1\r\n",
+		"X-Forwarded-For: 2001:db8::1\r\n", "X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-For: 2001:db8::2\r\n",
+		"X-Forwarded-For: 2001:db8:0:1::1\r\n", "X-Forwarded-For: 192.0.2.2\r\n", "", "X-Forwarded-For: unknown\r\n",
+	} {
+		taken = append(taken, post(peer))
+		<-accepter.entered
+	}
+	for _, peer := range []string{"X-Forwarded-For: 203.0.113.9,192.0.2.1\r\n", "X-Forwarded-For: 2001:db8::99\r\n", ""} {
+		c := post(peer)
+		status, header, body := c.answer(t)
+		require.Equal(t, http.StatusTooManyRequests, status, body)
+		require.Contains(t, body, `"code":"peer_busy"`)
+		require.Equal(t, "1", header.Get("Retry-After"))
+	}
+	require.InDelta(t, 3, metric(t, registry, "myticket_http_peer_refused_total"), 0)
+	close(accepter.release)
+	for _, c := range taken {
+		status, _, body := c.answer(t)
+		require.Equal(t, http.StatusOK, status, body)
+	}
+	taken = append(taken, post("X-Forwarded-For: 192.0.2.1\r\n"))
+	status, _, body := taken[len(taken)-1].answer(t)
+	require.Equal(t, http.StatusOK, status, body)
+}
+
+// The default number of connections follows from what each costs. It is not parallel: it measures this process, in which the
+// other end of each connection is as well.
+func TestConnection_CostsWhatIsCounted(t *testing.T) {
+	const connections = 400
+	for what, sent := range map[string]string{
+		"that has sent nothing":    "",
+		"that idles":               small,
+		"with a slow head":         "POST /ticket HTTP/1.1\r\nHost: test\r\nX-Slow: " + strings.Repeat("x", 7000),
+		"with a slow body":         "POST /ticket HTTP/1.1\r\nHost: test\r\nContent-Length: 1000000\r\n\r\n" + strings.Repeat("x", 100),
+		"with a slow chunked body": "POST /ticket HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n64\r\n" + strings.Repeat("x", 50),
+	} {
+		t.Run(what, func(t *testing.T) {
+			registry := prometheus.NewRegistry()
+			address := listenWith(t, httpapi.Config{Registry: registry}, discarder{}, httpapi.OpenSources())
+			before := inUse()
+			for range connections {
+				conn, err := net.Dial("tcp", address)
+				require.NoError(t, err)
+				t.Cleanup(func() { _ = conn.Close() })
+				_, err = fmt.Fprint(conn, sent)
+				require.NoError(t, err)
+			}
+			await(t, "all are open", func() bool { return metric(t, registry, "myticket_http_connections") == connections })
+			if strings.HasPrefix(what, "with a slow") && strings.HasSuffix(what, "body") {
+				await(t, "all bodies have begun", func() bool {
+					return metric(t, registry, "myticket_http_body_bytes") == connections*httpapi.SmallBody
+				})
+			} else {
+				time.Sleep(200 * time.Millisecond) // until most were read: it makes no difference for the test, only for its worth
+			}
+			each := (inUse() - before) / connections
+			t.Logf("%d bytes each, of %d", each, httpapi.ConnectionCost(8<<10))
+			require.LessOrEqual(t, each, httpapi.ConnectionCost(8<<10))
+		})
+	}
+}
+
+// discarder is an Accepter that keeps nothing.
+type discarder struct{}
+
+func (discarder) Accept(intake.Delivery) (intake.Receipt, error) {
+	return intake.Receipt{ID: receiptID, Status: ticket.Treated}, nil
+}
+
+// inUse is what this process uses of heap and stacks.
+func inUse() int {
+	runtime.GC()
+	runtime.GC()
+	var stats runtime.MemStats
+	runtime.ReadMemStats(&stats)
+	return int(stats.HeapInuse + stats.StackInuse)
+}
