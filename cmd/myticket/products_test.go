@@ -86,3 +86,28 @@ func TestAuthenticatedProducts_AreNotOverruledByWhoeverPosts(t *testing.T) {
 	post("/ticket/anybody", "9999")
 	require.Equal(t, map[string]string{"a": "Café 2"}, b.products(t))
 }
+
+func TestProductsPrune_ShowsFirst_AndRemovesWithApply(t *testing.T) {
+	t.Parallel()
+	b := setupOperator(t)
+	id := b.insert(t, ticket.Treated, "junk", "1", body("1", "Café,a,2")).String()
+	b.exec(t, `UPDATE tickets SET received_at = date_trunc('milliseconds', received_at)`)
+	b.exec(t, `INSERT INTO products (product_id, name, price, first_seen_at, last_seen_at, changed_at, ticket_id)
+		SELECT 'a', E'\x1b[31mowned', 2, received_at, received_at, received_at, id FROM tickets`)
+	count := func() string { return b.text(t, `SELECT count(*)::text FROM products`) }
+
+	assert.Contains(t, b.ok(t, "products", "prune", "--source=junk"), "0 would be removed", "it was named a moment ago")
+	b.exec(t, `UPDATE tickets SET received_at = received_at - interval '1 hour'`)
+	b.exec(t, `UPDATE products SET first_seen_at = t.received_at, last_seen_at = t.received_at, changed_at = t.received_at FROM tickets t`)
+	shown := b.ok(t, "products", "prune", id)
+	assert.Contains(t, shown, "1 would be removed; nothing was changed, --apply does it")
+	assert.Contains(t, shown, "The first of them:\n  a\n")
+	assert.Equal(t, "1", count())
+	assert.JSONEq(t, `{"applied": true, "candidates": 1, "kept": 0, "products": 1, "changed": 0, "examples": ["a"], "more": false}`,
+		b.ok(t, "products", "prune", "--source=junk", "--since=1d", "--apply", "-o", "json"))
+	assert.Equal(t, "0", count())
+	for _, args := range [][]string{{}, {id, "--source=junk"}, {"--source=junk", "--limit=0"}} {
+		code, _, _ := b.myticket(t, append([]string{"products", "prune"}, args...)...)
+		assert.NotZero(t, code, args)
+	}
+}
