@@ -128,6 +128,15 @@ func tickets() *dashboard.DashboardBuilder {
 			}},
 			alerts: []string{"MyticketBacklog"},
 		},
+		panel{
+			id: 25, title: "Tickets that name too many new products", look: curves, unit: perSecond,
+			about: "They became ERROR (new_products_limited), because their source adds products faster than it may: a source that sends " +
+				"nonsense, or a range of products that is new. A second, by source.",
+			queries: []query{{
+				`sum by (source) (rate(myticket_new_products_limited_total{` + ours + `}[$__rate_interval]))`, "{{source}}",
+			}},
+			alerts: []string{"MyticketNewProductsLimited"},
+		},
 	)
 	return board
 }

@@ -38,9 +38,11 @@ func (f databaseFlags) url() (string, error) {
 	return f.DatabaseURL, nil
 }
 
-// open opens the store for a command of an operator: few connections, named after the command.
+// open opens the store for a command of an operator: few connections, named after the command. It knows no sources file, so
+// what it brings in never overrules a product that a server has from an authenticated source.
 func (f databaseFlags) open(ctx context.Context, command string) (*postgres.Store, error) {
 	return postgres.Open(ctx, postgres.Config{
 		URLFrom: f.url, MaxConns: 2, ApplicationName: "myticket " + command, Logger: slog.Default(),
+		AuthenticatedProducts: true,
 	})
 }

@@ -57,6 +57,10 @@ type serverFlags struct {
 	WaitingBytes    byteSize      `env:"MYTICKET_WAITING_BYTES" default:"64MiB" group:"Batching" help:"Ticket bytes waiting for a transaction at most; beyond it 503. Default: ${default}."`
 	KeyTTL          time.Duration `env:"MYTICKET_KEY_TTL" default:"168h" group:"Batching" help:"How long an idempotency key is remembered. Default: ${default}."`
 
+	NewProductsRate       float64 `env:"MYTICKET_NEW_PRODUCTS_RATE" default:"10" group:"Products" help:"Products a second that the tickets of one source may add through this server, where its entry in the sources file says nothing else; a ticket beyond it is stored as ERROR. All sources without an entry share one rate. 0 for no limit. Default: ${default}."`
+	NewProductsBurst      int     `env:"MYTICKET_NEW_PRODUCTS_BURST" default:"100000" group:"Products" help:"Products that the tickets of one source may add at once: more than a shop sells. Default: ${default}."`
+	AuthenticatedProducts bool    `env:"MYTICKET_AUTHENTICATED_PRODUCTS" group:"Products" help:"What a source says that asks for credentials (docs/webhook.md) is never overruled by one that does not. Default: the newest ticket counts, whoever sent it."`
+
 	SpoolDir        string        `env:"MYTICKET_SPOOL_DIR" type:"path" placeholder:"DIR" group:"Spool" help:"Folder on a durable disk where tickets are kept while Postgres is away or behind (docs/durability.md). One server a folder. Default: none, such tickets are refused with 503."`
 	SpoolMaxTickets int           `env:"MYTICKET_SPOOL_MAX_TICKETS" default:"1000000" group:"Spool" help:"Tickets in the spool at most; beyond it 503. Default: ${default}."`
 	SpoolMaxBytes   byteSize      `env:"MYTICKET_SPOOL_MAX_BYTES" default:"1GiB" group:"Spool" help:"Bytes in the spool at most; beyond it 503. Its disk should have a quarter more. Default: ${default}."`
@@ -104,6 +108,7 @@ func (f *serverFlags) Validate() error {
 		{"batches-in-flight", int64(f.BatchesInFlight), 1},
 		{"waiting-tickets", int64(f.WaitingTickets), 1},
 		{"waiting-bytes", int64(f.WaitingBytes), 1},
+		{"new-products-burst", int64(f.NewProductsBurst), 1},
 		{"key-ttl", int64(f.KeyTTL), int64(time.Minute)},
 		{"spool-max-tickets", int64(f.SpoolMaxTickets), 1},
 		{"spool-max-bytes", int64(f.SpoolMaxBytes), 1 << 20},
@@ -122,6 +127,9 @@ func (f *serverFlags) Validate() error {
 		if s.value < s.min {
 			return fmt.Errorf("--%s is too small: %s", s.name, f.smallest(s.name, s.min))
 		}
+	}
+	if f.NewProductsRate < 0 || f.NewProductsRate > 1_000_000 {
+		return errors.New("--new-products-rate must be 0 to 1000000 a second; 0 is for no limit")
 	}
 	if limit := 1 << 30; int64(f.MaxBody) > int64(limit) {
 		return errors.New("--max-body is too large: Postgres holds no value of more than 1 GiB")
@@ -197,6 +205,7 @@ func (f *serverFlags) serve(
 	}
 	store, err := postgres.Open(ctx, postgres.Config{
 		URLFrom: url, MaxConns: int32(f.DatabaseMaxConns), ApplicationName: "myticket serve", Traces: tracing.Work(), Logger: logger,
+		Sources: f.productPolicies(sources), AuthenticatedProducts: f.AuthenticatedProducts,
 	})
 	if err != nil {
 		return err
@@ -204,6 +213,7 @@ func (f *serverFlags) serve(
 	defer store.Close()
 
 	registry := telemetry.NewRegistry(version)
+	store.Register(registry)
 	treater := treatment.New(treatment.Config{
 		Interval: f.TreatInterval, Lease: f.TreatLease, MaxAttempts: f.TreatMaxAttempts,
 		MinBackOff: f.TreatMinBackOff, MaxBackOff: f.TreatMaxBackOff, Logger: logger,
@@ -303,6 +313,25 @@ func (f *serverFlags) serve(
 		logger.Info("stopped; every ticket that was accepted has been answered")
 	}
 	return err
+}
+
+// productPolicies is what the sources file says about the products that tickets name, and the settings where it says nothing.
+func (f *serverFlags) productPolicies(sources *httpapi.Sources) postgres.Sources {
+	policies := map[string]postgres.SourcePolicy{}
+	for name, entry := range sources.ProductPolicies() {
+		policy := postgres.SourcePolicy{
+			Label: httpapi.EntryLabel(name), Authenticated: entry.Authenticated,
+			NewProductsRate: f.NewProductsRate, NewProductsBurst: f.NewProductsBurst,
+		}
+		if entry.NewProductsRate != nil {
+			policy.NewProductsRate = *entry.NewProductsRate
+		}
+		if entry.NewProductsBurst != nil {
+			policy.NewProductsBurst = *entry.NewProductsBurst
+		}
+		policies[name] = policy
+	}
+	return postgres.Sources{Policies: policies, Entry: sources.Entry}
 }
 
 // openSpool opens the spool, where there is one.

@@ -59,6 +59,9 @@ type sourceConfig struct {
 	WebhookSecrets []string    `json:"webhook_secrets"` // whsec_…: signatures of https://www.standardwebhooks.com
 	Rate           float64     `json:"rate"`            // tickets a second; 0 for no limit
 	Burst          int         `json:"burst"`           // tickets at once; defaults to the rate, rounded up
+
+	NewProductsRate  *float64 `json:"new_products_rate"`  // products a second that its tickets may add; 0 for no limit
+	NewProductsBurst *int     `json:"new_products_burst"` // products at once
 }
 
 type basicUser struct {
@@ -74,6 +77,14 @@ type source struct {
 	signatures [][]byte // keys of HMAC-SHA256
 	limiter    *rate.Limiter
 	wrong      *rate.Limiter // wrong credentials that are answered as such
+	products   ProductPolicy
+}
+
+// ProductPolicy is what an entry says about the products that tickets name. Nil is what it does not say.
+type ProductPolicy struct {
+	NewProductsRate  *float64 // products a second that tickets may add; 0 for no limit
+	NewProductsBurst *int     // products at once; at least 1
+	Authenticated    bool     // the entry asks for credentials
 }
 
 // OpenSources is what holds without a sources file: everybody may send, as fast as they can.
@@ -193,6 +204,31 @@ func (s *Sources) add(name string, config *sourceConfig) error {
 	return nil
 }
 
+// Entry returns the name of the entry that holds for a source: its own, or else "*", which is no source's name.
+func (s *Sources) Entry(source string) string {
+	if s.named[source] != nil {
+		return source
+	}
+	return otherSources
+}
+
+// ProductPolicies returns what holds for each entry, and for "*" whether there is one or not.
+func (s *Sources) ProductPolicies() map[string]ProductPolicy {
+	policies := map[string]ProductPolicy{otherSources: {}}
+	for name, source := range s.named {
+		policies[name] = source.products
+	}
+	return policies
+}
+
+// EntryLabel is an entry's name in metrics.
+func EntryLabel(entry string) string {
+	if entry == otherSources {
+		return otherLabel
+	}
+	return entry
+}
+
 // label is a source's name in metrics.
 func (s *Sources) label(name string) string {
 	if name == ticket.DefaultSource || name != otherSources && s.named[name] != nil {
@@ -229,7 +265,12 @@ func (c sourceConfig) check() (*source, error) {
 		}
 		s.signatures = append(s.signatures, key)
 	}
+	s.products = ProductPolicy{c.NewProductsRate, c.NewProductsBurst, !s.open()}
 	switch {
+	case c.NewProductsRate != nil && (*c.NewProductsRate < 0 || *c.NewProductsRate > maxRate):
+		return nil, fmt.Errorf("new_products_rate must be 0 to %d a second; 0 is for no limit", maxRate)
+	case c.NewProductsBurst != nil && *c.NewProductsBurst < 1:
+		return nil, errors.New("new_products_burst must be at least 1; a new_products_rate of 0 is for no limit")
 	case c.Rate < 0 || c.Burst < 0:
 		return nil, errors.New("rate and burst must not be negative")
 	case c.Rate > maxRate:

@@ -60,6 +60,8 @@ func TestReadSources_RefusesWhatCannotBeMeant(t *testing.T) {
 		"a source that is nothing":      {`{"s": null}`, `"s"`},
 		"a source twice":                {`{"s": {"bearer_tokens": ["t"]}, "s": {}}`, `"s"`},
 		"a burst without a rate":        {`{"s": {"burst": 5}}`, `source "s": a burst needs a rate`},
+		"a negative rate of products":   {`{"s": {"new_products_rate": -1}}`, `source "s": new_products_rate`},
+		"no burst of products":          {`{"s": {"new_products_burst": 0}}`, `source "s": new_products_burst`},
 		"half a burst":                  {`{"*": {"rate": 1, "burst": 1.5}}`, "cannot unmarshal number"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -219,4 +221,30 @@ func TestSources_SayWhichAreOpen(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, want, sources.Open(), content)
 	}
+}
+
+func TestProductPolicies_AreByEntry(t *testing.T) {
+	t.Parallel()
+	sources, err := readSources(t, `{"shop": {"bearer_tokens": ["a-long-random-token-of-a-shop"], "new_products_rate": 0},
+		"open": {"new_products_burst": 5}, "*": {"new_products_rate": 2.5}}`)
+	require.NoError(t, err)
+	rate := func(r float64) *float64 { return &r }
+	burst := 5
+	require.Equal(t, map[string]httpapi.ProductPolicy{
+		"shop": {NewProductsRate: rate(0), Authenticated: true},
+		"open": {NewProductsBurst: &burst},
+		"*":    {NewProductsRate: rate(2.5)},
+	}, sources.ProductPolicies())
+	for source, entry := range map[string]string{"shop": "shop", "default": "*", "anything": "*", "other": "*"} {
+		require.Equal(t, entry, sources.Entry(source))
+	}
+}
+
+func TestProductPolicies_SourceThatIsCalledOther_DoesNotSpeakForAllOthers(t *testing.T) {
+	t.Parallel()
+	sources, err := readSources(t, `{"other": {"bearer_tokens": ["a-long-random-token-of-a-shop"]}}`)
+	require.NoError(t, err)
+	policies := sources.ProductPolicies()
+	require.True(t, policies[sources.Entry("other")].Authenticated)
+	require.False(t, policies[sources.Entry("shop")].Authenticated)
 }

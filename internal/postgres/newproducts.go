@@ -23,19 +23,21 @@ type SourcePolicy struct {
 	NewProductsBurst int
 	// Authenticated means that the source asks its senders for credentials.
 	Authenticated bool
+	// Label is what metrics call it: one of few names, none of which a sender chooses.
+	Label string
 }
 
 // Sources says what holds for each source. The zero value is no limit, and nobody authenticated.
 type Sources struct {
-	// Policies are by label. Sources that share a label share its rate. A label without a policy has no limit.
+	// Policies are by entry. Sources that share an entry share its rate. An entry without a policy has no limit.
 	Policies map[string]SourcePolicy
-	// Label returns the label of a source, which metrics show as well: one of few, so that a sender who makes up names gets
-	// no rate for each. Required where there are Policies.
-	Label func(source string) string
+	// Entry returns the entry of a source: one of few, so that a sender who makes up names gets no rate for each. Required
+	// where there are Policies.
+	Entry func(source string) string
 }
 
 func (s Sources) authenticated(source string) bool {
-	return s.Label != nil && s.Policies[s.Label(source)].Authenticated
+	return s.Entry != nil && s.Policies[s.Entry(source)].Authenticated
 }
 
 // ProblemNewProducts is the code of the problem of a ticket that names products which its source may not add yet.
@@ -46,7 +48,7 @@ const ProblemNewProducts = "new_products_limited"
 // empty it costs a batch nothing but a look at emptyUntil.
 type newProducts struct {
 	sources Sources
-	buckets map[string]*rate.Limiter // by label; never changed
+	buckets map[string]*rate.Limiter // by entry; never changed
 	start   time.Time
 	stopped *prometheus.CounterVec
 
@@ -62,10 +64,10 @@ func limitNewProducts(sources Sources) *newProducts {
 				"myticket_http_requests_total).",
 		}, []string{"source"}),
 	}
-	for label, policy := range sources.Policies {
+	for entry, policy := range sources.Policies {
 		if policy.NewProductsRate > 0 {
-			n.buckets[label] = rate.NewLimiter(rate.Limit(policy.NewProductsRate), max(policy.NewProductsBurst, 1))
-			n.stopped.WithLabelValues(label) // a counter that begins with its first ticket hides that ticket from rate
+			n.buckets[entry] = rate.NewLimiter(rate.Limit(policy.NewProductsRate), max(policy.NewProductsBurst, 1))
+			n.stopped.WithLabelValues(policy.Label) // a counter that begins with its first ticket hides that ticket from rate
 		}
 	}
 	return n
@@ -76,11 +78,11 @@ func (n *newProducts) charge(added []saying, now time.Time) {
 	count := map[string]int{}
 	for i := range added {
 		if len(n.buckets) > 0 {
-			count[n.sources.Label(added[i].source)]++
+			count[n.sources.Entry(added[i].source)]++
 		}
 	}
-	for label, products := range count {
-		bucket := n.buckets[label]
+	for entry, products := range count {
+		bucket := n.buckets[entry]
 		if bucket == nil {
 			continue
 		}
@@ -109,7 +111,7 @@ func (n *newProducts) emptyUpTo(t time.Time) {
 type gate struct {
 	limits  *newProducts
 	decided bool
-	stopped map[string]int // tickets by label
+	stopped map[string]int // tickets by entry
 }
 
 func (n *newProducts) gate() *gate { return &gate{limits: n} }
@@ -122,12 +124,12 @@ func (g *gate) stop(ctx context.Context, conn *pgx.Conn, entries []*intake.Entry
 		g.decided = true
 		return nil
 	}
-	empty := map[string]bool{} // by label
-	for label, bucket := range g.limits.buckets {
-		empty[label] = bucket.TokensAt(now) < 1
+	empty := map[string]bool{} // by entry
+	for entry, bucket := range g.limits.buckets {
+		empty[entry] = bucket.TokensAt(now) < 1
 	}
 	isLimited := func(t *ticket.Ticket) bool {
-		return t.Status == ticket.Treated && empty[g.limits.sources.Label(t.Source)]
+		return t.Status == ticket.Treated && empty[g.limits.sources.Entry(t.Source)]
 	}
 	unknown := map[string]bool{} // of the limited tickets: whether a product is not there
 	var ids []string
@@ -159,7 +161,7 @@ func (g *gate) stop(ctx context.Context, conn *pgx.Conn, entries []*intake.Entry
 		}
 		if problem := g.problem(&e.Ticket, unknown); problem != nil {
 			e.Ticket.Status, e.Ticket.Problems = ticket.Error, []ticket.Problem{*problem}
-			g.stopped[g.limits.sources.Label(e.Ticket.Source)]++
+			g.stopped[g.limits.sources.Entry(e.Ticket.Source)]++
 		}
 	}
 	return nil
@@ -178,19 +180,18 @@ func (g *gate) problem(t *ticket.Ticket, unknown map[string]bool) *ticket.Proble
 	if count == 0 {
 		return nil
 	}
-	label := g.limits.sources.Label(t.Source)
-	policy := g.limits.sources.Policies[label]
+	policy := g.limits.sources.Policies[g.limits.sources.Entry(t.Source)]
 	return &ticket.Problem{Code: ProblemNewProducts, Message: fmt.Sprintf(
-		"the ticket names %d products that are not in the product base, first %s, and the source %s adds more than %g a second "+
-			"(%d at once); the ticket is stored, and says nothing about products. If they are right, raise new_products_rate or "+
-			"new_products_burst, then send it back: myticket tickets retry --problem %s",
-		count, strconv.Quote(first), label, policy.NewProductsRate, max(policy.NewProductsBurst, 1), ProblemNewProducts)}
+		"the ticket names %d products that are not in the product base, first %s, and its source has added as many as it may "+
+			"(%g a second, %d at once); the ticket is stored, and says nothing about products. If they are right, raise "+
+			"new_products_rate or new_products_burst, then send it back: myticket tickets retry --problem %s",
+		count, strconv.Quote(first), policy.NewProductsRate, max(policy.NewProductsBurst, 1), ProblemNewProducts)}
 }
 
 // committed counts what the call has done, once its transaction is committed.
 func (g *gate) committed(added []saying) {
-	for label, tickets := range g.stopped {
-		g.limits.stopped.WithLabelValues(label).Add(float64(tickets))
+	for entry, tickets := range g.stopped {
+		g.limits.stopped.WithLabelValues(g.limits.sources.Policies[entry].Label).Add(float64(tickets))
 	}
 	if len(added) > 0 {
 		g.limits.charge(added, time.Now())

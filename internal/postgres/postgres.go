@@ -36,7 +36,7 @@ type Config struct {
 	Sources Sources
 
 	// AuthenticatedProducts makes what tickets of authenticated sources say about a product count for more than what others
-	// say, whichever is newer.
+	// say, whichever is newer. Without Sources, nobody is authenticated: a product that was said by such a source stays.
 	AuthenticatedProducts bool
 
 	// Traces gets a span for each statement, without its parameters, where the context has one that is sampled. Defaults

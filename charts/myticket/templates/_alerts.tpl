@@ -182,6 +182,13 @@ groups:
         annotations:
           summary: {{ "{{ $value | humanizePercentage }} of the tickets of {{ $labels.source }} cannot be read" | quote }}
           description: That is more than five times what it was over a day. They are stored, but not in orders and products; mostly a till has a new format.
+      - alert: MyticketNewProductsLimited
+        expr: sum by (namespace, source) (increase(myticket_new_products_limited_total{ {{- $server }}}[15m])) >= 1
+        labels: {severity: warning}
+        panel: myticket-tickets/25
+        annotations:
+          summary: {{ "{{ $labels.source }} adds products faster than it may" | quote }}
+          description: Tickets that name new products become ERROR. They are stored, but not in orders and products, until somebody raises the limit and retries them.
       - alert: MyticketBacklog
         expr: |-
           max by (namespace) (myticket_backlog_overdue_seconds{ {{- $server }}}) > 300

@@ -1,0 +1,229 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"myticket/internal/ticket"
+)
+
+// PruneSelection names tickets: by their ids, or else by a filter, of which Source, Since and Until count.
+type PruneSelection struct {
+	IDs    []uuid.UUID
+	Filter TicketFilter
+}
+
+// Pruned is what PruneProducts found and did.
+type Pruned struct {
+	Candidates int      `json:"candidates"` // products whose name and price a named ticket gave
+	Kept       int      `json:"kept"`       // of these: another ticket names them, too
+	Products   int      `json:"products"`   // only named tickets name them: removed, or to be removed
+	Changed    int      `json:"changed"`    // of these: left alone, because somebody was changing them
+	Examples   []string `json:"examples"`   // ids of the first of Products
+	More       bool     `json:"more"`       // there are more than the limit: run it again
+}
+
+const (
+	pruneChunk    = 50_000 // products that are looked for at once, in the tickets of their time
+	pruneBatch    = 1000   // products that one transaction removes
+	pruneExamples = 20
+	// pruneRest is how long no ticket must have named a product. A ticket that names it writes last_seen_at once it is a
+	// minute old: twice that, and whoever names it now is seen by removeProducts.
+	pruneRest = "2 minutes"
+)
+
+// pruneCandidates are products that only tickets of the selection may have made: the one that gave the name and the price is
+// among them, and so is the one that named it first, which must be there still: a product that is older than the tickets that
+// are kept has been named by others.
+//
+// The cursor outlives its transaction: one that is open for as long as all of this takes would hold back vacuum in the whole
+// database. So it needs a connection of its own, which is not shared by a pooler.
+const pruneCandidates = `
+DECLARE prune_candidates NO SCROLL CURSOR WITH HOLD FOR
+SELECT p.product_id, p.ticket_id, p.first_seen_at, p.last_seen_at, p.authenticated
+FROM products p
+WHERE p.last_seen_at < now() - interval '` + pruneRest + `' AND p.unsettled_since IS NULL
+  AND EXISTS (SELECT FROM tickets WHERE received_at = p.changed_at AND id = p.ticket_id AND %[1]s)
+  AND EXISTS (SELECT FROM tickets WHERE received_at = p.first_seen_at AND status = 'TREATED' AND %[1]s)
+ORDER BY p.first_seen_at, p.last_seen_at
+LIMIT %[2]d`
+
+// otherTickets are those that may name a product of the time from $1 to $2, and are not of the selection. Of what another version
+// of the parser read, it returns the products that that one found.
+const otherTickets = `
+SELECT body, CASE WHEN parser_version <> %[2]d AND jsonb_typeof(lines) = 'array' THEN
+    ARRAY(SELECT l ->> 'product_id' FROM jsonb_array_elements(lines) AS l WHERE l ->> 'product_id' IS NOT NULL) END
+FROM tickets
+WHERE status = 'TREATED' AND received_at >= $1 AND received_at <= $2 AND NOT (%[1]s)`
+
+// removeProducts removes products that are still as they were when they were looked at. What somebody is changing is passed by.
+const removeProducts = `
+WITH same AS (
+    SELECT p.product_id FROM products p
+    JOIN unnest($1::text[], $2::uuid[], $3::timestamptz[]) AS u (product_id, ticket_id, last_seen_at)
+      ON p.product_id = u.product_id AND p.ticket_id = u.ticket_id AND p.last_seen_at = u.last_seen_at
+    WHERE p.unsettled_since IS NULL
+    ORDER BY p.product_id
+    FOR UPDATE OF p SKIP LOCKED
+)
+DELETE FROM products p USING same WHERE p.product_id = same.product_id`
+
+// where returns the condition that holds for the named tickets, behind parameters that come before.
+func (s PruneSelection) where(before ...any) (sql string, args []any, err error) {
+	c := &conditions{args: before}
+	if len(s.IDs) > 0 {
+		c.add("id = ANY (?)", s.IDs)
+	} else {
+		c = TicketFilter{Source: s.Filter.Source, Since: s.Filter.Since, Until: s.Filter.Until}.conditions(before...)
+	}
+	if len(c.sql) == 0 {
+		return "", nil, errors.New("no tickets are named")
+	}
+	return strings.Join(c.sql, " AND "), c.args, nil
+}
+
+// candidate is a product that may go.
+type candidate struct {
+	id                  string
+	ticketID            uuid.UUID
+	firstSeen, lastSeen time.Time
+	authenticated       bool
+}
+
+// PruneProducts removes the products that only the named tickets have made: no other TREATED ticket names them, as the bodies
+// say. It looks at most at limit products, holds a bounded number of them and one ticket at a time in memory, and may be
+// repeated: when it fails, what was removed before stays so. With dryRun it only counts. Products that a ticket has named within two
+// minutes are left alone.
+//
+// A ticket that waits in a spool says nothing yet; when it is drained, what it names comes back.
+func (s *Store) PruneProducts(ctx context.Context, selection PruneSelection, limit int, dryRun bool) (Pruned, error) {
+	pruned := Pruned{Examples: []string{}}
+	where, args, err := selection.where()
+	if err != nil {
+		return pruned, err
+	}
+	err = s.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
+		if _, err := conn.Exec(ctx, fmt.Sprintf(pruneCandidates, where, limit+1), args...); err != nil {
+			return err
+		}
+		defer func() { _, _ = conn.Exec(context.WithoutCancel(ctx), `CLOSE prune_candidates`) }()
+		for {
+			rows, err := conn.Query(ctx, fmt.Sprintf(`FETCH %d FROM prune_candidates`, pruneChunk))
+			if err != nil {
+				return err
+			}
+			chunk, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c candidate, err error) {
+				return c, row.Scan(&c.id, &c.ticketID, &c.firstSeen, &c.lastSeen, &c.authenticated)
+			})
+			if err != nil || len(chunk) == 0 {
+				return err
+			}
+			if pruned.Candidates+len(chunk) > limit {
+				pruned.More = true
+				chunk = chunk[:limit-pruned.Candidates]
+			}
+			if err := s.pruneChunk(ctx, selection, chunk, dryRun, &pruned); err != nil {
+				return err
+			}
+			if pruned.More {
+				return nil
+			}
+		}
+	})
+	return pruned, explain("prune products", err)
+}
+
+// pruneChunk adds what it found out about some candidates to pruned.
+func (s *Store) pruneChunk(ctx context.Context, selection PruneSelection, chunk []candidate, dryRun bool, pruned *Pruned) error {
+	kept, err := s.namedByOthers(ctx, selection, chunk)
+	if err != nil {
+		return err
+	}
+	pruned.Candidates += len(chunk)
+	pruned.Kept += len(kept)
+	var going []candidate
+	for _, c := range chunk {
+		if !kept[c.id] {
+			going = append(going, c)
+			if len(pruned.Examples) < pruneExamples {
+				pruned.Examples = append(pruned.Examples, c.id)
+			}
+		}
+	}
+	if dryRun {
+		pruned.Products += len(going)
+		return nil
+	}
+	for len(going) > 0 {
+		batch := going[:min(len(going), pruneBatch)]
+		going = going[len(batch):]
+		var ids []string
+		var tickets []uuid.UUID
+		var seen []time.Time
+		for _, c := range batch {
+			ids, tickets, seen = append(ids, c.id), append(tickets, c.ticketID), append(seen, c.lastSeen)
+		}
+		var removed int
+		if err := s.retry(ctx, "remove products", func() error {
+			tag, err := s.pool.Exec(ctx, removeProducts, ids, tickets, seen)
+			removed = int(tag.RowsAffected())
+			return err
+		}); err != nil {
+			return err
+		}
+		pruned.Products += removed
+		pruned.Changed += len(batch) - removed
+	}
+	return nil
+}
+
+// namedByOthers returns which of the candidates a ticket names that is not of the selection. It reads the bodies of all
+// tickets of the time in which the candidates were named.
+func (s *Store) namedByOthers(ctx context.Context, selection PruneSelection, chunk []candidate) (map[string]bool, error) {
+	candidates := make(map[string]bool, len(chunk))
+	from, to := chunk[0].firstSeen, chunk[0].lastSeen
+	for _, c := range chunk {
+		candidates[c.id] = true
+		if c.firstSeen.Before(from) {
+			from = c.firstSeen
+		}
+		last := c.lastSeen
+		if c.authenticated { // tickets of other sources are newer without being seen
+			last = time.Now().Add(24 * time.Hour)
+		}
+		if last.After(to) {
+			to = last
+		}
+	}
+	where, args, err := selection.where(from, to.Add(lastSeenStep))
+	if err != nil {
+		return nil, err
+	}
+	rows, err := s.pool.Query(ctx, fmt.Sprintf(otherTickets, where, ticket.ParserVersion), args...)
+	if err != nil {
+		return nil, err
+	}
+	named := map[string]bool{}
+	var body []byte
+	var found []string
+	_, err = pgx.ForEachRow(rows, []any{&body, &found}, func() error {
+		order, _ := ticket.Parse(body)
+		for i := range order.Lines {
+			found = append(found, order.Lines[i].ProductID)
+		}
+		for _, id := range found {
+			if candidates[id] {
+				named[strings.Clone(id)] = true // and not the ticket that it is a part of
+			}
+		}
+		return nil
+	})
+	return named, err
+}
