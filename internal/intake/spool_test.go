@@ -319,7 +319,7 @@ func TestIntake_StoreThatComesAndGoes_IsNeverLeftHalfAway(t *testing.T) {
 			t.Parallel()
 			var saves atomic.Int32
 			store := &scriptedStore{save: func(context.Context, []*intake.Entry) error {
-				if saves.Add(1)%3 == 0 && saves.Load() < 300 {
+				if saves.Add(1)%3 == 0 && saves.Load() < 60 {
 					return ticket.ErrUnavailable
 				}
 				return nil
@@ -328,7 +328,7 @@ func TestIntake_StoreThatComesAndGoes_IsNeverLeftHalfAway(t *testing.T) {
 			var group sync.WaitGroup
 			for range 8 {
 				group.Go(func() {
-					for saves.Load() < 300 {
+					for saves.Load() < 60 {
 						if _, err := in.Accept(delivery(sample)); err != nil {
 							time.Sleep(time.Millisecond)
 						}
