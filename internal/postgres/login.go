@@ -2,9 +2,11 @@ package postgres
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -54,6 +56,9 @@ func (l *login) read() (*pgxpool.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the database URL: %w", err)
 	}
+	if err := checkEncryption(os.Getenv(sslModeEnv), config.ConnConfig); err != nil {
+		return nil, err
+	}
 	config.ConnConfig.ConnectTimeout = l.timeout
 	config.ConnConfig.RuntimeParams["application_name"] = l.application
 	config.ConnConfig.Tracer = l.tracer
@@ -61,6 +66,44 @@ func (l *login) read() (*pgxpool.Config, error) {
 	config.ConnConfig.ValidateConnect = validateReadWrite
 	config.ConnConfig.OnNotice = noteCanceledWait
 	return config, nil
+}
+
+// sslModeEnv demands encryption of every connection that this process makes. pgx lets a URL overrule it without a word.
+const sslModeEnv = "PGSSLMODE"
+
+// encryption is how well a connection is protected, the weakest first. What may be made without encryption is none.
+var encryption = []string{"none", "require", "verify-ca", "verify-full"}
+
+// checkEncryption refuses a URL that asks for less than is demanded. The modes disable, allow and prefer demand nothing
+// (https://www.postgresql.org/docs/current/libpq-ssl.html#LIBPQ-SSL-SSLMODE-STATEMENTS), and a Unix socket is never encrypted.
+func checkEncryption(demanded string, config *pgx.ConnConfig) error {
+	least, weakest, host := slices.Index(encryption, demanded), len(encryption), ""
+	servers := append([]*pgconn.FallbackConfig{{Host: config.Host, Port: config.Port, TLSConfig: config.TLSConfig}}, config.Fallbacks...)
+	for _, s := range servers {
+		network, _ := pgconn.NetworkAddress(s.Host, s.Port)
+		if has := encryptionOf(s.TLSConfig); network != "unix" && has < weakest {
+			weakest, host = has, s.Host
+		}
+	}
+	if weakest >= least {
+		return nil
+	}
+	return fmt.Errorf("the database URL contradicts %[1]s=%[2]s, for it is content with less encryption of connections to %[3]s (%[4]s): "+
+		"none is made, and no ticket is stored; put sslmode=%[2]s into the URL, or unset %[1]s if less is meant",
+		sslModeEnv, demanded, host, encryption[weakest])
+}
+
+// encryptionOf returns the place in encryption of what pgx made of a mode.
+func encryptionOf(config *tls.Config) int {
+	switch {
+	case config == nil:
+		return 0
+	case !config.InsecureSkipVerify:
+		return 3
+	case config.VerifyPeerCertificate != nil || config.VerifyConnection != nil:
+		return 2
+	}
+	return 1
 }
 
 // refresh is for pgx to call before it makes a connection. It returns no error: a secret that cannot be read now may

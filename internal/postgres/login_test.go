@@ -214,3 +214,38 @@ func TestStore_URLThatCannotBeTakenOver_LeavesTheOneBefore(t *testing.T) {
 	}
 	require.Zero(t, log.count("hunter2"))
 }
+
+func TestOpen_URLThatAsksForLessThanTheEnvironmentDemands_IsRefused(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "ca.crt")
+	require.NoError(t, os.WriteFile(root, []byte(newAuthority(t).rootFile()), 0o600))
+	const server = "postgres://till:hunter2@db.example/myticket"
+	for _, test := range []struct{ demanded, url, refused string }{
+		{"verify-full", server + "?sslmode=disable", "none"},
+		{"verify-full", server + "?sslmode=prefer", "none"},
+		{"verify-full", server + "?sslmode=require", "require"},
+		{"verify-full", server + "?sslmode=verify-ca&sslrootcert=" + root, "verify-ca"},
+		{"verify-full", server + "?sslmode=verify-full", ""},
+		{"verify-full", server, ""},
+		{"verify-full", server + "?sslmode=disable&host=/run/postgresql", ""}, // a Unix socket
+		{"verify-full", "host=db.example dbname=myticket sslmode = 'disable'", "none"},
+		{"verify-ca", server + "?sslmode=require&sslrootcert=" + root, ""}, // which is verify-ca
+		{"verify-ca", server + "?sslmode=require", "require"},
+		{"verify-ca", server + "?sslmode=verify-full", ""},
+		{"require", server + "?sslmode=allow", "none"},
+		{"require", server + "?sslmode=verify-ca&sslrootcert=" + root, ""},
+		{"prefer", server + "?sslmode=disable", ""}, // it demands nothing
+		{"", server + "?sslmode=disable", ""},
+	} {
+		t.Setenv("PGSSLMODE", test.demanded)
+		store, err := postgres.Open(t.Context(), postgres.Config{URL: test.url})
+		if test.refused == "" {
+			require.NoError(t, err, "PGSSLMODE=%s %s", test.demanded, test.url)
+			store.Close()
+			continue
+		}
+		require.ErrorContains(t, err, "("+test.refused+")", "PGSSLMODE=%s %s", test.demanded, test.url)
+		require.ErrorContains(t, err, "PGSSLMODE="+test.demanded)
+		require.NotContains(t, err.Error(), "hunter2")
+		require.ErrorContains(t, postgres.Migrate(t.Context(), postgres.MigrateConfig{URL: test.url}), "PGSSLMODE="+test.demanded)
+	}
+}

@@ -2,6 +2,8 @@ package postgres
 
 import (
 	"context"
+	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -14,17 +16,58 @@ type MaintainConfig struct {
 	Ahead  int    // partitions made ahead of time. Defaults to 3.
 }
 
-// How often Maintain looks. A change of a product is settled when every transaction that ran beside it must have ended:
-// those of deliveries within seconds, for their senders do not wait any longer.
+// How often Maintain looks, and how long a look may take.
 const (
-	watchInterval     = time.Second
-	watchTimeout      = time.Second
-	partitionInterval = time.Minute
-	backlogInterval   = 10 * time.Second
-	settleInterval    = 5 * time.Second
-	settleAfter       = 30 * time.Second
-	settleLimit       = 1000
+	watchInterval = time.Second
+	watchTimeout  = time.Second
+
+	// prepareTimeout is how long a server that could be ready waits for its first partitions.
+	prepareTimeout = 10 * time.Second
+
+	// settleAfter is when every transaction that ran beside a change of a product must have ended: those of deliveries end
+	// within seconds, for their senders do not wait any longer.
+	settleAfter = 30 * time.Second
+	settleLimit = 1000
+
+	// moveFor is how long tickets that were set aside are moved before others have a turn.
+	moveFor = 20 * time.Second
+
+	// backlogFresh is how old a count may be to be shown.
+	backlogFresh = time.Minute
 )
+
+// job is what Maintain does again and again.
+type job struct {
+	name     string
+	interval time.Duration
+	timeout  time.Duration
+	level    slog.Level // of failures
+	failed   string     // what it means that it failed
+	do       func(context.Context) (more bool, err error)
+}
+
+func (m *Maintainer) jobs() []job {
+	return []job{
+		{
+			"partitions", time.Minute, 30 * time.Second, slog.LevelError,
+			"partitions could not be made; tickets without one go to the default partition and are moved later", m.makePartitions,
+		},
+		{
+			"strays", 10 * time.Second, moveFor + 2*pieceTimeout, slog.LevelError,
+			"tickets of a full default partition could not be moved; they are safe, no query finds them, and it is tried again",
+			m.moveStrays,
+		},
+		{
+			"settle", 5 * time.Second, 10 * time.Second, slog.LevelWarn,
+			"products that changed could not be settled; tickets are not affected, and it is tried again", m.settle,
+		},
+		{
+			"count", 10 * time.Second, 5 * time.Second, slog.LevelWarn,
+			"the tickets that wait could not be counted, so their metrics are old, and then left out; none is lost, and it is tried again",
+			m.count,
+		},
+	}
+}
 
 // Health is what Maintain last found.
 type Health struct {
@@ -42,7 +85,18 @@ type Maintainer struct {
 	store  *Store
 	health atomic.Pointer[Health]
 
-	backlog atomic.Pointer[Backlog] // nil until it is known
+	schemaReady atomic.Bool   // when it was looked at last
+	prepared    chan struct{} // closed when the first partitions were made, or tried
+	turn        chan struct{} // holds one token: jobs take turns, and so take one connection at a time
+
+	backlog  atomic.Pointer[counted] // nil until it is known
+	failures map[string]*atomic.Int64
+}
+
+// counted is a backlog, and when it was counted.
+type counted struct {
+	Backlog
+	at time.Time
 }
 
 // NewMaintainer returns a Maintainer.
@@ -53,41 +107,94 @@ func NewMaintainer(config MaintainConfig, store *Store) *Maintainer {
 	if config.Ahead == 0 {
 		config.Ahead = 3
 	}
-	m := &Maintainer{config: config, store: store}
+	m := &Maintainer{
+		config: config, store: store, prepared: make(chan struct{}), turn: make(chan struct{}, 1),
+		failures: map[string]*atomic.Int64{},
+	}
 	m.health.Store(&Health{})
+	for _, j := range m.jobs() {
+		m.failures[j.name] = &atomic.Int64{}
+	}
 	return m
 }
 
 // Health returns what was found last, at most a few seconds ago.
 func (m *Maintainer) Health() Health { return *m.health.Load() }
 
-// Run does its work until ctx ends. Nothing of it is urgent, and several servers may do it at once.
+// Run does its work until ctx ends. Nothing of it is urgent, and several servers may do it at once. It takes one connection
+// for its jobs, and once a second another one for an instant, to look whether the database is there: that waits for no job.
 func (m *Maintainer) Run(ctx context.Context) {
-	var partitions, settle, count time.Time
+	var loops sync.WaitGroup
+	loops.Go(func() { m.watch(ctx) })
+	for _, j := range m.jobs() {
+		loops.Go(func() { m.repeat(ctx, j) })
+	}
+	loops.Wait()
+}
+
+// watch looks whether the database is there and its schema is right.
+func (m *Maintainer) watch(ctx context.Context) {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
+	ready, timer := m.prepared, (<-chan time.Time)(nil)
 	for {
 		h := m.look(ctx)
-		now := time.Now()
-		if h.Ready && !now.Before(partitions) {
-			m.makePartitions(ctx, ticket.Now())
-			partitions = now.Add(partitionInterval)
+		m.schemaReady.Store(h.Ready)
+		if h.Ready && ready != nil { // ready only after the first partitions were made, or tried
+			if timer == nil {
+				timer = time.After(prepareTimeout)
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-ready:
+			case <-timer:
+			}
+			ready = nil
 		}
-		m.report(h) // ready only after the first partitions were made, or tried
-		if h.Ready && !now.Before(settle) {
-			m.settle(ctx)
-			settle = now.Add(settleInterval)
-		}
-		if h.Ready && !now.Before(count) {
-			m.count(ctx)
-			count = now.Add(backlogInterval)
-		}
+		m.report(h)
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
 	}
+}
+
+// repeat does a job at its intervals while the schema is right.
+func (m *Maintainer) repeat(ctx context.Context, j job) {
+	for {
+		pause := watchInterval / 4
+		if m.schemaReady.Load() {
+			pause = j.interval
+			if m.run(ctx, j) {
+				pause = 0
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+	}
+}
+
+// run does a job once, when it is its turn, and reports whether there is more to do at once.
+func (m *Maintainer) run(ctx context.Context, j job) (more bool) {
+	select {
+	case <-ctx.Done():
+		return false
+	case m.turn <- struct{}{}:
+	}
+	defer func() { <-m.turn }()
+	limited, cancel := context.WithTimeout(ctx, j.timeout)
+	defer cancel()
+	more, err := j.do(limited)
+	if err != nil && ctx.Err() == nil {
+		m.failures[j.name].Add(1)
+		m.store.logger.Log(ctx, j.level, j.failed, "error", err)
+	}
+	return more && err == nil
 }
 
 func (m *Maintainer) look(ctx context.Context) Health {
@@ -111,35 +218,37 @@ func (m *Maintainer) report(h Health) {
 	}
 }
 
-func (m *Maintainer) makePartitions(ctx context.Context, now time.Time) {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	made, err := m.store.EnsurePartitions(ctx, m.config.Period, m.config.Ahead, now)
-	if err != nil {
-		m.store.logger.Error("partitions could not be made; tickets without one go to the default partition and are moved later",
-			"error", err)
-	}
+func (m *Maintainer) makePartitions(ctx context.Context) (more bool, err error) {
+	made, err := m.store.EnsurePartitions(ctx, m.config.Period, m.config.Ahead, ticket.Now())
 	if len(made) > 0 {
 		m.store.logger.Info("made partitions", "partitions", made)
 	}
+	select {
+	case <-m.prepared:
+	default:
+		close(m.prepared) // this job alone does so
+	}
+	return false, err
 }
 
-func (m *Maintainer) count(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
+func (m *Maintainer) moveStrays(ctx context.Context) (more bool, err error) {
+	moved, more, err := m.store.MoveStrays(ctx, m.config.Period, moveFor)
+	if moved > 0 {
+		m.store.logger.Info("moved tickets of a full default partition to their partitions", "tickets", moved, "more", more)
+	}
+	return more, err
+}
+
+func (m *Maintainer) settle(ctx context.Context) (more bool, err error) {
+	_, err = m.store.SettleProducts(ctx, settleAfter, settleLimit)
+	return false, err
+}
+
+// count keeps the last count where a new one fails, and says how old it is by leaving it out in time: see Collect.
+func (m *Maintainer) count(ctx context.Context) (more bool, err error) {
 	b, err := m.store.Backlog(ctx)
-	if err != nil && ctx.Err() == nil {
-		m.store.logger.Warn("the tickets that wait could not be counted, so their metrics are old; none is lost, and it is tried again",
-			"error", err)
-		return
+	if err == nil {
+		m.backlog.Store(&counted{b, time.Now()})
 	}
-	m.backlog.Store(&b)
-}
-
-func (m *Maintainer) settle(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	if _, err := m.store.SettleProducts(ctx, settleAfter, settleLimit); err != nil && ctx.Err() == nil {
-		m.store.logger.Warn("products that changed could not be settled; tickets are not affected, and it is tried again", "error", err)
-	}
+	return false, err
 }

@@ -30,6 +30,8 @@ type Backlog struct {
 	Oldest  time.Duration // age of the oldest of these; 0 for none
 	Overdue time.Duration // how long the one that is due longest has been; 0 for none
 
+	Strays int // tickets that were set aside from a full default partition and are to be moved; at most 100,000 a table
+
 	Products float64 // as Postgres estimates since it last looked (ANALYZE)
 }
 
@@ -42,7 +44,8 @@ func (s *Store) Backlog(ctx context.Context) (Backlog, error) {
 		return Backlog{}, fmt.Errorf("count what waits: %w", err)
 	}
 	b.Oldest, b.Overdue = seconds(oldest), seconds(overdue)
-	return b, nil
+	b.Strays, err = s.Strays(ctx)
+	return b, err
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
@@ -63,6 +66,9 @@ var (
 	poolGivenUp  = describe("postgres_waits_canceled_total", "Times that nobody waited any longer for a connection.")
 	poolOpened   = describe("postgres_connections_opened_total", "Connections that were made.")
 
+	jobFailures = describe("maintenance_failures_total",
+		"Times that a job of maintenance failed or was not done in time, by job: partitions, strays, settle or count. It is repeated.", "job")
+
 	schemaVersion = describe("schema_version", "Version of the database's schema.")
 	schemaNeeded  = describe("schema_needed_version", "Version of the schema that this server needs.")
 	schemaDirty   = describe("schema_dirty", "1 when a migration failed half-way.")
@@ -72,6 +78,9 @@ var (
 	backlogAge     = describe("backlog_oldest_age_seconds", "Age of the oldest ticket that is TO_TREAT; 0 for none.")
 	backlogOverdue = describe("backlog_overdue_seconds",
 		"How long the ticket that is TO_TREAT and due longest has been due; 0 for none.")
+	backlogStrays = describe("strays",
+		"Tickets that were set aside from a full default partition and are on their way to their partitions: no query finds "+
+			"them until they are there. At most 100000 a table are counted.")
 	productsKnown = describe("products", "Products of the product base, as Postgres estimates.")
 )
 
@@ -79,14 +88,14 @@ var (
 func (m *Maintainer) Describe(descriptions chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		poolConnections, poolMax, poolAcquires, poolWaits, poolWaited, poolGivenUp, poolOpened,
-		schemaVersion, schemaNeeded, schemaDirty, backlogTickets, backlogAge, backlogOverdue, productsKnown,
+		jobFailures, schemaVersion, schemaNeeded, schemaDirty, backlogTickets, backlogAge, backlogOverdue, backlogStrays, productsKnown,
 	} {
 		descriptions <- d
 	}
 }
 
 // Collect implements prometheus.Collector. It asks nobody: what is of the database was looked at some seconds ago, and is
-// left out while that does not answer.
+// left out while that does not answer, or when nobody could count for a minute.
 func (m *Maintainer) Collect(metrics chan<- prometheus.Metric) {
 	send := func(d *prometheus.Desc, kind prometheus.ValueType, value float64, labels ...string) {
 		metrics <- prometheus.MustNewConstMetric(d, kind, value, labels...)
@@ -102,6 +111,10 @@ func (m *Maintainer) Collect(metrics chan<- prometheus.Metric) {
 	send(poolGivenUp, prometheus.CounterValue, float64(pool.CanceledAcquireCount()))
 	send(poolOpened, prometheus.CounterValue, float64(pool.NewConnsCount()))
 
+	for name, failures := range m.failures {
+		send(jobFailures, prometheus.CounterValue, float64(failures.Load()), name)
+	}
+
 	health := m.Health()
 	if health.Schema.Latest > 0 && health.Err == nil {
 		dirty := 0.0
@@ -112,11 +125,12 @@ func (m *Maintainer) Collect(metrics chan<- prometheus.Metric) {
 		send(schemaNeeded, prometheus.GaugeValue, float64(health.Schema.Latest))
 		send(schemaDirty, prometheus.GaugeValue, dirty)
 	}
-	if b := m.backlog.Load(); b != nil && health.Ready {
+	if b := m.backlog.Load(); b != nil && health.Ready && time.Since(b.at) < backlogFresh {
 		send(backlogTickets, prometheus.GaugeValue, float64(b.Error), "ERROR")
 		send(backlogTickets, prometheus.GaugeValue, float64(b.ToTreat), "TO_TREAT")
 		send(backlogAge, prometheus.GaugeValue, b.Oldest.Seconds())
 		send(backlogOverdue, prometheus.GaugeValue, b.Overdue.Seconds())
+		send(backlogStrays, prometheus.GaugeValue, float64(b.Strays))
 		send(productsKnown, prometheus.GaugeValue, b.Products)
 	}
 }

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -86,101 +87,290 @@ FROM (SELECT pg_get_expr(c.relpartbound, c.oid) AS bound
       WHERE i.inhparent = 'tickets'::regclass) b
 WHERE bound LIKE 'FOR VALUES FROM%'`
 
-// EnsurePartitions makes the partitions for now and for ahead periods after it, and moves what fell into the default
-// partition to partitions of its own. Only one process does so at a time: where another one is at it, EnsurePartitions
-// returns at once. It returns the names of the partitions it made.
+// What may be moved out of the default partition while those who write into it wait. It is read once more when the new
+// partition is attached, so its size on disk counts, too: what was deleted is read like the rest.
+const (
+	pieceTickets   = 5000
+	pieceBytes     = 16 << 20 // of bodies, as stored
+	maxDefaultSize = 32 << 20 // of the table without the bodies that are stored apart
+)
+
+// How long maintenance waits for locks. While it waits for one that others hold up (a vacuum), nobody waits behind it;
+// while it waits for one that stops others, they do.
+const (
+	quietLockTimeout = 3 * time.Second
+	lockTimeout      = 500 * time.Millisecond
+)
+
+// EnsurePartitions makes the partitions for now and for ahead periods after it, and empties the default partition. A few
+// tickets in it are moved to partitions of their own in one transaction each, so that a reader never misses or doubles one.
+// When there are more (pieceTickets, pieceBytes, maxDefaultSize), its table is set aside, in an instant, an empty one takes
+// its place, and MoveStrays moves what is in it.
+//
+// No insert is held up for longer than a second. What cannot be made is an error, and stops nothing else. Only one process
+// is at it at a time: where another one is for longer than quietLockTimeout, EnsurePartitions leaves the work to that. It
+// returns the names of the partitions it made.
 func (s *Store) EnsurePartitions(ctx context.Context, period Period, ahead int, now time.Time) ([]string, error) {
 	var made []string
-	err := s.retry(ctx, "make partitions", func() error {
-		made = nil
-		strays, err := s.strays(ctx, period)
-		if err != nil {
-			return err
+	var failures []error
+	ensure := func(wanted span) {
+		names, err := s.ensureSpan(ctx, wanted)
+		made = append(made, names...)
+		if !errors.Is(err, errBusy) {
+			failures = append(failures, err)
 		}
-		for i, start := 0, period.start(now); i <= ahead; i++ {
-			end := period.next(start)
-			strays = append(strays, span{start, end})
-			start = end
-		}
+	}
+	for i, start := 0, period.start(now); i <= ahead; i++ {
+		end := period.next(start)
+		ensure(span{start, end})
+		start = end
+	}
+	crowded, err := s.crowded(ctx)
+	failures = append(failures, err)
+	if crowded {
+		failures = append(failures, s.setAside(ctx))
+	} else if err == nil {
+		strays, err := s.strayPeriods(ctx, period)
+		failures = append(failures, err)
 		for _, wanted := range strays {
-			names, err := s.ensureSpan(ctx, wanted)
-			if err != nil {
+			ensure(wanted)
+		}
+	}
+	return made, errors.Join(failures...)
+}
+
+// defaultPartition is the schema of tickets, quoted, and the default partition, quoted and by its plain name; empty for
+// none.
+const defaultPartition = `
+SELECT quote_ident(n.nspname), coalesce(d.oid::regclass::text, ''), coalesce(d.relname, '')
+FROM pg_partitioned_table p
+JOIN pg_class t ON t.oid = p.partrelid
+JOIN pg_namespace n ON n.oid = t.relnamespace
+LEFT JOIN pg_class d ON d.oid = nullif(p.partdefid, 0)
+WHERE p.partrelid = 'tickets'::regclass`
+
+// upkeep is a transaction that holds the lock of partitions.
+type upkeep struct {
+	pgx.Tx
+
+	schema      string // of tickets, quoted
+	partition   string // the default one, quoted; empty for none
+	defaultName string // its plain name
+}
+
+// keepUp runs a transaction under the lock of partitions, or reports that another process holds it. A transaction that lost
+// against another one is run again for a moment.
+//
+// It does not wait for standbys, because nobody is told that something is stored: what is stored after it waits for both.
+// So its locks hold up nobody while a standby is missing.
+func (s *Store) keepUp(ctx context.Context, doing string, work func(ctx context.Context, up upkeep) error) (mine bool, err error) {
+	settings := fmt.Sprintf(`SET LOCAL lock_timeout = '%dms'; SET LOCAL idle_in_transaction_session_timeout = '5s';
+		SET LOCAL synchronous_commit = 'local'; SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO'`,
+		quietLockTimeout.Milliseconds())
+	busy := false
+	err = s.retry(ctx, doing, func() error {
+		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, settings); err != nil {
 				return err
 			}
-			made = append(made, names...)
-		}
-		return nil
-	})
-	return made, err
-}
-
-// strays returns the periods of the tickets in the default partition, at most 400 at once.
-func (s *Store) strays(ctx context.Context, period Period) ([]span, error) {
-	rows, err := s.pool.Query(ctx, `
-		SELECT DISTINCT date_trunc($1, received_at, 'UTC') FROM tickets_default ORDER BY 1 LIMIT 400`, string(period))
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (span, error) {
-		var start time.Time
-		err := row.Scan(&start)
-		start = start.UTC()
-		return span{start, period.next(start)}, err
-	})
-}
-
-// ensureSpan makes the partitions that are missing in a span, each with the tickets of the default partition that
-// belong into it, in one transaction: a reader never misses or doubles a ticket. Tickets that arrive meanwhile for the
-// same span wait; those for partitions that exist do not.
-func (s *Store) ensureSpan(ctx context.Context, wanted span) ([]string, error) {
-	var made []string
-	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		var mine bool
-		if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, int64(partitionLock)).Scan(&mine); err != nil || !mine {
-			return err
-		}
-		const settings = `SET LOCAL lock_timeout = '2s'; SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO'`
-		if _, err := tx.Exec(ctx, settings); err != nil {
-			return err
-		}
-		rows, err := tx.Query(ctx, listPartitions)
-		if err != nil {
-			return err
-		}
-		taken, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (span, error) {
-			var t span
-			err := row.Scan(&t.from, &t.to)
-			return t, err
-		})
-		if err != nil {
-			return err
-		}
-		for _, gap := range wanted.gaps(taken) {
-			if err := makePartition(ctx, tx, gap); err != nil {
-				return fmt.Errorf("make partition %s: %w", gap.name(), err)
+			_, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(partitionLock))
+			if busy = isCode(err, "55P03"); err != nil { // lock_not_available
+				return err
 			}
-			made = append(made, gap.name())
-		}
-		return nil
+			up := upkeep{Tx: tx}
+			if err := tx.QueryRow(ctx, defaultPartition).Scan(&up.schema, &up.partition, &up.defaultName); err != nil {
+				return err
+			}
+			return work(ctx, up)
+		})
 	})
-	return made, err
+	if busy {
+		return false, nil
+	}
+	return true, err
 }
 
-func makePartition(ctx context.Context, tx pgx.Tx, s span) error {
-	name := pgx.Identifier{s.name()}.Sanitize()
-	from, to := s.from.UTC().Format(time.RFC3339), s.to.UTC().Format(time.RFC3339)
-	statements := []string{
-		// Attaching scans the default partition for rows that belong to the new one, so nobody may add any meanwhile.
-		`LOCK TABLE tickets_default IN ACCESS EXCLUSIVE MODE`,
-		fmt.Sprintf(`CREATE TABLE %s (LIKE tickets INCLUDING ALL)`, name),
-		fmt.Sprintf(`WITH moved AS (DELETE FROM tickets_default WHERE received_at >= '%s' AND received_at < '%s' RETURNING *)
-			INSERT INTO %s SELECT * FROM moved`, from, to, name),
-		fmt.Sprintf(`ALTER TABLE tickets ATTACH PARTITION %s FOR VALUES FROM ('%s') TO ('%s')`, name, from, to),
-	}
+func (up upkeep) run(ctx context.Context, statements ...string) error {
 	for _, sql := range statements {
-		if _, err := tx.Exec(ctx, sql); err != nil {
+		if _, err := up.Exec(ctx, sql); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// lock takes locks that stop others, from tables whose vacuum has been sent away before: it gives way only after a second,
+// for which all would wait.
+func (up upkeep) lock(ctx context.Context, stop ...string) error {
+	statements := []string{`LOCK TABLE ONLY tickets IN SHARE UPDATE EXCLUSIVE MODE`}
+	if up.partition != "" {
+		statements = append(statements, `LOCK TABLE ONLY `+up.partition+` IN SHARE UPDATE EXCLUSIVE MODE`)
+	}
+	statements = append(statements, fmt.Sprintf(`SET LOCAL lock_timeout = '%dms'`, lockTimeout.Milliseconds()))
+	for _, table := range stop {
+		statements = append(statements, `LOCK TABLE ONLY `+table+` IN ACCESS EXCLUSIVE MODE`)
+	}
+	return up.run(ctx, statements...)
+}
+
+// freeName returns a name that no table, index or view of the schema has: the one that is wanted, or one with a number
+// behind it, from first on. A table of the wanted name may be a partition that somebody has detached and kept.
+func (up upkeep) freeName(ctx context.Context, wanted string, first int) (string, error) {
+	for n := first; ; n++ {
+		name := wanted
+		if n > 0 {
+			name = fmt.Sprintf("%s_%d", wanted, n)
+		}
+		var taken bool
+		err := up.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_class c JOIN pg_class t ON t.relnamespace = c.relnamespace
+			WHERE t.oid = 'tickets'::regclass AND c.relname = $1)`, name).Scan(&taken)
+		if err != nil || !taken {
+			return name, err
+		}
+	}
+}
+
+func (up upkeep) table(name string) string { return up.schema + "." + pgx.Identifier{name}.Sanitize() }
+
+// columns returns the columns that a table has in common with tickets, as a list. Their order may differ.
+func (up upkeep) columns(ctx context.Context, table string) (list string, err error) {
+	err = up.QueryRow(ctx, `SELECT string_agg(quote_ident(t.attname), ', ' ORDER BY t.attnum)
+		FROM pg_attribute t JOIN pg_attribute o ON o.attname = t.attname AND o.attnum > 0 AND NOT o.attisdropped
+		WHERE t.attrelid = 'tickets'::regclass AND t.attnum > 0 AND NOT t.attisdropped AND o.attrelid = $1::text::regclass`,
+		table).Scan(&list)
+	return list, err
+}
+
+// load tells how much of a span the default partition holds, counted as far as it may be moved at once.
+func (up upkeep) load(ctx context.Context, wanted span) (tickets int, tooMuch bool, err error) {
+	if up.partition == "" {
+		return 0, false, nil
+	}
+	var bytes, size int64
+	err = up.QueryRow(ctx, fmt.Sprintf(`SELECT count(*), coalesce(sum(pg_column_size(body)), 0), pg_relation_size($3::text::regclass)
+		FROM (SELECT body FROM %s WHERE received_at >= $1 AND received_at < $2 LIMIT %d) t`, up.partition, pieceTickets+1),
+		wanted.from, wanted.to, up.partition).Scan(&tickets, &bytes, &size)
+	return tickets, tickets > pieceTickets || bytes > pieceBytes || size > maxDefaultSize, err
+}
+
+// always is a span that every ticket is in.
+var always = span{time.Date(-4000, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(200_000, 1, 1, 0, 0, 0, 0, time.UTC)}
+
+// crowded reports whether the default partition holds more than may be moved at once.
+func (s *Store) crowded(ctx context.Context) (crowded bool, err error) {
+	_, err = s.keepUp(ctx, "look into the default partition", func(ctx context.Context, up upkeep) error {
+		tickets, tooMuch, err := up.load(ctx, always)
+		crowded = tooMuch && tickets > 0
+		return err
+	})
+	return crowded, err
+}
+
+// strayPeriods returns the periods of the tickets in the default partition, at most 400 at once.
+func (s *Store) strayPeriods(ctx context.Context, period Period) (spans []span, err error) {
+	_, err = s.keepUp(ctx, "look into the default partition", func(ctx context.Context, up upkeep) error {
+		if up.partition == "" {
+			return nil
+		}
+		rows, err := up.Query(ctx, `SELECT DISTINCT date_trunc($1, received_at, 'UTC') FROM `+up.partition+` ORDER BY 1 LIMIT 400`,
+			string(period))
+		if err != nil {
+			return err
+		}
+		spans, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (span, error) {
+			var start time.Time
+			err := row.Scan(&start)
+			start = start.UTC()
+			return span{start, period.next(start)}, err
+		})
+		return err
+	})
+	return spans, err
+}
+
+// ensureSpan makes the partitions that are missing in a span, each with the tickets of the default partition that belong
+// into it. Where those are too many, the default partition is set aside first.
+func (s *Store) ensureSpan(ctx context.Context, wanted span) ([]string, error) {
+	for attempt := 1; ; attempt++ {
+		var made []string
+		tooMuch := false
+		doing := fmt.Sprintf("make the partitions from %s to %s", wanted.from.Format(time.DateOnly), wanted.to.Format(time.DateOnly))
+		mine, err := s.keepUp(ctx, doing, func(ctx context.Context, up upkeep) (err error) {
+			made, tooMuch = nil, false
+			gaps, err := up.gaps(ctx, wanted)
+			if err != nil || len(gaps) == 0 {
+				return err
+			}
+			if _, tooMuch, err = up.load(ctx, wanted); err != nil || tooMuch {
+				return err
+			}
+			made, err = up.makePartitions(ctx, gaps)
+			return err
+		})
+		switch {
+		case err != nil:
+			return nil, err
+		case !mine:
+			return nil, errBusy
+		case !tooMuch:
+			return made, nil
+		case attempt == 2:
+			return nil, fmt.Errorf("%s: the default partition fills faster than it is set aside; it is tried again", doing)
+		}
+		if err := s.setAside(ctx); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// errBusy means that another process looks after partitions at this moment.
+var errBusy = errors.New("another process looks after the partitions")
+
+// gaps returns what no partition covers.
+func (up upkeep) gaps(ctx context.Context, wanted span) ([]span, error) {
+	rows, err := up.Query(ctx, listPartitions)
+	if err != nil {
+		return nil, err
+	}
+	taken, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (span, error) {
+		var t span
+		err := row.Scan(&t.from, &t.to)
+		return t, err
+	})
+	return wanted.gaps(taken), err
+}
+
+func (up upkeep) makePartitions(ctx context.Context, gaps []span) (made []string, err error) {
+	var stop []string
+	if up.partition != "" {
+		// Attaching scans the default partition for rows that belong to the new one, so nobody may add any meanwhile.
+		stop = append(stop, up.partition)
+	}
+	if err := up.lock(ctx, stop...); err != nil {
+		return nil, err
+	}
+	columns, err := up.columns(ctx, "tickets")
+	if err != nil {
+		return nil, err
+	}
+	for _, gap := range gaps {
+		name, err := up.freeName(ctx, gap.name(), 0)
+		if err != nil {
+			return nil, err
+		}
+		from, to := gap.from.UTC().Format(time.RFC3339), gap.to.UTC().Format(time.RFC3339)
+		statements := []string{fmt.Sprintf(`CREATE TABLE %s (LIKE tickets INCLUDING ALL)`, up.table(name))}
+		if up.partition != "" {
+			statements = append(statements, fmt.Sprintf(`
+				WITH moved AS (DELETE FROM %s WHERE received_at >= '%s' AND received_at < '%s' RETURNING *)
+				INSERT INTO %s (%s) SELECT %s FROM moved`, up.partition, from, to, up.table(name), columns, columns))
+		}
+		statements = append(statements,
+			fmt.Sprintf(`ALTER TABLE tickets ATTACH PARTITION %s FOR VALUES FROM ('%s') TO ('%s')`, up.table(name), from, to))
+		if err := up.run(ctx, statements...); err != nil {
+			return nil, fmt.Errorf("partition %s: %w", name, err)
+		}
+		made = append(made, name)
+	}
+	return made, nil
 }
