@@ -275,7 +275,7 @@ func burst(ctx context.Context, t *trial) error {
 	if err != nil {
 		return err
 	}
-	s, err := t.startServer(ctx, url, "--batch-tickets=8", "--overflow-wait=100ms")
+	s, err := t.startServer(ctx, url, "--batch-tickets=8", "--overflow-wait=100ms", "--max-connections-per-peer=0")
 	if err != nil {
 		return err
 	}

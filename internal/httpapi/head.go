@@ -169,7 +169,7 @@ func (*uniqueHeaders) add(found *Headers, seen *[]byte, name string, value []byt
 // headersBehind returns the headers that are looked at when the body is there. Of Authorization it has the scheme only, which
 // says how the request was authenticated.
 func headersBehind(h *fasthttp.RequestHeader) Headers {
-	found := Headers{ContentType: string(h.ContentType())}
+	found := Headers{ContentType: contentType(h.ContentType())}
 	traceparents := 0
 	for key, value := range h.All() {
 		switch string(key) {
@@ -198,6 +198,19 @@ func headersBehind(h *fasthttp.RequestHeader) Headers {
 		}
 	}
 	return found
+}
+
+// contentType makes a text of a Content-Type; of those that nearly all senders use there is one already.
+func contentType(b []byte) string {
+	switch string(b) {
+	case "text/plain":
+		return "text/plain"
+	case "text/plain; charset=utf-8":
+		return "text/plain; charset=utf-8"
+	case "application/x-www-form-urlencoded": // what curl says when nobody does
+		return "application/x-www-form-urlencoded"
+	}
+	return string(b)
 }
 
 func peerBusy() Response {

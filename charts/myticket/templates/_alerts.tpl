@@ -93,7 +93,7 @@ groups:
         panel: myticket-service/21
         annotations:
           summary: {{ "{{ $labels.pod }} refuses connections" | quote }}
-          description: As many connections are open as may be (--max-connections). Others are answered 503 before their ticket is read.
+          description: As many connections are open as may be (--max-connections), each with a request under way. Others are answered 503 before their ticket is read.
       - alert: MyticketSourceSilent
         expr: |-
           (myticket:source_tickets:increase1h offset 1w >= 10 or min_over_time(myticket:source_tickets:increase1h[1d] offset 1h) > 0)
