@@ -57,6 +57,13 @@ func TestInstall_FromNothing(t *testing.T) {
 		require.Contains(t, r.kubectl("logs", "job/myticket-provision", "--all-containers"), "condition met")
 	})
 	r.noRightsOfHooks()
+	t.Run("the server knows the limit of its memory", func(t *testing.T) {
+		have, err := r.metric("myticket-0", "9099", "go_gc_gomemlimit_bytes")
+		require.NoError(t, err)
+		require.InDelta(t, 256<<20*9/10, have, 1)
+		limit := r.kubectl("get", "pod", "myticket-0", "-o", "jsonpath={.spec.containers[0].resources.limits.memory}")
+		require.Equal(t, "256Mi", limit)
+	})
 }
 
 // noRightsOfHooks says that what hooks made for themselves is gone.
