@@ -141,7 +141,7 @@ deploy: bin/helm ## install or upgrade the chart with IMAGE on the current conte
 	$(MAKE) --no-print-directory image
 	$(GO) tool kind load docker-image --name $(patsubst kind-%,%,$(CONTEXT)) $(IMAGE)
 	bin/helm upgrade --install myticket charts/myticket --kube-context $(CONTEXT) --namespace $(NAMESPACE) --create-namespace \
-		--values charts/myticket/values-small.yaml --set ingress.className=traefik --wait --timeout 10m \
+		--values charts/myticket/values-small.yaml --set ingress.className=traefik,networkPolicy.ingressNamespace=traefik --wait --timeout 10m \
 		--set image.repository=$(firstword $(subst :, ,$(IMAGE))),image.tag=$(lastword $(subst :, ,$(IMAGE)))
 
 # What CI does instead of a person in front of `tilt up`. TILT_FLAGS='--base-image=…' where nothing can be pulled.

@@ -257,6 +257,25 @@ func TestServer_TakesSettings(t *testing.T) {
 	}
 }
 
+func TestServer_CountsNoConnectionsByPeerBehindAProxy(t *testing.T) {
+	t.Parallel()
+	const limit = "MYTICKET_MAX_CONNECTIONS_PER_PEER"
+	known, err := os.ReadFile(filepath.Join("myticket", "settings.txt"))
+	require.NoError(t, err)
+	if !strings.Contains(string(known), limit) {
+		t.Skip("the server has no such setting")
+	}
+	for want, sets := range map[string][][]string{
+		"0": {nil, {"ingress.enabled=false", "httpRoute.enabled=true", "httpRoute.parentRefs[0].name=web"}},
+		"7": {{"settings." + limit + "=7"}},
+		"":  {{"ingress.enabled=false"}, {"settings.MYTICKET_PEER_HEADER=X-Forwarded-For"}},
+	} {
+		for _, set := range sets {
+			assert.Equal(t, want, env(render(t, set...).server(t))[limit], set)
+		}
+	}
+}
+
 func TestServer_TakesWhatElseIsWanted(t *testing.T) {
 	t.Parallel()
 	all := render(t, "extraEnv[0].name=A", "extraEnv[0].value=b", "extraEnvFrom[0].secretRef.name=more",

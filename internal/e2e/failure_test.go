@@ -4,11 +4,13 @@ package e2e
 
 import (
 	"fmt"
+	"net/http"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 )
 
@@ -40,6 +42,7 @@ func TestUpgrade_WhoseMigrationFails(t *testing.T) {
 	require.Error(t, err)
 	require.Contains(t, printed+err.Error(), "division by zero", "the reason must be in sight")
 	require.Contains(t, r.kubectl("logs", "job/myticket-migrate"), "division by zero")
+	r.noRightsOfHooks()
 
 	l.await(100)
 	require.Equal(t, imageOne, r.image())
@@ -96,14 +99,7 @@ func TestFailover_OfThePrimary(t *testing.T) {
 // that it is back because it answers: each batch that tried would make its senders wait for the whole --database-timeout.
 func noStandbyIsLeft(r *release, l *load) {
 	r.t.Helper()
-	primary := r.primary()
-	var standbys []string
-	for instance := range strings.FieldsSeq(r.kubectl("get", "pods", "-l", "cnpg.io/podRole=instance", "-o", "jsonpath={.items[*].metadata.name}")) {
-		if instance != primary {
-			standbys = append(standbys, instance)
-		}
-	}
-	require.Len(r.t, standbys, 2)
+	primary, standbys := r.instances()
 	r.fence(standbys...)
 	both := func(metric string) (sum float64) {
 		for _, server := range []string{"myticket-0", "myticket-1"} {
@@ -125,6 +121,94 @@ func noStandbyIsLeft(r *release, l *load) {
 	require.InDelta(r.t, 2, both(away), 0)
 	r.unfence()
 	r.until("tickets are committed again", func() (bool, string) { return both(away) == 0, "" })
+}
+
+// instances are the pods of a Cluster of three: the primary, and the two standbys.
+func (r *release) instances() (primary string, standbys []string) {
+	r.t.Helper()
+	primary = r.primary()
+	for instance := range strings.FieldsSeq(r.kubectl("get", "pods", "-l", "cnpg.io/podRole=instance", "-o", "jsonpath={.items[*].metadata.name}")) {
+		if instance != primary {
+			standbys = append(standbys, instance)
+		}
+	}
+	require.Len(r.t, standbys, 2)
+	return primary, standbys
+}
+
+// A commit whose wait for a standby was cut off is a commit on the primary alone. What is sent again must wait for a standby, too: if
+// Postgres only finds that it is there, the spool gives up the one copy that outlives the primary.
+func TestFailover_WithTheStandbysMissing(t *testing.T) {
+	t.Parallel()
+	r := newRelease(t, "standbys", 15*time.Minute)
+	r.upgrade(helm4, imageOne, "replicas=1", "shutdown.preStopSeconds=0", "shutdown.timeoutSeconds=10",
+		// By quorum nobody is promoted before both standbys are back, and then the other one may have what this one lacks.
+		"database.cluster.instances=3", "database.cluster.synchronous.enabled=true", "database.cluster.synchronous.failoverQuorum=false")
+	r.routed()
+	var sent []delivery
+	for name, lose := range map[string]func(primary string, standbys []string){
+		"one comes back before the primary is lost": func(primary string, standbys []string) {
+			r.fence(standbys[1])
+			r.drained()
+			r.kubectl("delete", "pod", primary, "--grace-period=0", "--force")
+			r.until("the standby is the primary", func() (bool, string) { now := r.primary(); return now == standbys[0], now })
+		},
+		"the primary is lost with its disk before one comes back": func(primary string, _ []string) {
+			r.kubectl("delete", "persistentvolumeclaim", primary, "--wait=false")
+			r.kubectl("delete", "pod", primary, "--grace-period=0", "--force")
+			r.kubectl("wait", "--for=delete", "persistentvolumeclaim/"+primary, "--timeout=120s")
+			r.kubectl("annotate", "clusters.postgresql.cnpg.io", "myticket-db", "cnpg.io/fencedInstances-")
+			r.until("a standby is the primary", func() (bool, string) { now := r.primary(); return now != primary, now })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			primary, standbys := r.instances()
+			r.fence(standbys...)
+			r.until("no standby follows", func() (bool, string) {
+				have := r.sql("SELECT count(*) FROM pg_stat_replication")
+				return have == "0", have
+			})
+			for i := range 3 { // the first is committed on the primary, the others are only spooled
+				body := fmt.Appendf(nil, "Order: %s-%d\nVAT: 1\nTotal: 10\n\nproduct,product_id,price\nTea,t,10\n", name, i)
+				id, status, err := post(r.ctx, newClient(), r.host, "/ticket/e2e", body, uuid.NewString())
+				require.NoError(t, err)
+				require.Equal(t, http.StatusAccepted, status)
+				sent = append(sent, delivery{body: hash(body), id: id, status: status})
+			}
+			r.until("the first is on the primary, without which this proves nothing", func() (bool, string) {
+				have := r.sql("SELECT count(*) FROM tickets WHERE id = '" + sent[len(sent)-3].id + "'")
+				return have == "1", have
+			})
+
+			r.restartServer()
+			// Whatever the new server sends again must wait for a standby; without one it never has an answer.
+			since := r.sql("SELECT now()")
+			r.until("the server waits for a standby, or has given up the spool", func() (bool, string) {
+				have, err := r.spooled()
+				waiting := r.sql("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND backend_start > '" + since + "'")
+				return err == nil && (have == 0 || waiting != "0"), fmt.Sprintf("%d tickets, %v; %s wait", have, err, waiting)
+			})
+			have, err := r.spooled()
+			require.NoError(t, err)
+			require.Equal(t, 3, have, "the spool gave up tickets that no standby has")
+
+			lose(primary, standbys)
+			r.unfence()
+			r.nothingLost(sent)
+		})
+	}
+}
+
+// restartServer stops the only server in order, and waits until another pod is in its place and takes tickets.
+func (r *release) restartServer() {
+	r.t.Helper()
+	const uid, ready = "jsonpath={.metadata.uid}", "jsonpath={.metadata.uid} {.status.containerStatuses[0].ready}"
+	before := r.kubectl("get", "pod", "myticket-0", "-o", uid)
+	r.kubectl("delete", "pod", "myticket-0", "--timeout=120s")
+	r.until("another server is in its place", func() (bool, string) {
+		now, err := r.try("get", "pod", "myticket-0", "-o", ready)
+		return err == nil && !strings.HasPrefix(now, before) && strings.HasSuffix(now, " true"), now
+	})
 }
 
 // primary is the pod that CloudNativePG takes for the primary.
@@ -220,17 +304,18 @@ func TestSpool_OfAServerThatIsGone(t *testing.T) {
 	r.nothingLost(deliveries)
 }
 
-// fence stops Postgres and leaves its pods (https://cloudnative-pg.io/documentation/current/fencing/).
-// fence stops Postgres on some instances, and has the operator leave it so.
+// fence stops Postgres on these instances and on no others, leaves their pods, and has the operator leave it so
+// (https://cloudnative-pg.io/documentation/current/fencing/).
 func (r *release) fence(instances ...string) {
 	r.t.Helper()
-	r.kubectl("annotate", "clusters.postgresql.cnpg.io", "myticket-db", `cnpg.io/fencedInstances=["`+strings.Join(instances, `","`)+`"]`)
+	r.kubectl("annotate", "--overwrite", "clusters.postgresql.cnpg.io", "myticket-db",
+		`cnpg.io/fencedInstances=["`+strings.Join(instances, `","`)+`"]`)
 }
 
 func (r *release) unfence() {
 	r.t.Helper()
 	r.kubectl("annotate", "clusters.postgresql.cnpg.io", "myticket-db", "cnpg.io/fencedInstances-")
-	r.kubectl("wait", "--for=condition=Ready", "clusters.postgresql.cnpg.io/myticket-db", "--timeout=120s")
+	r.kubectl("wait", "--for=condition=Ready", "clusters.postgresql.cnpg.io/myticket-db", "--timeout=180s")
 }
 
 // gone waits until these pods are.

@@ -55,9 +55,38 @@ func TestInstall_FromNothing(t *testing.T) {
 	t.Run("the hooks tell what they did", func(t *testing.T) {
 		require.Contains(t, r.kubectl("logs", "job/myticket-migrate"), "version")
 		require.Contains(t, r.kubectl("logs", "job/myticket-provision", "--all-containers"), "condition met")
-		require.Empty(t, r.kubectl("get", "role,rolebinding", "-l", "app.kubernetes.io/component=provision", "-o", "name"),
-			"the rights of the hook must be gone")
 	})
+	r.noRightsOfHooks()
+	t.Run("the server knows the limit of its memory", func(t *testing.T) {
+		have, err := r.metric("myticket-0", "9099", "go_gc_gomemlimit_bytes")
+		require.NoError(t, err)
+		require.InDelta(t, 256<<20*9/10, have, 1)
+		limit := r.kubectl("get", "pod", "myticket-0", "-o", "jsonpath={.spec.containers[0].resources.limits.memory}")
+		require.Equal(t, "256Mi", limit)
+	})
+}
+
+// noRightsOfHooks says that what hooks made for themselves is gone.
+func (r *release) noRightsOfHooks() {
+	r.t.Helper()
+	require.Empty(r.t, r.kubectl("get", "serviceaccounts,roles,rolebindings,configmaps,networkpolicies",
+		"-l", "app.kubernetes.io/component in (provision, migrate)", "-o", "name"), "what hooks made for themselves must be gone")
+}
+
+// The API server refuses the Cluster, so the first hook fails. Its log stays, its rights do not, and the next attempt begins anew.
+func TestInstall_WhoseFirstHookFails(t *testing.T) {
+	t.Parallel()
+	r := newRelease(t, "refused", 10*time.Minute)
+	for _, helm := range []string{helm3, helm4} {
+		args := append([]string{"upgrade", "--install", "--wait", "--timeout", "4m"}, r.chart(imageOne, "database.cluster.storage.size=much")...)
+		_, err := r.tryHelm(helm, args...)
+		require.Error(t, err)
+		require.Contains(t, r.kubectl("logs", "job/myticket-provision", "-c", "apply"), "much", "the reason must be in the log, which stays")
+		r.noRightsOfHooks()
+	}
+	r.upgrade(helm4, imageOne)
+	r.noRightsOfHooks()
+	require.Equal(t, 2, r.ready())
 }
 
 // routed waits until the ingress controller knows the way.

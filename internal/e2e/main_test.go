@@ -27,6 +27,7 @@ const (
 var (
 	ingress = flag.String("ingress", "http://127.0.0.1:8080", "address of the cluster's ingress controller")
 	class   = flag.String("ingress-class", "traefik", "its IngressClass")
+	proxies = flag.String("ingress-namespace", "traefik", "the namespace of its pods")
 	node    = flag.String("node", "myticket-control-plane", "the container that is the cluster's node")
 )
 

@@ -118,7 +118,7 @@ func (r *release) chart(image string, set ...string) []string {
 	args := []string{
 		"myticket", filepath.Join("charts", "myticket"), "--values", filepath.Join("charts", "myticket", "values-small.yaml"),
 		"--set", "image.repository=" + repository + ",image.tag=" + tag,
-		"--set", "ingress.className=" + *class + ",ingress.hosts={" + r.host + "}",
+		"--set", "ingress.className=" + *class + ",ingress.hosts={" + r.host + "},networkPolicy.ingressNamespace=" + *proxies,
 		// What counts against the machine's two cores.
 		"--set", "resources.requests.cpu=20m,database.cluster.resources.requests.cpu=20m,migrations.resources.requests.cpu=10m",
 	}
@@ -172,7 +172,8 @@ func (r *release) spooledBy(pod string) (int, error) {
 	return int(have), err
 }
 
-// metric is the sum of a metric's series that a pod exports, or of those with a label's value: name or name/value.
+// metric is the sum of a metric's series that a pod exports, or of those with a label's value: name or name/value. The API server asks the pod,
+// from the only node, to which NetworkPolicies are open.
 func (r *release) metric(pod, port, metric string) (float64, error) {
 	page, err := r.try("get", "--raw", "/api/v1/namespaces/"+r.namespace+"/pods/"+pod+":"+port+"/proxy/metrics")
 	if err != nil {

@@ -40,6 +40,16 @@ terminationMessagePolicy: FallbackToLogsOnError
 {{- end }}
 {{- end }}
 
+{{/*
+Not empty where every connection comes from an ingress controller, so that a limit of each peer's would be one of all senders. With
+MYTICKET_PEER_HEADER the server knows who is behind it, and the limit holds again.
+*/}}
+{{- define "myticket.peersAreProxies" -}}
+{{- $s := .Values.settings -}}
+{{- if and (or .Values.ingress.enabled .Values.httpRoute.enabled) (not (hasKey $s "MYTICKET_PEER_HEADER")) (not (hasKey $s "MYTICKET_MAX_CONNECTIONS_PER_PEER"))
+  (has "MYTICKET_MAX_CONNECTIONS_PER_PEER" (.Files.Lines "settings.txt")) }}true{{ end -}}
+{{- end }}
+
 {{/* What Go may use of a container's memory limit, so that it collects garbage before the kernel kills it. */}}
 {{- define "myticket.memoryEnv" -}}
 {{- with dig "limits" "memory" "" .Values.resources }}

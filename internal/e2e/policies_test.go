@@ -1,0 +1,113 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// What nobody needs is closed. That it is the policies that close it, and not the cluster, is seen when they are turned off; that what is
+// needed is open, in every other test, for they are on in all of them.
+func TestNetworkPolicies_CloseWhatNobodyNeeds(t *testing.T) {
+	t.Parallel()
+	r := newRelease(t, "policies", 10*time.Minute)
+	outside := newRelease(t, "outside", 10*time.Minute)
+	r.upgrade(helm4, imageOne, "networkPolicy.ingressNamespace=")
+	for name, labels := range map[string]string{
+		"anybody": "", "prometheus": "app.kubernetes.io/name: prometheus", "operator": "app.kubernetes.io/name: cloudnative-pg",
+	} {
+		outside.apply(bystander(name, labels))
+	}
+	mine := "app.kubernetes.io/name: myticket, app.kubernetes.io/instance: myticket, app.kubernetes.io/component: "
+	r.apply(bystander("neighbour", "app: neighbour"))
+	r.apply(bystander("chore", mine+"retention"))
+	r.apply(bystander("test", mine+"test"))
+	for _, of := range []*release{r, outside} {
+		of.kubectl("wait", "--for=condition=Ready", "pods", "-l", "bystander", "--timeout=120s")
+	}
+	address := func(pod string) string { return r.kubectl("get", "pod", pod, "-o", "jsonpath={.status.podIP}") }
+	server, database := address("myticket-0"), address(r.primary())
+	api := r.kubectl("get", "service", "--namespace=default", "kubernetes", "-o", "jsonpath={.spec.clusterIP}")
+
+	type way struct {
+		from *release
+		pod  string
+		to   string
+		port int
+	}
+	ways := func(what string, open bool, list ...way) {
+		t.Helper()
+		for _, w := range list {
+			r.until(fmt.Sprintf("%s: %s/%s reaches port %d: %t", what, w.from.namespace, w.pod, w.port, open), func() (bool, string) {
+				is := w.from.reaches(w.pod, w.to, w.port)
+				return is == open, fmt.Sprint(is)
+			})
+		}
+	}
+
+	closed := []way{
+		{outside, "anybody", server, 9099}, {outside, "operator", server, 9099}, {r, "neighbour", server, 9099},
+		{outside, "anybody", database, 5432}, {outside, "prometheus", database, 5432}, {r, "neighbour", database, 5432}, {r, "test", database, 5432},
+		{outside, "anybody", database, 8000}, {r, "neighbour", database, 8000},
+		{outside, "anybody", database, 9187},
+		{r, "chore", api, 443}, {r, "chore", database, 8000}, {r, "chore", server, 9098}, // what comes out of a chore
+	}
+	open := []way{
+		{outside, "prometheus", server, 9099}, {outside, "prometheus", database, 9187},
+		{r, "chore", database, 5432}, {r, "test", server, 9098}, {r, "neighbour", api, 443},
+	}
+	ways("by default", true, append(open, way{outside, "anybody", server, 9098}, way{outside, "operator", database, 5432}, way{outside, "operator", database, 8000})...)
+	ways("by default", false, closed...)
+
+	r.upgrade(helm4, imageOne, "networkPolicy.operatorNamespace=cnpg-system")
+	ways("with namespaces", false, append(closed, way{outside, "anybody", server, 9098}, way{outside, "prometheus", server, 9098},
+		way{outside, "operator", database, 5432}, way{outside, "operator", database, 8000})...)
+	ways("with namespaces", true, open...)
+	r.routed()
+	_, status, err := post(r.ctx, newClient(), r.host, "/ticket/e2e", []byte("through the ingress controller"), "policies")
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, status)
+	r.helm(helm4, "test", "myticket", "--timeout", "2m")
+	// The operator still reaches its instances: it notices what it would only hear from them.
+	r.fence("*")
+	r.kubectl("wait", "--for=condition=Ready=false", "clusters.postgresql.cnpg.io/myticket-db", "--timeout=120s")
+	r.unfence()
+
+	r.upgrade(helm4, imageOne, "networkPolicy.enabled=false")
+	require.Empty(t, r.kubectl("get", "networkpolicies", "-o", "name"), "none may be left behind")
+	ways("without policies", true, closed...)
+}
+
+// bystander is a pod with a shell, and with nothing to do. It is of the image that the database's pods have.
+func bystander(name, labels string) string {
+	if labels != "" {
+		labels += ", "
+	}
+	return strings.NewReplacer("NAME", name, "LABELS", labels+`bystander: ""`).Replace(`
+apiVersion: v1
+kind: Pod
+metadata: {name: NAME, labels: {LABELS}}
+spec:
+  securityContext: {runAsNonRoot: true, runAsUser: 26, seccompProfile: {type: RuntimeDefault}}
+  terminationGracePeriodSeconds: 0
+  containers:
+    - name: shell
+      image: ghcr.io/cloudnative-pg/postgresql:17-minimal-trixie
+      securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
+      command: [sleep, infinity]
+`)
+}
+
+// reaches reports whether a pod can open a connection.
+func (r *release) reaches(pod, address string, port int) bool {
+	r.t.Helper()
+	printed := r.kubectl("exec", pod, "--", "bash", "-c",
+		fmt.Sprintf("timeout 3 bash -c ': </dev/tcp/%s/%d' 2>/dev/null && echo open || echo closed", address, port))
+	return printed == "open"
+}
