@@ -4,14 +4,10 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -33,9 +29,6 @@ func (t *trial) check(ctx context.Context) error {
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	a := newAudit(slices.Concat(t.ledger.tickets, t.besides.tickets))
-	if a.kept, err = t.setAside(ctx); err != nil {
-		return err
-	}
 	rows, err := conn.Query(ctx, `SELECT id, body, status FROM tickets WHERE source <> $1`, oddSource)
 	if err != nil {
 		return fmt.Errorf("read the tickets: %w", err)
@@ -100,7 +93,6 @@ type audit struct {
 	stored  []uint8                   // for each ticket, how often its bytes are stored
 	found   []bool                    // for each ticket, that they are stored under the id that was acknowledged
 	ids     map[uuid.UUID]bool        // that are stored
-	kept    map[uuid.UUID]bool        // that a spool has set aside
 	said    map[string]product        // by product id, what the newest ticket says
 
 	lost, doubled int
@@ -167,9 +159,6 @@ func (a *audit) finish(products map[string]product) {
 		if s.keyed && s.status == http.StatusAccepted && a.stored[i] == 1 {
 			continue
 		}
-		if s.mayStay && a.kept[s.id] {
-			continue
-		}
 		a.lost++
 		switch {
 		case a.ids[s.id]:
@@ -221,34 +210,4 @@ func (a *audit) say(count int, kind, format string) {
 	if count > 0 {
 		a.failures = append(a.failures, fmt.Sprintf(format, count, a.examples[kind]))
 	}
-}
-
-// setAside returns the tickets that are left in the spools, as `myticket spool export` finds them.
-func (t *trial) setAside(ctx context.Context) (map[uuid.UUID]bool, error) {
-	kept := map[uuid.UUID]bool{}
-	for i := range t.servers {
-		folder := t.spoolOf(i)
-		if _, err := os.Stat(folder); err != nil {
-			continue // it was never started
-		}
-		to := folder + "-export"
-		export := exec.CommandContext(ctx, t.program, "spool", "export", "--to", to, folder)
-		if output, err := export.CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("look into the spool: %w:\n%s", err, output)
-		}
-		list, err := os.ReadFile(filepath.Join(to, "tickets.jsonl"))
-		if err != nil {
-			return nil, fmt.Errorf("look into the spool: %w", err)
-		}
-		for line := range bytes.Lines(list) {
-			var ticket struct {
-				ID uuid.UUID `json:"id"`
-			}
-			if err := json.Unmarshal(line, &ticket); err != nil {
-				return nil, fmt.Errorf("look into the spool: %w", err)
-			}
-			kept[ticket.ID] = true
-		}
-	}
-	return kept, nil
 }

@@ -52,7 +52,7 @@ func wrongClock(ctx context.Context, t *trial) error {
 	if err := errors.Join(build(ctx, s.program, "chaosclock"), s.start(ctx), s.awaitReady(ctx)); err != nil {
 		return err
 	}
-	l := t.tills(ctx, manyTills, s.http)
+	l := t.tills(ctx, fewTills, s.http)
 	defer l.stop()
 	key := 0
 	for _, wrong := range []time.Duration{0, clockFault, 0, -clockFault, 0} {

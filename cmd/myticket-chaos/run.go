@@ -268,7 +268,9 @@ func (t *trial) drain(ctx context.Context) error {
 			return errors.Join(err, s.why())
 		}
 	}
-	t.result.drained = time.Since(t.ended)
+	if t.result.drained == 0 && !t.ended.IsZero() {
+		t.result.drained = time.Since(t.ended)
+	}
 	return nil
 }
 

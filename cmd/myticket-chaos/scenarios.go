@@ -41,6 +41,7 @@ func names() []string {
 
 const (
 	manyTills = 20
+	fewTills  = 5                      // where it is not the load that matters
 	warmUp    = 500 * time.Millisecond // of load, before something breaks and after it was mended
 )
 

@@ -50,7 +50,7 @@ func standbyMissing(ctx context.Context, t *trial) error {
 				return fmt.Errorf("the standby is missing %s: %w", round.name, err)
 			}
 		}
-		l := t.tills(ctx, manyTills, c.server.http)
+		l := t.tills(ctx, fewTills, c.server.http)
 		err := c.playRound(ctx, round.play)
 		l.stop()
 		if err != nil {
