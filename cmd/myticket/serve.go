@@ -48,10 +48,10 @@ type serverFlags struct {
 	DatabaseMaxConns int `env:"MYTICKET_DATABASE_MAX_CONNS" default:"8" group:"Database" help:"Connections of this server at most; at least --batches-in-flight and 5. Servers times this must stay below Postgres' max_connections. Default: ${default}."`
 
 	BatchTickets    int           `env:"MYTICKET_BATCH_TICKETS" default:"256" group:"Batching" help:"Tickets in one transaction at most. Default: ${default}."`
-	BatchBytes      byteSize      `env:"MYTICKET_BATCH_BYTES" default:"4MiB" group:"Batching" help:"Ticket bytes in one transaction at most. Default: ${default}."`
+	BatchBytes      byteSize      `env:"MYTICKET_BATCH_BYTES" default:"4MiB" group:"Batching" help:"Bytes that the tickets of one transaction may become at most: bodies, what was read, and the rows made of them. One ticket always fits. Default: ${default}."`
 	BatchesInFlight int           `env:"MYTICKET_BATCHES_IN_FLIGHT" default:"2" group:"Batching" help:"Transactions under way at once. Default: ${default}."`
 	WaitingTickets  int           `env:"MYTICKET_WAITING_TICKETS" default:"10000" group:"Batching" help:"Tickets waiting for a transaction at most; beyond it 503. Default: ${default}."`
-	WaitingBytes    byteSize      `env:"MYTICKET_WAITING_BYTES" default:"64MiB" group:"Batching" help:"Ticket bytes waiting for a transaction at most; beyond it 503. Default: ${default}."`
+	WaitingBytes    byteSize      `env:"MYTICKET_WAITING_BYTES" default:"64MiB" group:"Batching" help:"Bytes that the tickets waiting for a transaction may become at most; beyond it they are spooled, or 503. As much again is for reading them. Default: ${default}."`
 	KeyTTL          time.Duration `env:"MYTICKET_KEY_TTL" default:"168h" group:"Batching" help:"How long an idempotency key is remembered. Default: ${default}."`
 
 	SpoolDir        string        `env:"MYTICKET_SPOOL_DIR" type:"path" placeholder:"DIR" group:"Spool" help:"Folder on a durable disk where tickets are kept while Postgres is away or behind (docs/durability.md). One server a folder. Default: none, such tickets are refused with 503."`

@@ -229,3 +229,23 @@ func assertProductsAreWhatTheTicketsSay(t *testing.T, b *testBundle) {
 		FROM said s FULL JOIN products p ON p.product_id = s.product_id
 		WHERE (s.name, s.price) IS DISTINCT FROM (p.name, p.price)`))
 }
+
+// A lease is counted by the clock that says when it is over, whatever the server's own clock says.
+func TestSave_Unread_IsClaimedByPostgresClock(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	mine, free := entry(t, "mine"), entry(t, "free")
+	for _, e := range []*intake.Entry{mine, free} {
+		e.Ticket.Status, e.Ticket.Problems, e.Ticket.Order = ticket.ToTreat, nil, ticket.Order{}
+	}
+	mine.ClaimFor = time.Hour
+	begin := one[time.Time](t, b, `SELECT now()`)
+	save(t, b, mine)
+	save(t, b, free)
+	end := one[time.Time](t, b, `SELECT now()`)
+	due := one[time.Time](t, b, `SELECT next_attempt_at FROM tickets WHERE body = 'mine'`)
+	assert.WithinRange(t, due, begin.Add(time.Hour), end.Add(time.Hour))
+	due = one[time.Time](t, b, `SELECT next_attempt_at FROM tickets WHERE body = 'free'`)
+	assert.WithinRange(t, due, begin, end)
+	assert.Equal(t, 2, one[int](t, b, `SELECT count(*) FROM tickets WHERE attempts = 1 AND parser_version = 0`))
+}
