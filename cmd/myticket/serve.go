@@ -51,10 +51,10 @@ type serverFlags struct {
 	DatabaseMaxConns int `env:"MYTICKET_DATABASE_MAX_CONNS" default:"8" group:"Database" help:"Connections of this server at most; at least --batches-in-flight and 5. Servers times this must stay below Postgres' max_connections. Default: ${default}."`
 
 	BatchTickets    int           `env:"MYTICKET_BATCH_TICKETS" default:"256" group:"Batching" help:"Tickets in one transaction at most. Default: ${default}."`
-	BatchBytes      byteSize      `env:"MYTICKET_BATCH_BYTES" default:"4MiB" group:"Batching" help:"Ticket bytes in one transaction at most. Default: ${default}."`
+	BatchBytes      byteSize      `env:"MYTICKET_BATCH_BYTES" default:"4MiB" group:"Batching" help:"Bytes that the tickets of one transaction may become at most: bodies, what was read, and the rows made of them. One ticket always fits. Default: ${default}."`
 	BatchesInFlight int           `env:"MYTICKET_BATCHES_IN_FLIGHT" default:"2" group:"Batching" help:"Transactions under way at once. Default: ${default}."`
 	WaitingTickets  int           `env:"MYTICKET_WAITING_TICKETS" default:"10000" group:"Batching" help:"Tickets waiting for a transaction at most; beyond it 503. Default: ${default}."`
-	WaitingBytes    byteSize      `env:"MYTICKET_WAITING_BYTES" default:"64MiB" group:"Batching" help:"Ticket bytes waiting for a transaction at most; beyond it 503. Default: ${default}."`
+	WaitingBytes    byteSize      `env:"MYTICKET_WAITING_BYTES" default:"64MiB" group:"Batching" help:"Bytes that the tickets waiting for a transaction may become at most; beyond it they are spooled, or 503. As much again is for reading them. Default: ${default}."`
 	KeyTTL          time.Duration `env:"MYTICKET_KEY_TTL" default:"168h" group:"Batching" help:"How long an idempotency key is remembered. Default: ${default}."`
 
 	NewProductsRate       float64 `env:"MYTICKET_NEW_PRODUCTS_RATE" default:"10" group:"Products" help:"Products a second that the tickets of one source may add through this server, where its entry in the sources file says nothing else; a ticket beyond it is stored as ERROR. All sources without an entry share one rate. 0 for no limit. Default: ${default}."`

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -111,7 +109,7 @@ func (c spoolDrainCmd) Run(ctx context.Context, std streams) (err error) {
 
 type spoolExportCmd struct {
 	spoolFlags
-	To string `required:"" type:"path" placeholder:"DIR" help:"Folder to write to: a file of each ticket's bytes, named by its id, and tickets.jsonl with what else is known of it. It is made, or must be empty."`
+	To string `required:"" type:"path" placeholder:"DIR" help:"Folder to write to: a file of each ticket's bytes, named by its id, and tickets.jsonl with what else is known of it. It is made, or must be empty and yours alone."`
 }
 
 // exported is a line of tickets.jsonl.
@@ -132,13 +130,12 @@ func (c spoolExportCmd) Run(ctx context.Context, std streams) (err error) {
 		return err
 	}
 	defer queue.Close()
-	if err := os.MkdirAll(c.To, 0o700); err != nil {
-		return err
+	root, err := newFolder(c.To)
+	if err != nil {
+		return fmt.Errorf("--to: %w", err)
 	}
-	if files, err := os.ReadDir(c.To); err != nil || len(files) > 0 {
-		return errors.Join(fmt.Errorf("--to: %s is not empty: nothing was written", c.To), err)
-	}
-	list, err := os.OpenFile(filepath.Join(c.To, "tickets.jsonl"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	defer func() { err = errors.Join(err, root.Close()) }()
+	list, err := createIn(root, "tickets.jsonl")
 	if err != nil {
 		return err
 	}
@@ -151,7 +148,7 @@ func (c spoolExportCmd) Run(ctx context.Context, std streams) (err error) {
 			ID: t.ID.String(), ReceivedAt: t.ReceivedAt, Source: t.Source, ContentType: t.ContentType,
 			Traceparent: t.Traceparent, IdempotencyKey: e.Key, File: t.ID.String() + ".txt", Bytes: len(t.Body),
 		}
-		if err := os.WriteFile(filepath.Join(c.To, line.File), t.Body, 0o600); err != nil {
+		if err := writeIn(root, line.File, t.Body); err != nil {
 			return err
 		}
 		n++

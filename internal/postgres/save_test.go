@@ -361,3 +361,23 @@ func TestSettleProducts_LastLineOfTheNewestTicketCounts_HoweverManyLinesItHas(t 
 	assertProductsAreWhatTheTicketsSay(t, b)
 	assert.Equal(t, "2499", one[string](t, b, `SELECT price::text FROM products`))
 }
+
+// A lease is counted by the clock that says when it is over, whatever the server's own clock says.
+func TestSave_Unread_IsClaimedByPostgresClock(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	mine, free := entry(t, "mine"), entry(t, "free")
+	for _, e := range []*intake.Entry{mine, free} {
+		e.Ticket.Status, e.Ticket.Problems, e.Ticket.Order = ticket.ToTreat, nil, ticket.Order{}
+	}
+	mine.ClaimFor = time.Hour
+	begin := one[time.Time](t, b, `SELECT now()`)
+	save(t, b, mine)
+	save(t, b, free)
+	end := one[time.Time](t, b, `SELECT now()`)
+	due := one[time.Time](t, b, `SELECT next_attempt_at FROM tickets WHERE body = 'mine'`)
+	assert.WithinRange(t, due, begin.Add(time.Hour), end.Add(time.Hour))
+	due = one[time.Time](t, b, `SELECT next_attempt_at FROM tickets WHERE body = 'free'`)
+	assert.WithinRange(t, due, begin, end)
+	assert.Equal(t, 2, one[int](t, b, `SELECT count(*) FROM tickets WHERE attempts = 1 AND parser_version = 0`))
+}

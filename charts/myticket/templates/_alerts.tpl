@@ -167,7 +167,7 @@ groups:
         panel: myticket-service/45
         annotations:
           summary: {{ "{{ $value }} file(s) of the spool of {{ $labels.pod }} were set aside" | quote }}
-          description: A file is damaged, so that tickets that were acknowledged may be lost, or Postgres refuses a ticket even unread.
+          description: A file is damaged, so that tickets that were acknowledged may be lost, or Postgres takes a ticket in no form.
 
   - name: {{ $name }}.reading
     rules:
