@@ -71,7 +71,7 @@ fmt: ## format the code and sort its imports
 .PHONY: fuzz
 fuzz: ## look for tickets that break the parser, and requests that break the server, for FUZZTIME=1m each
 	$(GO) test -run '^$$' -fuzz '^FuzzParse$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 1s ./internal/ticket
-	$(GO) test -run '^$$' -fuzz '^FuzzRequest$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 1s ./internal/httpapi
+	$(GO) test -run '^$$' -fuzz '^FuzzRequest$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 10x ./internal/httpapi
 
 .PHONY: bench
 bench: ## measure throughput beside what this machine can do at best; ARGS are its flags

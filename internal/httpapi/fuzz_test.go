@@ -272,7 +272,7 @@ func requireInStep(t *testing.T, all []byte, answers []fuzzAnswer, stored map[uu
 	reader := bufio.NewReader(bytes.NewReader(all))
 	last := 0
 	for _, s := range stored {
-		if s.source == "last" && s.body == fuzzLast {
+		if s.body == fuzzLast { // its path may have become part of a header before it
 			last++
 		}
 	}
