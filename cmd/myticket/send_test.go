@@ -165,10 +165,10 @@ func TestSend_BearerToken(t *testing.T) {
 	t.Parallel()
 	b := setupSources(t)
 	address := b.webhook + "/ticket/bearer"
-	o := runCommand(t, nil, "send", "--url", address, "--bearer-file", write(t, "token", "new-token\n"))
+	o := runCommand(t, nil, "send", "--url", address, "--bearer-file", write(t, "token", "new-token-0123456789\n"))
 	require.Zero(t, o.code, "%s", o.stderr)
 
-	o = runCommand(t, nil, "send", "--url", address, "--bearer-file", write(t, "token", "no-token"))
+	o = runCommand(t, nil, "send", "--url", address, "--bearer-file", write(t, "token", "no-token-0123456789"))
 	require.Equal(t, 1, o.code)
 	require.Contains(t, o.stderr, "1 of 1 tickets were not stored; the first was sample: 401 Unauthorized unauthorized")
 	require.Contains(t, o.stderr, "It is safe to run it again")
