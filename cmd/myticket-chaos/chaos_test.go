@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"net/http"
+	"os/exec"
 	"testing"
 	"time"
 
@@ -186,4 +187,98 @@ func TestPrintResults(t *testing.T) {
 	assert.Contains(t, text.String(), "skipped: no matches")
 	assert.Contains(t, markdown.String(), "| `one`: it broke | 3 | 2 | 0 | 0 | 1 | 0 | 0 | 1.00 s | 0.00 s |")
 	assert.Contains(t, markdown.String(), "| 4 | 0 | 0 | 0 | 0 | ? | ? | 0.00 s | ? |", "what was not looked at is not 0")
+}
+
+func TestLongestRefusal_IsOfOneSenderInARow(t *testing.T) {
+	t.Parallel()
+
+	start := time.Now()
+	try := func(from, to int, status int) attempt {
+		at := func(ms int) time.Time { return start.Add(time.Duration(ms) * time.Millisecond) }
+		return attempt{span{at(from), at(to)}, status}
+	}
+	for name, c := range map[string]struct {
+		attempts []attempt
+		outages  []span
+		want     time.Duration
+	}{
+		"none":          {attempts: []attempt{try(0, 10, 200), try(20, 30, 202)}},
+		"one":           {attempts: []attempt{try(0, 10, 200), try(20, 50, 503), try(60, 70, 200)}, want: 30 * time.Millisecond},
+		"several":       {attempts: []attempt{try(0, 10, 503), try(500, 510, 429), try(1500, 1510, 0)}, want: 1510 * time.Millisecond},
+		"not in a row":  {attempts: []attempt{try(0, 10, 503), try(500, 510, 200), try(1500, 1510, 503)}, want: 10 * time.Millisecond},
+		"in our outage": {attempts: []attempt{try(0, 10, 0), try(20, 900, 0)}, outages: []span{{start, start.Add(100 * time.Millisecond)}}},
+		"after our outage": {
+			attempts: []attempt{try(0, 10, 0), try(20, 30, 503), try(40, 60, 503)},
+			outages:  []span{{start, start.Add(15 * time.Millisecond)}}, want: 40 * time.Millisecond,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got := longestRefusal(c.attempts, c.outages)
+			assert.Equal(t, c.want, got.to.Sub(got.from))
+		})
+	}
+}
+
+func TestMemoryLimit_KillsWhoTakesMore(t *testing.T) {
+	t.Parallel()
+
+	for name, c := range map[string]struct {
+		bytes int64
+		dies  bool
+	}{"less": {1 << 10, true}, "enough": {1 << 30, false}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			child := exec.CommandContext(t.Context(), "sleep", "60")
+			require.NoError(t, child.Start())
+			m, exited := &memoryLimit{bytes: c.bytes}, make(chan struct{})
+			go func() { defer close(exited); _ = child.Wait() }()
+			watched := make(chan struct{})
+			go func() { defer close(watched); m.hold(child.Process, exited) }()
+			require.Eventually(t, func() bool { return m.peak.Load() > 0 }, 30*time.Second, time.Millisecond)
+			if !c.dies {
+				require.Zero(t, m.killed.Load())
+				require.NoError(t, child.Process.Kill())
+			}
+			<-watched
+			<-exited
+			if c.dies {
+				assert.Equal(t, int32(1), m.killed.Load())
+			}
+		})
+	}
+}
+
+func TestCrashes_KeepsWhatWasKilled(t *testing.T) {
+	t.Parallel()
+
+	var c crashes
+	for _, line := range []string{
+		"LOG:  checkpoint starting: time\n", "LOG:  server process (PID 7) was terminated by signal 9: Killed\nDETAIL:  x\n",
+	} {
+		_, err := c.Write([]byte(line))
+		require.NoError(t, err)
+	}
+	assert.Equal(t, []string{"LOG:  server process (PID 7) was terminated by signal 9: Killed"}, c.take())
+	assert.Empty(t, c.take())
+}
+
+// A hostile ticket that is no longer one shows nothing.
+func TestHostileMaker_MakesWhatItSays(t *testing.T) {
+	t.Parallel()
+
+	m := newHostileMaker()
+	for name, body := range map[string][]byte{
+		"wide": m.wide("n"), "wide, control characters": m.wide("\x01"), "wide, emoji": m.wide("😀"), "same": m.same(),
+		"distinct": m.distinct(hostileSize), "flood": m.flood(hostileSize),
+	} {
+		assert.LessOrEqual(t, len(body), hostileSize, name)
+		assert.Greater(t, len(body), hostileSize-1000, name)
+	}
+	assert.Greater(t, bytes.Count(m.distinct(hostileSize), []byte("\n")), 70_000, "products of a ticket")
+	assert.Greater(t, bytes.Count(m.wide("n"), []byte("\n")), 9_900, "lines of a ticket")
+	assert.NotEqual(t, m.same(), m.same())
+	for _, body := range m.odd() {
+		assert.LessOrEqual(t, len(body), hostileSize)
+	}
 }

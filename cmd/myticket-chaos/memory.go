@@ -15,6 +15,7 @@ import (
 // memoryLimit kills a process that takes more memory than it may, as the kernel does in a container with a limit.
 type memoryLimit struct {
 	bytes int64
+	told  int64 // what the process is told that it may take
 
 	peak   atomic.Int64 // the largest resident set of any process that was held
 	killed atomic.Int32 // processes that took more
@@ -24,7 +25,7 @@ type memoryLimit struct {
 const memoryPoll = 20 * time.Millisecond
 
 // environ gives Go the limit that the chart gives it: 90 % of the container's.
-func (m *memoryLimit) environ() string { return fmt.Sprintf("GOMEMLIMIT=%d", m.bytes/10*9) }
+func (m *memoryLimit) environ() string { return fmt.Sprintf("GOMEMLIMIT=%d", m.told/10*9) }
 
 // hold watches a process until it has exited.
 func (m *memoryLimit) hold(process *os.Process, exited <-chan struct{}) {

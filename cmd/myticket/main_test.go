@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -391,6 +392,32 @@ func await(t *testing.T, what string, holds func() bool) {
 		require.True(t, time.Now().Before(deadline), "waited %s in vain until %s", patience, what)
 	}
 }
+
+// hiccups is the longest time for which the machine keeps a request waiting that has nothing to wait for. Whatever a test
+// demands in time, it demands beyond that: else it would be the machine that it tests, which may be busy with others.
+type hiccups struct{ longest atomic.Int64 }
+
+// watchHiccups asks for /livez, which depends on nothing, until the test ends.
+func watchHiccups(t *testing.T, s *server) *hiccups {
+	t.Helper()
+	const every = 20 * time.Millisecond
+	h := &hiccups{}
+	ctx, cancel := context.WithCancel(context.Background())
+	var group sync.WaitGroup
+	t.Cleanup(func() { cancel(); group.Wait() })
+	group.Go(func() {
+		for ctx.Err() == nil && !s.hasExited() {
+			begin := time.Now()
+			time.Sleep(every)
+			_, _ = s.do(http.MethodGet, s.internal+"/livez", nil)
+			h.longest.Store(max(h.longest.Load(), int64(time.Since(begin)-every)))
+		}
+	})
+	return h
+}
+
+// beyond returns a time limit for what should take no longer than d on a machine that is not busy.
+func (h *hiccups) beyond(d time.Duration) time.Duration { return d + time.Duration(h.longest.Load()) }
 
 // logText collects what the program writes.
 type logText struct {

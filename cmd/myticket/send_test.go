@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -137,10 +138,7 @@ func TestSend_AnswerThatIsLost_IsADuplicate(t *testing.T) {
 func TestSend_ServerThatStartsLater_IsWaitedFor(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	address := listener.Addr().String()
-	require.NoError(t, listener.Close())
+	address, listen := reservePort(t)
 	ended := make(chan outcome, 1)
 	go func() {
 		var stdout, stderr bytes.Buffer
@@ -149,8 +147,7 @@ func TestSend_ServerThatStartsLater_IsWaitedFor(t *testing.T) {
 		ended <- outcome{code, stdout.String(), stderr.String()}
 	}()
 	time.Sleep(300 * time.Millisecond) // most likely it has tried by now
-	listener, err = net.Listen("tcp", address)
-	require.NoError(t, err)
+	listener := listen()
 	target, err := url.Parse(b.webhook)
 	require.NoError(t, err)
 	front := &http.Server{Handler: httputil.NewSingleHostReverseProxy(target)}
@@ -159,6 +156,25 @@ func TestSend_ServerThatStartsLater_IsWaitedFor(t *testing.T) {
 	o := <-ended
 	require.Zero(t, o.code, "%s", o.stderr)
 	require.Equal(t, 1, b.count(t, `SELECT count(*) FROM tickets`))
+}
+
+// reservePort returns an address that refuses connections until listen is called. It is bound all the time, so that nobody
+// else gets the port: not another test, and not an outgoing connection.
+func reservePort(t *testing.T) (address string, listen func() net.Listener) {
+	t.Helper()
+	socket, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	require.NoError(t, err)
+	file := os.NewFile(uintptr(socket), "reserved port")
+	t.Cleanup(func() { _ = file.Close() })
+	require.NoError(t, syscall.Bind(socket, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
+	bound, err := syscall.Getsockname(socket)
+	require.NoError(t, err)
+	return fmt.Sprintf("127.0.0.1:%d", bound.(*syscall.SockaddrInet4).Port), func() net.Listener {
+		require.NoError(t, syscall.Listen(socket, syscall.SOMAXCONN))
+		listener, err := net.FileListener(file)
+		require.NoError(t, err)
+		return listener
+	}
 }
 
 func TestSend_BearerToken(t *testing.T) {
@@ -255,7 +271,11 @@ func TestSend_AnswersThatAreNotAReceipt_AreFailures(t *testing.T) {
 			t.Parallel()
 			server := httptest.NewServer(test.answer)
 			t.Cleanup(server.Close)
-			o := runCommand(t, nil, "send", "--url", server.URL, "--retry-for=0s", "--timeout=1s")
+			timeout := patience
+			if name == "none in time" { // the others answer, however busy the machine is
+				timeout = time.Second
+			}
+			o := runCommand(t, nil, "send", "--url", server.URL, "--retry-for=0s", "--timeout", timeout.String())
 			require.Equal(t, 1, o.code)
 			for _, text := range test.says {
 				require.Contains(t, o.stderr, text)
@@ -267,7 +287,7 @@ func TestSend_AnswersThatAreNotAReceipt_AreFailures(t *testing.T) {
 
 func TestSend_WithoutAServer_FailsInTime(t *testing.T) {
 	t.Parallel()
-	o, r := sendReported(t, "--url=http://127.0.0.1:1/ticket", "--retry-for=1s")
+	o, r := sendReported(t, "--url=http://127.0.0.1:1/ticket", "--retry-for=3s")
 	require.Equal(t, 1, o.code)
 	require.Contains(t, o.stderr, "connection refused")
 	require.Contains(t, o.stderr, "It is safe to run it again")

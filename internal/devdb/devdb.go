@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/url"
 	"os"
@@ -398,18 +399,20 @@ func (s *Server) removeTemp() error {
 	return nil
 }
 
+// freePort returns a port of 127.0.0.1 that nobody listens on. It is below those that systems give to outgoing connections
+// (https://www.iana.org/assignments/service-names-port-numbers: from 49152; Linux: from 32768): while a server is away to be
+// started again, one of those could take its port, even its own clients'.
 func freePort(ctx context.Context) (int, error) {
-	var config net.ListenConfig
-	listener, err := config.Listen(ctx, "tcp4", "127.0.0.1:0")
-	if err != nil {
-		return 0, fmt.Errorf("find a free port on 127.0.0.1: %w", err)
+	const from, to, attempts = 15_000, 32_000, 100
+	var err error
+	for range attempts {
+		port := from + rand.N(to-from)
+		var config net.ListenConfig
+		var listener net.Listener
+		if listener, err = config.Listen(ctx, "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil {
+			return port, listener.Close()
+		}
 	}
-	defer func() { _ = listener.Close() }()
 
-	address, ok := listener.Addr().(*net.TCPAddr)
-	if !ok {
-		return 0, fmt.Errorf("find a free port on 127.0.0.1: unexpected address %s", listener.Addr())
-	}
-
-	return address.Port, nil
+	return 0, fmt.Errorf("find a free port on 127.0.0.1: %w", err)
 }

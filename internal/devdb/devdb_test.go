@@ -24,6 +24,9 @@ import (
 	"myticket/internal/devdb"
 )
 
+// patience bounds every wait for what must happen. Nothing takes nearly as long.
+const patience = time.Minute
+
 // ownerEnv makes this test binary a program that starts a server in the folder it names and waits.
 const ownerEnv = "MYTICKET_DEVDB_TEST_OWNER"
 
@@ -294,7 +297,7 @@ func TestKill_LosesNoCommit(t *testing.T) {
 	select {
 	case err := <-failed:
 		require.Error(t, err)
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("a query survived the server")
 	}
 	_, err := pgx.Connect(t.Context(), url)
@@ -331,7 +334,7 @@ func TestPause_LeavesConnectionsOpenAndUnanswered(t *testing.T) {
 	select {
 	case err := <-answered:
 		require.NoError(t, err, "the open connection goes on")
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("a resumed server does not answer")
 	}
 }
@@ -407,7 +410,7 @@ func TestServer_EndsWhenItsOwnerIsKilled(t *testing.T) {
 			require.NoError(t, owner.Process.Kill())
 			_ = owner.Wait()
 			for _, pid := range append(children, pid) {
-				assert.Eventually(t, func() bool { return !devdb.IsAlive(pid) }, 10*time.Second, 10*time.Millisecond)
+				assert.Eventually(t, func() bool { return !devdb.IsAlive(pid) }, patience, 10*time.Millisecond)
 			}
 		})
 	}

@@ -86,7 +86,7 @@ func TestDrain_WhatIsSteppedOver_IsKeptByARestart(t *testing.T) {
 	queue := spooledTickets(t, spool.Config{Dir: dir}, "slow", "a", "b", "c")
 	store := &memory{fails: is("slow")}
 	in := start(t, intake.Config{Spool: queue}, store, nil)
-	require.Eventually(t, func() bool { return queue.Stats().Tickets == 1 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return queue.Stats().Tickets == 1 }, 30*time.Second, time.Millisecond)
 	require.True(t, in.Available())
 	require.NoError(t, in.Close(t.Context()))
 	require.NoError(t, queue.Close())

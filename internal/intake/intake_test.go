@@ -194,7 +194,7 @@ func requireGivenUpInTime(t *testing.T) {
 	require.ErrorIs(t, err, intake.ErrUnavailable, "while the store is away it is not asked")
 
 	back.Store(true)
-	require.Eventually(t, in.Available, 10*time.Second, 5*time.Millisecond, "it comes back by itself")
+	require.Eventually(t, in.Available, 30*time.Second, 5*time.Millisecond, "it comes back by itself")
 	_, err = in.Accept(delivery(sample))
 	require.NoError(t, err)
 	assert.Positive(t, pings.Load())
@@ -308,6 +308,6 @@ func TestIntake_Close_AnswersWhatWasAcceptedAndRefusesTheRest(t *testing.T) {
 
 func awaitWaiting(t *testing.T, in *intake.Intake, tickets int) {
 	t.Helper()
-	require.Eventually(t, func() bool { return in.Waiting() == tickets }, 10*time.Second, time.Millisecond,
+	require.Eventually(t, func() bool { return in.Waiting() == tickets }, 30*time.Second, time.Millisecond,
 		"%d tickets should wait for a transaction", tickets)
 }

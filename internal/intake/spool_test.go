@@ -119,7 +119,7 @@ func TestIntake_StoreAway_TicketsAreSpooled_AndDrainedInOrder(t *testing.T) {
 	require.Equal(t, 50, queue.Stats().Tickets)
 	require.Empty(t, store.bodies())
 	store.away.Store(false)
-	require.Eventually(t, func() bool { return queue.Stats().Tickets == 0 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return queue.Stats().Tickets == 0 }, 30*time.Second, time.Millisecond)
 	require.Equal(t, want, store.bodies())
 	require.Equal(t, ticket.Error, store.stored[0].Ticket.Status, "they are read when they are drained")
 	r, err := in.Accept(delivery(sample))
@@ -209,7 +209,7 @@ func requireOverflow(t *testing.T, config intake.Config) {
 			}
 		})
 	}
-	require.Eventually(t, func() bool { return spooled.Load() >= 5 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return spooled.Load() >= 5 }, 30*time.Second, time.Millisecond)
 	close(held)
 	group.Wait()
 	assert.Equal(t, int32(16), spooled.Load()+treated.Load())
@@ -301,7 +301,7 @@ func TestIntake_DiskThatHangs_KeepsNothingFromAStoreThatIsBack(t *testing.T) {
 		}
 		group.Wait()
 		store.away.Store(false)
-		require.Eventually(t, in.Available, 10*time.Second, time.Millisecond, "it is noticed that Postgres is back")
+		require.Eventually(t, in.Available, 30*time.Second, time.Millisecond, "it is noticed that Postgres is back")
 		begin := time.Now()
 		r, err := in.Accept(delivery(sample))
 		require.NoError(t, err)
@@ -339,7 +339,7 @@ func TestIntake_StoreThatComesAndGoes_IsNeverLeftHalfAway(t *testing.T) {
 			require.Eventually(t, func() bool {
 				r, err := in.Accept(delivery(sample))
 				return err == nil && r.Status == ticket.Treated
-			}, 10*time.Second, 10*time.Millisecond)
+			}, 30*time.Second, 10*time.Millisecond)
 		})
 	}
 }
