@@ -45,18 +45,25 @@ func memoryLimit(root string) (limit int64, from string) {
 
 // clientLimits are what clients may make a server hold, as set or as derived.
 type clientLimits struct {
-	bodyBytes, connections, perPeer int
+	bodyBytes, connections, perPeer, waitingBytes int
 }
 
-// deriveLimits fills in what is not set, from the memory that there is: an eighth for bodies on their way, and a quarter for
-// what connections cost, as long as small bodies of all of them fit into the half of the first that is theirs.
+// leastWaitingBytes is the least that is derived for what waits.
+const leastWaitingBytes = 4 << 20
+
+// deriveLimits fills in what is not set, from the memory that there is: an eighth for bodies on their way, a sixteenth for
+// tickets that wait (and as much for those that are being read), and a fifth for what connections cost, as long as small
+// bodies of all of them fit into the half of the first that is theirs. docs/server.md adds up what a server takes by that.
 func (f *serverFlags) deriveLimits(memory int64) clientLimits {
-	l := clientLimits{int(f.BodyBytes), f.MaxConnections, f.MaxConnectionsPerPeer}
+	l := clientLimits{int(f.BodyBytes), f.MaxConnections, f.MaxConnectionsPerPeer, int(f.WaitingBytes)}
+	if l.waitingBytes == 0 {
+		l.waitingBytes = max(int(min(memory/16, math.MaxInt)), leastWaitingBytes)
+	}
 	if l.bodyBytes == 0 {
 		l.bodyBytes = max(int(min(memory/8, math.MaxInt)), 4*int(f.MaxBody))
 	}
 	if l.connections == 0 {
-		l.connections = max(1, min(mostConnections, int(memory/4)/httpapi.ConnectionCost(int(f.MaxHeader)), l.bodyBytes/2/httpapi.SmallBody))
+		l.connections = max(1, min(mostConnections, int(memory/5)/httpapi.ConnectionCost(int(f.MaxHeader)), l.bodyBytes/2/httpapi.SmallBody))
 	}
 	if l.perPeer < 0 {
 		if l.perPeer = max(fewestPerPeer, l.connections/4); l.perPeer >= l.connections {
@@ -69,7 +76,8 @@ func (f *serverFlags) deriveLimits(memory int64) clientLimits {
 // log says what was derived, and from what.
 func (l clientLimits) log(logger *slog.Logger, memory int64, from string) {
 	logger.Info("limits of clients", "memory", humanize.IBytes(uint64(max(0, memory))), "memory_from", from,
-		"body_bytes", l.bodyBytes, "max_connections", l.connections, "max_connections_per_peer", l.perPeer)
+		"body_bytes", l.bodyBytes,
+		"waiting_bytes", l.waitingBytes, "max_connections", l.connections, "max_connections_per_peer", l.perPeer)
 }
 
 // warnSecretsInArgs warns of a password in the arguments: whoever may list processes, and whoever sees a crash report, reads

@@ -67,16 +67,16 @@ func TestLimits_FollowFromTheMemory(t *testing.T) {
 	t.Parallel()
 	flags := serverFlags{MaxBody: 1 << 20, MaxHeader: 8 << 10, MaxConnectionsPerPeer: -1}
 	for memory, want := range map[int64]clientLimits{
-		8 << 30:   {1 << 30, 4096, 1024},
-		1 << 30:   {128 << 20, 4096, 1024},
-		256 << 20: {32 << 20, 1638, 409},
-		64 << 20:  {8 << 20, 409, 102},
-		1 << 20:   {4 << 20, 6, 0},
+		8 << 30:   {1 << 30, 4096, 1024, 512 << 20},
+		1 << 30:   {128 << 20, 4096, 1024, 64 << 20},
+		256 << 20: {32 << 20, 1310, 327, 16 << 20},
+		64 << 20:  {8 << 20, 327, 81, 4 << 20},
+		1 << 20:   {4 << 20, 5, 0, 4 << 20},
 	} {
 		require.Equal(t, want, flags.deriveLimits(memory), "%d", memory)
 	}
-	flags.BodyBytes, flags.MaxConnections, flags.MaxConnectionsPerPeer = 5<<20, 77, 0
-	require.Equal(t, clientLimits{5 << 20, 77, 0}, flags.deriveLimits(1<<30), "what is set is set")
+	flags.BodyBytes, flags.MaxConnections, flags.MaxConnectionsPerPeer, flags.WaitingBytes = 5<<20, 77, 0, 3
+	require.Equal(t, clientLimits{5 << 20, 77, 0, 3}, flags.deriveLimits(1<<30), "what is set is set")
 
 	root := t.TempDir()
 	write := func(file, content string) {

@@ -54,7 +54,7 @@ type serverFlags struct {
 	BatchBytes      byteSize      `env:"MYTICKET_BATCH_BYTES" default:"4MiB" group:"Batching" help:"Bytes that the tickets of one transaction may become at most: bodies, what was read, and the rows made of them. One ticket always fits. Default: ${default}."`
 	BatchesInFlight int           `env:"MYTICKET_BATCHES_IN_FLIGHT" default:"2" group:"Batching" help:"Transactions under way at once. Default: ${default}."`
 	WaitingTickets  int           `env:"MYTICKET_WAITING_TICKETS" default:"10000" group:"Batching" help:"Tickets waiting for a transaction at most; beyond it 503. Default: ${default}."`
-	WaitingBytes    byteSize      `env:"MYTICKET_WAITING_BYTES" default:"64MiB" group:"Batching" help:"Bytes that the tickets waiting for a transaction may become at most; beyond it they are spooled, or 503. As much again is for reading them. Default: ${default}."`
+	WaitingBytes    byteSize      `env:"MYTICKET_WAITING_BYTES" default:"0" group:"Batching" help:"Bytes that the tickets waiting for a transaction may become at most; beyond it they are spooled, or 503. As much again is for reading them. Default: a sixteenth of the memory limit."`
 	KeyTTL          time.Duration `env:"MYTICKET_KEY_TTL" default:"168h" group:"Batching" help:"How long an idempotency key is remembered. Default: ${default}."`
 
 	NewProductsRate       float64 `env:"MYTICKET_NEW_PRODUCTS_RATE" default:"10" group:"Products" help:"Products a second that the tickets of one source may add through this server, where its entry in the sources file says nothing else; a ticket beyond it is stored as ERROR. All sources without an entry share one rate. 0 for no limit. Default: ${default}."`
@@ -107,7 +107,7 @@ func (f *serverFlags) Validate() error {
 		{"batch-bytes", int64(f.BatchBytes), 1},
 		{"batches-in-flight", int64(f.BatchesInFlight), 1},
 		{"waiting-tickets", int64(f.WaitingTickets), 1},
-		{"waiting-bytes", int64(f.WaitingBytes), 1},
+		{"waiting-bytes", int64(f.WaitingBytes), 0},
 		{"new-products-burst", int64(f.NewProductsBurst), 1},
 		{"key-ttl", int64(f.KeyTTL), int64(time.Minute)},
 		{"spool-max-tickets", int64(f.SpoolMaxTickets), 1},
@@ -225,7 +225,7 @@ func (f *serverFlags) serve(
 	}
 	intakeConfig := intake.Config{
 		BatchTickets: f.BatchTickets, BatchBytes: int(f.BatchBytes), BatchesInFlight: f.BatchesInFlight,
-		WaitingTickets: f.WaitingTickets, WaitingBytes: int(f.WaitingBytes), Timeout: f.RequestTimeout,
+		WaitingTickets: f.WaitingTickets, WaitingBytes: limits.waitingBytes, Timeout: f.RequestTimeout,
 		KeyTTL: f.KeyTTL, Lease: f.TreatLease, Logger: logger, Metrics: intake.NewMetrics(registry),
 		OverflowWait: f.OverflowWait, StoreTimeout: f.DatabaseTimeout,
 	}

@@ -46,8 +46,7 @@ MYTICKET_PEER_HEADER the server knows who is behind it, and the limit holds agai
 */}}
 {{- define "myticket.peersAreProxies" -}}
 {{- $s := .Values.settings -}}
-{{- if and (or .Values.ingress.enabled .Values.httpRoute.enabled) (not (hasKey $s "MYTICKET_PEER_HEADER")) (not (hasKey $s "MYTICKET_MAX_CONNECTIONS_PER_PEER"))
-  (has "MYTICKET_MAX_CONNECTIONS_PER_PEER" (.Files.Lines "settings.txt")) }}true{{ end -}}
+{{- if and (or .Values.ingress.enabled .Values.httpRoute.enabled) (not (hasKey $s "MYTICKET_PEER_HEADER")) (not (hasKey $s "MYTICKET_MAX_CONNECTIONS_PER_PEER")) }}true{{ end -}}
 {{- end }}
 
 {{/* What Go may use of a container's memory limit, so that it collects garbage before the kernel kills it. */}}
