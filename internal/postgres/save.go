@@ -54,7 +54,8 @@ JOIN deliveries d ON d.source = i.source AND d.key = i.key
 LEFT JOIN tickets t ON t.received_at = d.ticket_received_at AND t.id = d.ticket_id`
 
 // Save stores entries, their products and their idempotency keys in one transaction. See intake.Store. It returns only
-// when the synchronous standbys have them, however often they were sent before.
+// when the synchronous standbys have them, however often they were sent before. A ticket that names new products beyond its
+// source's rate is stored as ERROR: its Status and Problems are set (ProblemNewProducts).
 func (s *Store) Save(ctx context.Context, entries []*intake.Entry) error {
 	again := false
 	gate := s.newProducts.gate()

@@ -314,6 +314,11 @@ func TestSettleProducts_ProductWhoseTicketsAreGone_IsSettledAndKeepsWhatItHas(t 
 	assert.Equal(t, "4 5", one[string](t, b, `SELECT string_agg(price::text, ' ' ORDER BY product_id) FROM products`))
 }
 
+func TestParams_OfNothing_AreArraysThatPostgresTakes(t *testing.T) {
+	t.Parallel()
+	require.NoError(t, setup(t).store.StoreNothing(t.Context()))
+}
+
 func TestSettleProducts_OneThatCannotBeSettled_KeepsNobodyFromIt(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

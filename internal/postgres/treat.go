@@ -65,7 +65,7 @@ func (s *Store) Claim(ctx context.Context, limit int, lease time.Duration) ([]tr
 	return claims, err
 }
 
-// Finish implements treatment.Store.
+// Finish implements treatment.Store. New products are limited as with Save.
 func (s *Store) Finish(ctx context.Context, c treatment.Claim) error {
 	entries := []*intake.Entry{{Ticket: *c.Ticket}}
 	gate := s.newProducts.gate()
