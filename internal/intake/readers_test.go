@@ -41,7 +41,7 @@ func TestIntake_LargeTickets_TakeTurns_AndSmallOnesPass(t *testing.T) {
 	in := start(t, intake.Config{Spool: queue, Parse: parse, OverflowWait: 50 * time.Millisecond}, store, nil)
 	var group sync.WaitGroup
 	var treated, spooled atomic.Int32
-	const tickets = 14
+	const tickets = 24
 	for range tickets {
 		group.Go(func() {
 			r, err := in.Accept(large(1<<20 - 1000))
