@@ -230,7 +230,8 @@ func (d *drainer) patience(entries []*Entry) time.Duration {
 		cost += e.Ticket.Cost()
 	}
 	share := max(float64(len(entries))/float64(config.DrainTickets), float64(cost)/float64(config.BatchBytes))
-	return config.StoreTimeout + time.Duration(min(share, 1)*float64(max(config.DrainTimeout-config.StoreTimeout, 0)))
+	least := min(config.StoreTimeout, config.DrainTimeout)
+	return least + time.Duration(min(share, 1)*float64(config.DrainTimeout-least))
 }
 
 // save stores tickets that were acknowledged: each must end in the store, or stay with us. It returns those that may leave

@@ -243,7 +243,7 @@ func (q *queue) overflowing(wait time.Duration) *batch {
 	if len(q.forStore) == 0 {
 		return nil
 	}
-	reason := ""
+	var reason string
 	switch {
 	case q.held() || q.flushed:
 		reason = overflowAway

@@ -283,7 +283,7 @@ func TestIntake_DiskThatHangs_KeepsNothingFromAStoreThatIsBack(t *testing.T) {
 		for range 10 {
 			group.Go(func() {
 				_, err := in.Accept(delivery(sample))
-				assert.ErrorIs(t, err, intake.ErrUnavailable) //nolint:testifylint // not the test's goroutine
+				assert.ErrorIs(t, err, intake.ErrUnavailable)
 			})
 		}
 		group.Wait()
