@@ -118,7 +118,7 @@ func TestDrain_ATicketThatIsNeverTaken_IsSetAside_AndTriedAgainByTheNext(t *test
 		defer queue.Close()
 		drained, err := intake.Drain(t.Context(), intake.Config{
 			Spool: queue, Logger: slog.New(slog.DiscardHandler),
-			StoreTimeout: 300 * time.Millisecond, DrainTimeout: 300 * time.Millisecond, DrainRetry: time.Millisecond, DrainTries: 3,
+			StoreTimeout: 10 * time.Second, DrainTimeout: 300 * time.Millisecond, DrainRetry: time.Millisecond, DrainTries: 3,
 		}, store)
 		require.NoError(t, err)
 		return drained, queue.Stats()

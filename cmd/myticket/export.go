@@ -23,8 +23,8 @@ func newFolder(path string) (root *os.Root, err error) {
 	case !found.IsDir():
 		return nil, fmt.Errorf("%s is not a folder (a link to one is none): nothing was written; name a new one", path)
 	case !ownedByUser(found) || found.Mode().Perm()&0o077 != 0:
-		return nil, fmt.Errorf("%s is not yours alone (%s): nothing was written, because others could change or read it; name a new folder",
-			path, found.Mode())
+		return nil, fmt.Errorf("%s is not yours alone (%s), so others could read or change what is in it: nothing was written; "+
+			"name a new folder", path, found.Mode())
 	}
 	if root, err = os.OpenRoot(path); err != nil {
 		return nil, err

@@ -14,16 +14,20 @@ func TestSpoolExport_FolderThatSomebodyPrepared_IsNotWrittenTo(t *testing.T) {
 	t.Parallel()
 	for name, prepare := range map[string]func(t *testing.T, to, other string){
 		"a link to another folder": func(t *testing.T, to, other string) {
+			t.Helper()
 			require.NoError(t, os.Symlink(other, to))
 		},
 		"a link to nothing": func(t *testing.T, to, other string) {
+			t.Helper()
 			require.NoError(t, os.Symlink(filepath.Join(other, "new"), to))
 		},
 		"a folder that others may write to": func(t *testing.T, to, _ string) {
+			t.Helper()
 			require.NoError(t, os.Mkdir(to, 0o700))
-			require.NoError(t, os.Chmod(to, 0o777)) //nolint:gosec // that is what is tried
+			require.NoError(t, os.Chmod(to, 0o777))
 		},
 		"a folder of another user": func(t *testing.T, to, _ string) {
+			t.Helper()
 			if os.Geteuid() != 0 {
 				t.Skip("needs root")
 			}
@@ -31,10 +35,12 @@ func TestSpoolExport_FolderThatSomebodyPrepared_IsNotWrittenTo(t *testing.T) {
 			require.NoError(t, os.Chown(to, 1234, 1234))
 		},
 		"a list that is a link": func(t *testing.T, to, other string) {
+			t.Helper()
 			require.NoError(t, os.Mkdir(to, 0o700))
 			require.NoError(t, os.Symlink(filepath.Join(other, "victim"), filepath.Join(to, "tickets.jsonl")))
 		},
 		"a file": func(t *testing.T, to, _ string) {
+			t.Helper()
 			require.NoError(t, os.WriteFile(to, []byte("kept"), 0o600))
 		},
 	} {

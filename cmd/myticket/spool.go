@@ -96,8 +96,8 @@ func (c spoolDrainCmd) Run(ctx context.Context, std streams) (err error) {
 	fmt.Fprintf(std.stdout, "%d tickets are in the database now, %d are left in the spool\n", drained.Stored, left)
 	switch aside := queue.Stats().Aside; {
 	case drained.Refused > 0:
-		err = errors.Join(err, fmt.Errorf("the database takes %d tickets in no form; they are kept in a .refused file in %s, and tried again by "+
-			"the next drain: the log above says why (docs/durability.md)", drained.Refused, c.Dir))
+		err = errors.Join(err, fmt.Errorf("the database takes %d tickets in no form; they are kept in a .refused file in %s, "+
+			"and tried again by the next drain: the log above says why (docs/durability.md)", drained.Refused, c.Dir))
 	case aside > 0:
 		fmt.Fprintf(std.stdout, "%d files were set aside in %s: see docs/durability.md\n", aside, c.Dir)
 	}

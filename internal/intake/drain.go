@@ -73,17 +73,21 @@ func Drain(ctx context.Context, config Config, store Store) (Drained, error) {
 	config.setDefaults()
 	d := newDrainer(&Intake{config: config, store: store})
 	for ctx.Err() == nil {
+		var pause time.Duration
 		switch step := d.step(ctx); {
 		case step.away || step.disk:
 			return d.total, step.err
-		case step.err != nil || step.stored > 0:
-			continue
-		case len(d.postponed) == 0:
-			return d.total, nil
+		case step.err != nil:
+			pause = drainPoll
+		case step.stored > 0:
+		case !d.tries():
+			return d.total, d.kept
+		default:
+			pause = d.nextRetry()
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(d.nextRetry()):
+		case <-time.After(pause):
 		}
 	}
 	return d.total, ctx.Err()
@@ -101,6 +105,7 @@ type drainer struct {
 	postponed map[uuid.UUID]postponed // what is stepped over, and still in the spool
 	retryAt   time.Time               // none of these is tried before that: most of the time is for others
 	total     Drained
+	kept      error // why a ticket that is to be set aside stays in the spool
 }
 
 type postponed struct {
@@ -196,6 +201,16 @@ func (d *drainer) due(now time.Time) (id uuid.UUID, ok bool) {
 	return id, ok
 }
 
+// tries reports whether a ticket is to be tried again before it is to be set aside.
+func (d *drainer) tries() bool {
+	for _, p := range d.postponed {
+		if p.tries < d.in.config.DrainTries {
+			return true
+		}
+	}
+	return false
+}
+
 // nextRetry returns how long there is nothing to do but to wait for the next retry.
 func (d *drainer) nextRetry() time.Duration {
 	var next time.Time
@@ -215,7 +230,8 @@ func (d *drainer) patience(entries []*Entry) time.Duration {
 		cost += e.Ticket.Cost()
 	}
 	share := max(float64(len(entries))/float64(config.DrainTickets), float64(cost)/float64(config.BatchBytes))
-	return config.StoreTimeout + time.Duration(min(share, 1)*float64(max(config.DrainTimeout-config.StoreTimeout, 0)))
+	least := min(config.StoreTimeout, config.DrainTimeout)
+	return least + time.Duration(min(share, 1)*float64(config.DrainTimeout-least))
 }
 
 // save stores tickets that were acknowledged: each must end in the store, or stay with us. It returns those that may leave
@@ -305,7 +321,8 @@ func (d *drainer) conclude(ctx context.Context, entries, done []*Entry, cause er
 		return again
 	}
 	if err := d.postpone(rest[0], cause); err != nil {
-		s.err, s.disk = errors.Join(cause, err), true
+		d.kept = err
+		s.err = errors.Join(cause, err)
 	}
 	return s
 }
@@ -336,7 +353,7 @@ func (d *drainer) postpone(e *Entry, cause error) error {
 		return nil
 	}
 	p.tries++
-	p.due = time.Now().Add(config.DrainRetry << min(p.tries-1, 6))
+	p.due = time.Now().Add(config.DrainRetry << min(p.tries-1, 10)) // one that cannot be set aside may wait for long
 	d.postponed[e.Ticket.ID] = p
 	if p.tries < config.DrainTries {
 		config.Metrics.steppedOver.Inc()

@@ -221,18 +221,19 @@ func (in *Intake) Accept(d Delivery) (Receipt, error) {
 			return r, err
 		}
 	}
-	b, late, err := in.enqueue(e)
+	waiting, err := in.enqueue(e)
 	if err != nil {
 		return Receipt{}, err
 	}
+	defer waiting.turn.end()
 	if answerBeforeCommit {
 		return Receipt{ID: e.Ticket.ID, Status: ticket.Treated}, nil
 	}
 	select {
-	case <-b.done:
-	case <-b.expired: // whatever holds it up; the entry is not ours to look at
+	case <-waiting.batch.done:
+	case <-waiting.batch.expired: // whatever holds it up; the entry is not ours to look at
 		return Receipt{}, ErrUnavailable
-	case <-late:
+	case <-waiting.late:
 		return Receipt{}, ErrUnavailable
 	}
 	switch {
@@ -258,33 +259,57 @@ func (in *Intake) read(t *ticket.Ticket) {
 	}
 }
 
+// queued is an entry that waits.
+type queued struct {
+	batch *batch
+	late  <-chan time.Time // for an entry that waited for a turn: its time is up when this says so
+	turn  turn             // to be ended when its sender is answered
+}
+
 // enqueue reads a ticket and has it wait for a transaction, or for the spool where it cannot be read: while the store is
 // away nobody needs to know what it says, and when too much is being read, or what it becomes is too much, the spool still
-// keeps it by its body alone. Late is for a ticket that waited for its turn to be read: its time is up when that ends.
-func (in *Intake) enqueue(e *Entry) (b *batch, late <-chan time.Time, err error) {
-	if in.config.Spool != nil && !in.Available() {
-		b, err = in.queue.addUnread(e, overflowAway)
-		return b, nil, err
+// keeps it by its body alone.
+func (in *Intake) enqueue(e *Entry) (queued, error) {
+	spools := in.config.Spool != nil
+	if spools && !in.Available() {
+		return in.enqueueUnread(e, overflowAway, time.Now())
 	}
 	start, patience := time.Now(), in.config.Timeout/2
-	if in.config.Spool != nil {
-		patience = min(patience, in.config.OverflowWait)
+	if spools {
+		patience = min(patience, in.config.OverflowWait/2)
 	}
+	var q queued
+	err := ErrOverloaded
 	t, waited, ok := in.reading.take(len(e.Ticket.Body), patience)
-	if waited {
-		late = time.After(in.config.Timeout - time.Since(start))
-	}
-	err = ErrOverloaded
 	if ok {
-		defer t.end()
 		in.read(&e.Ticket)
-		b, err = in.queue.add(e)
+		q.batch, err = in.queue.add(e)
+		t.end()
 	}
-	if errors.Is(err, ErrOverloaded) && in.config.Spool != nil {
+	if errors.Is(err, ErrOverloaded) && spools {
 		e.Ticket.Order, e.Ticket.Problems, e.Ticket.Status = ticket.Order{}, nil, ""
-		b, err = in.queue.addUnread(e, overflowFull)
+		return in.enqueueUnread(e, overflowFull, start)
 	}
-	return b, late, err
+	if waited {
+		q.late = time.After(time.Until(start.Add(in.config.Timeout)))
+	}
+	return q, err
+}
+
+// enqueueUnread has a ticket that came at start wait for the spool. A large one may wait for its turn for most of its time.
+func (in *Intake) enqueueUnread(e *Entry, reason string, start time.Time) (q queued, err error) {
+	t, _, ok := in.reading.takeUnread(&e.Ticket, time.Until(start.Add(in.config.Timeout*3/4)))
+	if !ok {
+		return queued{}, ErrOverloaded
+	}
+	if q.batch, err = in.queue.addUnread(e, reason); err != nil {
+		t.end()
+		return queued{}, err
+	}
+	if q.turn = t; t.class != nil {
+		q.late = time.After(time.Until(start.Add(in.config.Timeout)))
+	}
+	return q, nil
 }
 
 // Available reports whether the store took tickets when it was last asked to.

@@ -65,7 +65,8 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		}, []string{"outcome"}),
 		batchTickets: histogram("myticket_intake_batch_tickets", "Tickets in a batch.",
 			[]float64{1, 2, 4, 8, 16, 32, 64, 128, 256, 512}),
-		batchBytes: histogram("myticket_intake_batch_bytes", "What the tickets of a batch become, in bytes: their bodies, what was read, and the rows that are made of both.",
+		batchBytes: histogram("myticket_intake_batch_bytes",
+			"What the tickets of a batch become, in bytes: bodies, what was read, and the rows made of them.",
 			prometheus.ExponentialBuckets(256, 8, 7)),
 		wait: histogram("myticket_intake_wait_seconds", "How long the oldest ticket of a batch waited for its transaction to begin.",
 			seconds),
@@ -88,7 +89,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		}),
 		steppedOver: auto.NewCounter(prometheus.CounterOpts{
 			Name: "myticket_spool_stepped_over_total",
-			Help: "Times that a ticket of the spool was stepped over, because the database does not take it and takes others; it is tried again some times.",
+			Help: "Times that a ticket of the spool was stepped over, because the database takes others; it is tried again some times.",
 		}),
 	}
 	overflow := auto.NewCounterVec(prometheus.CounterOpts{

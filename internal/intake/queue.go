@@ -33,7 +33,8 @@ func (b *batch) fail(err error) {
 	}
 }
 
-// largeCost is what makes a ticket a large one: those may take half of what waits, so that they never keep out all others.
+// largeCost is what makes a ticket that was read a large one: those may take half of what waits, so that they never keep
+// out all others.
 const largeCost = 1 << 20
 
 // queue is where entries wait, already grouped into batches: the last one of a list is open for more, those before it are
@@ -87,7 +88,7 @@ func (q *queue) addUnread(e *Entry, reason string) (*batch, error) {
 func (q *queue) put(list *[]*batch, e *Entry, reason string) (*batch, error) {
 	q.dropExpired()
 	cost, large := e.Ticket.Cost(), 0
-	if cost > largeCost {
+	if cost > largeCost && reason == "" { // the others have a budget: readers.unread
 		large = cost
 	}
 	switch {
@@ -242,7 +243,7 @@ func (q *queue) overflowing(wait time.Duration) *batch {
 	if len(q.forStore) == 0 {
 		return nil
 	}
-	reason := ""
+	var reason string
 	switch {
 	case q.held() || q.flushed:
 		reason = overflowAway

@@ -176,7 +176,7 @@ func TestIntake_StoreBehind_OverflowsAfterTheWait_AndBeforeTheTimeout(t *testing
 		"waits too long":    {OverflowWait: 50 * time.Millisecond, StoreTimeout: time.Minute, Timeout: time.Minute},
 		"too many wait":     {OverflowWait: time.Minute, StoreTimeout: time.Minute, Timeout: time.Minute, WaitingTickets: 20},
 		"does not answer":   {OverflowWait: time.Minute, StoreTimeout: 50 * time.Millisecond, Timeout: time.Minute},
-		"must be answered":  {OverflowWait: time.Minute, StoreTimeout: time.Minute, Timeout: 200 * time.Millisecond},
+		"must be answered":  {OverflowWait: time.Minute, StoreTimeout: time.Minute, Timeout: 2 * time.Second},
 		"too many bytes do": {OverflowWait: time.Minute, StoreTimeout: time.Minute, Timeout: time.Minute, WaitingBytes: 20 * sampleCost()},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -296,7 +296,7 @@ func TestIntake_DiskThatHangs_KeepsNothingFromAStoreThatIsBack(t *testing.T) {
 		for range 10 {
 			group.Go(func() {
 				_, err := in.Accept(delivery(sample))
-				assert.ErrorIs(t, err, intake.ErrUnavailable) //nolint:testifylint // not the test's goroutine
+				assert.ErrorIs(t, err, intake.ErrUnavailable)
 			})
 		}
 		group.Wait()

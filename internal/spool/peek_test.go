@@ -22,7 +22,8 @@ func TestSpool_DiskThatHangs_HoldsUpNobodyWhoReads(t *testing.T) {
 	require.NoError(t, s.Put([]*intake.Entry{first}))
 	release := s.HangDisk()
 	putting := make(chan error, 1)
-	go func() { putting <- s.Put([]*intake.Entry{entry(t, "second")}) }()
+	second := entry(t, "second")
+	go func() { putting <- s.Put([]*intake.Entry{second}) }()
 	read := make(chan struct{})
 	go func() {
 		defer close(read)
