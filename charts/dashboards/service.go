@@ -242,6 +242,15 @@ func service() *dashboard.DashboardBuilder {
 			},
 			alerts: []string{"MyticketServerDown"},
 		},
+		panel{
+			id: 53, title: "Maintenance", look: curves, unit: count,
+			about: "Tickets of a full default partition that no query finds until they were moved, and what of maintenance failed. The log says why.",
+			queries: []query{
+				{`max(myticket_strays{namespace="$namespace"})`, "tickets to be moved"},
+				{`sum by (task) (increase(myticket_maintenance_failures_total{namespace="$namespace"}[$__rate_interval]))`, "failed: {{task}}"},
+			},
+			alerts: []string{"MyticketMaintenanceFailing"},
+		},
 	)
 	return board.WithVariable(choice("servers", "Servers", `label_values(myticket_build_info{namespace="$namespace"}, pod)`).
 		Multi(true).IncludeAll(true))

@@ -36,7 +36,8 @@ func Replicated() map[string]string {
 // takes it away, Restart brings it back, Promote makes it a primary, and Stop ends it and removes its folder. No commit
 // waits for it unless RequireStandby says so.
 func (s *Server) StartStandby(ctx context.Context) (*Server, error) {
-	standby := &Server{config: Config{Settings: s.config.Settings, Log: s.config.Log, Progress: s.config.Progress, BinDir: s.binaries.dir}}
+	standby := &Server{config: s.config}
+	standby.config.Dir, standby.config.Port, standby.config.BinDir = "", 0, s.binaries.dir
 	if err := standby.prepare(ctx); err != nil {
 		return nil, err
 	}
@@ -99,8 +100,8 @@ func (s *Server) copyFrom(ctx context.Context, primary *Server) error {
 func (b binaries) basebackup() (string, error) {
 	const name = "pg_basebackup"
 	candidates := []string{filepath.Join(b.dir, name)}
-	if real, err := filepath.EvalSymlinks(b.postgres()); err == nil {
-		candidates = append(candidates, filepath.Join(filepath.Dir(real), name))
+	if linked, err := filepath.EvalSymlinks(b.postgres()); err == nil {
+		candidates = append(candidates, filepath.Join(filepath.Dir(linked), name))
 	}
 	for _, path := range candidates {
 		if _, err := os.Stat(path); err == nil {

@@ -78,8 +78,8 @@ var encryption = []string{"none", "require", "verify-ca", "verify-full"}
 // (https://www.postgresql.org/docs/current/libpq-ssl.html#LIBPQ-SSL-SSLMODE-STATEMENTS), and a Unix socket is never encrypted.
 func checkEncryption(demanded string, config *pgx.ConnConfig) error {
 	least, weakest, host := slices.Index(encryption, demanded), len(encryption), ""
-	servers := append([]*pgconn.FallbackConfig{{Host: config.Host, Port: config.Port, TLSConfig: config.TLSConfig}}, config.Fallbacks...)
-	for _, s := range servers {
+	first := &pgconn.FallbackConfig{Host: config.Host, Port: config.Port, TLSConfig: config.TLSConfig}
+	for _, s := range append([]*pgconn.FallbackConfig{first}, config.Fallbacks...) {
 		network, _ := pgconn.NetworkAddress(s.Host, s.Port)
 		if has := encryptionOf(s.TLSConfig); network != "unix" && has < weakest {
 			weakest, host = has, s.Host
@@ -88,7 +88,7 @@ func checkEncryption(demanded string, config *pgx.ConnConfig) error {
 	if weakest >= least {
 		return nil
 	}
-	return fmt.Errorf("the database URL contradicts %[1]s=%[2]s, for it is content with less encryption of connections to %[3]s (%[4]s): "+
+	return fmt.Errorf("the database URL contradicts %[1]s=%[2]s, because it lets connections to %[3]s have less encryption (%[4]s): "+
 		"none is made, and no ticket is stored; put sslmode=%[2]s into the URL, or unset %[1]s if less is meant",
 		sslModeEnv, demanded, host, encryption[weakest])
 }

@@ -215,6 +215,7 @@ func TestStore_URLThatCannotBeTakenOver_LeavesTheOneBefore(t *testing.T) {
 	require.Zero(t, log.count("hunter2"))
 }
 
+//nolint:paralleltest // it sets a variable of the environment
 func TestOpen_URLThatAsksForLessThanTheEnvironmentDemands_IsRefused(t *testing.T) {
 	root := filepath.Join(t.TempDir(), "ca.crt")
 	require.NoError(t, os.WriteFile(root, []byte(newAuthority(t).rootFile()), 0o600))

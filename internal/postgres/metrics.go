@@ -67,7 +67,8 @@ var (
 	poolOpened   = describe("postgres_connections_opened_total", "Connections that were made.")
 
 	jobFailures = describe("maintenance_failures_total",
-		"Times that a job of maintenance failed or was not done in time, by job: partitions, strays, settle or count. It is repeated.", "job")
+		"Times that a task of maintenance failed or was not done in time, by task: partitions, strays, settle or count. "+
+			"It is repeated.", "task")
 
 	schemaVersion = describe("schema_version", "Version of the database's schema.")
 	schemaNeeded  = describe("schema_needed_version", "Version of the schema that this server needs.")

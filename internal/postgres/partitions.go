@@ -163,7 +163,7 @@ type upkeep struct {
 //
 // It does not wait for standbys, because nobody is told that something is stored: what is stored after it waits for both.
 // So its locks hold up nobody while a standby is missing.
-func (s *Store) keepUp(ctx context.Context, doing string, work func(ctx context.Context, up upkeep) error) (mine bool, err error) {
+func (s *Store) keepUp(ctx context.Context, doing string, work func(upkeep) error) (mine bool, err error) {
 	settings := fmt.Sprintf(`SET LOCAL lock_timeout = '%dms'; SET LOCAL idle_in_transaction_session_timeout = '5s';
 		SET LOCAL synchronous_commit = 'local'; SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO'`,
 		quietLockTimeout.Milliseconds())
@@ -181,7 +181,7 @@ func (s *Store) keepUp(ctx context.Context, doing string, work func(ctx context.
 			if err := tx.QueryRow(ctx, defaultPartition).Scan(&up.schema, &up.partition, &up.defaultName); err != nil {
 				return err
 			}
-			return work(ctx, up)
+			return work(up)
 		})
 	})
 	if busy {
@@ -258,7 +258,7 @@ var always = span{time.Date(-4000, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(200_00
 
 // crowded reports whether the default partition holds more than may be moved at once.
 func (s *Store) crowded(ctx context.Context) (crowded bool, err error) {
-	_, err = s.keepUp(ctx, "look into the default partition", func(ctx context.Context, up upkeep) error {
+	_, err = s.keepUp(ctx, "look into the default partition", func(up upkeep) error {
 		tickets, tooMuch, err := up.load(ctx, always)
 		crowded = tooMuch && tickets > 0
 		return err
@@ -268,7 +268,7 @@ func (s *Store) crowded(ctx context.Context) (crowded bool, err error) {
 
 // strayPeriods returns the periods of the tickets in the default partition, at most 400 at once.
 func (s *Store) strayPeriods(ctx context.Context, period Period) (spans []span, err error) {
-	_, err = s.keepUp(ctx, "look into the default partition", func(ctx context.Context, up upkeep) error {
+	_, err = s.keepUp(ctx, "look into the default partition", func(up upkeep) error {
 		if up.partition == "" {
 			return nil
 		}
@@ -295,7 +295,7 @@ func (s *Store) ensureSpan(ctx context.Context, wanted span) ([]string, error) {
 		var made []string
 		tooMuch := false
 		doing := fmt.Sprintf("make the partitions from %s to %s", wanted.from.Format(time.DateOnly), wanted.to.Format(time.DateOnly))
-		mine, err := s.keepUp(ctx, doing, func(ctx context.Context, up upkeep) (err error) {
+		mine, err := s.keepUp(ctx, doing, func(up upkeep) (err error) {
 			made, tooMuch = nil, false
 			gaps, err := up.gaps(ctx, wanted)
 			if err != nil || len(gaps) == 0 {

@@ -165,8 +165,10 @@ JOIN pg_partitioned_table p ON p.partrelid = i.inhparent
 WHERE i.inhparent = 'tickets'::regclass AND c.relname = $1 AND c.oid <> p.partdefid`
 
 func dropPartition(ctx context.Context, tx pgx.Tx, name string, evenUnfinished bool) error {
-	// While it holds its locks everything waits. Should the client vanish, the server does not wait for it.
-	settings := fmt.Sprintf(`SET LOCAL lock_timeout = '%dms'; SET LOCAL idle_in_transaction_session_timeout = '5s'`,
+	// While it holds its locks everything waits. Should the client vanish, the server does not wait for it, and its commit
+	// does not wait for a standby that is missing: after a failover the partition may be there again, and is dropped again.
+	settings := fmt.Sprintf(`SET LOCAL lock_timeout = '%dms'; SET LOCAL idle_in_transaction_session_timeout = '5s';
+		SET LOCAL synchronous_commit = 'local'`,
 		dropLockTimeout.Milliseconds())
 	if _, err := tx.Exec(ctx, settings); err != nil {
 		return err

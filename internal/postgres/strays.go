@@ -31,7 +31,7 @@ ORDER BY length(c.relname), c.relname`
 // setAside puts an empty table in the place of the default partition, whose table becomes one of strayTables. Everything
 // waits for that, and it takes no longer than the few catalog rows it writes.
 func (s *Store) setAside(ctx context.Context) error {
-	_, err := s.keepUp(ctx, "set the default partition aside", func(ctx context.Context, up upkeep) error {
+	_, err := s.keepUp(ctx, "set the default partition aside", func(up upkeep) error {
 		if _, tooMuch, err := up.load(ctx, always); err != nil || !tooMuch { // another process was faster
 			return err
 		}
@@ -46,7 +46,8 @@ func (s *Store) setAside(ctx context.Context) error {
 		return up.run(ctx,
 			`ALTER TABLE tickets DETACH PARTITION `+up.partition,
 			`ALTER TABLE `+up.partition+` RENAME TO `+aside,
-			`COMMENT ON TABLE `+up.schema+`.`+aside+` IS 'Tickets of a full default partition. MyTicket moves them to tickets, and drops this table when it is empty'`,
+			`COMMENT ON TABLE `+up.schema+`.`+aside+` IS 'Tickets of a full default partition. '
+				'MyTicket moves them to tickets, and drops this table when it is empty'`,
 			`CREATE TABLE `+fresh+` (LIKE tickets INCLUDING ALL)`,
 			`ALTER TABLE tickets ATTACH PARTITION `+fresh+` DEFAULT`,
 		)
@@ -192,7 +193,7 @@ func (m *mover) movePiece(ctx context.Context, before time.Time) (n int, err err
 	ctx, cancel := context.WithTimeout(ctx, pieceTimeout)
 	defer cancel()
 	var last place
-	mine, err := m.store.keepUp(ctx, "move tickets that were set aside", func(ctx context.Context, up upkeep) error {
+	mine, err := m.store.keepUp(ctx, "move tickets that were set aside", func(up upkeep) error {
 		columns, err := up.columns(ctx, m.table)
 		if err != nil {
 			return err
@@ -220,12 +221,12 @@ func (m *mover) movePiece(ctx context.Context, before time.Time) (n int, err err
 
 // drop drops the table once nothing is in it.
 func (m *mover) drop(ctx context.Context) error {
-	mine, err := m.store.keepUp(ctx, "drop an empty table of tickets that were set aside", func(ctx context.Context, up upkeep) error {
-		var any bool
+	mine, err := m.store.keepUp(ctx, "drop an empty table of tickets that were set aside", func(up upkeep) error {
+		var left bool
 		if err := up.run(ctx, `LOCK TABLE `+m.table+` IN ACCESS EXCLUSIVE MODE`); err != nil {
 			return err
 		}
-		if err := up.QueryRow(ctx, `SELECT EXISTS (SELECT FROM `+m.table+`)`).Scan(&any); err != nil || any {
+		if err := up.QueryRow(ctx, `SELECT EXISTS (SELECT FROM `+m.table+`)`).Scan(&left); err != nil || left {
 			return err // another process could not move them; the next round tries
 		}
 		return up.run(ctx, `DROP TABLE `+m.table)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,14 +20,14 @@ import (
 var strayDay = time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
 
 // addStrays fills the default partition: each a second after the one before. One in a thousand is TO_TREAT.
-func addStrays(t *testing.T, b *testBundle, n int, from time.Time, body string) {
+func addStrays(t *testing.T, b *testBundle, n int, from time.Time) {
 	t.Helper()
 	_, err := b.pool.Exec(t.Context(), `
 		INSERT INTO tickets (id, received_at, source, body, status, next_attempt_at)
-		SELECT gen_random_uuid(), $2::timestamptz + i * interval '1 s', 'stray', $3::text::bytea, s,
+		SELECT gen_random_uuid(), $2::timestamptz + i * interval '1 s', 'stray', 'stray', s,
 		       CASE WHEN s = 'TO_TREAT' THEN now() - interval '1 h' END
 		FROM generate_series(0, $1::int - 1) i, LATERAL (SELECT CASE WHEN i % 1000 = 7 THEN 'TO_TREAT' ELSE 'TREATED' END AS s) x`,
-		n, from, body)
+		n, from)
 	require.NoError(t, err)
 }
 
@@ -53,16 +54,16 @@ func TestEnsurePartitions_FullDefaultPartition_IsEmptiedInPiecesAndHoldsUpNobody
 	t.Parallel()
 	b := setup(t)
 	const strays = 120_000 // of a day and a bit
-	addStrays(t, b, strays, strayDay, "stray")
+	addStrays(t, b, strays, strayDay)
 	repeated := one[uuid.UUID](t, b, `SELECT id FROM tickets ORDER BY received_at DESC LIMIT 1`)
 
 	// Tickets come all the time: those of today have no partition either when it begins.
-	ctx, stop := context.WithCancel(t.Context())
+	var stopped atomic.Bool
 	var live sync.WaitGroup
 	var longest time.Duration
 	var saved int
 	live.Go(func() {
-		for i := 0; ctx.Err() == nil; i++ {
+		for i := 0; !stopped.Load(); i++ {
 			start := time.Now()
 			if !assert.NoError(t, b.store.Save(t.Context(), []*intake.Entry{entry(t, body(fmt.Sprint(i), "Café,a,2"))})) {
 				return
@@ -103,7 +104,7 @@ func TestEnsurePartitions_FullDefaultPartition_IsEmptiedInPiecesAndHoldsUpNobody
 	assert.True(t, more)
 	moved = moveAll(t, b)
 	assert.Equal(t, strays-before, moved)
-	stop()
+	stopped.Store(true)
 	live.Wait()
 	assert.Positive(t, saved)
 	t.Logf("%d tickets, the longest waited %s", saved, longest)
@@ -143,13 +144,13 @@ func TestEnsurePartitions_TableOfTheSameName_IsLeftAlone(t *testing.T) {
 	b := setup(t)
 	exec(t, b, `CREATE TABLE tickets_20260301_20260302 (LIKE tickets)`) // as after DETACH PARTITION
 	exec(t, b, `CREATE TABLE tickets_strays_1 (mine text)`)
-	addStrays(t, b, 3, strayDay, "stray")
+	addStrays(t, b, 3, strayDay)
 	made, err := b.store.EnsurePartitions(t.Context(), postgres.Day, 0, time.Now())
 	require.NoError(t, err)
 	assert.Contains(t, made, "tickets_20260301_20260302_1")
 	assert.Equal(t, 3, one[int](t, b, `SELECT count(*) FROM tickets_20260301_20260302_1`))
 
-	addStrays(t, b, 6000, strayDay.AddDate(0, 0, 7), "stray")
+	addStrays(t, b, 6000, strayDay.AddDate(0, 0, 7))
 	_, err = b.store.EnsurePartitions(t.Context(), postgres.Day, 0, time.Now())
 	require.NoError(t, err)
 	assert.Equal(t, 6000, one[int](t, b, `SELECT count(*) FROM tickets_strays_2`))
@@ -167,8 +168,8 @@ func TestEnsurePartitions_WhatCannotBeMoved_StopsNothingElse(t *testing.T) {
 			t.Parallel()
 			b := setup(t)
 			exec(t, b, `CREATE TYPE tickets_20260301_20260302 AS ENUM ('in the way')`) // a table would need a type of that name
-			addStrays(t, b, 10, strayDay, "stray")
-			addStrays(t, b, strays, strayDay.AddDate(0, 0, 1), "stray")
+			addStrays(t, b, 10, strayDay)
+			addStrays(t, b, strays, strayDay.AddDate(0, 0, 1))
 			made, err := b.store.EnsurePartitions(t.Context(), postgres.Day, 2, time.Now())
 			assert.GreaterOrEqual(t, len(made), 3, "the partitions of the next days come first")
 			if name == "few" {
@@ -193,7 +194,7 @@ func TestEnsurePartitions_WhatCannotBeMoved_StopsNothingElse(t *testing.T) {
 func TestEnsurePartitions_SomebodyReadsForLong_InsertsDoNotWaitBehindIt(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	addStrays(t, b, 6000, strayDay, "stray")
+	addStrays(t, b, 6000, strayDay)
 	tx, err := b.pool.Begin(t.Context())
 	require.NoError(t, err)
 	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()

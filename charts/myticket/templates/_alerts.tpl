@@ -199,6 +199,16 @@ groups:
         annotations:
           summary: Tickets that are TO_TREAT wait too long, or are too many
           description: They are stored, but nobody reads them, so they are not in orders and products.
+      - alert: MyticketMaintenanceFailing
+        expr: |-
+          sum by (namespace) (increase(myticket_maintenance_failures_total{ {{- $server }},task=~"partitions|strays"}[15m])) > 10
+            or max by (namespace) (min_over_time(myticket_strays{ {{- $server }}}[1h])) > 0
+        for: 5m
+        labels: {severity: warning}
+        panel: myticket-service/53
+        annotations:
+          summary: Partitions of tickets are not made, or tickets of a full default partition are not moved
+          description: No ticket is lost. Those that wait to be moved are found by no query, and are not treated.
 
   - name: {{ $name }}.database
     rules:
