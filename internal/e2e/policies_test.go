@@ -5,6 +5,7 @@ package e2e
 import (
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -46,7 +47,7 @@ func TestNetworkPolicies_CloseWhatNobodyNeeds(t *testing.T) {
 		for _, w := range list {
 			r.until(fmt.Sprintf("%s: %s/%s reaches port %d: %t", what, w.from.namespace, w.pod, w.port, open), func() (bool, string) {
 				is := w.from.reaches(w.pod, w.to, w.port)
-				return is == open, fmt.Sprint(is)
+				return is == open, strconv.FormatBool(is)
 			})
 		}
 	}
