@@ -181,7 +181,7 @@ func TestSend_BearerToken(t *testing.T) {
 	t.Parallel()
 	b := setupSources(t)
 	address := b.webhook + "/ticket/bearer"
-	o := runCommand(t, nil, "send", "--url", address, "--bearer-file", write(t, "token", "new-token\n"))
+	o := runCommand(t, nil, "send", "--url", address, "--bearer-file", write(t, "token", "new-token-0123456789\n"))
 	require.Zero(t, o.code, "%s", o.stderr)
 
 	o = runCommand(t, nil, "send", "--url", address, "--bearer-file", write(t, "token", "no-token"))
