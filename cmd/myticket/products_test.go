@@ -45,7 +45,7 @@ func TestProductsList_PrintsTheCommandOfTheNextPage(t *testing.T) {
 func TestNewProducts_BeyondTheRateOfASource_AreAnsweredErrorAndCounted(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "sources.json")
-	require.NoError(t, os.WriteFile(file, []byte(`{"free": {"new_products_rate": 0}, "till": {"new_products_burst": 1}}`), 0o600))
+	require.NoError(t, os.WriteFile(file, []byte(`{"free": {"new_products_rate": 0}, "till": {"new_products_burst": 1}, "*": {}}`), 0o600))
 	b := setup(t, "--sources-file", file, "--new-products-rate", "0.00001", "--new-products-burst", "2")
 	for i, test := range []struct {
 		source string

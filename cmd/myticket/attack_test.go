@@ -1,0 +1,286 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+
+	"myticket/internal/devdb/pgtest"
+	"myticket/internal/ticket"
+)
+
+// The tests of this file do what an attacker or bad luck did, over the whole program, and look at what is stored. What many of
+// them at once cost is shown by `make chaos -only hostile`.
+
+// wide is a ticket of 1 MiB with 97 columns beside those that are known, and lines of nothing but commas.
+func wide(char string) string {
+	const columns, nameLength = 97, 64
+	var b strings.Builder
+	b.WriteString("Order: 1\nVAT: 3.10\nTotal: 16.90\n\nproduct,product_id,price")
+	for i := range columns {
+		number := fmt.Sprint(i)
+		b.WriteString("," + strings.Repeat(char, nameLength-len(number)) + number)
+	}
+	line := "\nx,wide,1" + strings.Repeat(",", columns)
+	for b.Len()+len(line) <= mebibyte {
+		b.WriteString(line)
+	}
+	return b.String()
+}
+
+func TestAttack_TicketsThatBecomeMoreThanTheyAre_AreStoredSmall(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	repeat := func(head, pattern string) string {
+		return head + strings.Repeat(pattern, (mebibyte-len(head))/len(pattern))
+	}
+	head := "Order: 1\nVAT: 3.10\nTotal: 16.90\n"
+	list := head + "\nproduct,product_id,price\n"
+	for name, text := range map[string]string{
+		"columns": wide("n"), "columns of control characters": wide("\x01"), "columns of emoji": wide("😀"),
+		"columns of quotes": strings.ReplaceAll(wide("n"), "nnn", `"""`), "lines": repeat(list, "x,aaaa,1\n"),
+		"lines of control characters": repeat(list, "\x01,\x01,1\n"), "records": repeat(head, "a:b\n"),
+		"records of control characters": repeat(head, "a:\x01\x01\x01\x01\n"), "problems": repeat(list, ",,\n"), "Latin-1": repeat(list, "\xff,\xff,1\n"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := b.submit(t, "/ticket", text)
+			stored := b.ticket(t, r.ID)
+			requireSameBytes(t, text, stored.Body)
+			require.Equal(t, r.Status, stored.Status)
+			if r.Status == ticket.Error {
+				require.NotEmpty(t, r.Problems, "whoever sent it is told why")
+			}
+			besides := b.count(t, `SELECT coalesce(octet_length(lines::text), 0) + coalesce(octet_length(extra::text), 0) +
+				coalesce(octet_length(problems::text), 0) FROM tickets WHERE id = $1`, r.ID)
+			require.LessOrEqual(t, besides, ticket.MaxStoredBytes+mebibyte, "bytes that are stored beside the body")
+		})
+	}
+}
+
+// One address may hold as many connections as it likes: whoever comes from another one is served.
+func TestAttack_IdleConnectionsOfOneAddress_LockNobodyOut(t *testing.T) {
+	t.Parallel()
+	const connections = 64
+	b := setup(t, "--max-connections", fmt.Sprint(connections), "--max-connections-per-peer", fmt.Sprint(connections/2))
+	for i := range 2 * connections {
+		conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 3)}}).
+			DialContext(t.Context(), "tcp", strings.TrimPrefix(b.webhook, "http://"))
+		if err != nil {
+			continue // so many are enough for the server
+		}
+		defer conn.Close()
+		if i%2 == 0 {
+			_, _ = io.WriteString(conn, "POST /tick")
+		}
+	}
+	dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
+	b.client = &http.Client{Transport: &http.Transport{DialContext: dialer.DialContext, DisableKeepAlives: true}}
+	for range 10 {
+		b.submit(t, "/ticket", sample(t))
+	}
+	require.Equal(t, 10, b.count(t, `SELECT count(*) FROM tickets`))
+}
+
+// A signature is of the id, the time and the body. Whatever else a captured request is given, it is the same delivery.
+func TestAttack_SignedRequestSentAgainWithAnotherKey_IsNoNewTicket(t *testing.T) {
+	t.Parallel()
+	b := setupSources(t)
+	text := sample(t)
+	signed := sign(t, webhookSecret, "msg_1", time.Now(), text)
+	first := b.submit(t, "/ticket/signed", text, signed...)
+	for i := range 3 {
+		again := b.submit(t, "/ticket/signed", text, append(signed, "Idempotency-Key", fmt.Sprint("another ", i))...)
+		require.True(t, again.Duplicate)
+		require.Equal(t, first.ID, again.ID)
+	}
+	// And nobody can use up a key that a signed delivery will have.
+	other := sign(t, webhookSecret, "msg_2", time.Now(), text+"\n")
+	b.submit(t, "/ticket/signed", text+"\n", append(other, "Idempotency-Key", "msg_3")...)
+	true3 := b.submit(t, "/ticket/signed", text, sign(t, webhookSecret, "msg_3", time.Now(), text)...)
+	require.False(t, true3.Duplicate)
+	require.Equal(t, 3, b.count(t, `SELECT count(*) FROM tickets`))
+}
+
+func TestAttack_SecondContentEncoding_IsLookedAt(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, b.webhook+"/ticket", strings.NewReader(sample(t)))
+	require.NoError(t, err)
+	request.Header["Content-Encoding"] = []string{"identity", "gzip"}
+	response, err := b.client.Do(request)
+	require.NoError(t, err)
+	defer response.Body.Close()
+	require.Equal(t, http.StatusUnsupportedMediaType, response.StatusCode)
+	require.Zero(t, b.count(t, `SELECT count(*) FROM tickets`))
+}
+
+// Its first argument may be a password.
+func TestAttack_CommandLineOfTheProcess_IsNotServed(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	require.NotEqual(t, http.StatusOK, b.get(t, b.internal+"/debug/pprof/cmdline").status)
+	require.Equal(t, http.StatusOK, b.get(t, b.internal+"/debug/pprof/goroutine?debug=1").status)
+}
+
+// A product whose tickets are gone settles, and keeps no other from it.
+func TestAttack_ProductsWithoutTickets_SettleAndHoldUpNobody(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.submit(t, "/ticket", body("1", "Coffee,c,2"))
+	b.exec(t, `UPDATE products SET unsettled_since = now() - interval '1 hour'`)
+	b.exec(t, `INSERT INTO products (product_id, name, price, first_seen_at, last_seen_at, changed_at, ticket_id, unsettled_since)
+		SELECT 'gone-' || i, 'Gone', 1, at, at, at, gen_random_uuid(), now() - interval '1 hour'
+		FROM generate_series(1, 3) i, (SELECT now() - interval '1 day' AS at) a`)
+	await(t, "every product is settled", func() bool {
+		return b.count(t, `SELECT count(*) FROM products WHERE unsettled_since IS NOT NULL`) == 0
+	})
+	require.Equal(t, "Coffee 2", b.products(t)["c"])
+}
+
+// Strays of a day whose partition somebody has detached are moved all the same. Those that cannot be moved at all keep no
+// others from it, nor the partitions that are made ahead.
+func TestAttack_StraysThatCannotBeMoved_HoldUpNoPartition(t *testing.T) {
+	t.Parallel()
+	b := &testBundle{databaseURL: pgtest.New(t)}
+	b.pool = openPool(t, b.databaseURL)
+	stray := func(source, at string) {
+		b.exec(t, `INSERT INTO tickets (id, received_at, source, body, status)
+			SELECT gen_random_uuid(), '`+at+`'::timestamptz + i * interval '1 s', '`+source+`', '', 'TREATED' FROM generate_series(1, 100) i`)
+	}
+	b.exec(t, `CREATE TABLE tickets_20200102_20200103 (LIKE tickets INCLUDING ALL)`) // as DETACH PARTITION leaves it
+	stray("stuck", "2020-01-01 12:00:00Z")
+	stray("s", "2020-01-02 12:00:00Z")
+	stray("s", "2999-01-01 12:00:00Z")
+	b.exec(t, `ALTER TABLE tickets ADD CONSTRAINT nothing_stuck CHECK (source <> 'stuck') NOT VALID`)
+	b.server = serve(t, b.databaseURL)
+	b.awaitReady(t)
+	r := b.submit(t, "/ticket", sample(t))
+	await(t, "the strays that can be moved are", func() bool {
+		return b.count(t, `SELECT count(*) FROM tickets_default WHERE source <> 'stuck'`) == 0
+	})
+	require.Equal(t, 301, b.count(t, `SELECT count(*) FROM tickets`))
+	require.Equal(t, 100, b.count(t, `SELECT count(*) FROM tickets_default`))
+	require.Equal(t, 1, b.count(t, `SELECT count(*) FROM tickets WHERE id = $1 AND tableoid <> 'tickets_default'::regclass`, r.ID))
+}
+
+// silentProxy stands before Postgres. It can fall silent on the connections that there are, as a firewall does that has
+// forgotten them: they stay open, and nobody answers. New ones are well.
+type silentProxy struct {
+	mu     sync.Mutex
+	silent chan struct{} // closed for the connections that were opened before
+}
+
+func newSilentProxy(t *testing.T, databaseURL string) (p *silentProxy, url string) {
+	t.Helper()
+	p = &silentProxy{silent: make(chan struct{})}
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	backend, url := swapHost(t, databaseURL, listener.Addr().String())
+	ctx, cancel := context.WithCancel(context.Background())
+	var pipes sync.WaitGroup
+	t.Cleanup(func() { cancel(); _ = listener.Close(); pipes.Wait() })
+	pipes.Go(func() {
+		for {
+			front, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			p.mu.Lock()
+			silent := p.silent
+			p.mu.Unlock()
+			pipes.Go(func() { pipe(ctx, front, backend, silent) })
+		}
+	})
+	return p, url
+}
+
+func swapHost(t *testing.T, databaseURL, host string) (before, after string) {
+	t.Helper()
+	u, err := url.Parse(databaseURL)
+	require.NoError(t, err)
+	before, u.Host = u.Host, host
+	return before, u.String()
+}
+
+func pipe(ctx context.Context, front net.Conn, backend string, silent <-chan struct{}) {
+	defer front.Close()
+	back, err := (&net.Dialer{}).DialContext(ctx, "tcp", backend)
+	if err != nil {
+		return
+	}
+	defer back.Close()
+	done := make(chan struct{}, 2)
+	pass := func(to, from net.Conn) {
+		defer func() { done <- struct{}{} }()
+		buffer := make([]byte, 64<<10)
+		for {
+			n, err := from.Read(buffer)
+			select {
+			case <-silent:
+				<-ctx.Done() // what came is lost, and nobody is told
+				return
+			default:
+			}
+			if n > 0 {
+				if _, err := to.Write(buffer[:n]); err != nil {
+					return
+				}
+			}
+			if err != nil {
+				return
+			}
+		}
+	}
+	go pass(back, front)
+	go pass(front, back)
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}
+
+// fallSilent makes every connection that is open now useless.
+func (p *silentProxy) fallSilent() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	close(p.silent)
+	p.silent = make(chan struct{})
+}
+
+// Whatever a server does in the background goes on when its connections go silent.
+func TestAttack_ConnectionsThatGoSilent_StopNeitherTicketsNorTreatment(t *testing.T) {
+	t.Parallel()
+	b := &testBundle{databaseURL: pgtest.New(t)}
+	b.pool = openPool(t, b.databaseURL)
+	proxy, url := newSilentProxy(t, b.databaseURL)
+	b.server = serve(t, url, "--spool-dir", t.TempDir(), "--database-timeout", "500ms", "--overflow-wait", "500ms")
+	b.awaitReady(t)
+	var ids []uuid.UUID
+	for range 3 {
+		r := b.submit(t, "/ticket", sample(t))
+		ids = append(ids, r.ID)
+		proxy.fallSilent()
+		b.exec(t, `UPDATE tickets SET status = 'TO_TREAT', next_attempt_at = now()`)
+		await(t, "all tickets are treated again", func() bool {
+			return b.count(t, `SELECT count(*) FROM tickets WHERE status = 'TO_TREAT'`) == 0
+		})
+		await(t, "tickets are stored at once again", func() bool {
+			return b.post(t, "/ticket", sample(t)).status == http.StatusOK
+		})
+	}
+	await(t, "the spool is drained", func() bool { return b.metric(t, "myticket_spool_tickets") == 0 })
+	for _, id := range ids {
+		require.Equal(t, ticket.Treated, b.ticket(t, id).Status)
+	}
+}
