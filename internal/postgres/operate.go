@@ -147,10 +147,10 @@ func (f TicketFilter) conditions(before ...any) *conditions {
 	return c
 }
 
-// Tickets returns at most limit tickets, the newest first, without their bodies and what only those say. After is the last ticket of the page
-// before, or uuid.Nil. It reads no partition outside of the times, and finds an order number, and what is TO_TREAT or
-// ERROR, by their indexes. There is none for DISMISSED, for a source or for a problem: those are looked for back in
-// time until there are enough of them.
+// Tickets returns at most limit tickets, the newest first, without their bodies and what only those say. After is the last
+// ticket of the page before, or uuid.Nil. It reads no partition outside of the times, and finds an order number, and what is
+// TO_TREAT or ERROR, by their indexes. There is none for DISMISSED, for a source or for a problem: those are looked for back
+// in time until there are enough of them.
 func (s *Store) Tickets(ctx context.Context, filter TicketFilter, after uuid.UUID, limit int) ([]StoredTicket, error) {
 	sql, args := filter.page(after, limit)
 	rows, err := s.pool.Query(ctx, sql, args...)

@@ -99,8 +99,8 @@ type candidate struct {
 
 // PruneProducts removes the products that only the named tickets have made: no other TREATED ticket names them, as the bodies
 // say. It looks at most at limit products, holds a bounded number of them and one ticket at a time in memory, and may be
-// repeated: when it fails, what was removed before stays so. With dryRun it only counts. Products that a ticket has named within two
-// minutes are left alone.
+// repeated: when it fails, what was removed before stays so. With dryRun it only counts. Products that a ticket has named
+// within two minutes are left alone.
 //
 // A ticket that waits in a spool says nothing yet; when it is drained, what it names comes back.
 func (s *Store) PruneProducts(ctx context.Context, selection PruneSelection, limit int, dryRun bool) (Pruned, error) {

@@ -343,7 +343,7 @@ func TestSettleProducts_OneThatCannotBeSettled_KeepsNobodyFromIt(t *testing.T) {
 		}
 	}
 	require.NotEmpty(t, failures)
-	assert.ErrorContains(t, failures[0], `"p0"`)
+	require.ErrorContains(t, failures[0], `"p0"`)
 	assert.Equal(t, "p0", one[string](t, b, `SELECT string_agg(product_id, ' ' ORDER BY product_id) FROM products WHERE unsettled_since IS NOT NULL`))
 	assert.Equal(t, 7, one[int](t, b, `SELECT count(*) FROM products WHERE price = 2`))
 	exec(t, b, `DROP TRIGGER no ON products`)

@@ -17,9 +17,9 @@ type size struct {
 const (
 	// A line as JSON: {"product":"","product_id":"","price":}, and an amount, which has at most 20 characters.
 	lineJSON = 40 + MaxAmountDigits + MaxAmountScale + len("-.")
-	// A header record as JSON: {"name":"","value":""},
+	// A header record as JSON with a comma: {"name":"","value":""}.
 	fieldJSON = 23
-	// A problem as JSON: {"line":,"code":"","message":""}, and a line's number
+	// A problem as JSON: {"line":,"code":"","message":""}, a comma, and a line's number.
 	problemJSON = 36 + 20
 	// A product's parameters: the length of each (int4), its price, the ticket's id, three times, and a bool.
 	productParams = 8*4 + 21 + 16 + 3*8 + 1
@@ -58,7 +58,7 @@ func (t *Ticket) Cost() int {
 }
 
 // withoutLines returns the Order without its lines, and without the memory of the text that it was read from.
-func (o Order) withoutLines() Order {
+func (o *Order) withoutLines() Order {
 	short := Order{Number: strings.Clone(o.Number), VAT: o.VAT, Total: o.Total}
 	short.size.text = len(short.Number)
 	for _, f := range o.Extra {

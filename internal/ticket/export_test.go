@@ -1,7 +1,8 @@
 package ticket
 
 // Content returns the Order without what it took to read it: two texts may say the same.
-func (o Order) Content() Order {
-	o.size = size{}
-	return o
+func (o *Order) Content() Order {
+	content := *o
+	content.size = size{}
+	return content
 }

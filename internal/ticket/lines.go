@@ -202,7 +202,8 @@ func (p *parser) tooLarge(number int) bool {
 	if p.order.StoredBytes() <= MaxStoredBytes {
 		return false
 	}
-	p.giveUp(number, ProblemTooLarge, fmt.Sprintf("what was read up to here takes more than %d bytes as it is stored", MaxStoredBytes))
+	p.giveUp(number, ProblemTooLarge,
+		fmt.Sprintf("what was read up to here takes more than %d bytes as it is stored", MaxStoredBytes))
 	return true
 }
 

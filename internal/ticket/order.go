@@ -7,7 +7,7 @@ const fewLines = 24
 
 // Products returns what an order says about products: each once, in the order of its first line, with the words of its
 // last one.
-func (o Order) Products() []Product {
+func (o *Order) Products() []Product {
 	products := make([]Product, 0, len(o.Lines))
 	if len(o.Lines) <= fewLines {
 	lines:
@@ -37,7 +37,7 @@ func (o Order) Products() []Product {
 
 // AppendText appends the order in the form of the sample. Parse reads the same Order from it, for every Order that Parse
 // has returned without problems.
-func (o Order) AppendText(b []byte) []byte {
+func (o *Order) AppendText(b []byte) []byte {
 	b = append(append(b, "Order: "...), o.Number...)
 	b = o.VAT.AppendText(append(b, "\nVAT: "...))
 	b = o.Total.AppendText(append(b, "\nTotal: "...))
