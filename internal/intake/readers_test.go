@@ -72,7 +72,7 @@ func TestIntake_LargeTickets_TakeTurns_AndSmallOnesPass(t *testing.T) {
 func TestIntake_LargeTicketsThatWait_LeaveRoomForSmallOnes(t *testing.T) {
 	t.Parallel()
 	saving, commit := make(chan struct{}, 100), make(chan struct{})
-	in := start(t, intake.Config{BatchesInFlight: 1, WaitingBytes: 16 << 20}, &scriptedStore{save: func(context.Context, []*intake.Entry) error {
+	in := start(t, intake.Config{BatchesInFlight: 1, WaitingBytes: 12 << 20}, &scriptedStore{save: func(context.Context, []*intake.Entry) error {
 		saving <- struct{}{}
 		<-commit
 		return nil
@@ -86,12 +86,12 @@ func TestIntake_LargeTicketsThatWait_LeaveRoomForSmallOnes(t *testing.T) {
 	}
 	accept(delivery(sample), nil)
 	<-saving
-	accept(large(150_000), nil) // becomes 3 MiB, and so does the next
+	accept(large(90_000), nil) // becomes 2.5 MiB, and so does the next
 	awaitWaiting(t, in, 1)
-	accept(large(150_000), nil)
+	accept(large(90_000), nil)
 	awaitWaiting(t, in, 2)
 	for range 3 {
-		_, err := in.Accept(large(150_000))
+		_, err := in.Accept(large(90_000))
 		require.ErrorIs(t, err, intake.ErrOverloaded)
 	}
 	for range 100 {

@@ -6,7 +6,7 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"myticket/internal/ticket"
 )
@@ -36,15 +36,17 @@ func (s *Store) Ping(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("make an id: %w", err)
 	}
-	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		if err := takenBack(ctx, tx, insertProbe, id, at); err != nil && !refused(err) {
+	err = s.on(ctx, func(conn *pgxpool.Conn) error {
+		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+			if err := takenBack(ctx, tx, insertProbe, id, at); err != nil && !refused(err) {
+				return err
+			}
+			if err := takenBack(ctx, tx, emitProbe); err != nil && !isCode(err, insufficientPrivilege) {
+				return err
+			}
+			_, err := tx.Exec(ctx, lockProbe)
 			return err
-		}
-		if err := takenBack(ctx, tx, emitProbe); err != nil && !hasCode(err, insufficientPrivilege) {
-			return err
-		}
-		_, err := tx.Exec(ctx, lockProbe)
-		return err
+		})
 	})
 	if err == nil {
 		return nil
@@ -52,7 +54,7 @@ func (s *Store) Ping(ctx context.Context) error {
 	if broken(err) {
 		s.pool.Reset()
 	}
-	if hasCode(err, readOnlyTransaction) {
+	if isCode(err, readOnlyTransaction) {
 		err = fmt.Errorf("the server is read-only, so it is a standby, or a primary that was demoted: %w", err)
 	}
 	return explain("ask the database", err)
@@ -63,11 +65,6 @@ const (
 	insufficientPrivilege = "42501"
 	readOnlyTransaction   = "25006"
 )
-
-func hasCode(err error, code string) bool {
-	var pgErr *pgconn.PgError
-	return errors.As(err, &pgErr) && pgErr.Code == code
-}
 
 // takenBack runs a statement behind a savepoint, and returns to that.
 func takenBack(ctx context.Context, tx pgx.Tx, sql string, args ...any) error {
