@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -38,6 +39,10 @@ func (c *devCmd) Run(ctx context.Context, std streams, command *kong.Context) (e
 	}
 	if c.SpoolDir == "" {
 		c.SpoolDir = filepath.Join(c.DataDir, "spool")
+	}
+	// The throwaway Postgres is on this machine and has no certificate, whatever is demanded of others.
+	if err := os.Unsetenv("PGSSLMODE"); err != nil {
+		return fmt.Errorf("leave PGSSLMODE out: %w", err)
 	}
 	database, err := devdb.Start(ctx, devdb.Config{Dir: c.DataDir, Port: c.PostgresPort, Progress: std.stderr})
 	if err != nil {
