@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -137,10 +138,7 @@ func TestSend_AnswerThatIsLost_IsADuplicate(t *testing.T) {
 func TestSend_ServerThatStartsLater_IsWaitedFor(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	address := listener.Addr().String()
-	require.NoError(t, listener.Close())
+	address, listen := reserve(t)
 	ended := make(chan outcome, 1)
 	go func() {
 		var stdout, stderr bytes.Buffer
@@ -149,8 +147,7 @@ func TestSend_ServerThatStartsLater_IsWaitedFor(t *testing.T) {
 		ended <- outcome{code, stdout.String(), stderr.String()}
 	}()
 	time.Sleep(300 * time.Millisecond) // most likely it has tried by now
-	listener, err = net.Listen("tcp", address)
-	require.NoError(t, err)
+	listener := listen()
 	target, err := url.Parse(b.webhook)
 	require.NoError(t, err)
 	front := &http.Server{Handler: httputil.NewSingleHostReverseProxy(target)}
@@ -159,6 +156,25 @@ func TestSend_ServerThatStartsLater_IsWaitedFor(t *testing.T) {
 	o := <-ended
 	require.Zero(t, o.code, "%s", o.stderr)
 	require.Equal(t, 1, b.count(t, `SELECT count(*) FROM tickets`))
+}
+
+// reserve takes a port on which nobody listens until listen is called. One that was only free a moment ago may be another
+// test's by then.
+func reserve(t *testing.T) (address string, listen func() net.Listener) {
+	t.Helper()
+	socket, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK, 0)
+	require.NoError(t, err)
+	file := os.NewFile(uintptr(socket), "reserved")
+	t.Cleanup(func() { _ = file.Close() })
+	require.NoError(t, syscall.Bind(socket, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
+	bound, err := syscall.Getsockname(socket)
+	require.NoError(t, err)
+	return fmt.Sprintf("127.0.0.1:%d", bound.(*syscall.SockaddrInet4).Port), func() net.Listener {
+		require.NoError(t, syscall.Listen(socket, 128))
+		listener, err := net.FileListener(file)
+		require.NoError(t, err)
+		return listener
+	}
 }
 
 func TestSend_BearerToken(t *testing.T) {

@@ -168,7 +168,8 @@ func (l *connections) refuse(c net.Conn, status int) {
 		}
 		r := retryLater(status, "too_many_connections", retryOverloaded, detail)
 		_ = c.SetWriteDeadline(time.Now().Add(lingerTime))
-		_, err := fmt.Fprintf(c, "HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Type: %s\r\nRetry-After: %d\r\nContent-Length: %d\r\n\r\n%s",
+		_, err := fmt.Fprintf(c, "HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Type: %s\r\n"+
+			"Retry-After: %d\r\nContent-Length: %d\r\n\r\n%s",
 			status, http.StatusText(status), r.ContentType, r.RetryAfter, len(r.Body), r.Body)
 		if err == nil {
 			linger(c)

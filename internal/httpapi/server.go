@@ -245,11 +245,12 @@ func (s *Server) ticket(c *fiber.Ctx) (err error) {
 			s.refuse(c, r, s.webhook.bodyFailed(err, conn))
 			return nil
 		}
-	} else if refused, ok := s.webhook.Admit(r.Source, headersBefore(h), len(c.BodyRaw())); !ok { // fasthttp gives none to a handler alone
-		s.refuse(c, r, refused)
-		return nil
-	} else {
+	} else { // only where the handler is called without the server, which did not look at the head then
 		r.Body = bytes.Clone(c.BodyRaw())
+		if refused, ok := s.webhook.Admit(r.Source, headersBefore(h), len(r.Body)); !ok {
+			s.refuse(c, r, refused)
+			return nil
+		}
 	}
 	whole = true
 	s.answer(c, r)
