@@ -151,6 +151,18 @@ func (l *connections) count() int {
 	return len(l.open)
 }
 
+// idling returns how many connections could be closed for a new one.
+func (l *connections) idling() (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for c := range l.open {
+		if c.since.Load() > 0 {
+			n++
+		}
+	}
+	return n
+}
+
 // refuse answers a connection that gets no place, besides the accepting of others. When very many are refused at once, the
 // rest is closed without an answer.
 func (l *connections) refuse(c net.Conn, status int) {

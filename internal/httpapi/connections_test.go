@@ -40,20 +40,28 @@ func TestConnections_ThatIdle_AreClosedForNewOnes_LongestFirst(t *testing.T) {
 	busy := connect(t, address)
 	busy.writef(t, small)
 	<-accepter.entered
+	idling := func(want float64) {
+		t.Helper()
+		await(t, "so many idle", func() bool { return metric(t, registry, "myticket_http_connections_idle") == want })
+	}
+	silent := connect(t, address)
+	idling(1)
 	headless := connect(t, address) // it has sent a part of a request
 	headless.writef(t, "POST /ticket HTTP/1.1\r\nHost:")
-	silent := connect(t, address)
 	await(t, "three are open", func() bool { return metric(t, registry, "myticket_http_connections") == 3 })
+	idling(1) // not the headless one
 	idle := connect(t, address)
 	idle.writef(t, "GET /ping HTTP/1.1\r\nHost: test\r\n\r\n")
 	status, _, _ := idle.answer(t)
 	require.Equal(t, http.StatusOK, status)
 
+	idling(2)
 	next := connect(t, address)
 	next.writef(t, "GET /ping HTTP/1.1\r\nHost: test\r\n\r\n")
 	status, _, _ = next.answer(t)
 	require.Equal(t, http.StatusOK, status)
 	silent.requireClosed(t)
+	idling(2)
 	another := connect(t, address)
 	another.writef(t, "GET /ping HTTP/1.1\r\nHost: test\r\n\r\n")
 	status, _, _ = another.answer(t)

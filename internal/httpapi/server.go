@@ -155,6 +155,10 @@ func (s *Server) registerConnections(config Config) {
 		Name: "myticket_http_connections",
 		Help: "Open connections to the webhook.",
 	}, of(func(l *connections) int64 { return int64(l.count()) }))
+	auto.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "myticket_http_connections_idle",
+		Help: "Open connections to the webhook of which no request is under way; the one that idles longest goes first.",
+	}, of(func(l *connections) int64 { return int64(l.idling()) }))
 	auto.NewGauge(prometheus.GaugeOpts{
 		Name: "myticket_http_max_connections",
 		Help: "Connections to the webhook that may be open at once.",
