@@ -63,7 +63,8 @@ func (f *serverFlags) deriveLimits(memory int64) clientLimits {
 		l.bodyBytes = max(int(min(memory/8, math.MaxInt)), 4*int(f.MaxBody))
 	}
 	if l.connections == 0 {
-		l.connections = max(1, min(mostConnections, int(memory/5)/httpapi.ConnectionCost(int(f.MaxHeader)), l.bodyBytes/2/httpapi.SmallBody))
+		each := httpapi.ConnectionCost(int(f.MaxHeader))
+		l.connections = max(1, min(mostConnections, int(memory/5)/each, l.bodyBytes/2/httpapi.SmallBody))
 	}
 	if l.perPeer < 0 {
 		if l.perPeer = max(fewestPerPeer, l.connections/4); l.perPeer >= l.connections {

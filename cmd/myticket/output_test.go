@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"encoding/json"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/alecthomas/kong"
 	"github.com/stretchr/testify/require"
 )
 
@@ -21,19 +23,19 @@ func TestPrintJSON_ShowsNothingThatATerminalObeys_AndMeansTheSame(t *testing.T) 
 		"bidi":     "a\u202eb\u2066c\u2069\u200f\u061c",
 		"hidden":   "a\u200b\u2060\ufeff\u00ad\U000e0041b",
 		"lines":    "a\u2028\u2029\u0085b",
-		"shown":    `Café <é> & "✓" \ 日本 🙂`,
+		"shown":    `Café <é> & "✓" \ Ελ 🙂`,
 		"\u202eky": "a key",
 	}
 	raw := struct {
-		Raw json.RawMessage
-		Map map[string]string
+		Raw json.RawMessage   `json:"raw"`
+		Map map[string]string `json:"map"`
 	}{json.RawMessage("{\"k\":\"\u009b\u202e\"}"), value}
 	var printed bytes.Buffer
 	require.NoError(t, printJSON(&printed, raw))
 	for _, r := range printed.String() {
-		require.True(t, r == '\n' || strings.ContainsRune("Café <é> & \"✓\" \\ 日本 🙂", r) || r > ' ' && r < 0x7f, "%U", r)
+		require.True(t, r == '\n' || strings.ContainsRune("Café <é> & \"✓\" \\ Ελ 🙂", r) || r > ' ' && r < 0x7f, "%U", r)
 	}
-	require.Contains(t, printed.String(), `Café <é> & \"✓\" \\ 日本 🙂`, "what prints stays readable")
+	require.Contains(t, printed.String(), `Café <é> & \"✓\" \\ Ελ 🙂`, "what prints stays readable")
 	again := raw
 	again.Map = nil
 	require.NoError(t, json.Unmarshal(printed.Bytes(), &again))
@@ -106,4 +108,22 @@ func TestServe_ForgetsNoKeyOfASignedTicketTooEarly(t *testing.T) {
 	o := runCommand(t, nil, "serve", "--database-url", unreachable, "--sources-file", file, "--key-ttl=9m")
 	require.Equal(t, 1, o.code)
 	require.Contains(t, o.stderr, "--key-ttl must be at least 10m0s")
+}
+
+// What is started to try MyTicket, without credentials, is nobody else's.
+func TestDev_ListensOnThisMachineOnly_UnlessToldOtherwise(t *testing.T) {
+	t.Parallel()
+	parse := func(args ...string) (c cli) {
+		parser, err := kong.New(&c, kong.Name("myticket"))
+		require.NoError(t, err)
+		_, err = parser.Parse(args)
+		require.NoError(t, err)
+		return c
+	}
+	dev := parse("dev").Dev
+	require.Equal(t, []string{"127.0.0.1:9098", "127.0.0.1:9099"}, []string{dev.HTTPAddr, dev.AdminAddr})
+	require.Contains(t, dev.whatToTry(&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 9098}, "URL"), "--http-addr=:9098")
+	require.NotContains(t, dev.whatToTry(&net.TCPAddr{IP: net.IPv6unspecified, Port: 9098}, "URL"), "--http-addr")
+	require.Equal(t, ":1", parse("dev", "--http-addr=:1").Dev.HTTPAddr)
+	require.Equal(t, []string{":9098", ":9099"}, []string{parse("serve").Serve.HTTPAddr, parse("serve").Serve.AdminAddr})
 }

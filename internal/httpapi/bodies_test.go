@@ -47,7 +47,7 @@ func metric(t *testing.T, registry *prometheus.Registry, name string) (sum float
 	return 0
 }
 
-func (c *connection) write(t *testing.T, format string, args ...any) {
+func (c *connection) writef(t *testing.T, format string, args ...any) {
 	t.Helper()
 	_, err := fmt.Fprintf(c, format, args...)
 	require.NoError(t, err)
@@ -72,7 +72,7 @@ func TestRequest_IsRefusedBeforeItsBody(t *testing.T) {
 	accepter := &keeper{}
 	address := listenWith(t, httpapi.Config{}, accepter, sources)
 	first := connect(t, address)
-	first.write(t, "POST /ticket/slow HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\nx")
+	first.writef(t, "POST /ticket/slow HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\nx")
 	status, _, body := first.answer(t)
 	require.Equal(t, http.StatusOK, status, body)
 
@@ -113,7 +113,7 @@ func TestRequest_IsRefusedBeforeItsBody(t *testing.T) {
 			t.Run(name+", "+way, func(t *testing.T) {
 				t.Parallel()
 				c := connect(t, address)
-				c.write(t, "POST /ticket/%s HTTP/1.1\r\nHost: test\r\n%s%s\r\n", test.source, test.headers, framing)
+				c.writef(t, "POST /ticket/%s HTTP/1.1\r\nHost: test\r\n%s%s\r\n", test.source, test.headers, framing)
 				status, _, body := c.answer(t)
 				require.Equal(t, test.status, status, body)
 				require.Contains(t, body, `"code":"`+test.code+`"`)
@@ -125,7 +125,7 @@ func TestRequest_IsRefusedBeforeItsBody(t *testing.T) {
 		t.Run("too long, "+name, func(t *testing.T) {
 			t.Parallel()
 			c := connect(t, address)
-			c.write(t, "POST /ticket/open HTTP/1.1\r\nHost: test\r\nContent-Length: 1048577\r\n%s\r\n", framing)
+			c.writef(t, "POST /ticket/open HTTP/1.1\r\nHost: test\r\nContent-Length: 1048577\r\n%s\r\n", framing)
 			status, _, body := c.answer(t)
 			require.Equal(t, http.StatusRequestEntityTooLarge, status, body)
 		})
@@ -170,15 +170,15 @@ func TestBodies_TakeMemoryAsTheyCome(t *testing.T) {
 	connections := make([]*connection, senders)
 	for i := range connections {
 		connections[i] = connect(t, address)
-		connections[i].write(t, "POST /ticket HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n%s", mebibyte, strings.Repeat("x", 100))
+		connections[i].writef(t, "POST /ticket HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n%s", mebibyte, strings.Repeat("x", 100))
 	}
 	held := func() int { return int(metric(t, registry, "myticket_http_body_bytes")) }
 	await(t, "all bodies have begun", func() bool { return held() == senders*httpapi.SmallBody })
-	connections[0].write(t, "%s", strings.Repeat("x", 99_900))
+	connections[0].writef(t, "%s", strings.Repeat("x", 99_900))
 	await(t, "one has grown with what came of it", func() bool { return held() > senders*httpapi.SmallBody+90_000 })
 	require.LessOrEqual(t, held(), senders*httpapi.SmallBody+2*100_000)
 
-	connections[0].write(t, "%s", strings.Repeat("x", mebibyte-100_000))
+	connections[0].writef(t, "%s", strings.Repeat("x", mebibyte-100_000))
 	status, _, body := connections[0].answer(t)
 	require.Equal(t, http.StatusOK, status, body)
 	require.Len(t, accepter.deliveries[0].Body, mebibyte)
@@ -209,6 +209,7 @@ func TestBudget_OfLargeBodies_LeavesRoomForSmallOnes(t *testing.T) {
 		})
 		go func() {
 			if response, err := http.ReadResponse(c.reader, nil); err == nil {
+				_ = response.Body.Close()
 				answers <- fmt.Sprint(response.StatusCode, response.Header.Get("Retry-After"))
 			}
 		}()
@@ -224,7 +225,7 @@ func TestBudget_OfLargeBodies_LeavesRoomForSmallOnes(t *testing.T) {
 	require.LessOrEqual(t, metric(t, registry, "myticket_http_body_bytes"), float64(budget/2))
 	for range 50 {
 		c := connect(t, address)
-		c.write(t, post+"Content-Length: %d\r\n\r\n%s", httpapi.SmallBody, strings.Repeat("x", httpapi.SmallBody))
+		c.writef(t, post+"Content-Length: %d\r\n\r\n%s", httpapi.SmallBody, strings.Repeat("x", httpapi.SmallBody))
 		status, _, body := c.answer(t)
 		require.Equal(t, http.StatusOK, status, body)
 	}
@@ -236,17 +237,17 @@ func TestBudget_ThatIsUsedUp_RefusesBeforeTheBody_AndBeforeContinue(t *testing.T
 	const length = 12 << 10 // of which 8 KiB are counted with the small ones, and which needs both while it grows
 	address := listenWith(t, httpapi.Config{Registry: registry, MaxBody: length, BodyBytes: 40 << 10}, &keeper{}, httpapi.OpenSources())
 	held := connect(t, address)
-	held.write(t, "POST /ticket HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n%s", length, strings.Repeat("x", 10_000))
+	held.writef(t, "POST /ticket HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n%s", length, strings.Repeat("x", 10_000))
 	await(t, "there is no room for another one", func() bool { return metric(t, registry, "myticket_http_body_bytes") == length })
 	for _, expect := range []string{"", "Expect: 100-continue\r\n"} {
 		c := connect(t, address)
-		c.write(t, "POST /ticket HTTP/1.1\r\nHost: test\r\n%sContent-Length: 10000\r\n\r\n", expect)
+		c.writef(t, "POST /ticket HTTP/1.1\r\nHost: test\r\n%sContent-Length: 10000\r\n\r\n", expect)
 		status, header, body := c.answer(t)
 		require.Equal(t, http.StatusServiceUnavailable, status, body)
 		require.Contains(t, body, `"code":"overloaded"`)
 		require.Equal(t, "1", header.Get("Retry-After"))
 	}
-	held.write(t, "%s", strings.Repeat("x", length-10_000))
+	held.writef(t, "%s", strings.Repeat("x", length-10_000))
 	status, _, body := held.answer(t)
 	require.Equal(t, http.StatusOK, status, body)
 	await(t, "it is given back", func() bool { return metric(t, registry, "myticket_http_body_bytes") == 0 })
@@ -258,7 +259,7 @@ func TestBody_ThatIsSlow_HoldsItsMemoryForTheReadTimeout(t *testing.T) {
 	address := listenWith(t, httpapi.Config{Registry: registry, ReadTimeout: 300 * time.Millisecond}, &keeper{}, httpapi.OpenSources())
 	for _, framing := range []string{"Content-Length: 1000\r\n\r\nx", "Transfer-Encoding: chunked\r\n\r\n5\r\nx"} {
 		c := connect(t, address)
-		c.write(t, "POST /ticket HTTP/1.1\r\nHost: test\r\n%s", framing)
+		c.writef(t, "POST /ticket HTTP/1.1\r\nHost: test\r\n%s", framing)
 		status, _, body := c.answer(t)
 		require.Equal(t, http.StatusRequestTimeout, status, body)
 		require.Contains(t, body, `"code":"request_timeout"`)
@@ -321,7 +322,7 @@ func TestConnection_StaysInStep(t *testing.T) {
 	accepter := &keeper{}
 	c := connect(t, listenWith(t, httpapi.Config{}, accepter, sources))
 	wrong := signatureHeaders("msg", time.Now())
-	c.write(t, "%s", "POST /ticket/open HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\nfirst"+
+	c.writef(t, "%s", "POST /ticket/open HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\nfirst"+
 		"POST /ticket/signed HTTP/1.1\r\nHost: test\r\n"+wrong+"Content-Length: 6\r\n\r\nsecond"+
 		"POST /ticket/open HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nthird\r\n0\r\n\r\n"+
 		"POST /ticket/open HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\n\r\n"+
@@ -357,7 +358,7 @@ func TestSource_IsTheOneThatWasLookedAt(t *testing.T) {
 		"/ticket/closed;open", "/ticket\\closed", "?/ticket/open", "*", "/ticket/open?/../closed/", "test:80", "/ticket/open#/../closed",
 	} {
 		c := connect(t, address)
-		c.write(t, "POST %s HTTP/1.1\r\nHost: test\r\nContent-Length: 6\r\n\r\nticket", target)
+		c.writef(t, "POST %s HTTP/1.1\r\nHost: test\r\nContent-Length: 6\r\n\r\nticket", target)
 		c.answer(t)
 		require.NoError(t, c.Close())
 	}

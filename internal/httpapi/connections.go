@@ -151,6 +151,18 @@ func (l *connections) count() int {
 	return len(l.open)
 }
 
+// idling returns how many connections could be closed for a new one.
+func (l *connections) idling() (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for c := range l.open {
+		if c.since.Load() > 0 {
+			n++
+		}
+	}
+	return n
+}
+
 // refuse answers a connection that gets no place, besides the accepting of others. When very many are refused at once, the
 // rest is closed without an answer.
 func (l *connections) refuse(c net.Conn, status int) {
@@ -168,7 +180,8 @@ func (l *connections) refuse(c net.Conn, status int) {
 		}
 		r := retryLater(status, "too_many_connections", retryOverloaded, detail)
 		_ = c.SetWriteDeadline(time.Now().Add(lingerTime))
-		_, err := fmt.Fprintf(c, "HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Type: %s\r\nRetry-After: %d\r\nContent-Length: %d\r\n\r\n%s",
+		_, err := fmt.Fprintf(c, "HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Type: %s\r\n"+
+			"Retry-After: %d\r\nContent-Length: %d\r\n\r\n%s",
 			status, http.StatusText(status), r.ContentType, r.RetryAfter, len(r.Body), r.Body)
 		if err == nil {
 			linger(c)

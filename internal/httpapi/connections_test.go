@@ -38,24 +38,32 @@ func TestConnections_ThatIdle_AreClosedForNewOnes_LongestFirst(t *testing.T) {
 	accepter := &slowAccepter{entered: make(chan struct{}, 1), release: make(chan struct{})}
 	address := listenWith(t, httpapi.Config{Registry: registry, MaxConnections: 4}, accepter, httpapi.OpenSources())
 	busy := connect(t, address)
-	busy.write(t, small)
+	busy.writef(t, small)
 	<-accepter.entered
-	headless := connect(t, address) // it has sent a part of a request
-	headless.write(t, "POST /ticket HTTP/1.1\r\nHost:")
+	idling := func(want float64) {
+		t.Helper()
+		await(t, "so many idle", func() bool { return metric(t, registry, "myticket_http_connections_idle") == want })
+	}
 	silent := connect(t, address)
+	idling(1)
+	headless := connect(t, address) // it has sent a part of a request
+	headless.writef(t, "POST /ticket HTTP/1.1\r\nHost:")
 	await(t, "three are open", func() bool { return metric(t, registry, "myticket_http_connections") == 3 })
+	idling(1) // not the headless one
 	idle := connect(t, address)
-	idle.write(t, "GET /ping HTTP/1.1\r\nHost: test\r\n\r\n")
+	idle.writef(t, "GET /ping HTTP/1.1\r\nHost: test\r\n\r\n")
 	status, _, _ := idle.answer(t)
 	require.Equal(t, http.StatusOK, status)
 
+	idling(2)
 	next := connect(t, address)
-	next.write(t, "GET /ping HTTP/1.1\r\nHost: test\r\n\r\n")
+	next.writef(t, "GET /ping HTTP/1.1\r\nHost: test\r\n\r\n")
 	status, _, _ = next.answer(t)
 	require.Equal(t, http.StatusOK, status)
 	silent.requireClosed(t)
+	idling(2)
 	another := connect(t, address)
-	another.write(t, "GET /ping HTTP/1.1\r\nHost: test\r\n\r\n")
+	another.writef(t, "GET /ping HTTP/1.1\r\nHost: test\r\n\r\n")
 	status, _, _ = another.answer(t)
 	require.Equal(t, http.StatusOK, status)
 	idle.requireClosed(t)
@@ -63,7 +71,7 @@ func TestConnections_ThatIdle_AreClosedForNewOnes_LongestFirst(t *testing.T) {
 
 	// Now all have a request under way, and each of them is answered.
 	for _, c := range []*connection{next, another} {
-		c.write(t, "POST /ticket HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n")
+		c.writef(t, "POST /ticket HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n")
 		line, err := c.reader.ReadString('\n')
 		require.NoError(t, err)
 		require.Contains(t, line, "100")
@@ -71,7 +79,7 @@ func TestConnections_ThatIdle_AreClosedForNewOnes_LongestFirst(t *testing.T) {
 		require.NoError(t, err)
 	}
 	refused := connect(t, address)
-	refused.write(t, small)
+	refused.writef(t, small)
 	status, header, body := refused.answer(t)
 	require.Equal(t, http.StatusServiceUnavailable, status, body)
 	require.Contains(t, body, `"code":"too_many_connections"`)
@@ -85,9 +93,9 @@ func TestConnections_ThatIdle_AreClosedForNewOnes_LongestFirst(t *testing.T) {
 		for range accepter.entered { //nolint:revive // they are let through
 		}
 	}()
-	headless.write(t, " test\r\nContent-Length: 1\r\n\r\nx")
+	headless.writef(t, " test\r\nContent-Length: 1\r\n\r\nx")
 	for _, c := range []*connection{next, another} {
-		c.write(t, "x")
+		c.writef(t, "x")
 	}
 	for _, c := range []*connection{busy, headless, next, another} {
 		status, _, body := c.answer(t)
@@ -106,7 +114,7 @@ func TestConnections_OfOnePeer_LeaveRoomForOthers(t *testing.T) {
 	}
 	await(t, "three are open", func() bool { return metric(t, registry, "myticket_http_connections") == 3 })
 	refused := connectFrom(t, "127.0.0.1", address)
-	refused.write(t, small)
+	refused.writef(t, small)
 	status, header, body := refused.answer(t)
 	require.Equal(t, http.StatusTooManyRequests, status, body)
 	require.Contains(t, body, `"code":"too_many_connections"`)
@@ -114,14 +122,14 @@ func TestConnections_OfOnePeer_LeaveRoomForOthers(t *testing.T) {
 	require.InDelta(t, 1, metric(t, registry, "myticket_http_peer_refused_total"), 0)
 
 	other := connectFrom(t, "127.0.0.2", address)
-	other.write(t, small)
+	other.writef(t, small)
 	status, _, body = other.answer(t)
 	require.Equal(t, http.StatusOK, status, body)
 
 	require.NoError(t, held[0].Close())
 	await(t, "one has a place again", func() bool { return metric(t, registry, "myticket_http_connections") == 3 })
 	again := connectFrom(t, "127.0.0.1", address)
-	again.write(t, small)
+	again.writef(t, small)
 	status, _, body = again.answer(t)
 	require.Equal(t, http.StatusOK, status, body)
 }
@@ -134,7 +142,7 @@ func TestPeerHeader_BoundsTheRequestsOfEachPeer(t *testing.T) {
 	address := listenWith(t, httpapi.Config{Registry: registry, MaxPerPeer: 2, PeerHeader: "X-Forwarded-For"}, accepter, httpapi.OpenSources())
 	post := func(forwarded string) *connection {
 		c := connect(t, address)
-		c.write(t, "POST /ticket HTTP/1.1\r\nHost: test\r\n%sContent-Length: 1\r\n\r\nx", forwarded)
+		c.writef(t, "POST /ticket HTTP/1.1\r\nHost: test\r\n%sContent-Length: 1\r\n\r\nx", forwarded)
 		return c
 	}
 	var taken []*connection
@@ -166,6 +174,8 @@ func TestPeerHeader_BoundsTheRequestsOfEachPeer(t *testing.T) {
 
 // The default number of connections follows from what each costs. It is not parallel: it measures this process, in which the
 // other end of each connection is as well.
+//
+//nolint:paralleltest // see above
 func TestConnection_CostsWhatIsCounted(t *testing.T) {
 	const connections = 400
 	for what, sent := range map[string]string{

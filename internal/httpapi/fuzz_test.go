@@ -216,6 +216,7 @@ func readAnswers(t *testing.T, out []byte) (answers []fuzzAnswer) {
 			t.Fatalf("no answer: %v in %q", err, out)
 		}
 		body, err := io.ReadAll(response.Body)
+		_ = response.Body.Close()
 		if err != nil {
 			t.Fatalf("half an answer: %v in %q", err, out)
 		}

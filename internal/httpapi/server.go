@@ -155,6 +155,10 @@ func (s *Server) registerConnections(config Config) {
 		Name: "myticket_http_connections",
 		Help: "Open connections to the webhook.",
 	}, of(func(l *connections) int64 { return int64(l.count()) }))
+	auto.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "myticket_http_connections_idle",
+		Help: "Open connections to the webhook of which no request is under way; the one that idles longest goes first.",
+	}, of(func(l *connections) int64 { return int64(l.idling()) }))
 	auto.NewGauge(prometheus.GaugeOpts{
 		Name: "myticket_http_max_connections",
 		Help: "Connections to the webhook that may be open at once.",
@@ -245,11 +249,12 @@ func (s *Server) ticket(c *fiber.Ctx) (err error) {
 			s.refuse(c, r, s.webhook.bodyFailed(err, conn))
 			return nil
 		}
-	} else if refused, ok := s.webhook.Admit(r.Source, headersBefore(h), len(c.BodyRaw())); !ok { // fasthttp gives none to a handler alone
-		s.refuse(c, r, refused)
-		return nil
-	} else {
+	} else { // only where the handler is called without the server, which did not look at the head then
 		r.Body = bytes.Clone(c.BodyRaw())
+		if refused, ok := s.webhook.Admit(r.Source, headersBefore(h), len(r.Body)); !ok {
+			s.refuse(c, r, refused)
+			return nil
+		}
 	}
 	whole = true
 	s.answer(c, r)

@@ -244,7 +244,8 @@ func (c sourceConfig) check() (*source, error) {
 	}
 	for _, token := range c.BearerTokens {
 		if len(token) < minSecret {
-			return nil, fmt.Errorf("a bearer token is too short: it must have at least %d characters, or somebody could guess it", minSecret)
+			return nil, fmt.Errorf("a bearer token is too short: it must have at least %d characters, "+
+				"so that nobody guesses it", minSecret)
 		}
 		s.tokens = append(s.tokens, sha256.Sum256([]byte(token)))
 	}
@@ -253,7 +254,8 @@ func (c sourceConfig) check() (*source, error) {
 			return nil, errors.New("a basic user needs a username without a colon, and a password")
 		}
 		if len(user.Password) < minSecret {
-			return nil, fmt.Errorf("the password of a basic user is too short: it must have at least %d characters, or somebody could guess it", minSecret)
+			return nil, fmt.Errorf("the password of a basic user is too short: it must have at least %d characters, "+
+				"so that nobody guesses it", minSecret)
 		}
 		s.basics = append(s.basics, sha256.Sum256([]byte(user.Username+":"+user.Password)))
 	}
