@@ -18,7 +18,7 @@ import (
 // The scenarios follow each other on one Postgres, which they break.
 func TestChaos_Short(t *testing.T) { //nolint:paralleltest // it needs the machine for itself
 	if testing.Short() {
-		t.Skip("it takes most of a minute")
+		t.Skip("it takes minutes")
 	}
 	h, err := newHarness(t.Context(), config{short: true}, t.Output())
 	require.NoError(t, err)
@@ -37,7 +37,7 @@ func TestChaos_Short(t *testing.T) { //nolint:paralleltest // it needs the machi
 
 func TestChaos_FindsLoss(t *testing.T) { //nolint:paralleltest // it needs the machine for itself
 	if testing.Short() {
-		t.Skip("it takes several seconds")
+		t.Skip("it takes most of a minute")
 	}
 	var table bytes.Buffer
 	err := run(t.Context(), config{short: true, selfCheck: true}, &table)

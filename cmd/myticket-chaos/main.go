@@ -26,12 +26,12 @@ type config struct {
 
 func main() {
 	var c config
-	flag.BoolVar(&c.short, "short", false, "seconds instead of minutes: all scenarios in less than one minute")
+	flag.BoolVar(&c.short, "short", false, "seconds instead of minutes for each scenario")
 	flag.StringVar(&c.only, "only", "", "only these scenarios, by name, separated by commas: "+strings.Join(names(), ", "))
 	flag.DurationVar(&c.steady, "steady", time.Minute, "length of the scenario steady, without -short")
 	flag.BoolVar(&c.markdown, "markdown", false, "print the table as Markdown")
 	flag.BoolVar(&c.selfCheck, "self-check", false,
-		"build a server that answers before the commit, and fail unless its losses are found")
+		"play faults that must be found, such as a server that answers before the commit, and fail unless they are")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()

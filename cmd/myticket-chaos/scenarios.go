@@ -104,7 +104,10 @@ func postgresKilled(ctx context.Context, t *trial) error {
 	if err := t.database.Kill(); err != nil {
 		return err
 	}
-	noticed := time.Now().Add(t.span(5*time.Second, time.Second))
+	if err := t.awaitAway(ctx, s); err != nil {
+		return err
+	}
+	noticed := time.Now()
 	pause(ctx, t.span(30*time.Second, 3*time.Second))
 	back := time.Now()
 	if err := t.database.Restart(ctx); err != nil {
@@ -116,6 +119,17 @@ func postgresKilled(ctx context.Context, t *trial) error {
 	t.inTime(t.ledger.tickets)
 	t.spooled(t.ledger.between(noticed, back))
 	return nil
+}
+
+// awaitAway waits until the server knows that Postgres is away, for as long as a sender would wait for an answer.
+func (t *trial) awaitAway(ctx context.Context, s *server) error {
+	return await(ctx, deadline, "the server to notice that Postgres is away", func(ctx context.Context) error {
+		m, err := s.metrics(ctx, "myticket_intake_database_away")
+		if err == nil && m[0] == 0 {
+			err = errors.New("it has not")
+		}
+		return err
+	})
 }
 
 // spooled demands that all of these were answered 202: Postgres was away.
