@@ -88,7 +88,7 @@ func checkEncryption(demanded string, config *pgx.ConnConfig) error {
 	if weakest >= least {
 		return nil
 	}
-	return fmt.Errorf("the database URL contradicts %[1]s=%[2]s, because it lets connections to %[3]s have less encryption (%[4]s): "+
+	return fmt.Errorf("the database URL contradicts %[1]s=%[2]s, because connections to %[3]s may have less encryption (%[4]s): "+
 		"none is made, and no ticket is stored; put sslmode=%[2]s into the URL, or unset %[1]s if less is meant",
 		sslModeEnv, demanded, host, encryption[weakest])
 }
