@@ -73,7 +73,7 @@ func TestFailover_TicketSentAgainWhileTheStandbyIsMissing_IsNotStoredUntilAStand
 	require.NoError(t, p.standby.Kill())
 
 	unread := entry(t, "unread")
-	unread.Ticket.Status, unread.ClaimedUntil = ticket.ToTreat, time.Now().Add(time.Minute)
+	unread.Ticket.Status, unread.ClaimFor = ticket.ToTreat, time.Minute
 	batches := map[string][]*intake.Entry{
 		"plain":     {entry(t, body("1", "Café,a,2")), entry(t, "no ticket")},
 		"with keys": {keyed(t, "k", body("2", "Café,a,2")), keyed(t, "l", body("3", "Café,a,2"))},
