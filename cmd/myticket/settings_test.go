@@ -51,7 +51,7 @@ func TestSettings_ThatCannotBe_AreNamed(t *testing.T) {
 		"--max-header=10", "--max-connections=-1", "--max-connections=1.5", "--max-connections-per-peer=-2",
 		"--body-bytes=4MB", "--request-timeout=1ms", "--request-timeout=4",
 		"--read-timeout=0s", "--write-timeout=0s", "--idle-timeout=-1s", "--database-max-conns=4", "--batch-tickets=0",
-		"--batch-bytes=0", "--batches-in-flight=0", "--waiting-tickets=0", "--batch-bytes=0", "--key-ttl=1s",
+		"--batch-bytes=0", "--batches-in-flight=0", "--waiting-tickets=0", "--waiting-bytes=-1", "--key-ttl=1s",
 		"--treat-interval=0s", "--treat-lease=1ms", "--treat-max-attempts=0", "--treat-min-back-off=0s",
 		"--treat-max-back-off=1ms", "--partition-period=year", "--partitions-ahead=0", "--shutdown-delay=-1s",
 		"--shutdown-timeout=0s", "--log-format=xml", "--log-level=loud",
