@@ -82,7 +82,10 @@ func wrongClock(ctx context.Context, t *trial) error {
 	w.idsFollow()
 	// A server looks for tickets outside of their partitions when it starts, and each minute.
 	s.kill()
-	if err := errors.Join(s.start(ctx), s.awaitReady(ctx), w.awaitNone(ctx, "tickets outside of their partitions", `SELECT count(*) FROM tickets_default`)); err != nil {
+	strays := func() error {
+		return w.awaitNone(ctx, "tickets outside of their partitions", `SELECT count(*) FROM tickets_default`)
+	}
+	if err := errors.Join(s.start(ctx), s.awaitReady(ctx), strays()); err != nil {
 		return err
 	}
 	return errors.Join(
@@ -188,7 +191,8 @@ func (w *watch) killWhileTreating(ctx context.Context) error {
 		return err
 	}
 	// Its transaction may still sleep in Postgres, or be about to, and holds the row.
-	const end = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()`
+	const end = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+		WHERE wait_event = 'PgSleep' AND datname = current_database()`
 	err = await(ctx, 20*time.Second, "the claim of a dead server to end", func(ctx context.Context) error {
 		unread, err := w.countRows(ctx, poisonUnread)
 		if err == nil && unread > 0 {

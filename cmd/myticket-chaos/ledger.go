@@ -12,13 +12,12 @@ import (
 
 // sent is a ticket that was sent, and what came of it.
 type sent struct {
-	body    [sha256.Size]byte // its hash: bodies are unique
-	id      uuid.UUID         // that the server gave it
-	at      time.Duration     // since the ledger began
-	took    time.Duration     // until the answer, or until it was clear that there will be none
-	status  int16             // of the answer; 0 for none
-	keyed   bool              // it had an idempotency key, so it may have been sent more than once
-	mayStay bool              // a spool may set it aside for good
+	body   [sha256.Size]byte // its hash: bodies are unique
+	id     uuid.UUID         // that the server gave it
+	at     time.Duration     // since the ledger began
+	took   time.Duration     // until the answer, or until it was clear that there will be none
+	status int16             // of the answer; 0 for none
+	keyed  bool              // it had an idempotency key, so it may have been sent more than once
 }
 
 func (s *sent) acknowledged() bool {

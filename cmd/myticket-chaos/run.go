@@ -206,7 +206,10 @@ type trial struct {
 
 func (h *harness) newTrial(ctx context.Context, s scenario) (*trial, error) {
 	h.trials++
-	t := &trial{harness: h, result: result{name: s.name, fault: s.fault}, ledger: newLedger(), besides: newLedger(), maker: newMaker()}
+	t := &trial{
+		harness: h, result: result{name: s.name, fault: s.fault},
+		ledger: newLedger(), besides: newLedger(), maker: newMaker(),
+	}
 	if err := h.databaseUp(ctx); err != nil {
 		return t, err
 	}

@@ -409,7 +409,7 @@ func watchHiccups(t *testing.T, s *server) *hiccups {
 		for ctx.Err() == nil && !s.hasExited() {
 			begin := time.Now()
 			time.Sleep(every)
-			_, _ = s.do(http.MethodGet, s.internal+"/livez", nil)
+			_, _ = s.do(http.MethodGet, s.internal+"/livez", nil) //nolint:contextcheck // it has a limit of its own
 			h.longest.Store(max(h.longest.Load(), int64(time.Since(begin)-every)))
 		}
 	})
