@@ -25,7 +25,10 @@ var scenarios = []scenario{
 	{"burst", "20 times as many tickets as a slow Postgres can take, from 2000 connections", burst},
 	{"disk-full", "Postgres is away until the disk of the spool is full; twice", diskFull},
 	{"slow-clients", "50 clients send a byte a second, 50 never read an answer", slowClients},
-	{"standby-missing", "the synchronous standby is missing at each step in turn, then the primary dies and it is promoted", standbyMissing},
+	{
+		"standby-missing", "the synchronous standby is missing at each step in turn, then the primary dies and it is promoted",
+		standbyMissing,
+	},
 	{"clock", "the server's clock is two days ahead, is corrected, is two days behind, and is corrected", wrongClock},
 	{"hostile", "hostile tickets and connections of every kind, a server that may take 1 GiB, honest senders beside", hostile},
 	{"steady", "nothing breaks: memory, goroutines and files of the server stay as they are", steady},
