@@ -75,8 +75,7 @@ func transient(err error) bool {
 // starting (57P01 to 57P03), has become a standby (25006), or does not answer at all. Every connection of the pool has
 // the same fate, so the pool is reset.
 func broken(err error) bool {
-	var pgErr *pgconn.PgError
-	if errors.As(err, &pgErr) {
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return strings.HasPrefix(pgErr.Code, "57P0") || pgErr.Code == "25006" || strings.HasPrefix(pgErr.Code, "08")
 	}
 	return !errors.Is(err, context.Canceled) && !errors.Is(err, errUnreplicated)

@@ -118,8 +118,8 @@ func (s *Store) upsert(ctx context.Context, conn *pgx.Conn, sayings []saying) ([
 	return added, err
 }
 
-// readAdded reads what statements returned, of which upsertProducts is the only one that returns columns. It also returns what the
-// last statement did.
+// readAdded reads what statements returned, of which upsertProducts is the only one that returns columns. It also returns
+// what the last statement did.
 func readAdded(
 	results *pgconn.MultiResultReader, sayings []saying,
 ) (added []saying, last pgconn.CommandTag, err error) {

@@ -142,8 +142,7 @@ func Migrate(ctx context.Context, config MigrateConfig) error {
 		if errors.Is(err, migrate.ErrNoChange) {
 			return nil
 		}
-		var dirty migrate.ErrDirty
-		if errors.As(err, &dirty) {
+		if dirty, ok := errors.AsType[migrate.ErrDirty](err); ok {
 			return errors.New(SchemaStatus{Version: uint(dirty.Version), Dirty: true}.String())
 		}
 		return err
