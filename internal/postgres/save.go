@@ -55,41 +55,87 @@ LEFT JOIN tickets t ON t.received_at = d.ticket_received_at AND t.id = d.ticket_
 
 // Save stores entries, their products and their idempotency keys in one transaction. See intake.Store. It returns only
 // when the synchronous standbys have them, however often they were sent before. A ticket that names new products beyond its
-// source's rate is stored as ERROR: its Status and Problems are set (ProblemNewProducts).
+// source's rate is stored as ERROR: its Status and Problems are set (ProblemNewProducts), as are those of a ticket that is there
+// already as something else.
 func (s *Store) Save(ctx context.Context, entries []*intake.Entry) error {
 	again := false
 	gate := s.newProducts.gate()
-	var added []saying
+	var done saved
 	err := s.commit(ctx, "store tickets", func(conn *pgxpool.Conn) (err error) {
 		defer func() { again = true }()
-		added, err = s.save(ctx, conn, entries, gate, again)
+		done, err = s.save(ctx, conn, entries, gate, again)
 		if isCode(err, "23505") && !again { // unique_violation: a ticket is there, from an attempt whose answer was lost
-			added, err = s.save(ctx, conn, entries, gate, true)
+			done, err = s.save(ctx, conn, entries, gate, true)
 		}
 		return err
 	})
-	if err == nil {
-		gate.committed(added)
+	if err != nil {
+		return err
 	}
-	return err
+	gate.committed(done.added)
+	done.tell(entries)
+	return nil
 }
 
-// save is one attempt of Save. It returns the products that were not there before.
+// saved is what an attempt of Save has done.
+type saved struct {
+	added []saying               // the products that were not there before
+	there map[uuid.UUID]standing // what the tickets are, where some were there already; nil where none was
+}
+
+// standing is what a stored ticket is.
+type standing struct {
+	status   ticket.Status
+	problems []ticket.Problem
+}
+
+// tell writes into entries what they are stored as, and into those that repeat another one of them what that is stored as.
+// Before the commit neither is certain.
+func (s saved) tell(entries []*intake.Entry) {
+	own := make(map[uuid.UUID]*ticket.Ticket, len(entries))
+	for _, e := range entries {
+		if e.Original != nil || e.KeyReused {
+			continue
+		}
+		own[e.Ticket.ID] = &e.Ticket
+		if is, ok := s.there[e.Ticket.ID]; ok {
+			e.Ticket.Status, e.Ticket.Problems = is.status, is.problems
+		}
+	}
+	for _, e := range entries {
+		if e.Original == nil {
+			continue
+		}
+		if t := own[e.Original.ID]; t != nil {
+			e.Original.Status, e.Original.Problems = t.Status, t.Problems
+		}
+	}
+}
+
+// save is one attempt of Save.
 func (s *Store) save(
 	ctx context.Context, conn *pgxpool.Conn, entries []*intake.Entry, gate *gate, again bool,
-) (added []saying, err error) {
-	if !slices.ContainsFunc(entries, func(e *intake.Entry) bool { return e.Key != "" }) {
-		return s.insert(ctx, conn.Conn(), entries, gate, again)
+) (done saved, err error) {
+	keyed := slices.ContainsFunc(entries, func(e *intake.Entry) bool { return e.Key != "" })
+	if !keyed && !again {
+		done.added, err = s.insert(ctx, conn.Conn(), entries, gate)
+		return done, err
 	}
-	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		fresh, err := claim(ctx, tx, entries)
-		if err != nil || len(fresh) == 0 {
-			return err
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) (err error) {
+		fresh := entries
+		if keyed {
+			fresh, err = claim(ctx, tx, entries)
 		}
-		added, err = s.insert(ctx, tx.Conn(), fresh, gate, again)
+		switch {
+		case err != nil || len(fresh) == 0:
+		case again:
+			done, err = s.insertAgain(ctx, tx, fresh, gate)
+		default:
+			done.added, err = s.insert(ctx, tx.Conn(), fresh, gate)
+		}
 		return err
 	})
-	return added, err
+	return done, err
 }
 
 // How long a call goes on trying before it says that the database is away: long enough for a connection that broke
@@ -128,22 +174,14 @@ func (s *Store) retry(ctx context.Context, doing string, transaction func() erro
 // insert sends tickets and products in one round trip and one transaction: without a BEGIN, the statements up to the
 // Sync message are a transaction (https://www.postgresql.org/docs/current/protocol-flow.html, "Pipelining"). It returns the
 // products that were not there before.
-func (s *Store) insert(
-	ctx context.Context, conn *pgx.Conn, entries []*intake.Entry, gate *gate, again bool,
-) (added []saying, err error) {
+func (s *Store) insert(ctx context.Context, conn *pgx.Conn, entries []*intake.Entry, gate *gate) (added []saying, err error) {
 	if err := gate.stop(ctx, conn, entries); err != nil {
 		return nil, err
 	}
-	sql := insertTickets
-	if again {
-		sql = insertTicketsAgain
-	}
-	tickets, err := conn.Prepare(ctx, sql, sql) // once a connection
+	batch, err := insertBatch(ctx, conn, insertTickets, entries)
 	if err != nil {
 		return nil, err
 	}
-	batch := &pgconn.Batch{}
-	batch.ExecPrepared(tickets.Name, insertParams(entries), insertFormats, nil)
 	sayings := s.distinctProducts(entries)
 	if len(sayings) > 0 {
 		products, err := conn.Prepare(ctx, upsertProducts, upsertProducts)
@@ -152,35 +190,96 @@ func (s *Store) insert(
 		}
 		batch.ExecPrepared(products.Name, s.productParams(sayings), productFormats, nil)
 	}
-	if again {
-		lock, err := conn.Prepare(ctx, lockTicket, lockTicket)
-		if err != nil {
-			return nil, err
-		}
-		t := &entries[0].Ticket
-		batch.ExecPrepared(lock.Name, [][]byte{appendTime(nil, t.ReceivedAt), t.ID[:]}, []int16{formatBinary, formatBinary}, nil)
-	}
-	if s.queries == nil {
-		return sendInsert(ctx, conn, batch, sayings, again)
-	}
-	// pgx tells the tracer of its own queries, not of those of the protocol. It is one round trip, and so one span.
-	ctx = s.queries.TraceQueryStart(ctx, conn, pgx.TraceQueryStartData{SQL: sql})
-	added, err = sendInsert(ctx, conn, batch, sayings, again)
-	s.queries.TraceQueryEnd(ctx, conn, pgx.TraceQueryEndData{Err: err})
+	added, _, err = s.send(ctx, conn, insertTickets, batch, sayings)
 	return added, err
 }
 
-// sendInsert sends a batch of statements, and returns the products that were not there before. With again, the last
-// statement is lockTicket.
-func sendInsert(ctx context.Context, conn *pgx.Conn, batch *pgconn.Batch, sayings []saying, again bool) ([]saying, error) {
-	added, last, err := readAdded(conn.PgConn().ExecBatch(ctx, batch), sayings)
+// insertBatch returns a batch of one statement, which stores tickets.
+func insertBatch(ctx context.Context, conn *pgx.Conn, sql string, entries []*intake.Entry) (*pgconn.Batch, error) {
+	tickets, err := conn.Prepare(ctx, sql, sql) // once a connection
 	if err != nil {
 		return nil, err
 	}
-	if again && last.RowsAffected() != 1 {
-		return nil, errors.New("a ticket that was there already has vanished meanwhile, so nothing is certain: it must be sent again")
+	batch := &pgconn.Batch{}
+	batch.ExecPrepared(tickets.Name, insertParams(entries), insertFormats, nil)
+	return batch, nil
+}
+
+// send runs a batch of statements. It returns the products that were not there before, and what the last statement did.
+func (s *Store) send(
+	ctx context.Context, conn *pgx.Conn, sql string, batch *pgconn.Batch, sayings []saying,
+) (added []saying, last pgconn.CommandTag, err error) {
+	if s.queries == nil {
+		return readAdded(conn.PgConn().ExecBatch(ctx, batch), sayings)
 	}
-	return added, nil
+	// pgx tells the tracer of its own queries, not of those of the protocol. It is one round trip, and so one span.
+	ctx = s.queries.TraceQueryStart(ctx, conn, pgx.TraceQueryStartData{SQL: sql})
+	added, last, err = readAdded(conn.PgConn().ExecBatch(ctx, batch), sayings)
+	s.queries.TraceQueryEnd(ctx, conn, pgx.TraceQueryEndData{Err: err})
+	return added, last, err
+}
+
+const selectStandings = `
+SELECT t.id, t.status, t.problems
+FROM unnest($1::timestamptz[], $2::uuid[]) AS i (received_at, id)
+JOIN tickets t ON t.received_at = i.received_at AND t.id = i.id`
+
+// insertAgain is insert for tickets of which some may be there already. Those are what was stored, even where they would be
+// read or judged otherwise now (another version of the parser, another moment for the limit of new products): one that was
+// not stored as TREATED says nothing about products.
+func (s *Store) insertAgain(ctx context.Context, tx pgx.Tx, entries []*intake.Entry, gate *gate) (done saved, err error) {
+	conn := tx.Conn()
+	if err := gate.stop(ctx, conn, entries); err != nil {
+		return done, err
+	}
+	batch, err := insertBatch(ctx, conn, insertTicketsAgain, entries)
+	if err != nil {
+		return done, err
+	}
+	lock, err := conn.Prepare(ctx, lockTicket, lockTicket)
+	if err != nil {
+		return done, err
+	}
+	t := &entries[0].Ticket
+	batch.ExecPrepared(lock.Name, [][]byte{appendTime(nil, t.ReceivedAt), t.ID[:]}, []int16{formatBinary, formatBinary}, nil)
+	_, locked, err := s.send(ctx, conn, insertTicketsAgain, batch, nil)
+	if err != nil {
+		return done, err
+	}
+	if locked.RowsAffected() != 1 {
+		return done, errors.New("a ticket that was there already has vanished meanwhile, so nothing is certain: it must be sent again")
+	}
+	if done.there, err = standings(ctx, tx, entries); err != nil {
+		return done, err
+	}
+	treated := slices.DeleteFunc(slices.Clone(entries), func(e *intake.Entry) bool {
+		return done.there[e.Ticket.ID].status != ticket.Treated
+	})
+	if sayings := s.distinctProducts(treated); len(sayings) > 0 {
+		done.added, err = s.upsert(ctx, conn, sayings)
+	}
+	return done, err
+}
+
+// standings returns what tickets are that are there.
+func standings(ctx context.Context, tx pgx.Tx, entries []*intake.Entry) (map[uuid.UUID]standing, error) {
+	times, ids := make([]time.Time, len(entries)), make([]uuid.UUID, len(entries))
+	for i, e := range entries {
+		times[i], ids[i] = e.Ticket.ReceivedAt, e.Ticket.ID
+	}
+	rows, err := tx.Query(ctx, selectStandings, times, ids)
+	if err != nil {
+		return nil, err
+	}
+	there := make(map[uuid.UUID]standing, len(entries))
+	var id uuid.UUID
+	var is standing
+	_, err = pgx.ForEachRow(rows, []any{&id, &is.status, &is.problems}, func() error {
+		there[id] = is
+		is = standing{}
+		return nil
+	})
+	return there, err
 }
 
 // claim takes the keys of the entries that have one, and returns the entries that are to be stored: those without a
@@ -191,13 +290,11 @@ func sendInsert(ctx context.Context, conn *pgx.Conn, batch *pgconn.Batch, saying
 // servers' times that are compared, because a spool may bring either delivery here first, and long after both.
 func claim(ctx context.Context, tx pgx.Tx, entries []*intake.Entry) ([]*intake.Entry, error) {
 	open := map[deliveryKey][]*intake.Entry{}
-	own := map[uuid.UUID]*intake.Entry{}
 	for _, e := range entries {
 		e.Original, e.KeyReused = nil, false
 		if e.Key != "" {
 			key := deliveryKey{e.Ticket.Source, e.Key}
 			open[key] = append(open[key], e)
-			own[e.Ticket.ID] = e
 		}
 	}
 	for _, same := range open {
@@ -212,9 +309,6 @@ func claim(ctx context.Context, tx pgx.Tx, entries []*intake.Entry) ([]*intake.E
 			d, ok := known[key]
 			if !ok {
 				return nil, fmt.Errorf("the idempotency key %q of source %q is neither taken nor free", key.key, key.source)
-			}
-			if stored := own[d.ticketID]; stored != nil { // by this very batch
-				d.status, d.problems = stored.Ticket.Status, stored.Ticket.Problems
 			}
 			if later := d.settle(same); len(later) == len(same) {
 				return nil, fmt.Errorf("the idempotency key %q of source %q has expired and is not free", key.key, key.source)
@@ -262,10 +356,7 @@ func (d delivery) settle(entries []*intake.Entry) (later []*intake.Entry) {
 				late.repeat(e)
 				continue
 			}
-			late = delivery{
-				bodySHA256: e.BodySHA256[:], ticketID: e.Ticket.ID, expiresAt: e.KeyExpiresAt,
-				status: e.Ticket.Status, problems: e.Ticket.Problems,
-			}
+			late = delivery{bodySHA256: e.BodySHA256[:], ticketID: e.Ticket.ID, expiresAt: e.KeyExpiresAt}
 		}
 	}
 	return later

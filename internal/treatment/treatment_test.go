@@ -321,3 +321,40 @@ func TestTreater_SilentConnection_EndsInTimeAndIsTriedAgain(t *testing.T) {
 	cancel()
 	<-ended
 }
+
+// A person has locked one product for long. The tickets behind those that name it are not tried in time, again and again.
+func TestTreater_TicketsBehindSlowOnes_AreNotGivenUpUntried(t *testing.T) {
+	t.Parallel()
+	bodies := []string{}
+	for i := range 6 {
+		bodies = append(bodies, fmt.Sprintf("Order: %d\nVAT: 0\nTotal: 2\n\nproduct,product_id,price\nSlow,slow,%d", i, i+5))
+	}
+	for i := range 10 {
+		bodies = append(bodies, fmt.Sprintf("Order: %d\nVAT: 0\nTotal: 2\n\nproduct,product_id,price\nCafé,a,2", 100+i))
+	}
+	b := setup(t, bodies...)
+	b.exec(t, `INSERT INTO products (product_id, name, price, first_seen_at, last_seen_at, changed_at, ticket_id)
+		VALUES ('slow', 'Slow', 1, '2020-01-01', '2020-01-01', '2020-01-01', '00000000-0000-7000-8000-000000000000')`)
+	b.exec(t, `UPDATE tickets SET next_attempt_at = now() - interval '1 h' WHERE convert_from(body, 'UTF8') LIKE '%slow%'`)
+	tx, err := b.pool.Begin(t.Context())
+	require.NoError(t, err)
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+	_, err = tx.Exec(t.Context(), `UPDATE products SET name = name WHERE product_id = 'slow'`)
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var running sync.WaitGroup
+	running.Go(func() {
+		b.treater(treatment.Config{
+			Interval: 10 * time.Millisecond, Lease: time.Second, Timeout: 300 * time.Millisecond, MaxAttempts: 3,
+			MinBackOff: 100 * time.Millisecond, MaxBackOff: 200 * time.Millisecond,
+		}).Run(ctx)
+	})
+	require.Eventually(t, func() bool {
+		return one[int](t, b, `SELECT count(*) FROM tickets WHERE status = 'TO_TREAT'`) == 0
+	}, time.Minute, 50*time.Millisecond)
+	cancel()
+	running.Wait()
+	assert.Equal(t, 10, one[int](t, b, `SELECT count(*) FROM tickets WHERE status = 'TREATED'`),
+		"nothing is wrong with them: %s", one[string](t, b, `SELECT coalesce(string_agg(DISTINCT problems ->> 0, ' | '), '') FROM tickets WHERE convert_from(body, 'UTF8') NOT LIKE '%slow%'`))
+}
