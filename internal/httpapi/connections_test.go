@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -179,11 +180,16 @@ func TestPeerHeader_BoundsTheRequestsOfEachPeer(t *testing.T) {
 func TestConnection_CostsWhatIsCounted(t *testing.T) {
 	const connections = 400
 	for what, sent := range map[string]string{
-		"that has sent nothing":    "",
-		"that idles":               small,
-		"with a slow head":         "POST /ticket HTTP/1.1\r\nHost: test\r\nX-Slow: " + strings.Repeat("x", 7000),
-		"with a slow body":         "POST /ticket HTTP/1.1\r\nHost: test\r\nContent-Length: 1000000\r\n\r\n" + strings.Repeat("x", 100),
-		"with a slow chunked body": "POST /ticket HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n64\r\n" + strings.Repeat("x", 50),
+		"that has sent nothing":        "",
+		"that idles":                   small,
+		"with a slow head":             "POST /ticket HTTP/1.1\r\nHost: test\r\nX-Slow: " + strings.Repeat("x", 7000),
+		"with a slow body":             "POST /ticket HTTP/1.1\r\nHost: test\r\nContent-Length: 1000000\r\n\r\n" + strings.Repeat("x", 100),
+		"that sent many headers":       "POST /ticket HTTP/1.1\r\nHost: test\r\n" + strings.Repeat("a:\r\n", 1900) + "Content-Length: 1\r\n\r\nx",
+		"that sent many cookies":       "POST /ticket HTTP/1.1\r\nHost: test\r\nCookie: " + strings.Repeat("a;", 3800) + "\r\nContent-Length: 1\r\n\r\nx",
+		"that sent a long query":       "POST /ticket?" + strings.Repeat("a&", 3800) + " HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\nx",
+		"that sent a long header":      "POST /ticket HTTP/1.1\r\nHost: test\r\nX-Long: " + strings.Repeat("x", 7600) + "\r\nContent-Length: 1\r\n\r\nx",
+		"that announced many trailers": "POST /ticket HTTP/1.1\r\nHost: test\r\nTrailer: " + manyTrailers() + "\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n",
+		"with a slow chunked body":     "POST /ticket HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n64\r\n" + strings.Repeat("x", 50),
 	} {
 		t.Run(what, func(t *testing.T) {
 			registry := prometheus.NewRegistry()
@@ -209,6 +215,14 @@ func TestConnection_CostsWhatIsCounted(t *testing.T) {
 			require.LessOrEqual(t, each, httpapi.ConnectionCost(8<<10))
 		})
 	}
+}
+
+func manyTrailers() string {
+	names := make([]string, 1800)
+	for i := range names {
+		names[i] = "x" + strconv.FormatInt(int64(i), 36)
+	}
+	return strings.Join(names, ",")
 }
 
 // discarder is an Accepter that keeps nothing.
