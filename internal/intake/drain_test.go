@@ -141,3 +141,20 @@ func TestDrain_TicketThatCannotBeSetAside_StaysInTheSpool_AndHoldsUpNobody(t *te
 	require.Equal(t, []string{"a", "b", "c"}, store.bodies())
 	require.Equal(t, 2, queue.Stats().Tickets)
 }
+
+// Tickets that the store does not take, and says so at once, leave the others most of the time.
+func TestDrain_ManyTicketsThatFailAtOnce_HoldUpTheOthersForMoments(t *testing.T) {
+	t.Parallel()
+	var bodies []string
+	for i := range 40 {
+		bodies = append(bodies, fmt.Sprint("broken ", i))
+	}
+	for i := range 40 {
+		bodies = append(bodies, fmt.Sprint("well ", i))
+	}
+	queue := spooledTickets(t, spool.Config{}, bodies...)
+	store := &memory{fails: func(e *intake.Entry) bool { return strings.HasPrefix(string(e.Ticket.Body), "broken") }}
+	in := start(t, intake.Config{Spool: queue}, store, nil)
+	require.Eventually(t, func() bool { return len(store.bodies()) == 40 }, time.Minute, 10*time.Millisecond)
+	require.True(t, in.Available())
+}

@@ -13,18 +13,25 @@ import (
 	"myticket/internal/treatment"
 )
 
+// claimTickets claims what is due. A ticket that was claimed before is claimed alone: whoever had it was killed, or had no
+// time left, and it must not use up the attempts of others. Storing it unread counts as one.
 const claimTickets = `
 WITH due AS (
-    SELECT received_at, id FROM tickets
+    SELECT received_at, id, attempts, next_attempt_at FROM tickets
     WHERE status = 'TO_TREAT' AND next_attempt_at <= now()
     ORDER BY next_attempt_at
     LIMIT $1
     FOR UPDATE SKIP LOCKED
+), picked AS (
+    SELECT received_at, id FROM (
+        SELECT received_at, id, row_number() OVER w AS n, max(attempts) OVER w AS attempts FROM due
+        WINDOW w AS (ORDER BY next_attempt_at, received_at, id ROWS UNBOUNDED PRECEDING)) d
+    WHERE n = 1 OR attempts <= 1
 )
 UPDATE tickets t
 SET attempts = least(t.attempts, 32766) + 1, claims = t.claims + 1, next_attempt_at = now() + $2
-FROM due
-WHERE t.received_at = due.received_at AND t.id = due.id
+FROM picked
+WHERE t.received_at = picked.received_at AND t.id = picked.id
 RETURNING t.id, t.received_at, t.source, t.body, t.content_type, coalesce(t.traceparent, ''), t.attempts, t.claims`
 
 // finishTicket changes a row only for the holder of the newest claim. Both numbers must be the claim's: a person who

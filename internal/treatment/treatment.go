@@ -25,7 +25,8 @@ type Claim struct {
 
 // Store is what treatment needs of a store. Its errors are those of package ticket.
 type Store interface {
-	// Claim returns up to limit tickets that are due, oldest due first, and claims them for lease.
+	// Claim returns up to limit tickets that are due, oldest due first, and claims them for lease. One that was claimed
+	// before comes alone.
 	Claim(ctx context.Context, limit int, lease time.Duration) ([]Claim, error)
 	// Finish stores what was read from a claimed ticket, its status, and its products, in one transaction.
 	// ErrClaimLost means that another process claimed it meanwhile; nothing was changed.
@@ -94,8 +95,8 @@ func (tr *Treater) Run(ctx context.Context) {
 			tr.config.Logger.Warn("tickets that wait for treatment could not be claimed; they stay TO_TREAT and are tried again",
 				"error", err)
 		}
-		if claimed == tr.config.Batch && err == nil {
-			continue // there is probably more
+		if claimed > 0 && err == nil {
+			continue // there may be more
 		}
 		select {
 		case <-ctx.Done():
