@@ -71,9 +71,9 @@ func TestLimits_FollowFromTheMemory(t *testing.T) {
 	for memory, want := range map[int64]clientLimits{
 		8 << 30:   {1 << 30, 4096, 1024, 512 << 20},
 		1 << 30:   {128 << 20, 4096, 1024, 64 << 20},
-		256 << 20: {32 << 20, 1310, 327, 16 << 20},
-		64 << 20:  {8 << 20, 327, 81, 4 << 20},
-		1 << 20:   {4 << 20, 5, 0, 4 << 20},
+		256 << 20: {32 << 20, 1191, 297, 16 << 20},
+		64 << 20:  {8 << 20, 297, 74, 4 << 20},
+		1 << 20:   {4 << 20, 4, 0, 4 << 20},
 	} {
 		require.Equal(t, want, flags.deriveLimits(memory), "%d", memory)
 	}

@@ -184,11 +184,11 @@ func TestConnection_CostsWhatIsCounted(t *testing.T) {
 		"that idles":                   small,
 		"with a slow head":             "POST /ticket HTTP/1.1\r\nHost: test\r\nX-Slow: " + strings.Repeat("x", 7000),
 		"with a slow body":             "POST /ticket HTTP/1.1\r\nHost: test\r\nContent-Length: 1000000\r\n\r\n" + strings.Repeat("x", 100),
-		"that sent many headers":       "POST /ticket HTTP/1.1\r\nHost: test\r\n" + strings.Repeat("a:\r\n", 1900) + "Content-Length: 1\r\n\r\nx",
-		"that sent many cookies":       "POST /ticket HTTP/1.1\r\nHost: test\r\nCookie: " + strings.Repeat("a;", 3800) + "\r\nContent-Length: 1\r\n\r\nx",
+		"that sent many headers":       fmt.Sprintf(headed, strings.Repeat("a:\r\n", 120)),
+		"that sent many cookies":       fmt.Sprintf(headed, "Cookie: "+strings.Repeat("a;", 120)+"\r\n"),
+		"that announced many trailers": fmt.Sprintf(headed, "Trailer: "+manyTrailers(120)+"\r\n"),
 		"that sent a long query":       "POST /ticket?" + strings.Repeat("a&", 3800) + " HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\nx",
-		"that sent a long header":      "POST /ticket HTTP/1.1\r\nHost: test\r\nX-Long: " + strings.Repeat("x", 7600) + "\r\nContent-Length: 1\r\n\r\nx",
-		"that announced many trailers": "POST /ticket HTTP/1.1\r\nHost: test\r\nTrailer: " + manyTrailers() + "\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n",
+		"that sent a long header":      fmt.Sprintf(headed, "X-Long: "+strings.Repeat("x", 7600)+"\r\n"),
 		"with a slow chunked body":     "POST /ticket HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n64\r\n" + strings.Repeat("x", 50),
 	} {
 		t.Run(what, func(t *testing.T) {
@@ -217,8 +217,36 @@ func TestConnection_CostsWhatIsCounted(t *testing.T) {
 	}
 }
 
-func manyTrailers() string {
-	names := make([]string, 1800)
+const headed = "POST /ticket HTTP/1.1\r\nHost: test\r\n%sContent-Length: 1\r\n\r\nx"
+
+// Each small part of a head takes many times its length, for as long as its connection is open.
+func TestHead_OfVeryManyParts_IsRefused_AndItsMemoryGivenBack(t *testing.T) {
+	t.Parallel()
+	accepter := &keeper{}
+	address := listenWith(t, httpapi.Config{}, accepter, httpapi.OpenSources())
+	for what, headers := range map[string]string{
+		"headers":  strings.Repeat("a:\r\n", 1900),
+		"cookies":  "Cookie: " + strings.Repeat("a;", 3800) + "\r\n",
+		"trailers": "Trailer: " + manyTrailers(1800) + "\r\n",
+	} {
+		c := connect(t, address)
+		c.writef(t, "%s", fmt.Sprintf(headed, headers)+small)
+		status, _, body := c.answer(t)
+		require.Equal(t, http.StatusRequestHeaderFieldsTooLarge, status, what)
+		require.Contains(t, body, `"code":"header_too_large"`)
+		c.requireClosed(t)
+	}
+	require.Empty(t, accepter.deliveries)
+	c := connect(t, address)
+	c.writef(t, "%s", "GET /ping HTTP/1.1\r\nHost: test\r\n"+strings.Repeat("a:\r\n", 1900)+"\r\n")
+	status, _, _ := c.answer(t)
+	require.Equal(t, http.StatusOK, status)
+	c.requireClosed(t)
+}
+
+// manyTrailers are names of two and three characters, none of which is there twice.
+func manyTrailers(n int) string {
+	names := make([]string, n)
 	for i := range names {
 		names[i] = "x" + strconv.FormatInt(int64(i), 36)
 	}

@@ -25,6 +25,10 @@ func (s *Server) headerReceived(h *fasthttp.RequestHeader) (none fasthttp.Reques
 			dropBody(h)
 		}
 	}()
+	if tooManyParts(h) {
+		s.headTooLarge(h)
+		return none
+	}
 	length := h.ContentLength() // -1 for a chunked body, -2 for none
 	name, ok := sourceOf(h)
 	if !ok { // no other route reads a body
@@ -43,6 +47,36 @@ func (s *Server) headerReceived(h *fasthttp.RequestHeader) (none fasthttp.Reques
 		dropBody(h)
 	}
 	return none
+}
+
+// maxHeadParts bounds the headers of a request, with what they list. fasthttp keeps up to 80 bytes for each, and its
+// connection holds those until it is closed: 8 KiB of headers without a value, of cookies or of trailers were 320 KiB.
+const maxHeadParts = 128
+
+func tooManyParts(h *fasthttp.RequestHeader) bool {
+	raw := h.RawHeaders()
+	return bytes.Count(raw, []byte{'\n'})+bytes.Count(raw, []byte{';'})+bytes.Count(raw, []byte{','}) > maxHeadParts
+}
+
+// headTooLarge refuses a request to the webhook, and gives the memory of its head back. Its connection is closed.
+func (s *Server) headTooLarge(h *fasthttp.RequestHeader) {
+	method, uri := string(h.Method()), string(h.RequestURI())
+	_, ours := sourceOf(h)
+	forget(h)
+	h.SetMethod(method)
+	h.SetRequestURI(uri)
+	h.SetConnectionClose()
+	if ours {
+		s.refusals.put(h, headerTooLarge())
+	}
+}
+
+// forget gives back the memory of a head. Without that it would be the next connection's.
+func forget(h *fasthttp.RequestHeader) { *h = fasthttp.RequestHeader{} }
+
+func headerTooLarge() Response {
+	return problem(http.StatusRequestHeaderFieldsTooLarge, "header_too_large",
+		"The request's headers are too large, or too many. Nothing was stored.")
 }
 
 // dropBody makes a request one without a body, after which its connection is closed.

@@ -79,7 +79,7 @@ const writeBuffer = 4 << 10
 // (TestConnection_CostsWhatIsCounted).
 func ConnectionCost(maxHeader int) int { return maxHeader + writeBuffer + SmallBody + connectionRest }
 
-const connectionRest = 20 << 10
+const connectionRest = 24 << 10
 
 // Server is the public listener.
 type Server struct {
@@ -329,12 +329,15 @@ func (s *Server) fiberError(c *fiber.Ctx, err error) error {
 	case http.StatusMethodNotAllowed:
 		r = problem(fiberErr.Code, "method_not_allowed", "Tickets are taken by POST. Nothing was stored.")
 	case http.StatusRequestHeaderFieldsTooLarge:
-		r = problem(fiberErr.Code, "header_too_large", "The request's headers are too large. Nothing was stored.")
+		r = headerTooLarge()
 	case http.StatusRequestTimeout:
 		r = requestTimeout()
 	}
 	if fiberErr.Code != http.StatusNotFound && fiberErr.Code != http.StatusMethodNotAllowed || c.Request().Header.ConnectionClose() {
 		lingers(c)
+	}
+	if fiberErr.Code == http.StatusBadRequest || fiberErr.Code == http.StatusRequestHeaderFieldsTooLarge {
+		forget(&c.Request().Header) // it may have been read for the most part
 	}
 	s.metrics.request(r, 0, trace.SpanContext{})
 	write(c, r)

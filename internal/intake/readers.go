@@ -16,8 +16,9 @@ const (
 	readBase   = 4 << 10
 )
 
-// largeBody is what makes a body a large one: those take turns among themselves.
-const largeBody = 64 << 10
+// largeBody is what makes a body a large one: those take turns among themselves. It is httpapi.SmallBody, up to which no
+// number of larger ones has a ticket refused.
+const largeBody = 8 << 10
 
 // readers bounds the memory of what is being read, by what it may become at worst: what it does become is known only when
 // the memory is taken. Large bodies wait for each other and never keep out small ones, which have a budget of their own.

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -99,5 +100,45 @@ func TestIntake_LargeTicketsThatWait_LeaveRoomForSmallOnes(t *testing.T) {
 	}
 	awaitWaiting(t, in, 102)
 	close(commit)
+	group.Wait()
+}
+
+// slowSpool is a disk that takes its time.
+type slowSpool struct{ *spool.Spool }
+
+func (s slowSpool) Put(entries []*intake.Entry) error {
+	time.Sleep(500 * time.Millisecond)
+	return s.Spool.Put(entries)
+}
+
+// However many tickets of more than 8 KiB come at once, and however slow Postgres and the disk are, they leave room for
+// smaller ones, whether they were read or not.
+func TestIntake_TicketsOfMiddleSize_LeaveRoomForSmallOnes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, requireRoomForSmallOnes)
+}
+
+func requireRoomForSmallOnes(t *testing.T) {
+	store := &scriptedStore{save: func(context.Context, []*intake.Entry) error {
+		time.Sleep(time.Second)
+		return nil
+	}}
+	in := start(t, intake.Config{Spool: slowSpool{openSpool(t, spool.Config{})}, WaitingBytes: 8 << 20}, store, nil)
+	var group sync.WaitGroup
+	for i := range 400 {
+		group.Go(func() {
+			_, err := in.Accept(large([]int{9_000, 20_000, 60_000}[i%3]))
+			if err != nil {
+				assert.ErrorIs(t, err, intake.ErrOverloaded)
+			}
+		})
+	}
+	for range 60 {
+		time.Sleep(50 * time.Millisecond)
+		group.Go(func() {
+			_, err := in.Accept(delivery(sample))
+			assert.NoError(t, err)
+		})
+	}
 	group.Wait()
 }
