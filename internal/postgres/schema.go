@@ -98,7 +98,10 @@ type MigrateConfig struct {
 	// LockTimeout is how long to wait for another migration to end. Defaults to 5 min.
 	LockTimeout time.Duration
 	// Wait is how long Migrate waits for the database to let it in. Defaults to not at all.
-	Wait   time.Duration
+	Wait time.Duration
+	// BusyFor is for how long a migration is tried again that does not get its locks, because somebody else holds them.
+	// Defaults to 2 min.
+	BusyFor time.Duration
 	Logger *slog.Logger // Defaults to slog.Default.
 }
 
