@@ -12,6 +12,8 @@ import (
 
 	"github.com/alecthomas/kong"
 	"github.com/stretchr/testify/require"
+
+	"myticket/internal/httpapi"
 )
 
 // A ticket's text comes from anybody, and people look at JSON on a terminal.
@@ -98,6 +100,26 @@ func TestLimits_FollowFromTheMemory(t *testing.T) {
 	requireLimit(256 << 20)
 	write("/sys/fs/cgroup/memory.max", "536870912\n")
 	requireLimit(512 << 20)
+}
+
+// A server says at its start whom it takes no ticket from: a file that was open before is closed now.
+func TestLog_SaysWhomTheSourcesFileClosesTheWebhookTo(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "sources.json")
+	for content, want := range map[string]struct{ has, hasNot string }{
+		`{}`: {"every ticket is refused with 403", "asks for credentials"},
+		`{"shop-1": {"bearer_tokens": ["a-long-random-token"]}}`: {"other sources may not send", "every source asks"},
+		`{"shop-1": {}}`: {"other sources may not send", "every source"},
+		`{"*": {"bearer_tokens": ["a-long-random-token"]}}`: {"every source asks for credentials", "may not send"},
+	} {
+		require.NoError(t, os.WriteFile(file, []byte(content), 0o600))
+		sources, err := httpapi.ReadSources(file)
+		require.NoError(t, err)
+		var log bytes.Buffer
+		logSources(slog.New(slog.NewTextHandler(&log, nil)), sources, file)
+		require.Contains(t, log.String(), want.has, content)
+		require.NotContains(t, log.String(), want.hasNot, content)
+	}
 }
 
 // A captured ticket is known by its key for as long as its signature is good.

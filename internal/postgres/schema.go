@@ -102,7 +102,7 @@ type MigrateConfig struct {
 	// BusyFor is for how long a migration is tried again that does not get its locks, because somebody else holds them.
 	// Defaults to 2 min.
 	BusyFor time.Duration
-	Logger *slog.Logger // Defaults to slog.Default.
+	Logger  *slog.Logger // Defaults to slog.Default.
 }
 
 func (c MigrateConfig) logger() *slog.Logger {
