@@ -102,6 +102,27 @@ func TestLimits_FollowFromTheMemory(t *testing.T) {
 	requireLimit(512 << 20)
 }
 
+// docs/server.md adds it up: a server that cannot have that much says so at its start.
+func TestLimits_ThatDoNotFitIntoTheMemory_AreWarnedOf(t *testing.T) {
+	t.Parallel()
+	flags := serverFlags{
+		MaxBody: 1 << 20, MaxHeader: 8 << 10, MaxConnectionsPerPeer: -1, BatchBytes: 4 << 20, BatchesInFlight: 2,
+		SpoolDir: "spool", SpoolMaxTickets: 1_000_000,
+	}
+	warnings := func(memory int64) string {
+		var log bytes.Buffer
+		flags.warnOfLimits(slog.New(slog.NewTextHandler(&log, nil)), flags.deriveLimits(memory), memory)
+		return log.String()
+	}
+	require.Equal(t, int64(635), flags.memoryNeeded(flags.deriveLimits(1<<30))>>20, "the sum in docs/server.md, in MiB")
+	require.Empty(t, warnings(1<<30))
+	require.Contains(t, warnings(64<<20), "more memory than it has", "a full spool alone has 143 MiB of keys")
+	flags.SpoolMaxTickets = 200_000
+	require.Empty(t, warnings(256<<20))
+	flags.BodyBytes, flags.MaxConnections = 4<<20, 4096
+	require.Contains(t, warnings(1<<30), "--max-connections is more than", "docs/server.md promises that for derived ones")
+}
+
 // A server says at its start whom it takes no ticket from: a file that was open before is closed now.
 func TestLog_SaysWhomTheSourcesFileClosesTheWebhookTo(t *testing.T) {
 	t.Parallel()
@@ -109,7 +130,7 @@ func TestLog_SaysWhomTheSourcesFileClosesTheWebhookTo(t *testing.T) {
 	for content, want := range map[string]struct{ has, hasNot string }{
 		`{}`: {"every ticket is refused with 403", "asks for credentials"},
 		`{"shop-1": {"bearer_tokens": ["a-long-random-token"]}}`: {"other sources may not send", "every source asks"},
-		`{"shop-1": {}}`: {"other sources may not send", "every source"},
+		`{"shop-1": {}}`: {"other sources may not send", "every source asks"},
 		`{"*": {"bearer_tokens": ["a-long-random-token"]}}`: {"every source asks for credentials", "may not send"},
 	} {
 		require.NoError(t, os.WriteFile(file, []byte(content), 0o600))
