@@ -1,7 +1,7 @@
 -- Products that an authenticated source says, and lines without the columns that MyTicket does not know. The version before
 -- works on this schema: it writes products without the new column, and lines with "extra", which are shown as they are.
 BEGIN;
-SET LOCAL lock_timeout = '5s';
+SET LOCAL lock_timeout = '2s';
 
 -- A constant default rewrites no row (https://www.postgresql.org/docs/current/sql-altertable.html#SQL-ALTERTABLE-NOTES).
 ALTER TABLE products ADD COLUMN authenticated boolean NOT NULL DEFAULT false;

@@ -3,7 +3,7 @@
 -- alone, and the one after compares both: a claim by either makes an older one of the other void.
 -- A constant default changes no row and takes no time (https://www.postgresql.org/docs/current/ddl-alter.html).
 BEGIN;
-SET LOCAL lock_timeout = '5s';
+SET LOCAL lock_timeout = '2s';
 
 ALTER TABLE tickets ADD COLUMN claims integer NOT NULL DEFAULT 0;
 

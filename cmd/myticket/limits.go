@@ -81,6 +81,37 @@ func (l clientLimits) log(logger *slog.Logger, memory int64, from string) {
 		"waiting_bytes", l.waitingBytes, "max_connections", l.connections, "max_connections_per_peer", l.perPeer)
 }
 
+// What a server takes besides what is set, in bytes: doing nothing, a write to its spool, and the key of a spooled ticket.
+const (
+	memoryAtRest  = 32 << 20
+	memoryOfWrite = 8 << 20
+	memoryOfKey   = 150
+)
+
+// memoryNeeded is what a server takes at most, in bytes: the sum in docs/server.md.
+func (f *serverFlags) memoryNeeded(l clientLimits) int64 {
+	needed := memoryAtRest + int64(l.connections)*int64(httpapi.ConnectionCost(int(f.MaxHeader))) + int64(l.bodyBytes) +
+		2*int64(l.waitingBytes) + 2*int64(f.BatchesInFlight)*int64(f.BatchBytes)
+	if f.SpoolDir != "" {
+		needed += 4*int64(f.BatchBytes) + memoryOfWrite + int64(f.BatchBytes) + memoryOfKey*int64(f.SpoolMaxTickets)
+	}
+	return needed
+}
+
+// warnOfLimits warns of limits that do not hold what docs/server.md says of those that are derived.
+func (f *serverFlags) warnOfLimits(logger *slog.Logger, l clientLimits, memory int64) {
+	if needed := f.memoryNeeded(l); needed > memory {
+		logger.Warn("the limits let senders make this server take more memory than it has, so it may be killed: what was acknowledged is "+
+			"kept, what was under way is not answered; give it more memory, or lower the limits (docs/server.md, \"Limits to set\")",
+			"needed", humanize.IBytes(uint64(needed)), "memory", humanize.IBytes(uint64(max(0, memory))))
+	}
+	if fit := l.bodyBytes / 2 / httpapi.SmallBody; l.connections > fit {
+		logger.Warn("--max-connections is more than have a small body each in half of --body-bytes: many slow senders may have the tickets "+
+			"of others refused with 503; raise --body-bytes, or lower --max-connections",
+			"max_connections", l.connections, "fit", fit)
+	}
+}
+
 // warnSecretsInArgs warns of a password in the arguments: whoever may list processes, and whoever sees a crash report, reads
 // them.
 func warnSecretsInArgs(logger *slog.Logger, args []string) {
@@ -117,10 +148,19 @@ func logSources(logger *slog.Logger, sources *httpapi.Sources, file string) {
 	switch {
 	case file == "":
 		logger.Warn("no --sources-file: every source is open, so whoever reaches the webhook may send tickets")
+	case sources.None():
+		logger.Warn("the sources file names no source, so every ticket is refused with 403; name those that may send, or \"*\" for all",
+			"file", file)
+		return
 	case len(open) > 0:
 		logger.Warn("these sources ask for no credentials, so whoever reaches the webhook may send tickets as them; "+
 			"\"*\" is every source without an entry", "open", open)
-	default:
+	case sources.Others():
 		logger.Info("every source asks for credentials")
+	default:
+		logger.Info("the sources of the file ask for credentials")
+	}
+	if file != "" && !sources.Others() {
+		logger.Info("other sources may not send: they are refused with 403, because the sources file does not name them and has no \"*\"")
 	}
 }

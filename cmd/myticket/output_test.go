@@ -12,6 +12,8 @@ import (
 
 	"github.com/alecthomas/kong"
 	"github.com/stretchr/testify/require"
+
+	"myticket/internal/httpapi"
 )
 
 // A ticket's text comes from anybody, and people look at JSON on a terminal.
@@ -98,6 +100,47 @@ func TestLimits_FollowFromTheMemory(t *testing.T) {
 	requireLimit(256 << 20)
 	write("/sys/fs/cgroup/memory.max", "536870912\n")
 	requireLimit(512 << 20)
+}
+
+// docs/server.md adds it up: a server that cannot have that much says so at its start.
+func TestLimits_ThatDoNotFitIntoTheMemory_AreWarnedOf(t *testing.T) {
+	t.Parallel()
+	flags := serverFlags{
+		MaxBody: 1 << 20, MaxHeader: 8 << 10, MaxConnectionsPerPeer: -1, BatchBytes: 4 << 20, BatchesInFlight: 2,
+		SpoolDir: "spool", SpoolMaxTickets: 1_000_000,
+	}
+	warnings := func(memory int64) string {
+		var log bytes.Buffer
+		flags.warnOfLimits(slog.New(slog.NewTextHandler(&log, nil)), flags.deriveLimits(memory), memory)
+		return log.String()
+	}
+	require.Equal(t, int64(635), flags.memoryNeeded(flags.deriveLimits(1<<30))>>20, "the sum in docs/server.md, in MiB")
+	require.Empty(t, warnings(1<<30))
+	require.Contains(t, warnings(64<<20), "more memory than it has", "a full spool alone has 143 MiB of keys")
+	flags.SpoolMaxTickets = 200_000
+	require.Empty(t, warnings(256<<20))
+	flags.BodyBytes, flags.MaxConnections = 4<<20, 4096
+	require.Contains(t, warnings(1<<30), "--max-connections is more than", "docs/server.md promises that for derived ones")
+}
+
+// A server says at its start whom it takes no ticket from: a file that was open before is closed now.
+func TestLog_SaysWhomTheSourcesFileClosesTheWebhookTo(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "sources.json")
+	for content, want := range map[string]struct{ has, hasNot string }{
+		`{}`: {"every ticket is refused with 403", "asks for credentials"},
+		`{"shop-1": {"bearer_tokens": ["a-long-random-token"]}}`: {"other sources may not send", "every source asks"},
+		`{"shop-1": {}}`: {"other sources may not send", "every source asks"},
+		`{"*": {"bearer_tokens": ["a-long-random-token"]}}`: {"every source asks for credentials", "may not send"},
+	} {
+		require.NoError(t, os.WriteFile(file, []byte(content), 0o600))
+		sources, err := httpapi.ReadSources(file)
+		require.NoError(t, err)
+		var log bytes.Buffer
+		logSources(slog.New(slog.NewTextHandler(&log, nil)), sources, file)
+		require.Contains(t, log.String(), want.has, content)
+		require.NotContains(t, log.String(), want.hasNot, content)
+	}
 }
 
 // A captured ticket is known by its key for as long as its signature is good.

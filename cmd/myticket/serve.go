@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"regexp"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -54,7 +55,7 @@ type serverFlags struct {
 	BatchBytes      byteSize      `env:"MYTICKET_BATCH_BYTES" default:"4MiB" group:"Batching" help:"Bytes that the tickets of one transaction may become at most: bodies, what was read, and the rows made of them. One ticket always fits. Default: ${default}."`
 	BatchesInFlight int           `env:"MYTICKET_BATCHES_IN_FLIGHT" default:"2" group:"Batching" help:"Transactions under way at once. Default: ${default}."`
 	WaitingTickets  int           `env:"MYTICKET_WAITING_TICKETS" default:"10000" group:"Batching" help:"Tickets waiting for a transaction at most; beyond it 503. Default: ${default}."`
-	WaitingBytes    byteSize      `env:"MYTICKET_WAITING_BYTES" default:"0" group:"Batching" help:"Bytes that the tickets waiting for a transaction may become at most; beyond it they are spooled, or 503. As much again is for reading them. Default: a sixteenth of the memory limit."`
+	WaitingBytes    byteSize      `env:"MYTICKET_WAITING_BYTES" default:"0" group:"Batching" help:"Bytes that the tickets waiting for a transaction may become at most; beyond it they are spooled, or 503. As much again is for reading them. 0 derives it: a sixteenth of the memory limit. Default: ${default}."`
 	KeyTTL          time.Duration `env:"MYTICKET_KEY_TTL" default:"168h" group:"Batching" help:"How long an idempotency key is remembered. Default: ${default}."`
 
 	NewProductsRate       float64 `env:"MYTICKET_NEW_PRODUCTS_RATE" default:"10" group:"Products" help:"Products a second that the tickets of one source may add through this server, where its entry in the sources file says nothing else; a ticket beyond it is stored as ERROR. All sources without an entry share one rate. 0 for no limit. Default: ${default}."`
@@ -87,6 +88,9 @@ type serverFlags struct {
 // draining the spool, for batches that the spool does not take, and one to ask whether the database answers, which must
 // never wait behind tickets.
 const connsBesides = 5
+
+// headerName is a token (RFC 9110, section 5.6.2).
+var headerName = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
 
 // Validate is called by kong. Each error names the setting.
 func (f *serverFlags) Validate() error {
@@ -128,8 +132,15 @@ func (f *serverFlags) Validate() error {
 			return fmt.Errorf("--%s is too small: %s", s.name, f.smallest(s.name, s.min))
 		}
 	}
-	if f.NewProductsRate < 0 || f.NewProductsRate > 1_000_000 {
+	if !(f.NewProductsRate >= 0 && f.NewProductsRate <= 1_000_000) { // NaN is neither
 		return errors.New("--new-products-rate must be 0 to 1000000 a second; 0 is for no limit")
+	}
+	switch {
+	case f.PeerHeader != "" && !headerName.MatchString(f.PeerHeader):
+		return fmt.Errorf("--peer-header=%q is no name of a header; X-Forwarded-For is one", f.PeerHeader)
+	case f.PeerHeader != "" && f.MaxConnectionsPerPeer == 0:
+		return errors.New("--peer-header does nothing with --max-connections-per-peer=0: that is how many requests an address " +
+			"may have under way; set it, or leave out --peer-header")
 	}
 	if limit := 1 << 30; int64(f.MaxBody) > int64(limit) {
 		return errors.New("--max-body is too large: Postgres holds no value of more than 1 GiB")
@@ -199,6 +210,7 @@ func (f *serverFlags) serve(
 	memory, memoryFrom := memoryLimit("")
 	limits := f.deriveLimits(memory)
 	limits.log(logger, memory, memoryFrom)
+	f.warnOfLimits(logger, limits, memory)
 	tracing, err := telemetry.NewTracing(ctx, version, logger)
 	if err != nil {
 		return err

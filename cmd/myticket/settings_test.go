@@ -55,6 +55,7 @@ func TestSettings_ThatCannotBe_AreNamed(t *testing.T) {
 		"--treat-interval=0s", "--treat-lease=1ms", "--treat-max-attempts=0", "--treat-min-back-off=0s",
 		"--treat-max-back-off=1ms", "--partition-period=year", "--partitions-ahead=0", "--shutdown-delay=-1s",
 		"--shutdown-timeout=0s", "--log-format=xml", "--log-level=loud",
+		"--new-products-rate=NaN", "--new-products-rate=-1", "--new-products-burst=0", "--peer-header=X Forwarded",
 	} {
 		t.Run(argument, func(t *testing.T) {
 			t.Parallel()
@@ -62,6 +63,14 @@ func TestSettings_ThatCannotBe_AreNamed(t *testing.T) {
 			requireNotUnderstood(t, runCommand(t, nil, "serve", "--database-url", unreachable, argument), setting)
 		})
 	}
+}
+
+// With such settings a limit that somebody asked for would not be there, without a word.
+func TestSettings_ThatContradictEachOther_AreNamed(t *testing.T) {
+	t.Parallel()
+	o := runCommand(t, nil, "serve", "--database-url", unreachable, "--peer-header=X-Forwarded-For", "--max-connections-per-peer=0")
+	requireNotUnderstood(t, o, "--peer-header")
+	require.Contains(t, o.stderr, "--max-connections-per-peer")
 }
 
 // unreachable is a database that nobody answers for.

@@ -12,6 +12,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
+
+	"myticket/internal/postgres"
 )
 
 func itoa(n int) string { return strconv.Itoa(n) }
@@ -56,7 +58,9 @@ func TestUpgrade_WhoseMigrationFails(t *testing.T) {
 		require.Contains(t, printed+err.Error(), "migrate force")
 	})
 	t.Run("mended as docs/operations.md says", func(t *testing.T) {
-		r.kubectl("exec", "myticket-0", "--", "/myticket", "migrate", "force", "1")
+		latest, err := postgres.LatestSchema()
+		require.NoError(t, err)
+		r.kubectl("exec", "myticket-0", "--", "/myticket", "migrate", "force", itoa(int(latest)))
 		r.upgrade(helm4, imageTwo)
 		require.Equal(t, imageTwo, r.image())
 	})

@@ -129,6 +129,12 @@ func (s *Sources) Open() []string {
 	return open
 }
 
+// None reports whether no source may send at all.
+func (s *Sources) None() bool { return len(s.named) == 0 && s.other == nil }
+
+// Others reports whether sources without an entry of their own may send.
+func (s *Sources) Others() bool { return s.other != nil }
+
 // Signed reports whether a source takes signed requests. Their keys must be remembered for 2 × SignatureTolerance.
 func (s *Sources) Signed() bool {
 	for _, source := range s.named {

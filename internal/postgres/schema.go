@@ -98,8 +98,11 @@ type MigrateConfig struct {
 	// LockTimeout is how long to wait for another migration to end. Defaults to 5 min.
 	LockTimeout time.Duration
 	// Wait is how long Migrate waits for the database to let it in. Defaults to not at all.
-	Wait   time.Duration
-	Logger *slog.Logger // Defaults to slog.Default.
+	Wait time.Duration
+	// BusyFor is for how long a migration is tried again that does not get its locks, because somebody else holds them.
+	// Defaults to 2 min.
+	BusyFor time.Duration
+	Logger  *slog.Logger // Defaults to slog.Default.
 }
 
 func (c MigrateConfig) logger() *slog.Logger {
@@ -135,7 +138,7 @@ func Migrate(ctx context.Context, config MigrateConfig) error {
 			return err
 		}
 	}
-	return withMigrator(config, func(m *migrate.Migrate) error {
+	return withMigrator(ctx, config, func(m *migrate.Migrate) error {
 		stop := context.AfterFunc(ctx, func() { m.GracefulStop <- true })
 		defer stop()
 		err := m.Up()
@@ -143,7 +146,8 @@ func Migrate(ctx context.Context, config MigrateConfig) error {
 			return nil
 		}
 		if dirty, ok := errors.AsType[migrate.ErrDirty](err); ok {
-			return errors.New(SchemaStatus{Version: uint(dirty.Version), Dirty: true}.String())
+			latest, latestErr := LatestSchema()
+			return errors.Join(errors.New(SchemaStatus{Version: uint(dirty.Version), Latest: latest, Dirty: true}.String()), latestErr)
 		}
 		return err
 	})
@@ -151,12 +155,15 @@ func Migrate(ctx context.Context, config MigrateConfig) error {
 
 // ForceSchema declares that the schema is at a version, after a person has mended what a failed migration left.
 func ForceSchema(config MigrateConfig, version uint) error {
-	return withMigrator(config, func(m *migrate.Migrate) error { return m.Force(int(version)) })
+	return withMigrator(context.Background(), config, func(m *migrate.Migrate) error { return m.Force(int(version)) })
 }
 
-func withMigrator(config MigrateConfig, use func(*migrate.Migrate) error) (err error) {
+func withMigrator(ctx context.Context, config MigrateConfig, use func(*migrate.Migrate) error) (err error) {
 	if config.LockTimeout == 0 {
 		config.LockTimeout = 5 * time.Minute
+	}
+	if config.BusyFor == 0 {
+		config.BusyFor = 2 * time.Minute
 	}
 	in, err := config.login()
 	if err != nil {
@@ -172,7 +179,8 @@ func withMigrator(config MigrateConfig, use func(*migrate.Migrate) error) (err e
 	if files, err = iofs.New(migrations.FS, "."); err != nil {
 		return fmt.Errorf("read the embedded migrations: %w", err)
 	}
-	m, err := migrate.NewWithInstance("embedded", files, "pgx5", driver)
+	m, err := migrate.NewWithInstance("embedded", files, "pgx5",
+		&patientDriver{Driver: driver, ctx: ctx, busyFor: config.BusyFor, logger: config.logger()})
 	if err != nil {
 		return fmt.Errorf("prepare the migration: %w", err)
 	}

@@ -1,0 +1,80 @@
+package postgres_test
+
+import (
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"myticket/internal/devdb/pgtest"
+	"myticket/internal/postgres"
+)
+
+// logOf collects lines, and reports whether one has a text.
+type logOf struct {
+	lock  sync.Mutex
+	lines strings.Builder
+}
+
+func (l *logOf) Write(line []byte) (int, error) {
+	l.lock.Lock()
+	defer l.lock.Unlock()
+	return l.lines.Write(line)
+}
+
+func (l *logOf) has(text string) bool {
+	l.lock.Lock()
+	defer l.lock.Unlock()
+	return strings.Contains(l.lines.String(), text)
+}
+
+// somebodyReads returns a database at the version before that of the newest migration of tickets, whose tickets somebody
+// reads in a transaction that ends with done.
+func somebodyReads(t *testing.T) (b *testBundle, done func()) {
+	t.Helper()
+	b = &testBundle{url: pgtest.Empty(t)}
+	require.NoError(t, postgres.MigrateUp(t.Context(), b.url))
+	b.store, b.pool = open(t, b.url), openPool(t, b.url)
+	exec(t, b, `ALTER TABLE tickets DROP COLUMN claims`)
+	exec(t, b, `UPDATE schema_migrations SET version = 2`)
+	report := connect(t, b.url)
+	_, err := report.Exec(t.Context(), `BEGIN; SELECT count(*) FROM tickets`)
+	require.NoError(t, err)
+	return b, func() {
+		_, err := report.Exec(t.Context(), `ROLLBACK`)
+		require.NoError(t, err)
+	}
+}
+
+func TestMigrate_WaitsForWhoeverReadsATable(t *testing.T) {
+	t.Parallel()
+	b, done := somebodyReads(t)
+	log := &logOf{}
+	ended := make(chan error, 1)
+	go func() {
+		ended <- postgres.Migrate(t.Context(), postgres.MigrateConfig{URL: b.url, Logger: slog.New(slog.NewTextHandler(log, nil))})
+	}()
+	require.Eventually(t, func() bool { return log.has("tried again") || len(ended) > 0 }, time.Minute, 10*time.Millisecond)
+	done()
+	require.NoError(t, <-ended, "a report that lasted longer than the lock_timeout must not end an upgrade")
+	status, err := b.store.Schema(t.Context())
+	require.NoError(t, err)
+	require.True(t, status.Ready(), status)
+}
+
+func TestMigrate_WhatIsAlwaysLocked_LeavesTheSchemaAsItWas(t *testing.T) {
+	t.Parallel()
+	b, done := somebodyReads(t)
+	err := postgres.Migrate(t.Context(), postgres.MigrateConfig{URL: b.url, BusyFor: time.Millisecond, Logger: slog.New(slog.DiscardHandler)})
+	require.ErrorContains(t, err, "the schema is still at version 2")
+	require.ErrorContains(t, err, "pg_stat_activity", "what to do")
+	status, err := b.store.Schema(t.Context())
+	require.NoError(t, err)
+	require.False(t, status.Dirty, "nothing was done, so nobody has to mend anything")
+	require.Equal(t, uint(2), status.Version)
+	done()
+	require.NoError(t, postgres.MigrateUp(t.Context(), b.url), "and nothing but another run is needed")
+}
