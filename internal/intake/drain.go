@@ -10,7 +10,7 @@ import (
 	"myticket/internal/ticket"
 )
 
-// drainPoll is how often an empty spool is looked at.
+// drainPoll is how often an empty spool is looked at, and the pause after a ticket that failed.
 const drainPoll = 100 * time.Millisecond
 
 // drain brings tickets from the spool into the store for as long as deliveries are accepted and the store is there. It
@@ -26,8 +26,10 @@ func (in *Intake) drain() {
 			switch {
 			case step.away:
 				in.storeAway(step.err)
-			case step.err != nil:
+			case step.disk:
 				pause = wait.NextBackOff()
+			case step.err != nil: // one of the tickets is at fault, and the others do not wait for it
+				pause = max(drainPoll, in.drainPause(time.Since(start)))
 			case step.stored > 0:
 				wait.Reset()
 				pause = in.drainPause(time.Since(start))
@@ -140,7 +142,11 @@ func (d *drainer) step(ctx context.Context) step {
 	start := time.Now()
 	if again {
 		done, err := d.saveUnread(ctx, entries)
-		d.retryAt = time.Now().Add(retryShare * time.Since(start))
+		took := time.Since(start)
+		if err != nil {
+			took += drainPoll // the pause that follows
+		}
+		d.retryAt = time.Now().Add(retryShare * took)
 		return d.noted(d.conclude(ctx, entries, done, err, true), 1)
 	}
 	done, err := d.save(ctx, entries)
