@@ -208,6 +208,16 @@ type conn struct {
 	allowed  int  // bytes that might be read for it in all
 	timedOut bool // a read of this request did
 	framed   bool // left was not enough
+
+	scraping *atomic.Int64 // counts this connection, which has an answer of /metrics that may not be written yet; nil for none
+}
+
+// scraped gives back the place that an answer of /metrics took.
+func (c *conn) scraped() {
+	if c.scraping != nil {
+		c.scraping.Add(-1)
+		c.scraping = nil
+	}
 }
 
 // Read reads from the connection. The server reads ahead, so it gets here between two requests only when nothing of the
@@ -295,7 +305,10 @@ func connState(nc net.Conn, state fasthttp.ConnState) {
 	case fasthttp.StateIdle:
 		c.between, c.bounded, c.timedOut, c.framed = true, false, false, false
 		c.lingers.Store(false)
-	case fasthttp.StateNew, fasthttp.StateClosed, fasthttp.StateHijacked:
+		c.scraped()
+	case fasthttp.StateClosed:
+		c.scraped()
+	case fasthttp.StateNew, fasthttp.StateHijacked:
 	}
 }
 

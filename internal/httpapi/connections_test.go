@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -214,6 +215,51 @@ func TestConnection_CostsWhatIsCounted(t *testing.T) {
 			t.Logf("%d bytes each, of %d", each, httpapi.ConnectionCost(8<<10))
 			require.LessOrEqual(t, each, httpapi.ConnectionCost(8<<10))
 		})
+	}
+}
+
+// Who does not read an answer keeps it in memory, and the one of /metrics grows with the sources. It is not parallel: it measures
+// this process.
+func TestMetrics_ThatNobodyReads_AreHeldForAFewOnly(t *testing.T) {
+	const connections, size, few = 200, 100 << 10, 16
+	registry := prometheus.NewRegistry()
+	for i := range 100 {
+		registry.MustRegister(prometheus.NewGauge(prometheus.GaugeOpts{Name: fmt.Sprint("a", i), Help: strings.Repeat("x", size/100)}))
+	}
+	address := listenWith(t, httpapi.Config{Registry: registry, WriteTimeout: patience}, discarder{}, httpapi.OpenSources())
+	before := inUse()
+	dialer := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+		return c.Control(func(fd uintptr) { _ = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 1) })
+	}}
+	all := make([]net.Conn, connections)
+	for i := range all {
+		conn, err := dialer.DialContext(t.Context(), "tcp", address)
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = conn.Close() })
+		_, err = fmt.Fprint(conn, "GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n")
+		require.NoError(t, err)
+		all[i] = conn
+	}
+	time.Sleep(time.Second) // until most were answered: it makes no difference for the test, only for its worth
+	taken := inUse() - before
+	t.Logf("%d bytes", taken)
+	require.LessOrEqual(t, taken, connections*httpapi.ConnectionCost(8<<10)+2*few*size)
+	for _, conn := range all {
+		require.NoError(t, conn.Close())
+	}
+	require.Eventually(t, func() bool {
+		conn := connect(t, address)
+		conn.write(t, "GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+		status, _, _ := conn.answer(t)
+		return status == http.StatusOK
+	}, patience, 10*time.Millisecond, "those who went give their places back")
+	for range 2 * few {
+		conn := connect(t, address)
+		for range 2 {
+			conn.write(t, "GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n")
+			status, _, _ := conn.answer(t)
+			require.Equal(t, http.StatusOK, status)
+		}
 	}
 }
 

@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/valyala/fasthttp"
 	"github.com/valyala/fasthttp/fasthttpadaptor"
 	"go.opentelemetry.io/otel/trace"
 )
@@ -91,6 +92,7 @@ type Server struct {
 	bodies      *budget
 	peers       *peers // nil unless a proxy in front names them
 	refusals    refusals
+	scraping    atomic.Int64                // answers of /metrics that are made or written
 	connections atomic.Pointer[connections] // nil until Serve
 	config      Config
 }
@@ -136,8 +138,27 @@ func New(config Config, accepter Accepter, sources *Sources) *Server {
 	s.app.Post(sourceRoute, s.ticket)
 	s.app.Get("/ping", func(c *fiber.Ctx) error { return c.SendString("Pong") })
 	exposition := fasthttpadaptor.NewFastHTTPHandler(promhttp.HandlerFor(config.Registry, promhttp.HandlerOpts{}))
-	s.app.Get("/metrics", func(c *fiber.Ctx) error { exposition(c.Context()); return nil })
+	s.app.Get("/metrics", func(c *fiber.Ctx) error { return s.scrape(c, exposition) })
 	return s
+}
+
+// maxScrapes bounds the answers of /metrics that are made or written at once. They are as long as there are sources, and
+// whoever does not read one keeps it.
+const maxScrapes = 16
+
+func (s *Server) scrape(c *fiber.Ctx, exposition fasthttp.RequestHandler) error {
+	if s.scraping.Add(1) > maxScrapes {
+		s.scraping.Add(-1)
+		write(c, retryLater(http.StatusServiceUnavailable, "overloaded", retryOverloaded, "Too many read the metrics."))
+		return nil
+	}
+	if conn, ok := c.Context().Conn().(*conn); ok {
+		conn.scraping = &s.scraping // until the answer is written
+	} else {
+		defer s.scraping.Add(-1)
+	}
+	exposition(c.Context())
+	return nil
 }
 
 // registerConnections adds the metrics of connections, and of the bodies on them.
