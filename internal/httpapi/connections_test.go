@@ -249,14 +249,14 @@ func TestMetrics_ThatNobodyReads_AreHeldForAFewOnly(t *testing.T) {
 	}
 	require.Eventually(t, func() bool {
 		conn := connect(t, address)
-		conn.write(t, "GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+		conn.writef(t, "GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
 		status, _, _ := conn.answer(t)
 		return status == http.StatusOK
 	}, patience, 10*time.Millisecond, "those who went give their places back")
 	for range 2 * few {
 		conn := connect(t, address)
 		for range 2 {
-			conn.write(t, "GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n")
+			conn.writef(t, "GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n")
 			status, _, _ := conn.answer(t)
 			require.Equal(t, http.StatusOK, status)
 		}
