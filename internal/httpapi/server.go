@@ -142,7 +142,7 @@ func New(config Config, accepter Accepter, sources *Sources) *Server {
 	return s
 }
 
-// maxScrapes bounds the answers of /metrics that are made or written at once. They are as long as there are sources, and
+// maxScrapes bounds the answers of /metrics that are made or written at once. They are the longer, the more sources there are, and
 // whoever does not read one keeps it.
 const maxScrapes = 16
 
@@ -158,6 +158,9 @@ func (s *Server) scrape(c *fiber.Ctx, exposition fasthttp.RequestHandler) error 
 		defer s.scraping.Add(-1)
 	}
 	exposition(c.Context())
+	body := bytes.Clone(c.Response().Body())
+	c.Response().ReleaseBody(0) // or the connection keeps that memory for as long as it is open
+	c.Response().SetBodyRaw(body)
 	return nil
 }
 
