@@ -75,10 +75,12 @@ func TestNetworkPolicies_CloseWhatNobodyNeeds(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, http.StatusOK, status)
 	r.helm(helm4, "test", "myticket", "--timeout", "2m")
-	// The operator still reaches its instances: it notices what it would only hear from them.
+	// The operator still reaches its instance, which alone can tell it the id of its data; while Postgres is stopped it does not.
+	const heard = "--for=condition=ConsistentSystemID="
 	r.fence("*")
-	r.kubectl("wait", "--for=condition=Ready=false", "clusters.postgresql.cnpg.io/myticket-db", "--timeout=120s")
+	r.kubectl("wait", heard+"False", "clusters.postgresql.cnpg.io/myticket-db", "--timeout=120s")
 	r.unfence()
+	r.kubectl("wait", heard+"True", "clusters.postgresql.cnpg.io/myticket-db", "--timeout=120s")
 
 	r.upgrade(helm4, imageOne, "networkPolicy.enabled=false")
 	require.Empty(t, r.kubectl("get", "networkpolicies", "-o", "name"), "none may be left behind")
