@@ -220,6 +220,8 @@ func TestConnection_CostsWhatIsCounted(t *testing.T) {
 
 // Who does not read an answer keeps it in memory, and the one of /metrics grows with the sources. It is not parallel: it measures
 // this process.
+//
+//nolint:paralleltest // see above
 func TestMetrics_ThatNobodyReads_AreHeldForAFewOnly(t *testing.T) {
 	const connections, size, few = 200, 100 << 10, 16
 	registry := prometheus.NewRegistry()

@@ -142,8 +142,8 @@ func New(config Config, accepter Accepter, sources *Sources) *Server {
 	return s
 }
 
-// maxScrapes bounds the answers of /metrics that are made or written at once. They are the longer, the more sources there are, and
-// whoever does not read one keeps it.
+// maxScrapes bounds the answers of /metrics that are made or written at once. They are the longer, the more sources there
+// are, and whoever does not read one keeps it.
 const maxScrapes = 16
 
 func (s *Server) scrape(c *fiber.Ctx, exposition fasthttp.RequestHandler) error {

@@ -34,7 +34,8 @@ func (b *batch) fail(err error) {
 }
 
 // largeCost is what makes a ticket that was read a large one: those may take half of what waits, so that they never keep
-// out all others. A usual ticket of largeBody, with lines of 30 bytes, is none; one of 64 KiB of the shortest lines becomes 2 MiB.
+// out all others. A usual ticket of largeBody, with lines of 30 bytes, is none; one of 64 KiB of the shortest lines becomes
+// 2 MiB.
 const largeCost = 128 << 10
 
 // queue is where entries wait, already grouped into batches: the last one of a list is open for more, those before it are
