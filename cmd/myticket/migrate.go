@@ -99,7 +99,7 @@ func (c migrateForceCmd) Run(ctx context.Context, std streams) error {
 	if err != nil {
 		return err
 	}
-	if err := postgres.ForceSchema(config, uint(c.Version)); err != nil {
+	if err := postgres.ForceSchema(ctx, config, uint(c.Version)); err != nil {
 		return fmt.Errorf("migrate force: %w", err)
 	}
 	status, err := schemaStatus(ctx, c.databaseFlags)

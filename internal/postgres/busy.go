@@ -77,8 +77,8 @@ func (d *patientDriver) giveUp(waited time.Duration, blocked error) error {
 	if err := d.Driver.SetVersion(d.before, false); err != nil {
 		return errors.Join(blocked, fmt.Errorf("declare that the schema is still at version %d: %w", d.before, err))
 	}
-	return fmt.Errorf("the migration to version %d did not get its lock for %s, because somebody holds it (a report or a backup, mostly): "+
-		"nothing of it is there, the schema is still at version %d, and servers go on; look for the oldest xact_start in "+
+	return fmt.Errorf("the migration to version %d did not get its lock for %s, because somebody holds it (a report or a backup, "+
+		"mostly): nothing of it is there, the schema is still at version %d, and servers go on; look for the oldest xact_start in "+
 		"pg_stat_activity, let it end or end it, then run \"myticket migrate up\" again: %w",
 		d.version, waited.Round(time.Second), max(0, d.before), blocked)
 }

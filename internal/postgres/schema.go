@@ -155,8 +155,8 @@ func Migrate(ctx context.Context, config MigrateConfig) error {
 }
 
 // ForceSchema declares that the schema is at a version, after a person has mended what a failed migration left.
-func ForceSchema(config MigrateConfig, version uint) error {
-	return withMigrator(context.Background(), config, func(m *migrate.Migrate) error { return m.Force(int(version)) })
+func ForceSchema(ctx context.Context, config MigrateConfig, version uint) error {
+	return withMigrator(ctx, config, func(m *migrate.Migrate) error { return m.Force(int(version)) })
 }
 
 func withMigrator(ctx context.Context, config MigrateConfig, use func(*migrate.Migrate) error) (err error) {

@@ -46,7 +46,7 @@ func TestSchema_TellsWhatToDo(t *testing.T) {
 	assert.Contains(t, status.String(), "myticket migrate force")
 	require.ErrorContains(t, postgres.MigrateUp(t.Context(), b.url), "myticket migrate force")
 
-	require.NoError(t, postgres.ForceSchema(postgres.MigrateConfig{URL: b.url}, status.Latest))
+	require.NoError(t, postgres.ForceSchema(t.Context(), postgres.MigrateConfig{URL: b.url}, status.Latest))
 	exec(t, b, `UPDATE schema_migrations SET version = version + 1`)
 	status, err = b.store.Schema(t.Context())
 	require.NoError(t, err)
