@@ -101,14 +101,13 @@ func (f *serverFlags) memoryNeeded(l clientLimits) int64 {
 // warnOfLimits warns of limits that do not hold what docs/server.md says of those that are derived.
 func (f *serverFlags) warnOfLimits(logger *slog.Logger, l clientLimits, memory int64) {
 	if needed := f.memoryNeeded(l); needed > memory {
-		logger.Warn("the limits let senders make this server take more memory than it has, so it may be killed: what was "+
-			"acknowledged is kept, what was under way is not answered; give it more memory, or lower the limits "+
-			"(docs/server.md, \"Limits to set\")",
+		logger.Warn("the limits let senders make this server take more memory than it has, so it may be killed: what was acknowledged "+
+			"is kept, what was under way is not answered; give it more memory, or lower the limits (docs/server.md, \"Limits to set\")",
 			"needed", humanize.IBytes(uint64(needed)), "memory", humanize.IBytes(uint64(max(0, memory))))
 	}
 	if fit := l.bodyBytes / 2 / httpapi.SmallBody; l.connections > fit {
-		logger.Warn("--max-connections is more than have a small body each in half of --body-bytes: many slow senders may have "+
-			"the tickets of others refused with 503; raise --body-bytes, or lower --max-connections",
+		logger.Warn("--max-connections is more than have a small body each in half of --body-bytes: many slow senders may have the "+
+			"tickets of others refused with 503; raise --body-bytes, or lower --max-connections",
 			"max_connections", l.connections, "fit", fit)
 	}
 }

@@ -130,9 +130,8 @@ func (c productsPruneCmd) print(std streams, pruned postgres.Pruned) error {
 	if c.Apply {
 		what = "removed"
 	}
-	fmt.Fprintf(std.stdout,
-		"%d products have their name and price from these tickets, and no ticket has named them for two minutes\n",
-		pruned.Candidates)
+	fmt.Fprintf(std.stdout, "%d products have their name and price from these tickets, "+
+		"and no ticket has named them for two minutes\n", pruned.Candidates)
 	fmt.Fprintf(std.stdout, "%d are named by other tickets, too, and stay\n", pruned.Kept)
 	if pruned.Changed > 0 {
 		fmt.Fprintf(std.stdout, "%d were being changed, and stay: run it again\n", pruned.Changed)
