@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -372,9 +373,11 @@ type slowAccepter struct {
 	keeper
 	entered chan struct{}
 	release chan struct{}
+	waiting atomic.Int64
 }
 
 func (a *slowAccepter) Accept(d intake.Delivery) (intake.Receipt, error) {
+	a.waiting.Add(1)
 	a.entered <- struct{}{}
 	<-a.release
 	return a.keeper.Accept(d)

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"net"
 	"net/http"
@@ -25,8 +26,13 @@ const (
 	maxLeaving = 64
 )
 
+// slowRequest is how long a request may take to arrive before its connection may be closed for a new one. A ticket comes in
+// milliseconds; who sends heads byte by byte must not keep out everybody else.
+const slowRequest = time.Second
+
 // connections accepts the webhook's connections: as many as may be open, and of each peer as many as it may have. When as
-// many as may be are open, the one that has idled longest is closed for a new one, never one with a request under way.
+// many as may be are open, the one that has idled longest is closed for a new one, and where none idles the one whose
+// request has been arriving longest, beyond slowRequest. One whose request has arrived is never closed.
 type connections struct {
 	net.Listener
 
@@ -36,18 +42,20 @@ type connections struct {
 	refused    atomic.Int64 // no place, and none idle
 	peerFull   atomic.Int64 // its peer had as many as it may
 	closedIdle atomic.Int64 // for a new one
+	closedSlow atomic.Int64 // for a new one, in the middle of a request
 	refusing   atomic.Int64 // goroutines that tell senders so
 
 	mu      sync.Mutex
 	open    map[*conn]struct{}
 	peers   map[netip.Addr]int // connections of each that has any; empty without a limit
 	leaving int                // closed for a new one, and not yet ended
-	idle    []idler            // found at the last look, longest first; not all of them still are
+	idle    []waiter           // found at the last look, longest first; not all of them still are
+	slow    []waiter           // likewise
 }
 
-// idler is a connection that idled since a time. The next look is needed only when all of them have been tried: whoever
-// became idle after the last one has idled for a shorter time than these.
-type idler struct {
+// waiter is a connection that has waited since a time, for its next request or for the rest of one. The next look is needed
+// only when all of them have been tried: whoever began to wait after the last one has waited for a shorter time than these.
+type waiter struct {
 	conn  *conn
 	since int64
 }
@@ -99,27 +107,46 @@ func (l *connections) makePlace() bool {
 		return false
 	}
 	for range 2 {
-		for len(l.idle) > 0 {
-			longest := l.idle[0]
-			l.idle = l.idle[1:]
-			// Whoever swaps first decides: the connection, when a byte has come, or this.
-			if _, open := l.open[longest.conn]; open && longest.conn.since.CompareAndSwap(longest.since, evicted) {
-				l.remove(longest.conn)
-				l.leaving++
-				l.closedIdle.Add(1)
-				_ = longest.conn.Conn.Close() // its goroutine wakes, and ends it
-				return true
-			}
+		if l.closeOne(&l.idle, func(c *conn) *atomic.Int64 { return &c.since }) {
+			l.closedIdle.Add(1)
+			return true
 		}
-		l.idle = nil
+		if l.closeOne(&l.slow, func(c *conn) *atomic.Int64 { return &c.arriving }) {
+			l.closedSlow.Add(1)
+			return true
+		}
+		slow := time.Now().Add(-slowRequest).UnixNano()
 		for c := range l.open {
 			if since := c.since.Load(); since > 0 {
-				l.idle = append(l.idle, idler{c, since})
+				l.idle = append(l.idle, waiter{c, since})
+			} else if since := c.arriving.Load(); since > 0 && since < slow {
+				l.slow = append(l.slow, waiter{c, since})
 			}
 		}
-		slices.SortFunc(l.idle, func(a, b idler) int { return int(a.since - b.since) })
-		l.idle = l.idle[:min(len(l.idle), 4*maxLeaving)]
+		l.idle, l.slow = longestFirst(l.idle), longestFirst(l.slow)
 	}
+	return false
+}
+
+func longestFirst(all []waiter) []waiter {
+	slices.SortFunc(all, func(a, b waiter) int { return cmp.Compare(a.since, b.since) })
+	return all[:min(len(all), 4*maxLeaving)]
+}
+
+// closeOne closes the first connection that still waits as it did at the last look, and reports whether there was one. Whoever
+// swaps first decides: the connection, when it goes on, or this. The caller must hold l.mu.
+func (l *connections) closeOne(waiting *[]waiter, state func(*conn) *atomic.Int64) bool {
+	for len(*waiting) > 0 {
+		longest := (*waiting)[0]
+		*waiting = (*waiting)[1:]
+		if _, open := l.open[longest.conn]; open && state(longest.conn).CompareAndSwap(longest.since, evicted) {
+			l.remove(longest.conn)
+			l.leaving++
+			_ = longest.conn.Conn.Close() // its goroutine wakes, and ends it
+			return true
+		}
+	}
+	*waiting = nil
 	return false
 }
 
@@ -189,7 +216,7 @@ func (l *connections) refuse(c net.Conn, status int) {
 	}()
 }
 
-// evicted is the value of conn.since when the connection is closed for another one.
+// evicted is the value of conn.since or conn.arriving when the connection is closed for another one.
 const evicted = -1
 
 // conn is a connection that has a place. What is not atomic belongs to the goroutine that serves it.
@@ -201,6 +228,7 @@ type conn struct {
 
 	between  bool         // no byte of the next request has been read
 	since    atomic.Int64 // nanoseconds of Unix time since when it idles; 0 while it does not
+	arriving atomic.Int64 // likewise since when a request arrives; 0 when it has arrived, or there is none
 	lingers  atomic.Bool  // an answer was sent before its request was read whole
 	closed   atomic.Bool
 	bounded  bool // left counts
@@ -302,7 +330,9 @@ func connState(nc net.Conn, state fasthttp.ConnState) {
 	switch state {
 	case fasthttp.StateActive:
 		c.between = false
+		c.arriving.CompareAndSwap(0, time.Now().UnixNano())
 	case fasthttp.StateIdle:
+		c.arrived()
 		c.between, c.bounded, c.timedOut, c.framed = true, false, false, false
 		c.lingers.Store(false)
 		c.scraped()
@@ -310,6 +340,13 @@ func connState(nc net.Conn, state fasthttp.ConnState) {
 		c.scraped()
 	case fasthttp.StateNew, fasthttp.StateHijacked:
 	}
+}
+
+// arrived notes that a request has been read whole, and reports whether it counts: it does not when the connection was closed
+// for another one before.
+func (c *conn) arrived() bool {
+	since := c.arriving.Load()
+	return since != evicted && c.arriving.CompareAndSwap(since, 0)
 }
 
 // peerOf returns the address that a peer is counted by: that of IPv4, or the first 64 bits of IPv6, because whoever has one
@@ -347,8 +384,12 @@ type peers struct {
 func (p *peers) of(ctx *fasthttp.RequestCtx) netip.Addr {
 	all := ctx.Request.Header.PeekAll(p.header)
 	if len(all) > 0 {
-		if address, err := netip.ParseAddr(lastElement(all[len(all)-1])); err == nil {
+		last := lastElement(all[len(all)-1])
+		if address, err := netip.ParseAddr(last); err == nil {
 			return network(address)
+		}
+		if address, err := netip.ParseAddrPort(last); err == nil { // some proxies name the port as well
+			return network(address.Addr())
 		}
 	}
 	return peerOf(ctx.RemoteAddr())

@@ -71,15 +71,16 @@ func TestConnections_ThatIdle_AreClosedForNewOnes_LongestFirst(t *testing.T) {
 	idle.requireClosed(t)
 	require.InDelta(t, 2, metric(t, registry, "myticket_http_connections_closed_idle_total"), 0)
 
-	// Now all have a request under way, and each of them is answered.
+	// Now all have a request that has arrived, and each of them is answered.
+	go func() {
+		for range accepter.entered { //nolint:revive // they wait for release
+		}
+	}()
+	headless.writef(t, " test\r\nContent-Length: 1\r\n\r\nx")
 	for _, c := range []*connection{next, another} {
-		c.writef(t, "POST /ticket HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n")
-		line, err := c.reader.ReadString('\n')
-		require.NoError(t, err)
-		require.Contains(t, line, "100")
-		_, err = c.reader.ReadString('\n')
-		require.NoError(t, err)
+		c.writef(t, small)
 	}
+	await(t, "all have arrived", func() bool { return accepter.waiting.Load() == 4 })
 	refused := connect(t, address)
 	refused.writef(t, small)
 	status, header, body := refused.answer(t)
@@ -91,19 +92,44 @@ func TestConnections_ThatIdle_AreClosedForNewOnes_LongestFirst(t *testing.T) {
 	require.InDelta(t, 4, metric(t, registry, "myticket_http_connections"), 0)
 
 	close(accepter.release)
-	go func() {
-		for range accepter.entered { //nolint:revive // they are let through
-		}
-	}()
-	headless.writef(t, " test\r\nContent-Length: 1\r\n\r\nx")
-	for _, c := range []*connection{next, another} {
-		c.writef(t, "x")
-	}
 	for _, c := range []*connection{busy, headless, next, another} {
 		status, _, body := c.answer(t)
 		require.Equal(t, http.StatusOK, status, body)
 	}
 	require.Len(t, accepter.deliveries, 4)
+}
+
+// Heads that come byte by byte, from as many addresses as it takes, must not keep out everybody else.
+func TestConnections_WhoseRequestsComeSlowly_AreClosedForNewOnes(t *testing.T) {
+	t.Parallel()
+	registry := prometheus.NewRegistry()
+	accepter := &slowAccepter{entered: make(chan struct{}, 3), release: make(chan struct{})}
+	address := listenWith(t, httpapi.Config{Registry: registry, MaxConnections: 3}, accepter, httpapi.OpenSources())
+	begun := []string{
+		"POST /ticket HTTP/1.1\r\nHost:",
+		"POST /ticket HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nx",
+		"GET /ping HTTP/1.1\r\nHost: test\r\n\r\nPOST /ticket HTTP/1.1\r\nHost:", // and a part of the next one
+	}
+	slow := make([]*connection, len(begun))
+	for i := range slow {
+		slow[i] = connect(t, address)
+		slow[i].writef(t, "%s", begun[i])
+	}
+	status, _, _ := slow[2].answer(t)
+	require.Equal(t, http.StatusOK, status)
+	for i := range slow {
+		await(t, "a slow one is closed", func() bool {
+			connect(t, address).writef(t, small) // it is refused, or takes the place of a slow one and stays
+			return metric(t, registry, "myticket_http_connections_closed_slow_total") == float64(i+1)
+		})
+	}
+	for _, c := range slow {
+		c.requireClosed(t)
+	}
+	await(t, "those who came have been read", func() bool { return accepter.waiting.Load() == 3 })
+	close(accepter.release)
+	await(t, "they are answered", func() bool { return metric(t, registry, "myticket_http_connections_idle") == 3 })
+	require.Len(t, accepter.deliveries, 3, "half a request is no ticket")
 }
 
 func TestConnections_OfOnePeer_LeaveRoomForOthers(t *testing.T) {
@@ -156,14 +182,14 @@ func TestPeerHeader_BoundsTheRequestsOfEachPeer(t *testing.T) {
 		taken = append(taken, post(peer))
 		<-accepter.entered
 	}
-	for _, peer := range []string{"X-Forwarded-For: 203.0.113.9,192.0.2.1\r\n", "X-Forwarded-For: 2001:db8::99\r\n", ""} {
+	for _, peer := range []string{"X-Forwarded-For: 203.0.113.9,192.0.2.1\r\n", "X-Forwarded-For: 192.0.2.1:4711\r\n", "X-Forwarded-For: 2001:db8::99\r\n", ""} {
 		c := post(peer)
 		status, header, body := c.answer(t)
 		require.Equal(t, http.StatusTooManyRequests, status, body)
 		require.Contains(t, body, `"code":"peer_busy"`)
 		require.Equal(t, "1", header.Get("Retry-After"))
 	}
-	require.InDelta(t, 3, metric(t, registry, "myticket_http_peer_refused_total"), 0)
+	require.InDelta(t, 4, metric(t, registry, "myticket_http_peer_refused_total"), 0)
 	close(accepter.release)
 	for _, c := range taken {
 		status, _, body := c.answer(t)

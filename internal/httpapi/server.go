@@ -198,6 +198,11 @@ func (s *Server) registerConnections(config Config) {
 		Help: "Idle connections that were closed for a new one, because as many as may be were open.",
 	}, of(func(l *connections) int64 { return l.closedIdle.Load() }))
 	auto.NewCounterFunc(prometheus.CounterOpts{
+		Name: "myticket_http_connections_closed_slow_total",
+		Help: "Connections whose request had been arriving for over a second that were closed for a new one, because as many as " +
+			"may be were open and none idled.",
+	}, of(func(l *connections) int64 { return l.closedSlow.Load() }))
+	auto.NewCounterFunc(prometheus.CounterOpts{
 		Name: "myticket_http_peer_refused_total",
 		Help: "Connections, or with --peer-header requests, that were answered 429 because their peer had as many as it may.",
 	}, of(func(l *connections) int64 {
@@ -269,6 +274,9 @@ func (s *Server) ticket(c *fiber.Ctx) (err error) {
 	if stream := c.Context().RequestBodyStream(); stream != nil {
 		conn, _ := c.Context().Conn().(*conn)
 		r.Body, err = body{from: stream, conn: conn, declared: h.ContentLength(), max: s.config.MaxBody}.read(&held)
+		if err == nil && conn != nil && !conn.arrived() {
+			err = net.ErrClosed
+		}
 		if err != nil {
 			s.refuse(c, r, s.webhook.bodyFailed(err, conn))
 			return nil
