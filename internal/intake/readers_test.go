@@ -42,7 +42,7 @@ func TestIntake_LargeTickets_TakeTurns_AndSmallOnesPass(t *testing.T) {
 		return ticket.Parse(body)
 	}
 	queue, store := openSpool(t, spool.Config{}), &memory{}
-	in := start(t, intake.Config{Spool: queue, Parse: parse, OverflowWait: 50 * time.Millisecond}, store, nil)
+	in := start(t, intake.Config{Spool: queue, Parse: parse, OverflowWait: 50 * time.Millisecond, Timeout: time.Minute}, store, nil)
 	var group sync.WaitGroup
 	var treated, spooled atomic.Int32
 	const tickets = 24
@@ -56,7 +56,7 @@ func TestIntake_LargeTickets_TakeTurns_AndSmallOnesPass(t *testing.T) {
 			}
 		})
 	}
-	require.Eventually(t, func() bool { return spooled.Load() == tickets-1 }, 20*time.Second, time.Millisecond,
+	require.Eventually(t, func() bool { return spooled.Load() == tickets-1 }, time.Minute, time.Millisecond,
 		"who has no turn in time is kept unread")
 	for range 100 {
 		r, err := in.Accept(delivery(sample))
