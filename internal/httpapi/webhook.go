@@ -128,7 +128,7 @@ func (w *Webhook) Admit(name string, h Headers, length int) (Response, bool) {
 		return problem(http.StatusBadRequest, "header_repeated",
 			"The header "+h.Repeated+" is there twice, with two values. The ticket was not stored."), false
 	}
-	if !source.admits(h, w.sources.now()) {
+	if !source.open() && !source.admits(h, w.sources.now()) {
 		return w.unauthorized(source, h), false
 	}
 	// Who is not known yet for sure takes no place in the rate, so that a stranger uses up nobody's.

@@ -225,18 +225,15 @@ func (in *Intake) Accept(d Delivery) (Receipt, error) {
 	if err != nil {
 		return Receipt{}, err
 	}
-	defer waiting.turn.end()
 	if answerBeforeCommit {
+		waiting.turn.end()
 		return Receipt{ID: e.Ticket.ID, Status: ticket.Treated}, nil
 	}
-	select {
-	case <-waiting.batch.done:
-	case <-waiting.batch.expired: // whatever holds it up; the entry is not ours to look at
-		return Receipt{}, ErrUnavailable
-	case <-waiting.late:
-		return Receipt{}, ErrUnavailable
-	}
+	inTime := waiting.await()
+	waiting.turn.end()
 	switch {
+	case !inTime: // whatever holds it up; the entry is not ours to look at
+		return Receipt{}, ErrUnavailable
 	case e.err != nil:
 		return Receipt{}, e.err
 	case e.KeyReused:
@@ -264,6 +261,25 @@ type queued struct {
 	batch *batch
 	late  <-chan time.Time // for an entry that waited for a turn: its time is up when this says so
 	turn  turn             // to be ended when its sender is answered
+}
+
+// await returns when the entry's batch is done, or else with false when its time is up.
+func (q *queued) await() bool {
+	if q.late == nil { // as nearly all; each case of a select costs
+		select {
+		case <-q.batch.done:
+			return true
+		case <-q.batch.expired:
+			return false
+		}
+	}
+	select {
+	case <-q.batch.done:
+		return true
+	case <-q.batch.expired:
+	case <-q.late:
+	}
+	return false
 }
 
 // enqueue reads a ticket and has it wait for a transaction, or for the spool where it cannot be read: while the store is
