@@ -298,9 +298,7 @@ func (in *Intake) enqueue(e *Entry) (queued, error) {
 	err := ErrOverloaded
 	t, waited, ok := in.reading.take(len(e.Ticket.Body), patience)
 	if ok {
-		in.read(&e.Ticket)
-		q.batch, err = in.queue.add(e)
-		t.end()
+		q.batch, err = in.readAndAdd(e, t)
 	}
 	if errors.Is(err, ErrOverloaded) && spools {
 		e.Ticket.Order, e.Ticket.Problems, e.Ticket.Status = ticket.Order{}, nil, ""
@@ -310,6 +308,13 @@ func (in *Intake) enqueue(e *Entry) (queued, error) {
 		q.late = time.After(time.Until(start.Add(in.config.Timeout)))
 	}
 	return q, err
+}
+
+// readAndAdd ends its turn in any case: a fault of the parser that costs one ticket must not cost the others their turns.
+func (in *Intake) readAndAdd(e *Entry, t turn) (*batch, error) {
+	defer t.end()
+	in.read(&e.Ticket)
+	return in.queue.add(e)
 }
 
 // enqueueUnread has a ticket that came at start wait for the spool. A large one may wait for its turn for most of its time.

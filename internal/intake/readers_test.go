@@ -139,3 +139,21 @@ func requireRoomForSmallOnes(t *testing.T) {
 	}
 	group.Wait()
 }
+
+// The parser never panics; if it does all the same, its sender is told so, and nobody else.
+func TestIntake_ParserThatPanics_KeepsNoTurn(t *testing.T) {
+	t.Parallel()
+	in := start(t, intake.Config{
+		WaitingBytes: 1, // one at a time is read
+		Timeout:      2 * time.Second,
+		Parse: func(body []byte) (ticket.Order, []ticket.Problem) {
+			if string(body) == "fault" {
+				panic("a fault of the parser")
+			}
+			return ticket.Parse(body)
+		},
+	}, &memory{}, nil)
+	assert.Panics(t, func() { _, _ = in.Accept(delivery("fault")) })
+	_, err := in.Accept(delivery(sample))
+	require.NoError(t, err)
+}
