@@ -4,9 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"strconv"
-	"sync"
 	"testing"
 	"time"
 
@@ -174,19 +172,7 @@ func TestProducts_Authenticated_InWhateverOrderTicketsCome(t *testing.T) {
 		}
 		entries = append(entries, from(t, source, body(strconv.Itoa(i), lines...)))
 	}
-	r.Shuffle(len(entries), func(i, j int) { entries[i], entries[j] = entries[j], entries[i] })
-	batches := slices.Collect(slices.Chunk(entries, 5))
-	var group sync.WaitGroup
-	for writer := range 4 {
-		group.Go(func() {
-			for i := writer; i < len(batches); i += 4 {
-				if !assert.NoError(t, b.store.Save(t.Context(), batches[i])) {
-					return
-				}
-			}
-		})
-	}
-	group.Wait()
+	saveInRandomOrder(t, b, r, entries)
 	settle(t, b)
 	assert.Empty(t, one[string](t, b, `
 		WITH said AS (

@@ -149,19 +149,7 @@ func TestProducts_NewestTicketCounts_InWhateverOrderTicketsCome(t *testing.T) {
 		}
 		entries = append(entries, entry(t, body(strconv.Itoa(i), lines...)))
 	}
-	r.Shuffle(len(entries), func(i, j int) { entries[i], entries[j] = entries[j], entries[i] })
-	batches := slices.Collect(slices.Chunk(entries, 5))
-	var group sync.WaitGroup
-	for writer := range 4 {
-		group.Go(func() {
-			for i := writer; i < len(batches); i += 4 {
-				if !assert.NoError(t, b.store.Save(t.Context(), batches[i])) {
-					return
-				}
-			}
-		})
-	}
-	group.Wait()
+	saveInRandomOrder(t, b, r, entries)
 	settle(t, b)
 	assertProductsAreWhatTheTicketsSay(t, b)
 }
@@ -218,6 +206,24 @@ func settle(t *testing.T, b *testBundle) {
 }
 
 // assertProductsAreWhatTheTicketsSay compares the product base with the last word of the stored tickets.
+// saveInRandomOrder stores entries in batches of five, from four writers at once.
+func saveInRandomOrder(t *testing.T, b *testBundle, r *rand.Rand, entries []*intake.Entry) {
+	t.Helper()
+	r.Shuffle(len(entries), func(i, j int) { entries[i], entries[j] = entries[j], entries[i] })
+	batches := slices.Collect(slices.Chunk(entries, 5))
+	var group sync.WaitGroup
+	for writer := range 4 {
+		group.Go(func() {
+			for i := writer; i < len(batches); i += 4 {
+				if !assert.NoError(t, b.store.Save(t.Context(), batches[i])) {
+					return
+				}
+			}
+		})
+	}
+	group.Wait()
+}
+
 func assertProductsAreWhatTheTicketsSay(t *testing.T, b *testBundle) {
 	t.Helper()
 	assert.Empty(t, one[string](t, b, `
