@@ -26,11 +26,16 @@ type variant struct {
 
 	process *process
 	spans   *receiver
-	rates   []float64 // tickets/s of each slice
-	cpus    []float64 // processor time of the server for a ticket of each slice, in seconds; none where there is no /proc
-	p50s    []time.Duration
-	p99s    []time.Duration
-	acked   int
+	figures
+}
+
+// figures are what a variant did in one row.
+type figures struct {
+	rates []float64 // tickets/s of each slice
+	cpus  []float64 // processor time of the server for a ticket of each slice, in seconds; none where there is no /proc
+	p50s  []time.Duration
+	p99s  []time.Duration
+	acked int
 }
 
 // compare has variants of the server take traffic in turn, slice by slice, each round in another order, and prints what each
@@ -63,8 +68,23 @@ func (b *bench) compare(ctx context.Context) (err error) {
 		}
 		defer func() { err = errors.Join(err, v.process.stop()) }()
 	}
-	l := load{
-		concurrency: 200, tickets: newTickets(2, hotProducts), warmUp: b.settings.warmUp, duration: b.settings.duration,
+	fmt.Fprintf(b.out, "%d rounds a row, in each a slice of %s for each server after %s of warm-up, in another order each time. "+
+		"Ratios are medians over the rounds, with their 95 %% interval.\n\n"+
+		"| tickets of | concurrency | server | tickets/s | p50 | p99 | ratio of tickets/s | ratio of the server's CPU a ticket "+
+		"| spans received a ticket |\n|---|--:|---|--:|--:|--:|--:|--:|--:|\n", b.settings.rounds, b.settings.duration, b.settings.warmUp)
+	for l := range b.loads() {
+		if err := b.compareRow(ctx, variants, l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// compareRow measures the variants with one shape of traffic. It begins on empty tables in each round.
+func (b *bench) compareRow(ctx context.Context, variants []*variant, l load) error {
+	l.warmUp, l.duration = b.settings.warmUp, b.settings.duration
+	for _, v := range variants {
+		v.figures = figures{}
 	}
 	for round := range b.settings.rounds {
 		if err := b.empty(ctx); err != nil {
@@ -83,7 +103,7 @@ func (b *bench) compare(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	b.printComparison(variants)
+	b.printComparison(variants, l)
 	return nil
 }
 
@@ -103,20 +123,16 @@ func (v *variant) measure(ctx context.Context, l load) (acked int, err error) {
 	return r.acked, nil
 }
 
-func (b *bench) printComparison(variants []*variant) {
-	fmt.Fprintf(b.out, "Tickets of 2 lines, 10 products, concurrency 200; %d rounds, in each a slice of %s for each server after "+
-		"%s of warm-up, in another order each time. Ratios are medians over the rounds, with their 95 %% interval.\n\n"+
-		"| server | tickets/s | p50 | p99 | ratio of tickets/s | ratio of the server's CPU a ticket | spans received a ticket |\n"+
-		"|---|--:|--:|--:|--:|--:|--:|\n", b.settings.rounds, b.settings.duration, b.settings.warmUp)
+func (b *bench) printComparison(variants []*variant, l load) {
 	for i, v := range variants {
 		rates, cpus, spans := "", "", ""
 		if i > 0 {
 			rates, cpus = ratios(v.rates, variants[0].rates), ratios(v.cpus, variants[0].cpus)
 		}
 		if v.spans != nil {
-			spans = fmt.Sprintf("%.3f", float64(v.spans.received.Load())/float64(v.acked))
+			spans = fmt.Sprintf("%.3f", float64(v.spans.received.Swap(0))/float64(v.acked))
 		}
-		fmt.Fprintf(b.out, "| %s | %.0f | %s | %s | %s | %s | %s |\n", v.name, median(v.rates),
+		fmt.Fprintf(b.out, "| %s | %d | %s | %.0f | %s | %s | %s | %s | %s |\n", l.tickets.name, l.concurrency, v.name, median(v.rates),
 			median(v.p50s).Round(10*time.Microsecond), median(v.p99s).Round(10*time.Microsecond), rates, cpus, spans)
 	}
 }

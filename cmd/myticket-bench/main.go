@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"iter"
 	"net"
 	"os"
 	"os/exec"
@@ -51,7 +52,7 @@ func main() {
 	flag.DurationVar(&s.duration, "duration", 2*time.Second, "length of each slice")
 	flag.IntVar(&s.rounds, "rounds", 5, "slices of each server in turn, for each row; the medians are printed")
 	flag.StringVar(&s.only, "only", "",
-		"measure only rows of MyTicket that match this regular expression, such as \"2 lines, 10 products, concurrency 200\"")
+		"measure only rows that match this regular expression, such as \"2 lines, 10 products, concurrency 200\"")
 	flag.StringVar(&s.profile, "profile", "", "write a CPU profile of the server during the first row into this file")
 	flag.StringVar(&s.args, "args", "", "further arguments of the server, separated by spaces")
 	flag.BoolVar(&s.tracing, "tracing", false,
@@ -86,7 +87,7 @@ func run(ctx context.Context, s settings, out io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, database.Stop(context.WithoutCancel(ctx))) }()
-	b := &bench{settings: s, out: out, database: database}
+	b := &bench{settings: s, only: only, out: out, database: database}
 	if err := b.prepare(ctx); err != nil {
 		return err
 	}
@@ -102,11 +103,9 @@ func run(ctx context.Context, s settings, out io.Writer) (err error) {
 	fmt.Fprint(out, "\n| tickets of | concurrency | (a) floor/s | (b) MyTicket/s | p50 | p99 "+
 		"| (b)/(a) | least and most | (b)/(c) | peak memory |\n"+
 		"|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
-	for _, lines := range []int{2, 40} {
-		for _, concurrency := range []int{50, 200} {
-			if err := b.rows(ctx, only, lines, concurrency, ceiling); err != nil {
-				return err
-			}
+	for l := range b.loads() {
+		if err := b.printRow(ctx, l, ceiling); err != nil {
+			return err
 		}
 	}
 	return b.summary(ctx)
@@ -115,6 +114,7 @@ func run(ctx context.Context, s settings, out io.Writer) (err error) {
 // bench is one run.
 type bench struct {
 	settings settings
+	only     *regexp.Regexp
 	out      io.Writer
 	database *devdb.Server
 	url      string
@@ -149,28 +149,39 @@ func (b *bench) prepare(ctx context.Context) error {
 	return nil
 }
 
-// rows measures MyTicket for one shape of traffic, and the floor beside it.
-func (b *bench) rows(ctx context.Context, only *regexp.Regexp, lines, concurrency int, ceiling float64) error {
-	for _, products := range []int{hotProducts, distinctProducts} {
-		t := newTickets(lines, products)
-		if !only.MatchString(fmt.Sprintf("%s, concurrency %d", t.name, concurrency)) {
-			continue
-		}
-		r, err := b.row(ctx, load{concurrency: concurrency, tickets: t})
-		if err != nil {
-			return err
-		}
-		perCeiling := ""
-		if lines == 2 {
-			perCeiling = fmt.Sprintf("%.2f", r.server.perSecond/ceiling)
-			if concurrency == 200 && products == hotProducts {
-				b.best = r.server.perSecond
+// loads are the rows: each shape of traffic that -only asks for.
+func (b *bench) loads() iter.Seq[load] {
+	return func(yield func(load) bool) {
+		for _, lines := range []int{2, 40} {
+			for _, concurrency := range []int{50, 200} {
+				for _, products := range []int{hotProducts, distinctProducts} {
+					t := newTickets(lines, products)
+					if b.only.MatchString(fmt.Sprintf("%s, concurrency %d", t.name, concurrency)) &&
+						!yield(load{concurrency: concurrency, tickets: t}) {
+						return
+					}
+				}
 			}
 		}
-		fmt.Fprintf(b.out, "| %s | %d | %.0f | %.0f | %s | %s | **%.2f** | %.2f–%.2f | %s | %s |\n", t.name, concurrency,
-			r.floor, r.server.perSecond, r.server.p50.Round(10*time.Microsecond), r.server.p99.Round(10*time.Microsecond),
-			median(r.ratios), slices.Min(r.ratios), slices.Max(r.ratios), perCeiling, r.memory)
 	}
+}
+
+// printRow measures MyTicket for one shape of traffic, and the floor beside it.
+func (b *bench) printRow(ctx context.Context, l load, ceiling float64) error {
+	r, err := b.row(ctx, l)
+	if err != nil {
+		return err
+	}
+	perCeiling := ""
+	if l.tickets.lines == 2 {
+		perCeiling = fmt.Sprintf("%.2f", r.server.perSecond/ceiling)
+		if l.concurrency == 200 && l.tickets.products == hotProducts {
+			b.best = r.server.perSecond
+		}
+	}
+	fmt.Fprintf(b.out, "| %s | %d | %.0f | %.0f | %s | %s | **%.2f** | %.2f–%.2f | %s | %s |\n", l.tickets.name, l.concurrency,
+		r.floor, r.server.perSecond, r.server.p50.Round(10*time.Microsecond), r.server.p99.Round(10*time.Microsecond),
+		median(r.ratios), slices.Min(r.ratios), slices.Max(r.ratios), perCeiling, r.memory)
 	return nil
 }
 

@@ -8,9 +8,10 @@ import (
 
 // tickets is a set of tickets that differ in their products, and each time one is sent also in its order number.
 type tickets struct {
-	name     string
-	requests [][]byte // whole HTTP requests, with the order number's digits at its place
-	at       []int    // of the order number in each request
+	name            string
+	lines, products int
+	requests        [][]byte // whole HTTP requests, with the order number's digits at its place
+	at              []int    // of the order number in each request
 }
 
 const (
@@ -21,7 +22,7 @@ const (
 
 // newTickets makes tickets of so many lines that name so many products in all.
 func newTickets(lines, products int) tickets {
-	t := tickets{name: fmt.Sprintf("%d lines, %d products", lines, products)}
+	t := tickets{name: fmt.Sprintf("%d lines, %d products", lines, products), lines: lines, products: products}
 	count := max(products/lines, 1_000)
 	for i := range count {
 		var body strings.Builder
