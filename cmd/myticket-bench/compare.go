@@ -40,7 +40,7 @@ type figures struct {
 
 // compare has variants of the server take traffic in turn, slice by slice, each round in another order, and prints what each
 // does for every ticket that the first does.
-func (b *bench) compare(ctx context.Context) (err error) {
+func (b *bench) compare(ctx context.Context) error {
 	variants := []*variant{{name: "`" + b.settings.server + "`", program: b.settings.server}}
 	if b.settings.vs != "" {
 		variants = append(variants, &variant{name: "`" + b.settings.vs + "`", program: b.settings.vs})
@@ -63,10 +63,6 @@ func (b *bench) compare(ctx context.Context) (err error) {
 			defer stop()
 			v.environment = append(v.environment, "OTEL_EXPORTER_OTLP_ENDPOINT=http://"+address)
 		}
-		if v.process, err = b.launch(ctx, v.program, v.environment); err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, v.process.stop()) }()
 	}
 	fmt.Fprintf(b.out, "%d rounds a row, in each a slice of %s for each server after %s of warm-up, in another order each time. "+
 		"Ratios are medians over the rounds, with their 95 %% interval.\n\n"+
@@ -80,14 +76,22 @@ func (b *bench) compare(ctx context.Context) (err error) {
 	return nil
 }
 
-// compareRow measures the variants with one shape of traffic. It begins on empty tables in each round.
-func (b *bench) compareRow(ctx context.Context, variants []*variant, l load) error {
+// compareRow measures fresh servers with one shape of traffic. Each round begins without tickets; products stay, because a server
+// limits how many new ones a source may add.
+func (b *bench) compareRow(ctx context.Context, variants []*variant, l load) (err error) {
 	l.warmUp, l.duration = b.settings.warmUp, b.settings.duration
+	if err := b.empty(ctx, "tickets, products, deliveries"); err != nil {
+		return err
+	}
 	for _, v := range variants {
 		v.figures = figures{}
+		if v.process, err = b.launch(ctx, v.program, v.environment); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, v.process.stop()) }()
 	}
 	for round := range b.settings.rounds {
-		if err := b.empty(ctx); err != nil {
+		if err := b.empty(ctx, "tickets, deliveries"); err != nil {
 			return err
 		}
 		acked := 0

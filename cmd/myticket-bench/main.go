@@ -296,20 +296,20 @@ type process struct {
 
 // startServer starts MyTicket on empty tables.
 func (b *bench) startServer(ctx context.Context) (*process, error) {
-	if err := b.empty(ctx); err != nil {
+	if err := b.empty(ctx, "tickets, products, deliveries"); err != nil {
 		return nil, err
 	}
 	return b.launch(ctx, b.settings.server, nil)
 }
 
-// empty empties the tables, so that what is measured begins alike.
-func (b *bench) empty(ctx context.Context) error {
+// empty empties tables, so that all measurements begin alike.
+func (b *bench) empty(ctx context.Context, tables string) error {
 	conn, err := pgx.Connect(ctx, b.url)
 	if err != nil {
 		return err
 	}
 	defer conn.Close(ctx)
-	for _, sql := range []string{`TRUNCATE tickets, products, deliveries`, `CHECKPOINT`} {
+	for _, sql := range []string{`TRUNCATE ` + tables, `CHECKPOINT`} {
 		if _, err := conn.Exec(ctx, sql); err != nil {
 			return err
 		}

@@ -55,7 +55,7 @@ const maxHeadParts = 128
 
 func tooManyParts(h *fasthttp.RequestHeader) bool {
 	raw := h.RawHeaders()
-	return bytes.Count(raw, []byte{'\n'})+bytes.Count(raw, []byte{';'})+bytes.Count(raw, []byte{','}) > maxHeadParts
+	return len(raw) > maxHeadParts && bytes.Count(raw, []byte{'\n'})+bytes.Count(raw, []byte{';'})+bytes.Count(raw, []byte{','}) > maxHeadParts
 }
 
 // headTooLarge refuses a request to the webhook, and gives the memory of its head back. Its connection is closed.
@@ -124,6 +124,9 @@ func sourceOf(h *fasthttp.RequestHeader) (name []byte, ok bool) {
 		return nil, false
 	}
 	path := h.RequestURI()
+	if string(path) == defaultRoute { // as most
+		return nil, true
+	}
 	if len(path) > 1 && path[0] == '/' && path[1] != '/' {
 		if i := bytes.IndexAny(path, "?#"); i >= 0 {
 			path = path[:i]

@@ -387,6 +387,9 @@ func signaturesIn(header string) (found [][]byte) {
 
 // schemeOf returns which of the known schemes an Authorization header has.
 func schemeOf(authorization string) (bearer, basic bool) {
+	if authorization == "" {
+		return false, false
+	}
 	scheme, _, _ := strings.Cut(authorization, " ")
 	return strings.EqualFold(scheme, "Bearer"), strings.EqualFold(scheme, "Basic")
 }

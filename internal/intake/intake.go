@@ -201,7 +201,7 @@ func setDefault[T int | time.Duration](field *T, value T) {
 // Accept stores one delivery and returns when it is committed, or when it is certain that it will not be answered
 // otherwise within Config.Timeout. A sender that goes away cancels nothing, so there is no context to pass.
 func (in *Intake) Accept(d Delivery) (Receipt, error) {
-	if !in.Available() && in.config.Spool == nil {
+	if in.config.Spool == nil && !in.Available() {
 		return Receipt{}, ErrUnavailable
 	}
 	in.inFlight.Add(1)
@@ -386,7 +386,7 @@ func (in *Intake) commitBatches() {
 // entry's time is up, so the batches behind it, which are younger, are in time as well. What the store does not take is
 // left to the spool's lane: a lane of the store must never wait for a disk.
 func (in *Intake) commit(b *batch) {
-	if !in.Available() && in.config.Spool == nil {
+	if in.config.Spool == nil && !in.Available() {
 		b.fail(ErrUnavailable)
 		b.close()
 		return
