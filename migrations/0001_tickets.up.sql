@@ -1,12 +1,12 @@
 -- The tables of MyTicket. Forward-only: there is no down file, because a rollback of the program runs on this schema too.
--- Text that is compared or indexed is COLLATE "C": byte order is cheap, and no update of the system's collations
--- (https://www.postgresql.org/docs/current/collation.html) can ever corrupt an index of ours.
+-- Text that is compared or indexed is COLLATE "C": byte order is cheap, and an update of the system's collations
+-- (https://www.postgresql.org/docs/current/collation.html) cannot corrupt these indexes.
 BEGIN;
 SET LOCAL lock_timeout = '5s';
 
--- Every ticket, once. Written by INSERT alone in the normal case: an UPDATE happens only where a ticket is treated
--- later or mended. Partitioned by time, so that retention drops tables and never deletes rows. The time is the one
--- inside the UUIDv7, so an id alone names its partition, and the primary key serves reads by time as well.
+-- Every ticket, once. In the normal case rows are only inserted: an UPDATE happens only when a ticket is treated
+-- later or corrected. The table is partitioned by time, so that retention drops tables and never deletes rows. The time is the
+-- one inside the UUIDv7, so the id alone determines the partition, and the primary key also serves reads by time.
 CREATE TABLE tickets (
     id              uuid        NOT NULL,
     received_at     timestamptz NOT NULL,
@@ -37,8 +37,8 @@ COMMENT ON COLUMN tickets.parser_version IS 'The version of the parser that read
 COMMENT ON COLUMN tickets.attempts IS 'How often treatment has claimed it; also the fence against a claim whose lease ran out';
 COMMENT ON COLUMN tickets.next_attempt_at IS 'While TO_TREAT: when it may be claimed (again)';
 
--- What is long enough to be compressed is compressed by lz4, which costs a fraction of pglz' time. A server that was built
--- without it keeps pglz.
+-- Values that are long enough for compression use lz4, which takes a fraction of the time of pglz. A Postgres that was built
+-- without lz4 keeps pglz.
 DO $$
 BEGIN
     ALTER TABLE tickets ALTER COLUMN body SET COMPRESSION lz4, ALTER COLUMN lines SET COMPRESSION lz4;
@@ -47,16 +47,16 @@ EXCEPTION WHEN feature_not_supported THEN
 END
 $$;
 
--- Each index costs every ticket. These two hold only rows that wait for somebody.
+-- Each index makes every insert slower. These two hold only rows that wait for treatment or for a person.
 CREATE INDEX tickets_to_treat ON tickets (next_attempt_at) WHERE status = 'TO_TREAT';
 CREATE INDEX tickets_error ON tickets (received_at, id) WHERE status = 'ERROR';
--- A person on the phone has an order number. docs/benchmarks.md says what this index costs.
+-- A customer on the phone has an order number to search for. docs/benchmarks.md says what this index costs.
 CREATE INDEX tickets_order_number ON tickets (order_number) WHERE order_number IS NOT NULL;
 
--- Takes what has no partition of its own, so that a missing one loses nothing. The server moves the rows away.
+-- Takes rows that have no partition of their own, so that a missing partition loses nothing. The server moves the rows later.
 CREATE TABLE tickets_default PARTITION OF tickets DEFAULT;
 
--- The product base: what the newest ticket that names a product says about it.
+-- The product base: for each product, what the newest ticket with this product says.
 CREATE TABLE products (
     product_id      text        NOT NULL COLLATE "C" PRIMARY KEY,
     name            text        NOT NULL,
@@ -77,8 +77,8 @@ COMMENT ON COLUMN products.unsettled_since IS 'Set by a change of name or price,
 
 CREATE INDEX products_unsettled ON products (unsettled_since) WHERE unsettled_since IS NOT NULL;
 
--- Idempotency keys. A unique index on tickets could not leave out the partition key, so they have a table and a time
--- to live of their own.
+-- Idempotency keys. A unique index on tickets would have to include the partition key, so the keys have their own table and their
+-- own time to live.
 CREATE TABLE deliveries (
     source             text        NOT NULL COLLATE "C",
     key                text        NOT NULL COLLATE "C",

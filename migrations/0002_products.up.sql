@@ -1,9 +1,10 @@
--- Products that an authenticated source says, and lines without the columns that MyTicket does not know. The version before
--- works on this schema: it writes products without the new column, and lines with "extra", which are shown as they are.
+-- Marks products whose name and price came from an authenticated source. Columns that MyTicket does not know are no longer
+-- stored in lines. The previous version works on this schema: it writes products without the new column, and lines with
+-- "extra", which are shown as they are.
 BEGIN;
 SET LOCAL lock_timeout = '2s';
 
--- A constant default rewrites no row (https://www.postgresql.org/docs/current/sql-altertable.html#SQL-ALTERTABLE-NOTES).
+-- A new column with a constant default rewrites no row (https://www.postgresql.org/docs/current/sql-altertable.html#SQL-ALTERTABLE-NOTES).
 ALTER TABLE products ADD COLUMN authenticated boolean NOT NULL DEFAULT false;
 
 COMMENT ON COLUMN products.authenticated IS 'With --authenticated-products: the ticket that gave it the name and price it has came from a source that asks for credentials';

@@ -1,7 +1,7 @@
--- The fence against a claim whose lease ran out gets a number that never goes back. attempts begins anew when a person
--- sends a ticket back, so an old claim could pass for the newest one. The version of the program before counts attempts
--- alone, and the one after compares both: a claim by either makes an older one of the other void.
--- A constant default changes no row and takes no time (https://www.postgresql.org/docs/current/ddl-alter.html).
+-- claims is a fencing token that never decreases: it voids a claim whose lease has expired. attempts starts again at 0 when a
+-- person sends a ticket back, so an old claim could look like the newest one. The previous version of the program counts only
+-- attempts. This version compares both. So a claim by one version voids an older claim by the other.
+-- Adding a column with a constant default changes no row and takes no time (https://www.postgresql.org/docs/current/ddl-alter.html).
 BEGIN;
 SET LOCAL lock_timeout = '2s';
 
