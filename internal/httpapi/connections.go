@@ -37,7 +37,8 @@ type connections struct {
 	net.Listener
 
 	max     int
-	perPeer int // 0 for no limit
+	perPeer int           // 0 for no limit
+	slack   time.Duration // of the connections' deadlines
 
 	refused    atomic.Int64 // no place, and none idle
 	peerFull   atomic.Int64 // its peer had as many as it may
@@ -65,9 +66,9 @@ type waiter struct {
 	since int64
 }
 
-func newConnections(listener net.Listener, most, perPeer int) *connections {
+func newConnections(listener net.Listener, most, perPeer int, slack time.Duration) *connections {
 	return &connections{
-		Listener: listener, max: most, perPeer: perPeer, open: map[*conn]struct{}{}, peers: map[netip.Addr]int{},
+		Listener: listener, max: most, perPeer: perPeer, slack: slack, open: map[*conn]struct{}{}, peers: map[netip.Addr]int{},
 	}
 }
 
@@ -78,7 +79,9 @@ func (l *connections) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err //nolint:wrapcheck // fasthttp looks at it
 		}
-		c := &conn{Conn: inner, owner: l, peer: peerOf(inner.RemoteAddr()), between: true}
+		c := &conn{
+			Conn: inner, owner: l, peer: peerOf(inner.RemoteAddr()), between: true, deadlines: deadlines{slack: l.slack},
+		}
 		if status := l.add(c); status != 0 {
 			l.refuse(inner, status)
 			continue
@@ -242,6 +245,8 @@ type conn struct {
 	timedOut bool // a read of this request did
 	framed   bool // left was not enough
 
+	deadlines deadlines
+
 	scraping *atomic.Int64 // counts this connection, which has an answer of /metrics that may not be written yet; nil for none
 }
 
@@ -256,6 +261,11 @@ func (c *conn) scraped() {
 // Read reads from the connection. The server reads ahead, so it gets here between two requests only when nothing of the
 // next one has come: this is what idling means.
 func (c *conn) Read(p []byte) (int, error) {
+	if c.deadlines.read.due(c.deadlines.slack) {
+		if err := c.Conn.SetReadDeadline(c.deadlines.read.wanted); err != nil {
+			return 0, err //nolint:wrapcheck // fasthttp looks at it
+		}
+	}
 	if c.between {
 		now := monotonic()
 		c.since.Store(now)

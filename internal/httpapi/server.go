@@ -228,7 +228,8 @@ func (s *Server) Serve(listener net.Listener) error {
 	if s.peers != nil {
 		perPeer = 0 // all come from the proxy
 	}
-	accepting := newConnections(listener, s.config.MaxConnections, perPeer)
+	accepting := newConnections(listener, s.config.MaxConnections, perPeer,
+		deadlineSlack(s.config.ReadTimeout, s.config.WriteTimeout, s.config.IdleTimeout))
 	s.connections.Store(accepting)
 	if err := s.app.Listener(accepting); err != nil {
 		return fmt.Errorf("serve HTTP: %w", err)
