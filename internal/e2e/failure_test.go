@@ -162,7 +162,13 @@ func TestFailover_WithTheStandbysMissing(t *testing.T) {
 			r.kubectl("delete", "pod", primary, "--grace-period=0", "--force")
 			r.kubectl("wait", "--for=delete", "persistentvolumeclaim/"+primary, "--timeout=120s")
 			r.kubectl("annotate", "clusters.postgresql.cnpg.io", "myticket-db", "cnpg.io/fencedInstances-")
-			r.until("a standby is the primary", func() (bool, string) { now := r.primary(); return now != primary, now })
+			r.until("a standby is the primary", func() (bool, string) {
+				// The standby that was chosen while it was fenced looks at the Cluster when the fence is gone, before Postgres
+				// is up, and then waits for the next change of the Cluster (docs/operations.md, "Failover of the database").
+				r.lookAgain()
+				now := r.primary()
+				return now != primary, now
+			})
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -314,6 +320,13 @@ func (r *release) fence(instances ...string) {
 	r.t.Helper()
 	r.kubectl("annotate", "--overwrite", "clusters.postgresql.cnpg.io", "myticket-db",
 		`cnpg.io/fencedInstances=["`+strings.Join(instances, `","`)+`"]`)
+}
+
+// lookAgain has CloudNativePG, the operator and the instances, look at the Cluster. They do so at each change of it, however
+// small, and by themselves perhaps only after minutes.
+func (r *release) lookAgain() {
+	r.t.Helper()
+	r.kubectl("annotate", "--overwrite", "clusters.postgresql.cnpg.io/myticket-db", "e2e.myticket/look="+uuid.NewString())
 }
 
 func (r *release) unfence() {

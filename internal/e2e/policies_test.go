@@ -80,11 +80,8 @@ func TestNetworkPolicies_CloseWhatNobodyNeeds(t *testing.T) {
 	r.fence("*")
 	r.kubectl("wait", heard+"False", "clusters.postgresql.cnpg.io/myticket-db", "--timeout=120s")
 	r.unfence()
-	looks := 0
 	r.until("the operator hears from its instance again", func() (bool, string) {
-		// It may have looked while Postgres was starting. A change of the Cluster, however small, has it look again.
-		looks++
-		r.kubectl("annotate", "--overwrite", "clusters.postgresql.cnpg.io/myticket-db", "e2e.myticket/looks="+strconv.Itoa(looks))
+		r.lookAgain() // it may have looked while Postgres was starting
 		is := r.kubectl("get", "clusters.postgresql.cnpg.io/myticket-db", "-o",
 			`jsonpath={.status.conditions[?(@.type=="ConsistentSystemID")].status}`)
 		return is == "True", is
