@@ -334,7 +334,7 @@ func TestSource_ThatSendsTooFast_IsAskedToWait(t *testing.T) {
 
 func TestAnswer_WhenTooMuchWaits_Is503AtOnce(t *testing.T) {
 	t.Parallel()
-	b := setup(t, "--batches-in-flight=1", "--waiting-tickets=1")
+	b := setup(t, "--batches-in-flight=1", "--waiting-tickets=1", "--request-timeout=1m")
 	release := b.lockTickets(t)
 	var group sync.WaitGroup
 	post := func() {

@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 }
 
 // patience bounds every wait for a condition. Nothing takes nearly as long.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // testBundle is the real program, on a real Postgres.
 type testBundle struct {
