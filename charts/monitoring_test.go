@@ -1,6 +1,7 @@
 package charts
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -26,15 +27,20 @@ func monitored() []string {
 // alerts are the rules that fire, of a chart with everything.
 func alerts(t *testing.T) []object {
 	t.Helper()
+	found := alertsOf(at(render(t, monitored()...).find(t, "PrometheusRule", "myticket"), "spec"))
+	require.NotEmpty(t, found)
+	return found
+}
+
+func alertsOf(rules any) []object {
 	var found []object
-	for _, group := range at(render(t, monitored()...).find(t, "PrometheusRule", "myticket"), "spec.groups").([]any) {
+	for _, group := range at(rules, "groups").([]any) {
 		for _, rule := range at(group, "rules").([]any) {
 			if at(rule, "alert") != nil {
 				found = append(found, rule.(object))
 			}
 		}
 	}
-	require.NotEmpty(t, found)
 	return found
 }
 
@@ -82,6 +88,34 @@ func TestDashboards_AreAsTheirSourceSays(t *testing.T) {
 		have, err := os.ReadFile(filepath.Join("myticket", "dashboards", uid+".json"))
 		require.NoError(t, err)
 		require.Equal(t, string(want), string(have), "make chart")
+	}
+}
+
+func TestAlerts_AreAsTheirSourceSays(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "alerts.yaml")
+	printed, err := output(t, "go", "run", "./alerts", file)
+	require.NoError(t, err, printed)
+	want, err := os.ReadFile(file)
+	require.NoError(t, err)
+	have, err := os.ReadFile(filepath.Join("myticket", "alerts.yaml"))
+	require.NoError(t, err)
+	require.Equal(t, string(want), string(have), "make chart")
+
+	// The template knows every name and every condition in the file.
+	severities := func(rules []object) map[string]bool {
+		found := map[string]bool{}
+		for _, rule := range rules {
+			found[rule["alert"].(string)+" "+at(rule, "labels.severity").(string)] = true
+		}
+		return found
+	}
+	assert.Equal(t, severities(alertsOf(parse(t, string(want))[0])), severities(alerts(t)))
+	assert.NotContains(t, renderText(t, monitored()...), "when: ")
+	for _, set := range modes() {
+		for _, rule := range render(t, append(monitored(), set...)...).all("PrometheusRule") {
+			assert.NotContains(t, fmt.Sprint(rule), "${")
+		}
 	}
 }
 
@@ -215,7 +249,20 @@ func TestMonitoring_IsWhatTheReleaseNeeds(t *testing.T) {
 
 	objectives := renderText(t, append(monitored(), "monitoring.objectives.availability=99.5")...)
 	assert.Contains(t, objectives, "14.4 * (1 - 99.5 / 100)")
-	assert.Contains(t, strings.Join(strings.Fields(objectives), " "), "The objective is 99.5 %.")
+	assert.Contains(t, strings.Join(strings.Fields(objectives), " "), "The objective is that 99.5 % are not answered 5xx.")
+
+	standbyMissing := func(set ...string) any {
+		for _, rule := range alertsOf(at(render(t, append(monitored(), set...)...).find(t, "PrometheusRule", "myticket"), "spec")) {
+			if rule["alert"] == "MyticketStandbyMissing" && at(rule, "labels.severity") == "critical" {
+				return at(rule, "annotations.description")
+			}
+		}
+		return nil
+	}
+	assert.Equal(t, "Commits wait for a standby, so tickets go to the spool.", standbyMissing())
+	assert.Equal(t, "Tickets are committed on the primary alone. If the primary is lost now, they are lost.",
+		standbyMissing("database.cluster.synchronous.dataDurability=preferred"))
+	assert.Nil(t, standbyMissing("database.cluster.synchronous.enabled=false"))
 
 	for says, set := range map[string]string{
 		"set monitoring.runbookURL":  "monitoring.dashboards.enabled=true",
