@@ -265,10 +265,10 @@ func TestMonitoring_IsWhatTheReleaseNeeds(t *testing.T) {
 	assert.Nil(t, standbyMissing("database.cluster.synchronous.enabled=false"))
 
 	for says, set := range map[string]string{
-		"set monitoring.runbookURL":  "monitoring.dashboards.enabled=true",
-		"set monitoring.runbookURL ": "monitoring.prometheusRule.enabled=true",
-		"which is no alert":          "monitoring.prometheusRule.exclude={MyticketDatabaseAwa}",
-		"monitoring":                 "monitoring.runbookURL=docs",
+		"set monitoring.runbookURL":             "monitoring.dashboards.enabled=true",
+		"set monitoring.runbookURL ":            "monitoring.prometheusRule.enabled=true",
+		"which is not an alert of this release": "monitoring.prometheusRule.exclude={MyticketDatabaseAwa}",
+		"monitoring":                            "monitoring.runbookURL=docs",
 	} {
 		_, err := tryTemplate(t, helm4, values(set)...)
 		require.ErrorContains(t, err, strings.TrimSpace(says))

@@ -692,20 +692,20 @@ func TestChart_RefusesContradictions(t *testing.T) {
 		"too many, of a fixed number":      {[]string{"autoscaling.enabled=false", "replicas=24"}, "lower autoscaling.maxReplicas (or replicas)"},
 		"too many for an external one":     {append(modes()["external"], "autoscaling.maxReplicas=11"), "are more than the 100"},
 		"more batches than connections":    {[]string{"settings.MYTICKET_BATCHES_IN_FLIGHT=4"}, "must be at least 9"},
-		"minimum over maximum":             {[]string{"autoscaling.minReplicas=11"}, "is more than autoscaling.maxReplicas"},
+		"minimum over maximum":             {[]string{"autoscaling.minReplicas=11"}, "is more than autoscaling.maxReplicas: lower the minimum, or raise the maximum"},
 		"nothing to scale by":              {[]string{"autoscaling.targetCPUUtilizationPercentage=0"}, "nothing to scale by"},
 		"scaling without a request":        {[]string{"resources.requests=null"}, "needs resources.requests.cpu"},
 		"both bounds of disruption":        {[]string{"podDisruptionBudget.minAvailable=1"}, "set the other to null"},
-		"no bound of disruption":           {[]string{"podDisruptionBudget.maxUnavailable=null"}, "needs one of maxUnavailable and minAvailable"},
+		"no bound of disruption":           {[]string{"podDisruptionBudget.maxUnavailable=null"}, "needs exactly one of maxUnavailable and minAvailable"},
 		"a route without a Gateway":        {[]string{"httpRoute.enabled=true"}, "name the Gateway"},
 		"as many standbys as instances":    {[]string{"database.cluster.instances=1"}, "cannot wait for 1 standbys of 1 instances"},
 		"a quorum of two":                  {[]string{"database.cluster.instances=2"}, "needs at least 3 instances"},
 		"a backup to nowhere":              {[]string{"database.cluster.backup.enabled=true"}, "Set database.cluster.backup.destinationPath"},
 		"recovery from nowhere":            {[]string{"database.cluster.recovery.from=x"}, "Set database.cluster.backup.destinationPath"},
-		"recovery of itself":               {[]string{"database.cluster.backup.enabled=true", "database.cluster.backup.destinationPath=s3://b", "database.cluster.recovery.from=myticket-db"}, "give the recovered one another name"},
+		"recovery of itself":               {[]string{"database.cluster.backup.enabled=true", "database.cluster.backup.destinationPath=s3://b", "database.cluster.recovery.from=myticket-db"}, "give the recovered Cluster another name"},
 		"a time without an origin":         {[]string{"database.cluster.recovery.targetTime=now"}, "set database.cluster.recovery.from"},
 		"a setting of the chart's":         {[]string{"settings.MYTICKET_SPOOL_DIR=/tmp"}, "is set by the chart itself: use spool"},
-		"a setting that is none":           {[]string{"settings.MYTICKET_BATCH_TICKET=5"}, "is no setting of the server"},
+		"a setting that is none":           {[]string{"settings.MYTICKET_BATCH_TICKET=5"}, "is not a setting of the server"},
 		"a variable that is no setting":    {[]string{"settings.PATH=5"}, "PATH"},
 		"an unknown key":                   {[]string{"replica=3"}, "replica"},
 		"an unknown key, deep":             {[]string{"database.cluster.synchronous.durability=required"}, "durability"},
@@ -772,7 +772,7 @@ func TestNotes_WarnOfWhatMayLoseTickets(t *testing.T) {
 	assert.Contains(t, good, "https://tickets.example.com/ticket/SOURCE")
 	assert.Contains(t, good, "helm test myticket")
 	bad := notes(values(append(external, "spool.type=emptyDir", "autoscaling.enabled=false", "replicas=1")...)...)
-	for _, warning := range []string{"spool.type is emptyDir", "there is one server", "everybody who reaches", "has no TLS", "networkPolicy.ingressNamespace is not set"} {
+	for _, warning := range []string{"spool.type is emptyDir", "there is only one server", "anyone who can reach", "has no TLS", "networkPolicy.ingressNamespace is not set"} {
 		assert.Contains(t, bad, "WARNING: ")
 		assert.Contains(t, bad, warning)
 	}
