@@ -15,7 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// monitored is the values that turn on everything of monitoring, with what it needs.
+// monitored are the values that turn on all monitoring.
 func monitored() []string {
 	return []string{
 		"monitoring.podMonitor.enabled=true", "monitoring.dashboards.enabled=true", "monitoring.prometheusRule.enabled=true",
@@ -24,7 +24,7 @@ func monitored() []string {
 	}
 }
 
-// alerts are the rules that fire, of a chart with everything.
+// alerts are the alerts of a chart with all monitoring.
 func alerts(t *testing.T) []object {
 	t.Helper()
 	found := alertsOf(at(render(t, monitored()...).find(t, "PrometheusRule", "myticket"), "spec"))
@@ -44,7 +44,7 @@ func alertsOf(rules any) []object {
 	return found
 }
 
-// dashboards are those of the chart, by uid. What Grafana's schema does not know is an error.
+// dashboards are the chart's dashboards, by uid. A field that Grafana's schema does not know is an error.
 func dashboards(t *testing.T) map[string]dashboard.Dashboard {
 	t.Helper()
 	paths, err := filepath.Glob(filepath.Join("myticket", "dashboards", "*.json"))
@@ -63,7 +63,7 @@ func dashboards(t *testing.T) map[string]dashboard.Dashboard {
 	return boards
 }
 
-// panels are those of a dashboard that ask something, by id.
+// panels are the panels of a dashboard, without its rows, by id.
 func panels(t *testing.T, board dashboard.Dashboard) map[uint32]dashboard.Panel {
 	t.Helper()
 	found := map[uint32]dashboard.Panel{}
@@ -139,7 +139,7 @@ func TestDashboards_ExplainThemselves(t *testing.T) {
 	}
 }
 
-// From the alert one comes to the panel that shows it, and from there, or at once, to the runbook.
+// An alert links to the panel that shows it, and both link to the runbook.
 func TestAlerts_LeadToAPanelAndARunbook(t *testing.T) {
 	t.Parallel()
 	boards := dashboards(t)
