@@ -101,11 +101,12 @@ bin/helm-docs bin/helm-values-schema-json: .ci/charts/go.mod
 	$(CHART_TOOL) build -o ../../bin/ github.com/norwoodj/helm-docs/cmd/helm-docs github.com/losisin/helm-values-schema-json
 
 .PHONY: chart
-chart: bin/helm-docs bin/helm-values-schema-json ## make the chart's README, schema, dashboards and list of settings anew
+chart: bin/helm-docs bin/helm-values-schema-json ## make the chart's README, schema, dashboards, alerts and list of settings anew
 	cd charts/myticket && ../../bin/helm-values-schema-json -input values.yaml -draft 7 -indent 2 -noAdditionalProperties=true
 	bin/helm-docs --chart-search-root charts --sort-values-order file --log-level warning
 	$(GO) test ./cmd/myticket -run Chart -update
 	$(GO) run ./charts/dashboards charts/myticket/dashboards
+	$(GO) run ./charts/alerts charts/myticket/alerts.yaml
 
 .PHONY: docs
 docs: ## make docs/settings.md and docs/metrics.md anew

@@ -1,2 +1,2 @@
-// Package charts tests the Helm chart by what the real Helm makes of it, version 3 and 4.
+// Package charts tests the Helm chart: it renders the chart with the real Helm, versions 3 and 4.
 package charts

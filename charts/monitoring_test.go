@@ -1,6 +1,7 @@
 package charts
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -14,7 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// monitored is the values that turn on everything of monitoring, with what it needs.
+// monitored are the values that turn on all monitoring.
 func monitored() []string {
 	return []string{
 		"monitoring.podMonitor.enabled=true", "monitoring.dashboards.enabled=true", "monitoring.prometheusRule.enabled=true",
@@ -23,22 +24,27 @@ func monitored() []string {
 	}
 }
 
-// alerts are the rules that fire, of a chart with everything.
+// alerts are the alerts of a chart with all monitoring.
 func alerts(t *testing.T) []object {
 	t.Helper()
+	found := alertsOf(at(render(t, monitored()...).find(t, "PrometheusRule", "myticket"), "spec"))
+	require.NotEmpty(t, found)
+	return found
+}
+
+func alertsOf(rules any) []object {
 	var found []object
-	for _, group := range at(render(t, monitored()...).find(t, "PrometheusRule", "myticket"), "spec.groups").([]any) {
+	for _, group := range at(rules, "groups").([]any) {
 		for _, rule := range at(group, "rules").([]any) {
 			if at(rule, "alert") != nil {
 				found = append(found, rule.(object))
 			}
 		}
 	}
-	require.NotEmpty(t, found)
 	return found
 }
 
-// dashboards are those of the chart, by uid. What Grafana's schema does not know is an error.
+// dashboards are the chart's dashboards, by uid. A field that Grafana's schema does not know is an error.
 func dashboards(t *testing.T) map[string]dashboard.Dashboard {
 	t.Helper()
 	paths, err := filepath.Glob(filepath.Join("myticket", "dashboards", "*.json"))
@@ -57,7 +63,7 @@ func dashboards(t *testing.T) map[string]dashboard.Dashboard {
 	return boards
 }
 
-// panels are those of a dashboard that ask something, by id.
+// panels are the panels of a dashboard, without its rows, by id.
 func panels(t *testing.T, board dashboard.Dashboard) map[uint32]dashboard.Panel {
 	t.Helper()
 	found := map[uint32]dashboard.Panel{}
@@ -85,6 +91,34 @@ func TestDashboards_AreAsTheirSourceSays(t *testing.T) {
 	}
 }
 
+func TestAlerts_AreAsTheirSourceSays(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "alerts.yaml")
+	printed, err := output(t, "go", "run", "./alerts", file)
+	require.NoError(t, err, printed)
+	want, err := os.ReadFile(file)
+	require.NoError(t, err)
+	have, err := os.ReadFile(filepath.Join("myticket", "alerts.yaml"))
+	require.NoError(t, err)
+	require.Equal(t, string(want), string(have), "make chart")
+
+	// The template knows every name and every condition in the file.
+	severities := func(rules []object) map[string]bool {
+		found := map[string]bool{}
+		for _, rule := range rules {
+			found[rule["alert"].(string)+" "+at(rule, "labels.severity").(string)] = true
+		}
+		return found
+	}
+	assert.Equal(t, severities(alertsOf(parse(t, string(want))[0])), severities(alerts(t)))
+	assert.NotContains(t, renderText(t, monitored()...), "when: ")
+	for _, set := range modes() {
+		for _, rule := range render(t, append(monitored(), set...)...).all("PrometheusRule") {
+			assert.NotContains(t, fmt.Sprint(rule), "${")
+		}
+	}
+}
+
 func TestDashboards_ExplainThemselves(t *testing.T) {
 	t.Parallel()
 	for uid, board := range dashboards(t) {
@@ -105,7 +139,7 @@ func TestDashboards_ExplainThemselves(t *testing.T) {
 	}
 }
 
-// From the alert one comes to the panel that shows it, and from there, or at once, to the runbook.
+// An alert links to the panel that shows it, and both link to the runbook.
 func TestAlerts_LeadToAPanelAndARunbook(t *testing.T) {
 	t.Parallel()
 	boards := dashboards(t)
@@ -215,13 +249,26 @@ func TestMonitoring_IsWhatTheReleaseNeeds(t *testing.T) {
 
 	objectives := renderText(t, append(monitored(), "monitoring.objectives.availability=99.5")...)
 	assert.Contains(t, objectives, "14.4 * (1 - 99.5 / 100)")
-	assert.Contains(t, strings.Join(strings.Fields(objectives), " "), "The objective is 99.5 %.")
+	assert.Contains(t, strings.Join(strings.Fields(objectives), " "), "The objective is that 99.5 % are not answered 5xx.")
+
+	standbyMissing := func(set ...string) any {
+		for _, rule := range alertsOf(at(render(t, append(monitored(), set...)...).find(t, "PrometheusRule", "myticket"), "spec")) {
+			if rule["alert"] == "MyticketStandbyMissing" && at(rule, "labels.severity") == "critical" {
+				return at(rule, "annotations.description")
+			}
+		}
+		return nil
+	}
+	assert.Equal(t, "Commits wait for a standby, so tickets go to the spool.", standbyMissing())
+	assert.Equal(t, "Tickets are committed on the primary alone. If the primary is lost now, they are lost.",
+		standbyMissing("database.cluster.synchronous.dataDurability=preferred"))
+	assert.Nil(t, standbyMissing("database.cluster.synchronous.enabled=false"))
 
 	for says, set := range map[string]string{
-		"set monitoring.runbookURL":  "monitoring.dashboards.enabled=true",
-		"set monitoring.runbookURL ": "monitoring.prometheusRule.enabled=true",
-		"which is no alert":          "monitoring.prometheusRule.exclude={MyticketDatabaseAwa}",
-		"monitoring":                 "monitoring.runbookURL=docs",
+		"set monitoring.runbookURL":             "monitoring.dashboards.enabled=true",
+		"set monitoring.runbookURL ":            "monitoring.prometheusRule.enabled=true",
+		"which is not an alert of this release": "monitoring.prometheusRule.exclude={MyticketDatabaseAwa}",
+		"monitoring":                            "monitoring.runbookURL=docs",
 	} {
 		_, err := tryTemplate(t, helm4, values(set)...)
 		require.ErrorContains(t, err, strings.TrimSpace(says))

@@ -47,7 +47,7 @@ func await(t *testing.T, what string, check func() bool) {
 	}
 }
 
-// writeRules writes what Prometheus gets of the chart's rules, as a file of its own.
+// writeRules writes the chart's rules as a file for Prometheus.
 func writeRules(t *testing.T, folder string) {
 	t.Helper()
 	text, err := yaml.Marshal(render(t, monitored()...).find(t, "PrometheusRule", "myticket")["spec"])
@@ -111,7 +111,7 @@ type observed struct {
 	prometheus string // base URL
 }
 
-// observe starts a server with a spool and traces, beside what CloudNativePG's instances said once, and a Prometheus.
+// observe starts a server with a spool and traces, a web server with recorded metrics of CloudNativePG's instances, and a Prometheus.
 func observe(t *testing.T) *observed {
 	t.Helper()
 	folder := t.TempDir()
@@ -188,7 +188,7 @@ func get(t *testing.T, address string) (int, []byte) {
 	return response.StatusCode, body
 }
 
-// load posts a bit of everything until ctx ends: some hundred requests a second, and 100,000 at most.
+// load posts requests of every kind until ctx ends: some hundred per second, at most 100,000.
 func (o *observed) load(ctx context.Context) {
 	requests := []struct{ path, body, key, token string }{
 		{path: "/ticket", body: "Order: 1\nVAT: 1\nTotal: 10\n\nproduct,product_id,price\nTea,t,10\n"},
@@ -248,7 +248,7 @@ func (o *observed) ask(t *testing.T, path string, parameters url.Values, into an
 	return nil
 }
 
-// values evaluates an expression now. What is not a number is nothing.
+// values evaluates an expression now. It leaves out values that are not a number.
 func (o *observed) values(t *testing.T, expression string) ([]float64, error) {
 	t.Helper()
 	var answer struct {
@@ -276,7 +276,7 @@ func (o *observed) positive(t *testing.T, expression string) bool {
 	return slices.ContainsFunc(values, func(v float64) bool { return v > 0 })
 }
 
-// exercise has the server do everything that panels show: it spools, drains and treats, under load.
+// exercise has the server do everything that the panels show: spool, drain and treat, under load.
 func (o *observed) exercise(t *testing.T) {
 	t.Helper()
 	await(t, "tickets were scraped", func() bool {
@@ -300,7 +300,7 @@ func (o *observed) exercise(t *testing.T) {
 	await(t, "the estimate of products was scraped", func() bool { return o.positive(t, `myticket_products`) })
 }
 
-// withoutData matches expressions about what nobody here exports: kubelet, kube-state-metrics and backups.
+// withoutData matches expressions whose data this test does not have: of the kubelet, kube-state-metrics and backups.
 var withoutData = regexp.MustCompile(`\b(kubelet_volume_stats_|kube_statefulset_|barman_cloud_)`)
 
 func TestExpressions_AllHaveAnAnswer(t *testing.T) {
@@ -361,7 +361,7 @@ func (o *observed) panels(t *testing.T) {
 	}
 }
 
-// variables evaluates what the variables of the dashboards offer.
+// variables asks for the values that the dashboards' variables offer.
 func (o *observed) variables(t *testing.T) {
 	t.Helper()
 	asks := regexp.MustCompile(`^label_values\((.+), (\w+)\)$`)
@@ -383,8 +383,7 @@ func (o *observed) variables(t *testing.T) {
 	}
 }
 
-// rules looks at what Prometheus says of the chart's rules, which it has evaluated: none fails, none fires, and every metric
-// that one asks for is there.
+// rules checks how Prometheus has evaluated the chart's rules: none fails, none fires, and every metric that they ask for exists.
 func (o *observed) rules(t *testing.T) {
 	t.Helper()
 	var loaded struct {

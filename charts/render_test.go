@@ -15,7 +15,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// The programs that `make test` builds before.
+// Programs that `make test` builds first.
 const (
 	helm4 = "helm"
 	helm3 = "helm3"
@@ -38,7 +38,7 @@ func run(t *testing.T, dir, name string, args ...string) (string, error) {
 	t.Helper()
 	command := exec.CommandContext(t.Context(), tool(t, name), args...)
 	command.Dir = dir
-	// No settings of a person's, and no cluster.
+	// No personal settings of Helm, and no cluster.
 	command.Env = []string{"HOME=" + t.TempDir(), "KUBECONFIG=/dev/null", "PATH=" + os.Getenv("PATH")}
 	var complaints bytes.Buffer
 	command.Stderr = &complaints
@@ -49,7 +49,7 @@ func run(t *testing.T, dir, name string, args ...string) (string, error) {
 	return string(printed), err
 }
 
-// output runs a program and returns what it printed, and what it complained about too if it failed.
+// output runs a program and returns what it printed, errors included.
 func output(t *testing.T, name string, args ...string) (string, error) {
 	t.Helper()
 	printed, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput()
@@ -78,7 +78,7 @@ func at(from any, path string) any {
 	return from
 }
 
-// objects is what a chart renders to.
+// objects are the objects that a chart renders to.
 type objects []object
 
 func (o objects) all(kind string) objects {
@@ -126,7 +126,7 @@ func parse(t *testing.T, text string) objects {
 	}
 }
 
-// tryTemplate runs `helm template` on the chart, as a cluster with every operator would have it.
+// tryTemplate runs `helm template` on the chart, for a cluster that has every operator.
 func tryTemplate(t *testing.T, helm string, args ...string) (string, error) {
 	t.Helper()
 	base := []string{
@@ -143,7 +143,7 @@ func render(t *testing.T, set ...string) objects {
 	return renderWith(t, helm4, values(set...)...)
 }
 
-// renderText is what the chart renders to, as it is.
+// renderText returns the text that the chart renders to.
 func renderText(t *testing.T, set ...string) string {
 	t.Helper()
 	text, err := tryTemplate(t, helm4, values(set...)...)
@@ -181,7 +181,7 @@ func (o objects) cluster(t *testing.T) object {
 	return o.database(t).find(t, "Cluster", "myticket-db")
 }
 
-// database is what CloudNativePG is asked for, wherever that is.
+// database returns the objects for CloudNativePG, whether they are in the release or in the ConfigMap of the hook.
 func (o objects) database(t *testing.T) objects {
 	t.Helper()
 	found := slices.Concat(o.all("Cluster"), o.all("ObjectStore"))

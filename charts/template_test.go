@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// switches are values that turn something on, each alone.
+// switches are values that each turn on or off one thing.
 func switches() []string {
 	return []string{
 		"replicas=3", "autoscaling.enabled=false", "networkPolicy.enabled=false", "networkPolicy.ingressNamespace=web", "retention.enabled=true",
@@ -58,7 +58,7 @@ func TestChart_RendersEachMode(t *testing.T) {
 	}
 }
 
-// Helm deletes a hook before it makes the next one, and CloudNativePG the volumes with the Cluster.
+// Helm deletes a hook before it makes the next one, and CloudNativePG deletes the volumes with the Cluster.
 func TestCluster_IsNeverAHook(t *testing.T) {
 	t.Parallel()
 	for mode, set := range modes() {
@@ -155,7 +155,7 @@ func TestMigration_IsOneAttemptThatWaits(t *testing.T) {
 	}
 }
 
-// A Job cannot change, so one that is a resource of the release needs a new name for anything new.
+// A Job cannot be changed, so a Job of the release needs a new name for every change.
 func TestJobs_OfTheReleaseAreNamedAfterWhatTheyRun(t *testing.T) {
 	t.Parallel()
 	names := func(set ...string) []string {
@@ -450,7 +450,7 @@ func TestNetworkPolicies_NameWhoMayPost(t *testing.T) {
 		assert.Equal(t, []any{object{"port": "http", "protocol": "TCP"}}, at(rule, "ports"))
 		return at(rule, "from")
 	}
-	assert.Nil(t, webhook(), "everybody, as values.yaml says, because nobody knows where the ingress controller is")
+	assert.Nil(t, webhook(), "from everywhere, as values.yaml says, because the chart does not know where the ingress controller is")
 	const namespace = "0.namespaceSelector.matchLabels"
 	from := webhook("networkPolicy.ingressNamespace=web")
 	require.Len(t, from, 2)
@@ -526,7 +526,7 @@ func TestNetworkPolicies_NameWhoMaySpeakWithTheDatabase(t *testing.T) {
 		assert.Equal(t, []int{5432, 8000}, ports(at(policy, "spec.ingress.1")))
 		assert.Equal(t, object{"cnpg.io/cluster": "myticket-db"}, at(policy, "spec.ingress.1.from.0.podSelector.matchLabels"))
 		assert.Equal(t, object{label: "cloudnative-pg"}, at(policy, "spec.ingress.1.from.1.podSelector.matchLabels"))
-		assert.Equal(t, object{}, at(policy, "spec.ingress.1.from.1.namespaceSelector"), "any, for the operator may be anywhere")
+		assert.Equal(t, object{}, at(policy, "spec.ingress.1.from.1.namespaceSelector"), "any namespace, because the operator may be in any")
 		assert.Equal(t, []int{9187}, ports(at(policy, "spec.ingress.2")))
 		assert.Equal(t, "prometheus", at(policy, "spec.ingress.2.from.0.podSelector.matchLabels").(object)[label])
 		require.Len(t, at(policy, "spec.egress"), 3, "DNS, the Kubernetes API, the other instances")
@@ -549,7 +549,7 @@ func TestNetworkPolicies_NameWhoMaySpeakWithTheDatabase(t *testing.T) {
 	require.Len(t, at(policy, "spec.egress"), 4)
 }
 
-// What a hook leaves behind when the release goes would be in nobody's way, and in nobody's sight.
+// Objects that a hook leaves behind would stay, unseen, after the release is removed.
 func TestNetworkPolicies_OfHooksGoWithTheHooks(t *testing.T) {
 	t.Parallel()
 	for mode, set := range modes() {
@@ -563,7 +563,7 @@ func TestNetworkPolicies_OfHooksGoWithTheHooks(t *testing.T) {
 			for _, rule := range at(policy, "spec.egress").([]any) {
 				assert.NotEmpty(t, at(rule, "ports"))
 			}
-			assert.Nil(t, at(policy, "spec.ingress"), "nobody speaks to a hook")
+			assert.Nil(t, at(policy, "spec.ingress"), "no pod connects to a hook")
 		}
 	}
 	provision := render(t).find(t, "NetworkPolicy", "myticket-provision")
@@ -589,7 +589,7 @@ func TestCluster_IsForProduction(t *testing.T) {
 	assert.Equal(t, 1, at(small, "instances"))
 	assert.Nil(t, at(small, "postgresql.synchronous"))
 	assert.Nil(t, at(small, "walStorage"))
-	assert.Equal(t, "restart", at(small, "primaryUpdateMethod"), "there is nobody to switch over to")
+	assert.Equal(t, "restart", at(small, "primaryUpdateMethod"), "there is no instance to switch over to")
 	other := at(render(t, "database.cluster.extraSpec.logLevel=debug", "database.cluster.extraSpec.instances=5",
 		"database.cluster.storage.storageClass=fast", "database.cluster.image=").cluster(t), "spec")
 	assert.Equal(t, "debug", at(other, "logLevel"))
@@ -692,20 +692,20 @@ func TestChart_RefusesContradictions(t *testing.T) {
 		"too many, of a fixed number":      {[]string{"autoscaling.enabled=false", "replicas=24"}, "lower autoscaling.maxReplicas (or replicas)"},
 		"too many for an external one":     {append(modes()["external"], "autoscaling.maxReplicas=11"), "are more than the 100"},
 		"more batches than connections":    {[]string{"settings.MYTICKET_BATCHES_IN_FLIGHT=4"}, "must be at least 9"},
-		"minimum over maximum":             {[]string{"autoscaling.minReplicas=11"}, "is more than autoscaling.maxReplicas"},
+		"minimum over maximum":             {[]string{"autoscaling.minReplicas=11"}, "is more than autoscaling.maxReplicas: lower the minimum, or raise the maximum"},
 		"nothing to scale by":              {[]string{"autoscaling.targetCPUUtilizationPercentage=0"}, "nothing to scale by"},
 		"scaling without a request":        {[]string{"resources.requests=null"}, "needs resources.requests.cpu"},
 		"both bounds of disruption":        {[]string{"podDisruptionBudget.minAvailable=1"}, "set the other to null"},
-		"no bound of disruption":           {[]string{"podDisruptionBudget.maxUnavailable=null"}, "needs one of maxUnavailable and minAvailable"},
+		"no bound of disruption":           {[]string{"podDisruptionBudget.maxUnavailable=null"}, "needs exactly one of maxUnavailable and minAvailable"},
 		"a route without a Gateway":        {[]string{"httpRoute.enabled=true"}, "name the Gateway"},
 		"as many standbys as instances":    {[]string{"database.cluster.instances=1"}, "cannot wait for 1 standbys of 1 instances"},
 		"a quorum of two":                  {[]string{"database.cluster.instances=2"}, "needs at least 3 instances"},
 		"a backup to nowhere":              {[]string{"database.cluster.backup.enabled=true"}, "Set database.cluster.backup.destinationPath"},
 		"recovery from nowhere":            {[]string{"database.cluster.recovery.from=x"}, "Set database.cluster.backup.destinationPath"},
-		"recovery of itself":               {[]string{"database.cluster.backup.enabled=true", "database.cluster.backup.destinationPath=s3://b", "database.cluster.recovery.from=myticket-db"}, "give the recovered one another name"},
+		"recovery of itself":               {[]string{"database.cluster.backup.enabled=true", "database.cluster.backup.destinationPath=s3://b", "database.cluster.recovery.from=myticket-db"}, "give the recovered Cluster another name"},
 		"a time without an origin":         {[]string{"database.cluster.recovery.targetTime=now"}, "set database.cluster.recovery.from"},
 		"a setting of the chart's":         {[]string{"settings.MYTICKET_SPOOL_DIR=/tmp"}, "is set by the chart itself: use spool"},
-		"a setting that is none":           {[]string{"settings.MYTICKET_BATCH_TICKET=5"}, "is no setting of the server"},
+		"a setting that is none":           {[]string{"settings.MYTICKET_BATCH_TICKET=5"}, "is not a setting of the server"},
 		"a variable that is no setting":    {[]string{"settings.PATH=5"}, "PATH"},
 		"an unknown key":                   {[]string{"replica=3"}, "replica"},
 		"an unknown key, deep":             {[]string{"database.cluster.synchronous.durability=required"}, "durability"},
@@ -772,7 +772,7 @@ func TestNotes_WarnOfWhatMayLoseTickets(t *testing.T) {
 	assert.Contains(t, good, "https://tickets.example.com/ticket/SOURCE")
 	assert.Contains(t, good, "helm test myticket")
 	bad := notes(values(append(external, "spool.type=emptyDir", "autoscaling.enabled=false", "replicas=1")...)...)
-	for _, warning := range []string{"spool.type is emptyDir", "there is one server", "everybody who reaches", "has no TLS", "networkPolicy.ingressNamespace is not set"} {
+	for _, warning := range []string{"spool.type is emptyDir", "there is only one server", "anyone who can reach", "has no TLS", "networkPolicy.ingressNamespace is not set"} {
 		assert.Contains(t, bad, "WARNING: ")
 		assert.Contains(t, bad, warning)
 	}

@@ -1,4 +1,4 @@
-// Dashboards writes Grafana's dashboards, as JSON that can be imported, into the chart: `make chart`.
+// Dashboards writes Grafana's dashboards into the chart, as JSON that can be imported: `make chart`.
 package main
 
 import (

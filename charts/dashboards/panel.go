@@ -10,7 +10,7 @@ import (
 	"github.com/grafana/grafana-foundation-sdk/go/timeseries"
 )
 
-// runbooks is where runbooks are read. The chart puts `monitoring.runbookURL` in its place.
+// runbooks stands for the address of the runbooks. The chart replaces it with `monitoring.runbookURL`.
 const runbooks = "https://runbooks.example.com"
 
 // Units, as Grafana names them (https://pkg.go.dev/github.com/grafana/grafana-foundation-sdk/go/units).
@@ -29,12 +29,12 @@ type look int
 
 const (
 	curves  look = iota // over time
-	stacked             // over time, summed up
+	stacked             // over time, one on top of the other
 	value               // the newest, large
 	sheet               // the newest of each series, as a table
 )
 
-// panel is one question and its answer. Its id is a part of links, so it never changes and is never used again.
+// panel is one question and its answer. Its id is part of links, so it never changes, and is not reused after the panel is removed.
 type panel struct {
 	id      uint32
 	title   string
@@ -42,27 +42,27 @@ type panel struct {
 	look    look
 	unit    string
 	queries []query
-	warn    float64 // from here on it is orange; 0 for never
-	alarm   float64 // from here on it is red; 0 for never. Below warn, small values are the bad ones
+	warn    float64 // orange from this value on; 0 for never
+	alarm   float64 // red from this value on; 0 for never. If it is below warn, small values are bad
 	words   map[string]word
-	alerts  []string // that fire on it; their runbooks are linked
+	alerts  []string // the alerts that it shows; it links to their runbooks
 	wide    uint32   // of 24 columns; 0 for 8
 }
 
-// rows is where the ids of headlines begin.
+// rows is added to the id of a row's first panel, which makes the id of the row.
 const rows = 1000
 
-// query is an expression of PromQL, and the name of its series.
+// query is a PromQL expression, and the name of its series.
 type query struct{ expr, legend string }
 
-// word replaces a number.
+// word is shown instead of a number.
 type word struct{ text, color string }
 
 func source() common.DataSourceRef {
 	return common.DataSourceRef{Type: new("prometheus"), Uid: new("${datasource}")}
 }
 
-// newDashboard returns a dashboard with what all have: the variables datasource and namespace, and links to the others.
+// newDashboard returns a dashboard with what all have in common: the variables datasource and namespace, and links to the others.
 func newDashboard(uid, title, about string) *dashboard.DashboardBuilder {
 	return dashboard.NewDashboardBuilder(title).Uid(uid).Description(about).Tags([]string{"myticket"}).
 		Time("now-3h", "now").Refresh("30s").Timezone("browser").Tooltip(dashboard.DashboardCursorSyncCrosshair).
@@ -81,7 +81,7 @@ func choice(name, label, values string) *dashboard.QueryVariableBuilder {
 
 func text(s string) dashboard.StringOrMap { return dashboard.StringOrMap{String: &s} }
 
-// withRow adds a headline and its panels.
+// withRow adds a row: its title and its panels.
 func withRow(board *dashboard.DashboardBuilder, title string, panels ...panel) {
 	board.WithRow(dashboard.NewRowBuilder(title).Id(rows + panels[0].id))
 	for _, p := range panels {
@@ -139,7 +139,7 @@ func (p panel) sheet() *table.PanelBuilder {
 	return built
 }
 
-// as returns a panel's query number i.
+// as returns the query as number i of a panel.
 func (q query) as(i int) *prometheus.DataqueryBuilder {
 	return prometheus.NewDataqueryBuilder().RefId(refID(i)).Expr(q.expr).LegendFormat(q.legend)
 }
@@ -189,7 +189,7 @@ func (p panel) mappings() []dashboard.ValueMapping {
 	return []dashboard.ValueMapping{{ValueMap: &dashboard.ValueMap{Type: dashboard.MappingTypeValueToText, Options: options}}}
 }
 
-// links lead from a panel to the runbooks of the alerts that fire on it.
+// links lead from a panel to the runbooks of its alerts.
 func (p panel) links() []cog.Builder[dashboard.DashboardLink] {
 	links := []cog.Builder[dashboard.DashboardLink]{}
 	for _, alert := range p.alerts {

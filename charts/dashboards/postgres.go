@@ -4,18 +4,18 @@ import (
 	"github.com/grafana/grafana-foundation-sdk/go/dashboard"
 )
 
-// postgres shows the database, from both sides: what the servers see of it, and what CloudNativePG says of each instance
+// postgres shows the database from both sides: as the servers see it, and what CloudNativePG reports about each instance
 // (https://cloudnative-pg.io/documentation/current/monitoring/).
 func postgres() *dashboard.DashboardBuilder {
 	const here = `namespace="$namespace"`
 	const primary = ` and on (pod) cnpg_pg_replication_in_recovery{` + here + `} == 0`
 	board := newDashboard("myticket-postgres", "MyTicket / Postgres",
-		"The database, as the servers see it and as CloudNativePG does. A database of another kind (database.mode=external) has only the first row.")
+		"The database, as the servers see it and as CloudNativePG reports it. If database.mode is external, only the first row has data.")
 
 	withRow(board, "As the servers see it",
 		panel{
-			id: 1, title: "Connections in use, of those that may be", look: curves, unit: share, warn: .8, alarm: .95,
-			about: "Of each server's pool (database.connectionsPerServer).",
+			id: 1, title: "Connections in use, share of the maximum", look: curves, unit: share, warn: .8, alarm: .95,
+			about: "In each server's pool (database.connectionsPerServer).",
 			queries: []query{{
 				`max by (pod) (myticket_postgres_connections{` + here + `,state="in_use"} / on (pod) myticket_postgres_max_connections{` + here + `})`,
 				"{{pod}}",
@@ -24,27 +24,27 @@ func postgres() *dashboard.DashboardBuilder {
 		},
 		panel{
 			id: 2, title: "Waiting for a connection", look: curves, unit: count, warn: .5, alarm: 2,
-			about: "How many wait on average: seconds waited, a second. The pool is too small, or Postgres too slow.",
+			about: "How many requests for a connection wait, on average. If they wait, the pool is too small, or Postgres is too slow.",
 			queries: []query{{
 				`sum by (pod) (rate(myticket_postgres_wait_seconds_total{` + here + `}[$__rate_interval]))`, "{{pod}}",
 			}},
 			alerts: []string{"MyticketPoolSaturated"},
 		},
 		panel{
-			id: 3, title: "Connections that are made", look: curves, unit: perSecond,
-			about:   "Each costs Postgres a process. Many mean that they break, or that the pool grows and shrinks.",
+			id: 3, title: "New connections", look: curves, unit: perSecond,
+			about:   "Each costs Postgres a process. Many mean that connections break, or that the pool grows and shrinks.",
 			queries: []query{{`sum by (pod) (rate(myticket_postgres_connections_opened_total{` + here + `}[$__rate_interval]))`, "{{pod}}"}},
 		},
 		panel{
 			id: 4, title: "Time of a commit", look: curves, unit: seconds, warn: .5, alarm: 2, wide: 12,
-			about:   "Of a batch of tickets, standbys included.",
+			about:   "How long Postgres takes to commit a batch of tickets, standbys included.",
 			queries: quantiles("myticket_intake_commit_seconds", .5, .95, .99),
 		},
 		panel{
 			id: 5, title: "Schema", look: curves, unit: count, wide: 12,
-			about: "The version that is there, and the one that each server needs. A newer one is fine.",
+			about: "The version of the database's schema, and the version that each server needs. A newer schema is fine.",
 			queries: []query{
-				{`max(myticket_schema_version{` + here + `})`, "is"},
+				{`max(myticket_schema_version{` + here + `})`, "current"},
 				{`max by (pod) (myticket_schema_needed_version{` + here + `})`, "needed by {{pod}}"},
 			},
 			alerts: []string{"MyticketSchemaBehind"},
@@ -53,35 +53,35 @@ func postgres() *dashboard.DashboardBuilder {
 	withRow(board, "Instances",
 		panel{
 			id: 10, title: "Instances that are up", look: value, unit: count, warn: 2, alarm: 1,
-			about:   "Postgres answers there.",
+			about:   "Instances on which Postgres answers.",
 			queries: []query{{`sum(cnpg_collector_up{` + here + `})`, "instances"}},
 			alerts:  []string{"MyticketStandbyMissing"},
 		},
 		panel{
 			id: 11, title: "Primary", look: sheet, unit: count, wide: 6,
-			about:   "The instance that takes tickets.",
+			about:   "The instance that takes the tickets.",
 			queries: []query{{`max by (pod) (cnpg_pg_replication_in_recovery{` + here + `} == 0)`, "in recovery"}},
 		},
 		panel{
 			id: 12, title: "Standbys that stream", look: value, unit: count, warn: 2, alarm: 1,
-			about: "Standbys that receive from the primary. With `dataDurability: required` a commit waits for one.",
+			about: "Standbys that receive the write-ahead log from the primary. With `dataDurability: required` a commit waits for one.",
 			queries: []query{{
 				`max(cnpg_pg_replication_streaming_replicas{` + here + `}` + primary + `)`, "standbys",
 			}},
 			alerts: []string{"MyticketStandbyMissing"},
 		},
 		panel{
-			id: 13, title: "Synchronous standbys that lack", look: value, unit: count, alarm: 1,
-			about: "More than none: a commit waits until one is back, and tickets go to the spool.",
-			queries: []query{{ // "observed" is how many Postgres is told to wait for, and not how many there are
+			id: 13, title: "Missing synchronous standbys", look: value, unit: count, alarm: 1,
+			about: "If not 0, commits wait until a standby is back, and tickets go to the spool.",
+			queries: []query{{ // "observed" is the number that Postgres is told to wait for, and not the number that is there
 				`clamp_min(max(cnpg_collector_sync_replicas{` + here + `,value="expected"} - ignoring (value) ` +
-					`cnpg_pg_replication_streaming_replicas{` + here + `}` + primary + `), 0)`, "lack",
+					`cnpg_pg_replication_streaming_replicas{` + here + `}` + primary + `), 0)`, "missing",
 			}},
 			alerts: []string{"MyticketStandbyMissing"},
 		},
 		panel{
 			id: 14, title: "Newest backup", look: value, unit: unixTime,
-			about: "When the newest backup that can be restored was made, by the barman-cloud plugin. Nothing without one.",
+			about: "When the barman-cloud plugin made the newest backup that can be restored. Empty if there is none.",
 			queries: []query{{
 				`max(barman_cloud_cloudnative_pg_io_last_available_backup_timestamp{` + here + `}) * 1000`, "backup",
 			}},
@@ -91,23 +91,23 @@ func postgres() *dashboard.DashboardBuilder {
 	withRow(board, "Load",
 		panel{
 			id: 20, title: "Transactions", look: curves, unit: perSecond,
-			about: "Of the database with the most, by instance. Rollbacks are batches that were refused or given up.",
+			about: "Of the database with the most transactions, by instance. Rollbacks are batches that were refused or given up.",
 			queries: []query{
 				{`max by (pod) (rate(cnpg_pg_stat_database_xact_commit{` + here + `}[$__rate_interval]))`, "commits, {{pod}}"},
 				{`max by (pod) (rate(cnpg_pg_stat_database_xact_rollback{` + here + `}[$__rate_interval]))`, "rollbacks, {{pod}}"},
 			},
 		},
 		panel{
-			id: 21, title: "Connections, of max_connections", look: curves, unit: share, warn: .8, alarm: .95,
-			about: "Of each instance. The chart counts servers × connectionsPerServer + reservedConnections against it.",
+			id: 21, title: "Connections, share of max_connections", look: curves, unit: share, warn: .8, alarm: .95,
+			about: "By instance. The chart checks that servers × connectionsPerServer + reservedConnections do not exceed max_connections.",
 			queries: []query{{
 				`sum by (pod) (cnpg_backends_total{` + here + `}) / on (pod) max by (pod) (cnpg_pg_settings_setting{` + here + `,name="max_connections"})`,
 				"{{pod}}",
 			}},
 		},
 		panel{
-			id: 22, title: "Waiting for a lock, and the longest transaction", look: curves, unit: count,
-			about: "Connections that wait for a lock, and seconds of the longest transaction. A batch takes milliseconds.",
+			id: 22, title: "Waits for a lock, and the longest transaction", look: curves, unit: count,
+			about: "Connections that wait for a lock, and the duration of the longest transaction in seconds. A batch takes milliseconds.",
 			queries: []query{
 				{`max by (pod) (cnpg_backends_waiting_total{` + here + `})`, "waiting, {{pod}}"},
 				{`max by (pod) (cnpg_backends_max_tx_duration_seconds{` + here + `})`, "longest (s), {{pod}}"},
@@ -115,7 +115,7 @@ func postgres() *dashboard.DashboardBuilder {
 		},
 		panel{
 			id: 23, title: "Write-ahead log", look: curves, unit: bytes,
-			about: "Its size on each instance's disk. It grows while it cannot be archived, or while a standby is away.",
+			about: "Size on each instance's disk. It grows while it cannot be archived, or while a standby is away.",
 			queries: []query{{
 				`max by (pod) (cnpg_collector_pg_wal{` + here + `,value="size"})`, "{{pod}}",
 			}},
@@ -123,7 +123,7 @@ func postgres() *dashboard.DashboardBuilder {
 		},
 		panel{
 			id: 24, title: "Checkpoints", look: curves, unit: perSecond,
-			about: "requested: the write-ahead log filled up before its time; raise max_wal_size.",
+			about: "requested: the write-ahead log reached its maximum size before checkpoint_timeout; raise max_wal_size.",
 			queries: []query{
 				{`sum by (pod) (rate(cnpg_pg_stat_checkpointer_checkpoints_timed{` + here + `}[$__rate_interval]))`, "timed, {{pod}}"},
 				{`sum by (pod) (rate(cnpg_pg_stat_checkpointer_checkpoints_req{` + here + `}[$__rate_interval]))`, "requested, {{pod}}"},
@@ -131,7 +131,7 @@ func postgres() *dashboard.DashboardBuilder {
 		},
 		panel{
 			id: 25, title: "Rows", look: stacked, unit: perSecond,
-			about: "Rows that are inserted, updated and deleted, on the primary. Tickets are only inserted, in the normal case.",
+			about: "Rows that are inserted, updated and deleted on the primary. Normally tickets are only inserted.",
 			queries: []query{
 				{`sum(rate(cnpg_pg_stat_database_tup_inserted{` + here + `}[$__rate_interval]))`, "inserted"},
 				{`sum(rate(cnpg_pg_stat_database_tup_updated{` + here + `}[$__rate_interval]))`, "updated"},
@@ -141,14 +141,14 @@ func postgres() *dashboard.DashboardBuilder {
 	)
 	withRow(board, "Safety",
 		panel{
-			id: 30, title: "How far standbys are behind", look: curves, unit: seconds, warn: 10, alarm: 60,
-			about:   "Seconds that the newest that a standby has replayed is old, while there is load.",
+			id: 30, title: "Replication lag", look: curves, unit: seconds, warn: 10, alarm: 60,
+			about:   "Age in seconds of the newest transaction that the standby has replayed, while there is load.",
 			queries: []query{{`max by (pod) (cnpg_pg_replication_lag{` + here + `})`, "{{pod}}"}},
 			alerts:  []string{"MyticketStandbyMissing"},
 		},
 		panel{
 			id: 31, title: "Archive of the write-ahead log", look: curves, unit: perSecond,
-			about: "Segments that were archived, and attempts that failed, where backups are on.",
+			about: "Archived segments, failed attempts, and segments that wait. Only if backups are enabled.",
 			queries: []query{
 				{`sum(rate(cnpg_pg_stat_archiver_archived_count{` + here + `}[$__rate_interval]))`, "archived"},
 				{`sum(rate(cnpg_pg_stat_archiver_failed_count{` + here + `}[$__rate_interval]))`, "failed"},
@@ -157,8 +157,8 @@ func postgres() *dashboard.DashboardBuilder {
 			alerts: []string{"MyticketArchivingFailed"},
 		},
 		panel{
-			id: 32, title: "Volumes, full to", look: curves, unit: share, warn: .7, alarm: .85,
-			about: "Every volume of the namespace, spools included, as kubelet says.",
+			id: 32, title: "Fill level of the volumes", look: curves, unit: share, warn: .7, alarm: .85,
+			about: "Every volume of the namespace, spools included, as the kubelet reports it.",
 			queries: []query{{
 				`max by (persistentvolumeclaim) (1 - kubelet_volume_stats_available_bytes{` + here + `} / kubelet_volume_stats_capacity_bytes{` + here + `})`,
 				"{{persistentvolumeclaim}}",
@@ -167,12 +167,12 @@ func postgres() *dashboard.DashboardBuilder {
 		},
 		panel{
 			id: 33, title: "Size of the databases", look: curves, unit: bytes, wide: 12,
-			about:   "On the primary. docs/operations.md has the bytes of a ticket.",
+			about:   "On the primary. docs/operations.md says how many bytes a ticket takes.",
 			queries: []query{{`max by (datname) (cnpg_pg_database_size_bytes{` + here + `})`, "{{datname}}"}},
 		},
 		panel{
 			id: 34, title: "Age of transaction ids", look: curves, unit: count, wide: 12, warn: 500_000_000, alarm: 1_000_000_000,
-			about:   "Vacuum keeps it small. At 2 billion Postgres stops taking tickets.",
+			about:   "Vacuum keeps it low. At 2 billion Postgres takes no more tickets.",
 			queries: []query{{`max by (datname) (cnpg_pg_database_xid_age{` + here + `})`, "{{datname}}"}},
 		},
 	)

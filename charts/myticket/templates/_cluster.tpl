@@ -34,7 +34,7 @@ metadata:
 spec: {{- mergeOverwrite (include "myticket.clusterSpec" $ | fromYaml) (deepCopy $c.extraSpec) | toYaml | nindent 2 }}
 {{- end }}
 
-{{/* Not empty where an archive is written (backup) or read (recovery). */}}
+{{/* Not empty if an archive is written (backup) or read (recovery). */}}
 {{- define "myticket.usesArchive" -}}
 {{- $c := .Values.database.cluster -}}
 {{- if or $c.backup.enabled $c.recovery.from }}true{{ end -}}

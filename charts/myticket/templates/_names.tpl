@@ -1,4 +1,4 @@
-{{/* The name that everything has or begins with. */}}
+{{/* The name that all objects have or begin with. */}}
 {{- define "myticket.fullname" -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride -}}
@@ -17,7 +17,7 @@ app.kubernetes.io/managed-by: {{ .context.Release.Service }}
 {{ include "myticket.podLabels" . }}
 {{- end }}
 
-{{/* Labels of a pod, which stay the same from one version to the next. */}}
+{{/* Labels of a pod. They stay the same from one version to the next. */}}
 {{- define "myticket.podLabels" -}}
 {{ include "myticket.selector" . }}
 {{- with .context.Values.commonLabels }}
@@ -25,7 +25,7 @@ app.kubernetes.io/managed-by: {{ .context.Release.Service }}
 {{- end }}
 {{- end }}
 
-{{/* Labels that pods are found by; they never change. */}}
+{{/* Labels by which pods are selected. They never change. */}}
 {{- define "myticket.selector" -}}
 app.kubernetes.io/name: {{ .context.Chart.Name }}
 app.kubernetes.io/instance: {{ .context.Release.Name }}
@@ -50,12 +50,12 @@ app.kubernetes.io/component: {{ .component }}
 {{- include "myticket.fullname" . }}-backups
 {{- end }}
 
-{{/* The most servers that there can be. */}}
+{{/* The maximum number of servers. */}}
 {{- define "myticket.maxServers" -}}
 {{- if .Values.autoscaling.enabled }}{{ .Values.autoscaling.maxReplicas | int }}{{ else }}{{ .Values.replicas | int }}{{ end -}}
 {{- end }}
 
-{{/* The fewest. */}}
+{{/* The minimum number of servers. */}}
 {{- define "myticket.minServers" -}}
 {{- if .Values.autoscaling.enabled }}{{ .Values.autoscaling.minReplicas | int }}{{ else }}{{ .Values.replicas | int }}{{ end -}}
 {{- end }}

@@ -13,7 +13,7 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
-{{/* A container of our image, as far as all are the same. */}}
+{{/* What the containers of our image have in common. */}}
 {{- define "myticket.containerBasics" -}}
 image: {{ include "myticket.image" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
@@ -21,7 +21,7 @@ securityContext: {{- toYaml .Values.securityContext | nindent 2 }}
 terminationMessagePolicy: FallbackToLogsOnError
 {{- end }}
 
-{{/* How a container finds the database. pgx reads libpq's variables; what the URI says wins. */}}
+{{/* How a container finds the database. pgx reads libpq's variables, but the URI takes precedence. */}}
 {{- define "myticket.databaseEnv" -}}
 - name: DATABASE_URL_FILE
   value: /etc/myticket/database/uri
@@ -41,18 +41,18 @@ terminationMessagePolicy: FallbackToLogsOnError
 {{- end }}
 
 {{/*
-Not empty where every connection comes from an ingress controller, so that a limit of each peer's would be one of all senders. With
-MYTICKET_PEER_HEADER the server knows who is behind it, and the limit holds again.
+Not empty if every connection comes from an ingress controller. A limit per peer would then limit all senders together. With
+MYTICKET_PEER_HEADER the server knows the address of the sender, and limits each sender again.
 */}}
 {{- define "myticket.peersAreProxies" -}}
 {{- $s := .Values.settings -}}
 {{- if and (or .Values.ingress.enabled .Values.httpRoute.enabled) (not (hasKey $s "MYTICKET_PEER_HEADER")) (not (hasKey $s "MYTICKET_MAX_CONNECTIONS_PER_PEER")) }}true{{ end -}}
 {{- end }}
 
-{{/* What Go may use of a container's memory limit, so that it collects garbage before the kernel kills it. */}}
+{{/* GOMEMLIMIT is 90 % of a container's memory limit, so that Go collects garbage before the kernel kills the process. */}}
 {{- define "myticket.memoryEnv" -}}
 {{- with dig "limits" "memory" "" .Values.resources }}
-- name: GOMEMLIMIT # 90 % of the limit
+- name: GOMEMLIMIT
   value: {{ div (mul (include "myticket.bytes" (dict "value" . "name" "resources.limits.memory") | int64) 9) 10 | quote }}
 {{- end }}
 {{- end }}
@@ -63,7 +63,7 @@ MYTICKET_PEER_HEADER the server knows who is behind it, and the limit holds agai
   readOnly: true
 {{- end }}
 
-{{/* Secrets that CloudNativePG makes, or yours. Files follow a renewed CA or password, where variables would not. */}}
+{{/* Secrets that CloudNativePG makes, or your own. They are files, because files follow a renewed CA or password and variables do not. */}}
 {{- define "myticket.databaseVolume" -}}
 - name: database
   projected:
@@ -88,13 +88,15 @@ MYTICKET_PEER_HEADER the server knows who is behind it, and the limit holds agai
       {{- end }}
 {{- end }}
 
-{{/* The Job that migrates: its spec, for the hook and for mode inline. */}}
+{{/*
+The spec of the Job that migrates, for the hook and for mode inline. It makes one attempt: it waits for the database by itself, and a
+second attempt would only report "dirty" and hide the reason. The end of a pod on a drained node is not a failed migration.
+*/}}
 {{- define "myticket.migrateJobSpec" -}}
-# One attempt: it waits for the database by itself, and a second attempt would hide the reason behind "dirty".
 backoffLimit: 0
 podFailurePolicy:
   rules:
-    - action: Ignore # a drained node is no failed migration
+    - action: Ignore
       onPodConditions: [{type: DisruptionTarget}]
 activeDeadlineSeconds: {{ .Values.migrations.deadlineSeconds | int }}
 {{- if ne .Values.database.mode "inline" }}
