@@ -36,8 +36,9 @@ build: ## build bin/myticket, a static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/myticket ./cmd/myticket
 
 .PHONY: run
-run: build ## build, then serve with a database of its own (bin/myticket dev)
-	bin/myticket dev
+run: build ## build, then serve with a throwaway Postgres, on this machine only; ARGS are flags of bin/myticket-dev and serve
+	$(GO) build -o bin/myticket-dev ./cmd/myticket-dev
+	bin/myticket-dev $(ARGS)
 
 # One Postgres serves the tests of all packages. It is built first instead of `go run`, which would have the last word.
 .PHONY: test

@@ -8,14 +8,13 @@ import (
 	"math"
 	"net"
 	"net/http"
-	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"myticket/internal/lab"
 )
 
 // variant is a server that differs from another in one thing.
@@ -114,12 +113,13 @@ func (b *bench) compareRow(ctx context.Context, variants []*variant, l load) (er
 // measure sends traffic to the variant, and returns how many tickets it acknowledged.
 func (v *variant) measure(ctx context.Context, l load) (acked int, err error) {
 	l.addr = v.process.addr
-	before, known := cpuTime(v.process.command.Process.Pid)
+	before, err := lab.CPUTime(v.process.PID())
+	known := err == nil
 	r, err := l.run(ctx)
 	if err != nil {
 		return 0, err
 	}
-	if after, _ := cpuTime(v.process.command.Process.Pid); known {
+	if after, err := lab.CPUTime(v.process.PID()); known && err == nil {
 		v.cpus = append(v.cpus, (after-before).Seconds()/float64(r.acked))
 	}
 	v.rates, v.p50s, v.p99s = append(v.rates, r.perSecond), append(v.p50s, r.p50), append(v.p99s, r.p99)
@@ -157,28 +157,6 @@ func ratios(a, b []float64) string {
 	low := max(int(math.Floor(n/2-reach)), 0)
 	high := min(int(math.Ceil(n/2+reach)), len(all)-1)
 	return fmt.Sprintf("**%.3f** (%.3f–%.3f)", median(all), all[low], all[high])
-}
-
-// cpuTime is what a process has used of the processors, by /proc/PID/stat (proc(5)); false where there is no /proc.
-func cpuTime(pid int) (time.Duration, bool) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, false
-	}
-	_, rest, _ := strings.Cut(string(stat), ") ") // the name before it may have spaces
-	fields := strings.Fields(rest)
-	if len(fields) < 13 {
-		return 0, false
-	}
-	var ticks int64
-	for _, field := range fields[11:13] { // utime and stime, of 100 a second on all of Linux' common architectures
-		n, err := strconv.ParseInt(field, 10, 64)
-		if err != nil {
-			return 0, false
-		}
-		ticks += n
-	}
-	return time.Duration(ticks) * 10 * time.Millisecond, true
 }
 
 // receiver takes spans over OTLP's http/protobuf, counts them, and throws them away.

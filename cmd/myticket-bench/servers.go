@@ -1,8 +1,6 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -35,35 +33,6 @@ func serveFloor(addr string) error {
 		_ = app.Shutdown()
 	}()
 	return app.Listen(addr)
-}
-
-// awaitAnswer returns when the server answers, and is ready where it can say so.
-func awaitAnswer(ctx context.Context, addr, admin string) error {
-	url := "http://" + addr + "/ping"
-	if admin != "" {
-		url = "http://" + admin + "/readyz"
-	}
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	for {
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-		if err != nil {
-			return err
-		}
-		response, err := http.DefaultClient.Do(request)
-		if err == nil {
-			_ = response.Body.Close()
-			if response.StatusCode == http.StatusOK {
-				return nil
-			}
-			err = errors.New(response.Status)
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("the server is not ready: %w", err)
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
 }
 
 // saveProfile writes a CPU profile of a server, which runs meanwhile, and returns a function that waits for it.

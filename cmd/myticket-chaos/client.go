@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"myticket/internal/lab"
 )
 
 // maker makes tickets that differ. They name few products, whose prices change now and then.
@@ -150,7 +152,7 @@ func (t *trial) start(ctx context.Context, tills int, do func(context.Context, *
 		l.group.Go(func() {
 			for ctx.Err() == nil {
 				do(ctx, l.client, till)
-				pause(ctx, tillPause)
+				lab.Pause(ctx, tillPause)
 			}
 		})
 	}
@@ -199,7 +201,7 @@ func (t *trial) openLoop(ctx context.Context, addr string, rate float64, connect
 		for want := int(rate * now.Sub(start).Seconds()); given < want; given++ {
 			due <- struct{}{}
 		}
-		pause(ctx, time.Millisecond)
+		lab.Pause(ctx, time.Millisecond)
 	}
 	close(due)
 	group.Wait()
@@ -224,7 +226,7 @@ func (t *trial) paced(
 			opening := sync.OnceFunc(first.Done)
 			defer opening()
 			for ; next.Sub(start) < d && ctx.Err() == nil; next = next.Add(gap) {
-				pause(ctx, time.Until(next))
+				lab.Pause(ctx, time.Until(next))
 				count.Add(1)
 				t.send(ctx, client, addr)
 				opening()

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"time"
 
+	"myticket/internal/lab"
 	"myticket/internal/ticket"
 )
 
@@ -76,7 +77,7 @@ func wrongClock(ctx context.Context, t *trial) error {
 	if err := w.turn(ctx, 0); err != nil {
 		return err
 	}
-	pause(ctx, 6*time.Second)
+	lab.Pause(ctx, 6*time.Second)
 	l.stop()
 	t.ended = time.Now()
 	w.idsFollow()
@@ -111,7 +112,7 @@ func (w *watch) turn(ctx context.Context, wrong time.Duration) error {
 		w.faults[n-1].to = from
 	}
 	w.faults = append(w.faults, clockSpan{span{from: from, to: from.Add(24 * time.Hour)}, wrong})
-	pause(ctx, w.span(2*time.Second, time.Second))
+	lab.Pause(ctx, w.span(2*time.Second, time.Second))
 	return w.awaitLoad(ctx, from, http.StatusOK, 100)
 }
 
@@ -175,7 +176,7 @@ func (w *watch) killWhileTreating(ctx context.Context) error {
 		}
 		w.besides.end(n, a)
 	}()
-	err := await(ctx, 30*time.Second, "a ticket to be stored unread", func(ctx context.Context) error {
+	err := lab.Await(ctx, 30*time.Second, "a ticket to be stored unread", func(ctx context.Context) error {
 		unread, err := w.countRows(ctx, poisonUnread)
 		if err == nil && unread == 0 {
 			err = errors.New("there is none")
@@ -193,7 +194,7 @@ func (w *watch) killWhileTreating(ctx context.Context) error {
 	// Its transaction may still sleep in Postgres, or be about to, and holds the row.
 	const end = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 		WHERE wait_event = 'PgSleep' AND datname = current_database()`
-	err = await(ctx, 20*time.Second, "the claim of a dead server to end", func(ctx context.Context) error {
+	err = lab.Await(ctx, 20*time.Second, "the claim of a dead server to end", func(ctx context.Context) error {
 		unread, err := w.countRows(ctx, poisonUnread)
 		if err == nil && unread > 0 {
 			err = errors.Join(errors.New("it has not"), w.exec(ctx, end))
@@ -222,7 +223,7 @@ func (w *watch) idsFollow() {
 }
 
 func (w *watch) awaitNone(ctx context.Context, what, sql string) error {
-	return await(ctx, 45*time.Second, "no "+what, func(ctx context.Context) error {
+	return lab.Await(ctx, 45*time.Second, "no "+what, func(ctx context.Context) error {
 		n, err := w.countRows(ctx, sql)
 		if err == nil && n > 0 {
 			err = fmt.Errorf("there are %d", n)

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"myticket/internal/lab"
 )
 
 // proxy stands between a server and Postgres. It can be slow, and it can lose the answer to a commit. It reads what Postgres
@@ -125,7 +127,7 @@ func (p *proxy) answers(ctx context.Context, from *bufio.Reader, to *bufio.Write
 				return
 			}
 			if latency := time.Duration(p.latency.Load()); latency > 0 {
-				pause(ctx, latency)
+				lab.Pause(ctx, latency)
 			}
 		}
 		// While Postgres waits for the server in the middle of an answer (a password), it must be passed on at once.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"myticket/internal/devdb"
+	"myticket/internal/lab"
 	"myticket/internal/postgres"
 )
 
@@ -133,7 +134,7 @@ func newHarness(ctx context.Context, c config, progress io.Writer) (h *harness, 
 	if err := h.build(ctx); err != nil {
 		return nil, err
 	}
-	port, err := freePort(ctx)
+	port, err := lab.FreePort(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -260,7 +261,7 @@ func (t *trial) play(ctx context.Context, s scenario) error {
 // drain waits until every spool is empty, and notes how long that took since the fault and the load were over.
 func (t *trial) drain(ctx context.Context) error {
 	for _, s := range t.servers {
-		err := await(ctx, t.span(5*time.Minute, time.Minute), "the spool to become empty", func(ctx context.Context) error {
+		err := lab.Await(ctx, t.span(5*time.Minute, time.Minute), "the spool to become empty", func(ctx context.Context) error {
 			m, err := s.metrics(ctx, "myticket_spool_tickets")
 			if err == nil && m[0] != 0 {
 				err = fmt.Errorf("%.0f tickets are in it", m[0])
@@ -287,7 +288,7 @@ func (t *trial) awaitAnswer(ctx context.Context, s *server, status int, when str
 	client := newClient(1)
 	defer client.CloseIdleConnections()
 	what := fmt.Sprintf("an answer %d %s", status, when)
-	return await(ctx, 30*time.Second, what, func(ctx context.Context) error {
+	return lab.Await(ctx, 30*time.Second, what, func(ctx context.Context) error {
 		if got := t.send(ctx, client, s.http); got != status {
 			return fmt.Errorf("the last answer was %d", got)
 		}
@@ -336,13 +337,12 @@ func (t *trial) times(full, short int) int {
 
 // newServer prepares a server on addresses and a spool folder of its own, which it keeps over restarts.
 func (t *trial) newServer(ctx context.Context, url string, args ...string) (*server, error) {
-	s := &server{program: t.program, log: &tail{}}
+	s := &server{program: t.program}
 	for _, addr := range []*string{&s.http, &s.admin} {
-		port, err := freePort(ctx)
-		if err != nil {
+		var err error
+		if *addr, err = lab.FreeAddr(ctx); err != nil {
 			return nil, err
 		}
-		*addr = "127.0.0.1:" + strconv.Itoa(port)
 	}
 	s.args = append([]string{"serve", "--http-addr", s.http, "--admin-addr", s.admin, "--database-url", url}, args...)
 	s.args = append(s.args, "--spool-dir", t.spoolOf(len(t.servers)))
@@ -363,29 +363,4 @@ func (t *trial) startServer(ctx context.Context, url string, args ...string) (*s
 		return nil, err
 	}
 	return s, s.awaitReady(ctx)
-}
-
-// await asks again and again until there is no error, for at most so long.
-func await(ctx context.Context, limit time.Duration, what string, ask func(context.Context) error) error {
-	end := time.Now().Add(limit)
-	for {
-		err := ask(ctx)
-		if err == nil {
-			return nil
-		}
-		if ctx.Err() != nil || time.Now().After(end) {
-			return fmt.Errorf("waited %s for %s: %w", limit, what, err)
-		}
-		pause(ctx, 20*time.Millisecond)
-	}
-}
-
-// pause waits for a time, or until ctx ends.
-func pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	}
 }

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"myticket/internal/lab"
 )
 
 // diskFull plays Postgres away for longer than the disk of the spool lasts.
@@ -38,7 +40,7 @@ func diskFull(ctx context.Context, t *trial) error {
 	}
 	l := t.tills(ctx, tills, s.http)
 	defer l.stop()
-	pause(ctx, warmUp)
+	lab.Pause(ctx, warmUp)
 
 	// First the tickets themselves fill it.
 	if err := t.database.Kill(); err != nil {
@@ -88,7 +90,7 @@ func diskFull(ctx context.Context, t *trial) error {
 	if err := t.database.Restart(ctx); err != nil {
 		return err
 	}
-	pause(ctx, warmUp)
+	lab.Pause(ctx, warmUp)
 	l.stop()
 	t.ended = time.Now()
 	return nil
@@ -97,7 +99,7 @@ func diskFull(ctx context.Context, t *trial) error {
 // awaitLoad waits until so many tickets that the tills sent after a time were answered so.
 func (t *trial) awaitLoad(ctx context.Context, from time.Time, status, count int) error {
 	what := fmt.Sprintf("%d answers %d", count, status)
-	err := await(ctx, t.span(time.Minute, 20*time.Second), what, func(context.Context) error {
+	err := lab.Await(ctx, t.span(time.Minute, 20*time.Second), what, func(context.Context) error {
 		if n := t.ledger.since(from, int16(status)); n < count {
 			return fmt.Errorf("there were %d", n)
 		}
@@ -182,12 +184,12 @@ func (t *trial) sendSlowly(ctx context.Context, addr string, client int) {
 				if _, err := conn.Write(request[at : at+1]); err != nil {
 					return // the server has had enough
 				}
-				if pause(ctx, time.Second); ctx.Err() != nil {
+				if lab.Pause(ctx, time.Second); ctx.Err() != nil {
 					return
 				}
 			}
 		})
-		pause(ctx, 100*time.Millisecond)
+		lab.Pause(ctx, 100*time.Millisecond)
 	}
 }
 
@@ -210,12 +212,12 @@ func (t *trial) neverRead(ctx context.Context, addr string) {
 				if _, err := conn.Write(requests); err != nil {
 					return
 				}
-				if pause(ctx, time.Second); ctx.Err() != nil {
+				if lab.Pause(ctx, time.Second); ctx.Err() != nil {
 					return
 				}
 			}
 		})
-		pause(ctx, time.Second)
+		lab.Pause(ctx, time.Second)
 	}
 }
 
@@ -260,7 +262,7 @@ func steady(ctx context.Context, t *trial) error {
 			for i, value := range m {
 				taken[i] = append(taken[i], value)
 			}
-			pause(measuring, d/samples)
+			lab.Pause(measuring, d/samples)
 		}
 	})
 	reached := t.paced(ctx, s.http, rate, connections, d, opened)

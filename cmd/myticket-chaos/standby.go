@@ -8,9 +8,8 @@ import (
 	"path"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"myticket/internal/devdb"
+	"myticket/internal/lab"
 	"myticket/internal/postgres"
 )
 
@@ -149,7 +148,7 @@ func (c *cluster) loseStandby(ctx context.Context) error {
 // tryAgain gives the server the time to try several times what waits for the standby, and returns the connections on which
 // it waits, if somebody shall cut those.
 func (c *cluster) tryAgain(ctx context.Context, terminate bool) error {
-	for end := time.Now().Add(c.span(4*time.Second, 2*time.Second)); time.Now().Before(end); pause(ctx, 100*time.Millisecond) {
+	for end := time.Now().Add(c.span(4*time.Second, 2*time.Second)); time.Now().Before(end); lab.Pause(ctx, 100*time.Millisecond) {
 		if !terminate {
 			continue
 		}
@@ -220,7 +219,7 @@ func missingAtTreatment(ctx context.Context, c *cluster) error {
 	if err := errors.Join(c.tryAgain(ctx, false), c.tryAgain(ctx, true), c.failOver(ctx), c.exec(ctx, due)); err != nil {
 		return err
 	}
-	err := await(ctx, time.Minute, "all tickets to be treated", func(ctx context.Context) error {
+	err := lab.Await(ctx, time.Minute, "all tickets to be treated", func(ctx context.Context) error {
 		waiting, err := c.countRows(ctx, `SELECT count(*) FROM tickets WHERE status = 'TO_TREAT'`)
 		if err == nil && waiting > 0 {
 			err = fmt.Errorf("%d are not", waiting)
@@ -239,14 +238,4 @@ func missingAndBack(ctx context.Context, c *cluster) error {
 		return err
 	}
 	return c.awaitLoad(ctx, time.Now(), http.StatusOK, 20)
-}
-
-func (t *trial) countRows(ctx context.Context, sql string, args ...any) (n int, err error) {
-	conn, err := pgx.Connect(ctx, t.url)
-	if err != nil {
-		return 0, err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	err = conn.QueryRow(ctx, sql, args...).Scan(&n)
-	return n, err
 }

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"syscall"
+
+	"myticket/internal/lab"
 )
 
 // account is the user as whom the server runs when this process is root, because Postgres refuses to run as root.
@@ -50,6 +52,30 @@ func (a *account) apply(attr *syscall.SysProcAttr) {
 	if a != nil {
 		attr.Credential = &syscall.Credential{Uid: uint32(a.uid), Gid: uint32(a.gid)}
 	}
+}
+
+// run runs a command as the account to its end. The command holds the lock of the folder, so that no other server uses the
+// folder meanwhile, whatever happens to this process.
+func (a *account) run(cmd *exec.Cmd, lock *folderLock) error {
+	var log lab.Tail
+	cmd.Stdout, cmd.Stderr = &log, &log
+	process, err := a.start(cmd, lock, syscall.SIGKILL)
+	if err != nil {
+		return err
+	}
+	if err := process.Wait(); err != nil {
+		return fmt.Errorf("%s: %w; it said:\n%s", cmd.Path, err, &log)
+	}
+
+	return nil
+}
+
+func (a *account) start(cmd *exec.Cmd, lock *folderLock, onParentDeath syscall.Signal) (*lab.Process, error) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{}
+	a.apply(cmd.SysProcAttr)
+	cmd.ExtraFiles = []*os.File{lock.file}
+
+	return lab.Start(cmd, onParentDeath)
 }
 
 // own gives a file to the account.

@@ -1,7 +1,6 @@
 package devdb
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -16,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"myticket/internal/lab"
 )
 
 const (
@@ -223,15 +224,10 @@ func (f folder) initdb(ctx context.Context, config Config, b binaries, as *accou
 		}
 	}
 
-	var out bytes.Buffer
 	cmd := exec.CommandContext(ctx, b.initdb(), args...)
 	cmd.Dir, cmd.Env = f.path, serverEnvironment(os.Environ())
-	cmd.Stdout, cmd.Stderr = &out, &out
-	cmd.SysProcAttr = childAttributes(syscall.SIGKILL)
-	cmd.ExtraFiles = []*os.File{lock.file}
-	as.apply(cmd.SysProcAttr)
-	if err := runLocked(cmd); err != nil {
-		return fmt.Errorf("%s: %w; it said:\n%s", b.initdb(), err, lastLines(out.Bytes(), errorLines))
+	if err := as.run(cmd, lock); err != nil {
+		return err
 	}
 
 	return os.Rename(unfinished, f.data())
@@ -285,7 +281,7 @@ func (f folder) postmasterPID() int {
 // The caller holds the folder's lock.
 func (f folder) clearStalePID() error {
 	pid := f.postmasterPID()
-	if pid == 0 || !isAlive(pid) {
+	if pid == 0 || !lab.IsAlive(pid) {
 		return nil
 	}
 	if isPostmasterOf(pid, f.data()) {

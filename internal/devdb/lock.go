@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"myticket/internal/lab"
 )
 
 const (
@@ -58,7 +60,7 @@ func (f folder) waitFor(ctx context.Context, lock *folderLock) error {
 		}
 
 		owner := lock.owner()
-		if owner != 0 && isAlive(owner) {
+		if owner != 0 && lab.IsAlive(owner) {
 			return fmt.Errorf("folder %s is in use by the Postgres of process %d: stop that process, "+
 				"or choose another folder", f.path, owner)
 		}
@@ -72,8 +74,8 @@ func (f folder) waitFor(ctx context.Context, lock *folderLock) error {
 			return fmt.Errorf("folder %s is still in use by the Postgres (process %d) of a process that died: end it with "+
 				"`kill -QUIT %d`, or choose another folder", f.path, postmaster, postmaster)
 		}
-		if err := sleep(ctx, pollInterval); err != nil {
-			return fmt.Errorf("wait for the former Postgres in folder %s to end: %w", f.path, err)
+		if lab.Pause(ctx, pollInterval); ctx.Err() != nil {
+			return fmt.Errorf("wait for the former Postgres in folder %s to end: %w", f.path, ctx.Err())
 		}
 	}
 }
@@ -123,20 +125,8 @@ func flockWait(ctx context.Context, file *os.File) error {
 		if !errors.Is(err, syscall.EWOULDBLOCK) {
 			return err
 		}
-		if err := sleep(ctx, pollInterval); err != nil {
-			return err
+		if lab.Pause(ctx, pollInterval); ctx.Err() != nil {
+			return ctx.Err()
 		}
-	}
-}
-
-func sleep(ctx context.Context, duration time.Duration) error {
-	timer := time.NewTimer(duration)
-	defer timer.Stop()
-
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }
