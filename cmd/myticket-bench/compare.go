@@ -31,14 +31,14 @@ type variant struct {
 // figures are what a variant did in one row.
 type figures struct {
 	rates []float64 // tickets/s of each slice
-	cpus  []float64 // processor time of the server for a ticket of each slice, in seconds; none where there is no /proc
+	cpus  []float64 // processor time of the server for a ticket of each slice, in seconds; none if the machine does not say
 	p50s  []time.Duration
 	p99s  []time.Duration
 	acked int
 }
 
-// compare has variants of the server take traffic in turn, slice by slice, each round in another order, and prints what each
-// does for every ticket that the first does.
+// compare sends traffic to the variants of the server in turn, slice by slice, in another order each round. It prints each
+// variant's figures as a ratio to those of the first.
 func (b *bench) compare(ctx context.Context) error {
 	variants := []*variant{{name: "`" + b.settings.server + "`", program: b.settings.server}}
 	if b.settings.vs != "" {
@@ -183,7 +183,7 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 }
 
 // countSpans counts the messages at the end of a path of field numbers: resource_spans, scope_spans, spans
-// (https://github.com/open-telemetry/opentelemetry-proto). To read them whole would cost as much as to make them.
+// (https://github.com/open-telemetry/opentelemetry-proto). Reading them completely would cost as much as making them.
 func countSpans(message []byte, field protowire.Number, below ...protowire.Number) int {
 	found := 0
 	for len(message) > 0 {

@@ -75,7 +75,7 @@ func run(ctx context.Context, s settings, out io.Writer) (err error) {
 	}
 	database, err := devdb.Start(ctx, devdb.Config{
 		Progress: os.Stderr,
-		// As a production server would have it, but for the memory of a small machine. Durability is the default: on.
+		// Like a production server, except that the memory suits a small machine. Durability is on by default.
 		Settings: map[string]string{"shared_buffers": "512MB", "max_wal_size": "4GB", "max_connections": "200"},
 	})
 	if err != nil {
@@ -188,8 +188,8 @@ type comparison struct {
 	memory string
 }
 
-// row runs the floor and MyTicket beside each other, and sends traffic to them in turn, slice by slice: the speed of a
-// shared machine drifts, and what drifts hits both. MyTicket begins on empty tables.
+// row runs the floor and MyTicket at the same time, and sends traffic to them in turn, slice by slice. The speed of a shared machine
+// drifts, and so the drift affects both. MyTicket begins on empty tables.
 func (b *bench) row(ctx context.Context, l load) (r comparison, err error) {
 	program, err := os.Executable()
 	if err != nil {
@@ -235,7 +235,7 @@ func (b *bench) row(ctx context.Context, l load) (r comparison, err error) {
 	return r, b.checkStored(ctx, acked)
 }
 
-// checkStored compares what was acknowledged with what is stored: a benchmark of losses measures nothing.
+// checkStored compares what was acknowledged with what is stored, because a benchmark that loses tickets measures nothing.
 func (b *bench) checkStored(ctx context.Context, acked int) error {
 	conn, err := pgx.Connect(ctx, b.url)
 	if err != nil {
@@ -257,7 +257,7 @@ func median[T float64 | time.Duration](values []T) T {
 	return sorted[len(sorted)/2]
 }
 
-// summary measures the answer time at half load, against a single-row commit.
+// summary measures the answer time at half load, and compares it with a single-row commit.
 func (b *bench) summary(ctx context.Context) (err error) {
 	if b.best == 0 {
 		return nil
@@ -281,7 +281,7 @@ func (b *bench) summary(ctx context.Context) (err error) {
 	return b.checkStored(ctx, r.acked)
 }
 
-// empty empties tables, so that all measurements begin alike.
+// empty empties tables, so that all measurements begin in the same state.
 func (b *bench) empty(ctx context.Context, tables string) error {
 	conn, err := pgx.Connect(ctx, b.url)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"github.com/gofiber/fiber/v2"
 )
 
-// serveFloor is the floor: the same Fiber with the same limits as MyTicket's, and a handler that stores nothing.
+// serveFloor is the floor: the same HTTP server as MyTicket's, with the same limits and a handler that stores nothing.
 func serveFloor(addr string) error {
 	app := fiber.New(fiber.Config{
 		BodyLimit: 1<<20 + 64<<10, CaseSensitive: true, Concurrency: 4096, DisablePreParseMultipartForm: true,
@@ -35,7 +35,7 @@ func serveFloor(addr string) error {
 	return app.Listen(addr)
 }
 
-// saveProfile writes a CPU profile of a server, which runs meanwhile, and returns a function that waits for it.
+// saveProfile writes a CPU profile of a running server to a file, and returns a function that waits until it is written.
 func saveProfile(admin, file string, duration time.Duration) (wait func()) {
 	done := make(chan struct{})
 	go func() {

@@ -12,7 +12,7 @@ import (
 	"myticket/internal/lab"
 )
 
-// hold opens so many connections and keeps them open for a time; a connection that is refused or closed is left alone.
+// hold opens a number of connections and keeps them open for d. A connection that is refused or closed is not opened again.
 func (g *siege) hold(ctx context.Context, connections int, d time.Duration, start func(i int, conn net.Conn)) {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
@@ -34,8 +34,8 @@ func (g *siege) hold(ctx context.Context, connections int, d time.Duration, star
 	<-ctx.Done()
 }
 
-// stalledConnections announces tickets of 1 MiB and sends 100 bytes of each, with the wrong credentials, without, and
-// where none are needed.
+// stalledConnections announces tickets of 1 MiB and sends 100 bytes of each: without credentials, with wrong ones, and to a source
+// that needs none.
 func stalledConnections(ctx context.Context, g *siege) error {
 	const connections = 700
 	heads := []string{
@@ -49,14 +49,14 @@ func stalledConnections(ctx context.Context, g *siege) error {
 			_, _ = io.WriteString(conn, head+rest)
 		})
 	}
-	// And all but the last byte, which is memory that the server must really have.
+	// Then all but the last byte, for which the server must really use the memory.
 	almost := fmt.Appendf(nil, "POST /ticket/mallory HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n", hostileSize)
 	almost = append(almost, make([]byte, hostileSize-1)...)
 	g.hold(ctx, connections, g.span(3*time.Second, 2*time.Second), func(_ int, conn net.Conn) { _, _ = conn.Write(almost) })
 	return nil
 }
 
-// idleConnections opens as many connections as a server takes by default, and says nothing, or half of a line.
+// idleConnections opens as many connections as a server takes by default, and sends nothing, or half of a line.
 func idleConnections(ctx context.Context, g *siege) error {
 	const connections = 4096
 	g.hold(ctx, connections, g.span(4*time.Second, 2*time.Second), func(i int, conn net.Conn) {
@@ -67,14 +67,14 @@ func idleConnections(ctx context.Context, g *siege) error {
 	return nil
 }
 
-// Sources of requests that a server may understand or refuse as it likes, and of those that only a server sees that takes
-// the body of one request for another: none of these may be stored.
+// A server may understand or refuse the requests of oddSource as it likes. It sees those of smuggledSource only if it takes the
+// body of a request for another request: none of these may be stored.
 const (
 	oddSource      = "odd"
 	smuggledSource = "smuggled"
 )
 
-// oddFraming sends what may be read in two ways, and chunks that bring more framing than content.
+// oddFraming sends requests that can be read in two ways, and chunks with more framing than content.
 func oddFraming(ctx context.Context, g *siege) error {
 	const hidden = "POST /ticket/" + smuggledSource + " HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\nsmuggled!"
 	post := func(headers, body string) string {

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// storm sends hostile tickets, so many at once, and returns when all are answered.
+// storm sends hostile tickets, at most atOnce at the same time, and returns when all are answered.
 func (g *siege) storm(ctx context.Context, atOnce int, bodies [][]byte) {
 	due := make(chan []byte, len(bodies))
 	for _, body := range bodies {
@@ -22,12 +22,12 @@ func (g *siege) storm(ctx context.Context, atOnce int, bodies [][]byte) {
 				if ctx.Err() != nil {
 					return
 				}
-				n := g.besides.begin(body, false)
+				n := g.others.begin(body, false)
 				a, err := post(context.WithoutCancel(ctx), g.client, g.server.http, delivery{source: "mallory", body: body})
 				if err != nil {
 					a = answer{}
 				}
-				g.besides.end(n, a)
+				g.others.end(n, a)
 			}
 		})
 	}
@@ -49,7 +49,7 @@ func wideTickets(ctx context.Context, g *siege) error {
 	return nil
 }
 
-// wideSpooled lets wide tickets lie in the spool when the server starts.
+// wideSpooled starts the server while wide tickets are in its spool.
 func wideSpooled(ctx context.Context, g *siege) error {
 	if err := g.database.Kill(); err != nil {
 		return err
@@ -64,7 +64,7 @@ func wideSpooled(ctx context.Context, g *siege) error {
 	return g.awaitLoad(ctx, time.Now(), http.StatusOK, 1)
 }
 
-// widePaused lets wide tickets wait for a Postgres that does not answer.
+// widePaused sends wide tickets while Postgres does not answer.
 func widePaused(ctx context.Context, g *siege) error {
 	if err := g.database.Pause(); err != nil {
 		return err
@@ -85,7 +85,7 @@ func manyLines(ctx context.Context, g *siege) error {
 	for range 40 {
 		distinct = append(distinct, g.maker.distinct(hostileSize))
 	}
-	for i := range g.times(40, 20) { // not all of them may be taken for too long
+	for i := range g.times(40, 20) { // shorter ones, so that not all of them are refused as too long
 		distinct = append(distinct, g.maker.distinct(1000+i*250))
 	}
 	g.storm(ctx, len(same), same)
@@ -93,7 +93,7 @@ func manyLines(ctx context.Context, g *siege) error {
 	return nil
 }
 
-// newProducts floods the product base: 20 MiB in tickets that are as long as may be, and as much in short ones.
+// newProducts floods the product base: 20 MiB in tickets of the largest size, and as much in short ones.
 func newProducts(ctx context.Context, g *siege) error {
 	var long, short [][]byte
 	for range g.times(20, 5) {
@@ -107,13 +107,13 @@ func newProducts(ctx context.Context, g *siege) error {
 	return nil
 }
 
-// markers of tickets that Postgres is slow with.
+// Markers of tickets that Postgres stores slowly.
 const (
 	slowAlways = "slow-always"
 	slowRead   = "slow-when-read"
 )
 
-// slowInserts is made before anything is sent, because a trigger that is made under load deadlocks with it.
+// slowInserts runs before anything is sent, because creating a trigger under load causes a deadlock.
 const slowInserts = `
 CREATE TABLE slowness AS SELECT true AS still;
 CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -126,21 +126,21 @@ END $$;
 CREATE TRIGGER slow BEFORE INSERT ON tickets FOR EACH ROW
 	WHEN (length(NEW.body) < 200 AND position('slow-'::bytea IN NEW.body) > 0) EXECUTE FUNCTION slow()`
 
-// slowHead sends a ticket whose INSERT takes longer than anybody waits, and one whose INSERT does unless it is stored
-// unread. Others are sent all the time, and must be stored.
+// slowHead sends a ticket whose INSERT takes longer than any limit, and one whose INSERT does so unless it is stored unread. The
+// tickets that others send meanwhile must be stored.
 func slowHead(ctx context.Context, g *siege) error {
 	from := time.Now()
 	for _, marker := range []string{slowAlways, slowRead} {
 		body := []byte(g.maker.head() + "Note: " + marker + "\n\nproduct,product_id,price\nx," + hostileProduct + ",1")
-		n := g.besides.begin(body, false)
+		n := g.others.begin(body, false)
 		a, err := post(context.WithoutCancel(ctx), g.client, g.server.http, delivery{source: "mallory", body: body})
 		if err != nil {
 			a = answer{}
 		}
-		g.besides.end(n, a)
+		g.others.end(n, a)
 	}
 	g.slow = 1
-	// Tickets that came after the slow ones must be stored, and be stored at once again: Postgres is well.
+	// Tickets that came after the slow ones must be stored. New ones must be stored at once again, because Postgres is well.
 	if err := g.awaitLoad(ctx, from, http.StatusAccepted, 1); err != nil {
 		return err
 	}

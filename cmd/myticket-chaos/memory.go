@@ -17,11 +17,11 @@ type memoryLimit struct {
 	bytes int64
 	told  int64 // what the process is told that it may take
 
-	peak   atomic.Int64 // the largest resident set of any process that was held
+	peak   atomic.Int64 // the largest resident set of any process that was watched
 	killed atomic.Int32 // processes that took more
 }
 
-// memoryPoll is how often a process is looked at. VmHWM is the peak since its start, so nothing is missed in between.
+// memoryPoll is the time between two looks at a process. VmHWM is the peak since its start, so no peak is missed in between.
 const memoryPoll = 20 * time.Millisecond
 
 // environ gives Go the limit that the chart gives it: 90 % of the container's.
@@ -39,7 +39,7 @@ func (m *memoryLimit) hold(process *lab.Process) {
 		}
 		peak, err := lab.Memory(process.PID(), "VmHWM")
 		if err != nil {
-			continue // it is ending, or this is no Linux
+			continue // it is ending, or this is not Linux
 		}
 		m.peak.Store(max(m.peak.Load(), peak))
 		if peak > m.bytes {
@@ -63,7 +63,7 @@ func (g *siege) backends() []int {
 	return backends
 }
 
-// watchBackends demands of Postgres' processes that none takes too much, until the trial ends.
+// watchBackends demands that no process of Postgres takes too much memory, until the trial ends.
 func (g *siege) watchBackends(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
@@ -90,7 +90,7 @@ func (g *siege) watchBackends(ctx context.Context) {
 	})
 }
 
-// crashes is a log of Postgres, of which it keeps what tells that one of its processes was killed.
+// crashes is a log of Postgres. It keeps the lines that say that one of its processes was killed.
 type crashes struct {
 	mu    sync.Mutex
 	lines []string
@@ -107,7 +107,7 @@ func (c *crashes) Write(text []byte) (int, error) {
 	return len(text), nil
 }
 
-// take returns what was found since the last time.
+// take returns what was found since the last call.
 func (c *crashes) take() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -14,7 +14,7 @@ import (
 // scenario is one way in which things break.
 type scenario struct {
 	name, fault string
-	// play breaks things under load, and returns when nothing is broken any more and nothing is sent.
+	// play breaks things under load. When it returns, nothing is broken any more and nothing is sent.
 	play func(ctx context.Context, t *trial) error
 }
 
@@ -49,8 +49,8 @@ func names() []string {
 
 const (
 	manyTills = 20
-	fewTills  = 5                      // where it is not the load that matters
-	warmUp    = 500 * time.Millisecond // of load, before something breaks and after it was mended
+	fewTills  = 5                      // where the load does not matter
+	warmUp    = 500 * time.Millisecond // of load, before something breaks and after it is repaired
 )
 
 // between returns a random moment.
@@ -66,13 +66,13 @@ func serverKilled(ctx context.Context, t *trial) error {
 	for round := range t.times(20, 4) {
 		postgresAway := round%2 == 1
 		lab.Pause(ctx, between(100*time.Millisecond, t.span(2*time.Second, 600*time.Millisecond)))
-		if postgresAway { // so that the spool is what is written when the kill comes
+		if postgresAway { // so that the kill comes while the spool is written
 			if err := t.database.Kill(); err != nil {
 				return err
 			}
 			answer := http.StatusAccepted
 			if t.config.selfCheck {
-				answer = http.StatusOK // that server says so whatever happens
+				answer = http.StatusOK // that server always answers so
 			}
 			if err := t.awaitLoad(ctx, time.Now(), answer, 1); err != nil {
 				return err
@@ -140,7 +140,7 @@ func (t *trial) awaitAway(ctx context.Context, s *server) error {
 	})
 }
 
-// spooled demands that all of these were answered 202: Postgres was away.
+// spooled demands that all these tickets were answered with 202, because Postgres was away.
 func (t *trial) spooled(tickets []sent) {
 	if len(tickets) == 0 {
 		t.failf("nothing was answered while Postgres was away")
@@ -179,7 +179,7 @@ func postgresPaused(ctx context.Context, t *trial) error {
 	return nil
 }
 
-// inTime demands that none of these took longer than it may.
+// inTime demands that none of these tickets took longer than it may.
 func (t *trial) inTime(tickets []sent) {
 	late := 0
 	var longest time.Duration
@@ -219,7 +219,7 @@ func commitAnswerLost(ctx context.Context, t *trial) error {
 	dropped := p.dropped.Load()
 	t.notef("%d answers to commits were lost", dropped)
 	if dropped < enough {
-		t.failf("only %d answers to commits were lost, which proves nothing: %d are wanted", dropped, enough)
+		t.failf("only %d answers to commits were lost, which proves nothing: at least %d must be", dropped, enough)
 	}
 	return nil
 }
@@ -266,7 +266,7 @@ func rolled(ctx context.Context, t *trial) error {
 	return nil
 }
 
-// sendUntilKept sends one new ticket with a key, in turn to each address, until one of them keeps it.
+// sendUntilKept sends one new ticket with a key to each address in turn, until a server acknowledges it.
 func (t *trial) sendUntilKept(
 	ctx context.Context, client *http.Client, addrs []string, first int, patience, gap time.Duration,
 ) {

@@ -15,8 +15,8 @@ import (
 	"myticket/internal/lab"
 )
 
-// account is the user as whom the server runs when this process is root, because Postgres refuses to run as root.
-// A nil account is this process's own user.
+// account is the user that runs the server if this process is root, because Postgres refuses to run as root. A nil account is
+// this process's own user.
 type account struct {
 	name     string
 	uid, gid int
@@ -88,22 +88,22 @@ func (a *account) own(path string) error {
 }
 
 // checkAccess reports whether the account can run the binaries, and can reach the folder or, before it is made, the
-// nearest one above it. It asks the kernel by starting a program there, because permission bits are not the whole
-// story (access control lists, mounts, security modules).
+// nearest one above it. It starts a program there to find out, because more than permission bits decides (access control lists,
+// mounts, security modules).
 func (a *account) checkAccess(ctx context.Context, b binaries, dir string) error {
 	if a == nil {
 		return nil
 	}
 
 	if err := a.tryIn(ctx, b, "/"); err != nil {
-		return fmt.Errorf("root may not run Postgres, so it runs as user %s, who cannot start %s: %w", a.name, b.initdb(), err)
+		return fmt.Errorf("root may not run Postgres, so it runs as user %s, which cannot start %s: %w", a.name, b.initdb(), err)
 	}
 	existing, err := nearestExisting(dir)
 	if err != nil {
 		return err
 	}
 	if err := a.tryIn(ctx, b, existing); err != nil {
-		return fmt.Errorf("root may not run Postgres, so it runs as user %s, who cannot reach the folder %s: "+
+		return fmt.Errorf("root may not run Postgres, so it runs as user %s, which cannot reach the folder %s: "+
 			"choose another folder for the data, or let others pass (chmod o+x) on the folders that lead there: %w",
 			a.name, existing, err)
 	}

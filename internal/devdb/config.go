@@ -8,7 +8,7 @@ import (
 
 // Config says which server to run. The zero value is a durable server in a temporary folder on a free port.
 type Config struct {
-	// Dir is the folder that keeps the server's data and password; it is made when missing, and a cluster that is
+	// Dir is the folder that keeps the server's data and password. It is made if it is missing. A cluster that is
 	// already in it is used again. Defaults to a new temporary folder, which Stop removes. It is in memory when
 	// Settings turn fsync off and there is room (/dev/shm), where databases are made ten times faster.
 	Dir string
@@ -20,10 +20,10 @@ type Config struct {
 	// are durable. The address and the port cannot be set here.
 	Settings map[string]string
 
-	// Log receives the server's log. Defaults to nowhere; errors carry the log's last lines either way.
+	// Log receives the server's log. Defaults to nowhere. Errors show the last lines in any case.
 	Log io.Writer
 
-	// Progress receives a sentence whenever something slow begins, such as an installation. Defaults to nowhere.
+	// Progress receives a sentence when something slow begins, such as an installation. Defaults to nowhere.
 	Progress io.Writer
 
 	// BinDir is the folder that holds initdb and postgres. Defaults to a search: PATH, then where the packages of
@@ -33,7 +33,7 @@ type Config struct {
 }
 
 // Volatile returns the settings of a server that may lose its data in a crash of the machine (not of the server):
-// what tests want. A commit is still visible to everybody when it returns.
+// what tests want. A commit is still visible to all connections when it returns.
 func Volatile() map[string]string {
 	return map[string]string{
 		"fsync":              "off",
@@ -41,7 +41,7 @@ func Volatile() map[string]string {
 		"synchronous_commit": "on",
 		"max_connections":    "300",
 		"shared_buffers":     "128MB",
-		// CREATE DATABASE and DROP DATABASE wait for checkpoints, and copy less WAL when nobody replicates it.
+		// CREATE DATABASE and DROP DATABASE wait for checkpoints, and copy less WAL without replication.
 		"wal_level":          "minimal",
 		"max_wal_senders":    "0",
 		"checkpoint_timeout": "1h",

@@ -25,7 +25,7 @@ import (
 const (
 	// superuser is the role of every URL. A throwaway server has no other.
 	superuser = "postgres"
-	// stopGrace is how long a fast shutdown may take before Stop turns to harder means.
+	// stopGrace is how long a fast shutdown may take before Stop asks for an immediate one.
 	stopGrace = 30 * time.Second
 	// portAttempts is how many free ports are tried: another process can take one between its choice and its use.
 	portAttempts = 10
@@ -47,11 +47,11 @@ type Server struct {
 }
 
 // Start runs a server and returns once it answers queries, or when ctx ends. A folder that another server uses, or
-// whose cluster no installed version can read, is an error. What Start began is undone when it fails, but for the
-// folder's content.
+// whose cluster no installed version can read, is an error. When Start fails it undoes what it began, except for the content of
+// the folder.
 func Start(ctx context.Context, config Config) (*Server, error) {
 	if config.Port < 0 || config.Port > 65535 {
-		return nil, fmt.Errorf("port %d of the Postgres to start is no TCP port: choose 1 to 65535, or 0 for a free one",
+		return nil, fmt.Errorf("%d is not a TCP port on which Postgres can start: choose 1 to 65535, or 0 for a free one",
 			config.Port)
 	}
 	if config.Log == nil {
@@ -104,7 +104,7 @@ func (s *Server) prepare(ctx context.Context) error {
 	return err
 }
 
-// start locks the folder and runs the server in it. The caller holds s.mu, or is the only one who knows s.
+// start locks the folder and runs the server in it. The caller must hold s.mu, unless no other goroutine knows s.
 func (s *Server) start(ctx context.Context) error {
 	if s.lock == nil {
 		var err error
@@ -239,9 +239,8 @@ func (s *Server) CreateDatabase(ctx context.Context, name string) error {
 }
 
 // Stop ends the server: open transactions are rolled back, and what was committed is on disk (Postgres's fast
-// shutdown). A server that does not end by itself, within half a minute or until ctx ends, is ended the hard way,
-// which Stop reports as an error; Postgres recovers at the next start. A temporary folder is removed. A server that does not run
-// is no error.
+// shutdown). A server that does not end by itself, within half a minute or until ctx ends, is killed, which Stop returns as an
+// error. Postgres recovers at the next start. A temporary folder is removed. It is no error if the server does not run.
 func (s *Server) Stop(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -290,7 +289,7 @@ func (s *Server) Restart(ctx context.Context) error {
 	return s.start(ctx)
 }
 
-// Pause freezes the postmaster and all its children (SIGSTOP): connections stay open, and nobody answers on them. Only
+// Pause freezes the postmaster and all its children (SIGSTOP): connections stay open, and get no answer. Only
 // Resume, Stop, Kill, and the end of this process get the server out of this state.
 func (s *Server) Pause() error {
 	s.mu.Lock()
@@ -327,8 +326,8 @@ func (s *Server) isRunning() bool {
 	return s.process != nil && !s.process.HasExited()
 }
 
-// forget lets go of a server that ended. A temporary folder stays locked until it is removed, because others remove
-// those that nobody holds.
+// forget lets go of a server that ended. A temporary folder stays locked until it is removed, because other processes remove
+// those that are not locked.
 func (s *Server) forget() {
 	s.process = nil
 	if !s.isTemp {

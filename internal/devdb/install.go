@@ -100,7 +100,7 @@ func aptGet(ctx context.Context, args ...string) error {
 	var log lab.Tail
 	cmd := exec.CommandContext(ctx, "apt-get", args...)
 	cmd.Stdout, cmd.Stderr = &log, &log
-	// ucf asks about configuration files outside of dpkg's own questions.
+	// ucf asks its own questions about configuration files, in addition to dpkg's.
 	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "UCF_FORCE_CONFFOLD=1", "LC_ALL=C")
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("apt-get %s: %w; it said:\n%s", args[0], err, &log)
@@ -109,8 +109,8 @@ func aptGet(ctx context.Context, args ...string) error {
 	return nil
 }
 
-// withoutMainCluster keeps Debian from making and starting a cluster of its own. A machine that already has an opinion
-// about that keeps it. The returned function puts Debian's defaults in place for later installations by the user.
+// withoutMainCluster keeps Debian from making and starting a cluster of its own. A setting that the machine already has stays as it
+// is. The returned function puts Debian's defaults in place for later installations by the user.
 func withoutMainCluster() (restore func() error, err error) {
 	nothing := func() error { return nil }
 

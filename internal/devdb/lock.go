@@ -65,7 +65,7 @@ func (f folder) waitFor(ctx context.Context, lock *folderLock) error {
 				"or choose another folder", f.path, owner)
 		}
 		postmaster := f.postmasterPID()
-		// Where the kernel does not tell a server that its parent died, it would stay for ever.
+		// If the kernel does not signal a server when its parent dies, the server would stay for ever.
 		if owner != 0 && postmaster != 0 && isPostmasterOf(postmaster, f.data()) {
 			_ = syscall.Kill(postmaster, syscall.SIGINT)
 		}
@@ -103,8 +103,8 @@ func (l *folderLock) setOwner(text string) error {
 	return err
 }
 
-// release gives the lock back. Its owner is forgotten first: if a child of the server is still about to end, the next
-// one who asks shall wait for it instead of being told that we use the folder.
+// release gives the lock back. It removes the owner first: a child of the server may still be about to end, and then the next
+// process waits for it, instead of failing because this one still uses the folder.
 func (l *folderLock) release() {
 	_ = l.setOwner("")
 	_ = l.file.Close()

@@ -39,7 +39,7 @@ type process struct {
 func startPostmaster(
 	b binaries, f folder, as *account, port int, lock *folderLock, log io.Writer,
 ) (*process, error) {
-	// These are not in postgresql.conf because nothing, not even ALTER SYSTEM, may open the server to others.
+	// These are not in postgresql.conf, because not even ALTER SYSTEM may open the server to other machines.
 	cmd := exec.Command(b.postgres(), "-D", f.data(), //nolint:noctx // it outlives the context of Start
 		"-c", "listen_addresses=127.0.0.1", "-c", "port="+strconv.Itoa(port), "-c", "unix_socket_directories=")
 	cmd.Dir, cmd.Env = f.path, serverEnvironment(os.Environ())
@@ -59,7 +59,7 @@ func (p *process) waitReady(ctx context.Context, connect func(context.Context) e
 		attempt, cancel := context.WithTimeout(ctx, connectTimeout)
 		err := connect(attempt)
 		cancel()
-		// The process is looked at after the connection: who answered may be a stranger who has the port.
+		// The process is checked after the connection, because the answer may come from another program that has the port.
 		if p.HasExited() {
 			return p.failure()
 		}
@@ -88,7 +88,7 @@ const (
 	portTakenReason = "Address already in use"
 )
 
-// failure says why a server that ended while it started did so.
+// failure returns why a server ended while it started.
 func (p *process) failure() error {
 	if p.log.Contains(portMessage) && p.log.Contains(portTakenReason) {
 		return errPortTaken
@@ -112,7 +112,7 @@ func (p *process) stop(ctx context.Context) error {
 		return nil
 	}
 
-	if err := p.thaw(); err != nil { // a paused server hears nothing
+	if err := p.thaw(); err != nil { // a paused server does not handle signals
 		return err
 	}
 	if err := p.Signal(syscall.SIGINT); err != nil {
@@ -144,7 +144,7 @@ func (p *process) kill() error {
 	}
 
 	defer p.endWaker()
-	// Frozen, the postmaster has no more children between the look and the kill.
+	// A frozen postmaster starts no children between the listing and the kill.
 	children, err := p.freeze()
 	if err != nil {
 		return fmt.Errorf("kill Postgres: %w", err)
@@ -222,7 +222,7 @@ func (p *process) pause() error {
 	return nil
 }
 
-// thaw undoes freeze; what is not frozen does not notice.
+// thaw undoes freeze. It has no effect on a process that is not frozen.
 func (p *process) thaw() error {
 	defer p.endWaker()
 	children, err := lab.ChildrenOf(p.PID())
@@ -245,8 +245,8 @@ func (p *process) endWaker() {
 	}
 }
 
-// waker is a small process that wakes others when this process ends, however it ends. Nobody else would: what is frozen
-// does not hear that it shall stop, and would keep its memory until the machine restarts.
+// waker is a small process that wakes others when this process ends, however it ends. Nothing else would: a frozen process does not
+// receive the signal that stops it, and would keep its memory until the machine restarts.
 type waker struct {
 	cmd  *exec.Cmd
 	life io.Closer
@@ -258,7 +258,7 @@ func startWaker(pids []int) (*waker, error) {
 		args = append(args, strconv.Itoa(pid))
 	}
 	cmd := exec.Command("sh", args...) //nolint:noctx // it lives until its input ends
-	// In a process group of its own, a Ctrl-C at the terminal does not end it before its work is done.
+	// In a process group of its own, so that a Ctrl-C at the terminal does not end it before its work is done.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	life, err := cmd.StdinPipe()
 	if err != nil {
@@ -271,14 +271,14 @@ func startWaker(pids []int) (*waker, error) {
 	return &waker{cmd: cmd, life: life}, nil
 }
 
-// end lets it wake the others now. It complains about those that are gone; that is no news.
+// end lets it wake the others now. It prints errors about those that are gone; they are ignored.
 func (w *waker) end() {
 	_ = w.life.Close()
 	_ = w.cmd.Wait()
 }
 
-// serverEnvironment leaves out what would change the server's mind: PGDATA and the like, the locale, and the service
-// manager's socket.
+// serverEnvironment leaves out what would change the server's behaviour: PGDATA and the like, the locale, and the socket of the
+// service manager.
 func serverEnvironment(environ []string) []string {
 	env := []string{"LC_ALL=C"}
 	for _, entry := range environ {

@@ -102,7 +102,7 @@ func (s *Server) RequireStandby(ctx context.Context, required bool) error {
 }
 
 // Promote makes a standby the primary, on its own port; its former primary should be dead. What it commits from then
-// on waits for nobody.
+// on waits for no standby.
 func (s *Server) Promote(ctx context.Context) error {
 	if err := s.alter(ctx, "synchronous_standby_names", ""); err != nil { // the primary's, when it was copied with it
 		return err
@@ -142,8 +142,8 @@ func (s *Server) alter(ctx context.Context, name, value string) error {
 	if err != nil {
 		return err
 	}
-	// It is the checkpointer that tells all others whether commits wait for standbys. It reads the settings before it
-	// begins a checkpoint that is asked for.
+	// The checkpointer decides for all processes whether commits wait for standbys. It reads the settings before it begins a
+	// requested checkpoint.
 	if _, err := conn.Exec(ctx, "CHECKPOINT"); err != nil {
 		return fmt.Errorf("set %s of Postgres: %w", name, err)
 	}

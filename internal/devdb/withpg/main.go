@@ -47,7 +47,7 @@ func run(ctx context.Context, dir string, command []string) (code int, err error
 		return 2, nil
 	}
 
-	// From here on, signals are for the command; when it ends, so do we, and the server.
+	// From here on, signals are for the command. When it ends, the server and this program end.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
 	defer signal.Stop(signals)
