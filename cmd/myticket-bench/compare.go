@@ -66,7 +66,8 @@ func (b *bench) compare(ctx context.Context) error {
 	fmt.Fprintf(b.out, "%d rounds a row, in each a slice of %s for each server after %s of warm-up, in another order each time. "+
 		"Ratios are medians over the rounds, with their 95 %% interval.\n\n"+
 		"| tickets of | concurrency | server | tickets/s | p50 | p99 | ratio of tickets/s | ratio of the server's CPU a ticket "+
-		"| spans received a ticket |\n|---|--:|---|--:|--:|--:|--:|--:|--:|\n", b.settings.rounds, b.settings.duration, b.settings.warmUp)
+		"| spans received a ticket |\n|---|--:|---|--:|--:|--:|--:|--:|--:|\n",
+		b.settings.rounds, b.settings.duration, b.settings.warmUp)
 	for l := range b.loads() {
 		if err := b.compareRow(ctx, variants, l); err != nil {
 			return err

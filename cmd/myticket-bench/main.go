@@ -188,8 +188,8 @@ type comparison struct {
 	memory string
 }
 
-// row runs the floor and MyTicket at the same time, and sends traffic to them in turn, slice by slice. The speed of a shared machine
-// drifts, and so the drift affects both. MyTicket begins on empty tables.
+// row runs the floor and MyTicket at the same time, and sends traffic to them in turn, slice by slice. The speed of a
+// shared machine drifts, and so the drift affects both. MyTicket begins on empty tables.
 func (b *bench) row(ctx context.Context, l load) (r comparison, err error) {
 	program, err := os.Executable()
 	if err != nil {

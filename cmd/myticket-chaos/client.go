@@ -107,8 +107,8 @@ func post(ctx context.Context, client *http.Client, addr string, d delivery) (an
 	return a, nil
 }
 
-// send sends one new ticket once, and returns the status of the answer, or 0 for none. The end of ctx does not cancel the request:
-// the end of a load is no reason to drop it.
+// send sends one new ticket once, and returns the status of the answer, or 0 for none. The end of ctx does not cancel the
+// request: the end of a load is no reason to drop it.
 func (t *trial) send(ctx context.Context, client *http.Client, addr string) int {
 	body := t.maker.next()
 	n := t.ledger.begin(body, false)

@@ -8,8 +8,8 @@ import (
 	"sync/atomic"
 )
 
-// hostileProduct begins the id of every product that a hostile ticket names, and of no other. These products are not compared with
-// what the tickets say, because a server may refuse them.
+// hostileProduct begins the id of every product that a hostile ticket names, and of no other. These products are not
+// compared with what the tickets say, because a server may refuse them.
 const hostileProduct = "~"
 
 // hostileSize is the length of a hostile ticket: the most that the server takes (--max-body).

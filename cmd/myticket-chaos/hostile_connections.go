@@ -34,8 +34,8 @@ func (g *siege) hold(ctx context.Context, connections int, d time.Duration, star
 	<-ctx.Done()
 }
 
-// stalledConnections announces tickets of 1 MiB and sends 100 bytes of each: without credentials, with wrong ones, and to a source
-// that needs none.
+// stalledConnections announces tickets of 1 MiB and sends 100 bytes of each: without credentials, with wrong ones, and to a
+// source that needs none.
 func stalledConnections(ctx context.Context, g *siege) error {
 	const connections = 700
 	heads := []string{

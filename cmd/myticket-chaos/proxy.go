@@ -17,9 +17,9 @@ import (
 	"myticket/internal/lab"
 )
 
-// proxy stands between a server and Postgres. It can be slow, and it can lose the answer to a commit. It reads what Postgres sends
-// (https://www.postgresql.org/docs/current/protocol-message-formats.html: a type byte, the length, the content), and passes on
-// unchanged what the server sends.
+// proxy stands between a server and Postgres. It can be slow, and it can lose the answer to a commit. It reads what
+// Postgres sends (https://www.postgresql.org/docs/current/protocol-message-formats.html: a type byte, the length, the
+// content), and passes on unchanged what the server sends.
 type proxy struct {
 	listener net.Listener
 	backend  atomic.Pointer[string] // address of Postgres

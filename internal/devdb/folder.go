@@ -121,7 +121,8 @@ func makeTempFolder(root string) (folder, error) {
 	return folder{path: path}, nil
 }
 
-// removeLeftovers removes the temporary folders of processes that were killed. Folders of other users stay, and errors are ignored.
+// removeLeftovers removes the temporary folders of processes that were killed. Folders of other users stay, and errors are
+// ignored.
 func removeLeftovers(root string) {
 	paths, _ := filepath.Glob(filepath.Join(root, tempPrefix+"*"))
 	for _, path := range paths {

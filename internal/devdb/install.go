@@ -109,8 +109,8 @@ func aptGet(ctx context.Context, args ...string) error {
 	return nil
 }
 
-// withoutMainCluster keeps Debian from making and starting a cluster of its own. A setting that the machine already has stays as it
-// is. The returned function puts Debian's defaults in place for later installations by the user.
+// withoutMainCluster keeps Debian from making and starting a cluster of its own. A setting that the machine already has
+// stays as it is. The returned function puts Debian's defaults in place for later installations by the user.
 func withoutMainCluster() (restore func() error, err error) {
 	nothing := func() error { return nil }
 

@@ -245,8 +245,8 @@ func (p *process) endWaker() {
 	}
 }
 
-// waker is a small process that wakes others when this process ends, however it ends. Nothing else would: a frozen process does not
-// receive the signal that stops it, and would keep its memory until the machine restarts.
+// waker is a small process that wakes others when this process ends, however it ends. Nothing else would: a frozen process
+// does not receive the signal that stops it, and would keep its memory until the machine restarts.
 type waker struct {
 	cmd  *exec.Cmd
 	life io.Closer

@@ -139,7 +139,7 @@ func TestTail_KeepsTheEnd(t *testing.T) {
 	}
 	_, _ = log.Write([]byte("last"))
 	assert.True(t, strings.HasSuffix(log.String(), "\nlast"))
-	assert.Equal(t, 20, len(strings.Split(log.String(), "\n")))
+	assert.Len(t, strings.Split(log.String(), "\n"), 20)
 	assert.Equal(t, 70_004, next.Len())
 	assert.True(t, log.Contains("line a\nline b"))
 }
