@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 
 GO ?= go
-# Go takes the toolchain that go.mod pins, also where the machine's own setting (go env) is to take the one that is there.
+# Go takes the toolchain that go.mod pins, even if the machine's setting (go env) says to take the installed one.
 export GOTOOLCHAIN ?= auto
 TOOL := $(GO) tool -modfile=.ci/tools/go.mod
 GOLANGCI_LINT := $(TOOL) golangci-lint
@@ -19,10 +19,10 @@ IMAGE ?= myticket:$(VERSION)
 KIND_CLUSTER ?= myticket
 CHART_TOOL := $(GO) -C .ci/charts
 
-# How long `make fuzz` looks for what breaks each target.
+# How long `make fuzz` works on each target.
 FUZZTIME ?= 1m
 
-# The race detector needs cgo and a C compiler with its headers; tests also run without. Asked for by `make test` only.
+# The race detector needs cgo and a C compiler with its headers. Tests also run without it. Only `make test` uses this.
 RACE = $(shell [ "$$($(GO) env CGO_ENABLED)" = 1 ] && \
 	printf '\043include <pthread.h>\nint main(void) { return 0; }' | \
 	$$($(GO) env CC) -x c -o /dev/null - >/dev/null 2>&1 && echo -race)
@@ -36,10 +36,11 @@ build: ## build bin/myticket, a static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/myticket ./cmd/myticket
 
 .PHONY: run
-run: build ## build, then serve with a database of its own (bin/myticket dev)
-	bin/myticket dev
+run: build ## build, then serve with a throwaway Postgres, on this machine only; ARGS are flags of bin/myticket-dev and serve
+	$(GO) build -o bin/myticket-dev ./cmd/myticket-dev
+	bin/myticket-dev $(ARGS)
 
-# One Postgres serves the tests of all packages. It is built first instead of `go run`, which would have the last word.
+# One Postgres serves the tests of all packages. withpg is built and not started with `go run`, which would print the last line.
 .PHONY: test
 test: bin/helm bin/helm3 bin/helm-docs bin/helm-values-schema-json ## run all tests against a throwaway Postgres; ARGS='-run TestX' narrows them
 	@$(GO) build -o bin/withpg ./internal/devdb/withpg
@@ -48,14 +49,14 @@ test: bin/helm bin/helm3 bin/helm-docs bin/helm-values-schema-json ## run all te
 
 # Apart from `make test`, because it needs Prometheus, which many machines do not have.
 .PHONY: observe
-observe: bin/helm ## have a Prometheus evaluate every expression of dashboards and alerts, on a server under load
+observe: bin/helm ## let a Prometheus evaluate every expression of dashboards and alerts, on a server under load
 	@command -v prometheus >/dev/null && command -v promtool >/dev/null || { echo "Prometheus and promtool are missing: apt-get install prometheus, or\
  https://prometheus.io/download/" >&2; exit 1; }
 	@$(GO) build -o bin/withpg ./internal/devdb/withpg
 	@bin/withpg -- $(TOOL) gotestsum --format standard-verbose -- -tags observe -count=1 -timeout=10m \
 		-run '^TestAlerts_FireAndStaySilent$$|^TestExpressions_AllHaveAnAnswer$$' $(ARGS) ./charts
 
-# A cache of its own: the common one reports what it once found in another clone, and leaves `nolint` out if that is gone.
+# The linter has a cache of its own. The common one reports what it found in another clone, and ignores `nolint` if that is gone.
 .PHONY: lint
 lint: ## check format, go vet, golangci-lint (.golangci.yaml) and the go.mod files
 	@unformatted=$$(gofmt -l $$($(GO) list -f '{{.Dir}}' ./...)); if [ -n "$$unformatted" ]; then \
@@ -72,7 +73,7 @@ fmt: ## format the code and sort its imports
 
 # Go fuzzes one target at a time.
 .PHONY: fuzz
-fuzz: ## look for what breaks each fuzz target, for FUZZTIME=1m each; FUZZ=FuzzParse narrows them
+fuzz: ## look for inputs that break the fuzz targets, FUZZTIME=1m each; FUZZ=FuzzParse narrows them
 	@set -e; for package in $$(grep -rl --include='*_test.go' '^func Fuzz' cmd internal | xargs -n1 dirname | sort -u); do \
 		for target in $$($(GO) test -list '^Fuzz' ./$$package | grep '^$(or $(FUZZ),Fuzz)'); do \
 			echo "$$target ($$package)"; \
@@ -80,15 +81,15 @@ fuzz: ## look for what breaks each fuzz target, for FUZZTIME=1m each; FUZZ=FuzzP
 		done; done
 
 .PHONY: vuln
-vuln: ## ask the Go vulnerability database for what is known about our code and its modules; ARGS are flags of govulncheck
+vuln: ## look up known vulnerabilities of our code and its modules; ARGS are flags of govulncheck
 	$(TOOL) govulncheck $(ARGS) ./...
 
 .PHONY: bench
-bench: ## measure throughput beside what this machine can do at best; ARGS are its flags
+bench: ## measure throughput, and the most that this machine can do; ARGS are its flags
 	$(GO) run ./cmd/myticket-bench $(ARGS)
 
 .PHONY: chaos
-chaos: ## break everything that breaks, count lost tickets (minutes; ARGS='-steady 10m', -only NAME, -short)
+chaos: ## inject faults, count lost tickets (takes minutes; ARGS='-steady 10m', -only NAME, -short)
 	$(GO) run ./cmd/myticket-chaos $(ARGS)
 	$(GO) run ./cmd/myticket-chaos -short -self-check
 
@@ -101,7 +102,7 @@ bin/helm-docs bin/helm-values-schema-json: .ci/charts/go.mod
 	$(CHART_TOOL) build -o ../../bin/ github.com/norwoodj/helm-docs/cmd/helm-docs github.com/losisin/helm-values-schema-json
 
 .PHONY: chart
-chart: bin/helm-docs bin/helm-values-schema-json ## make the chart's README, schema, dashboards, alerts and list of settings anew
+chart: bin/helm-docs bin/helm-values-schema-json ## generate the chart's README, schema, dashboards, alerts and list of settings
 	cd charts/myticket && ../../bin/helm-values-schema-json -input values.yaml -draft 7 -indent 2 -noAdditionalProperties=true
 	bin/helm-docs --chart-search-root charts --sort-values-order file --log-level warning
 	$(GO) test ./cmd/myticket -run Chart -update
@@ -109,7 +110,7 @@ chart: bin/helm-docs bin/helm-values-schema-json ## make the chart's README, sch
 	$(GO) run ./charts/alerts charts/myticket/alerts.yaml
 
 .PHONY: docs
-docs: ## make docs/settings.md and docs/metrics.md anew
+docs: ## generate docs/settings.md and docs/metrics.md
 	@$(GO) build -o bin/withpg ./internal/devdb/withpg
 	bin/withpg -- $(GO) test ./cmd/myticket -run 'SettingsPage|MetricsPage' -update
 
@@ -132,12 +133,12 @@ cluster: ## make the kind cluster that is developed on: operator, ingress, monit
 cluster-down: ## delete the kind cluster, with everything in it
 	$(GO) tool kind delete cluster --name $(KIND_CLUSTER)
 
-# Only on kind, unless told otherwise: the image is put on the node, and the values are small.
+# By default only on kind: the image is loaded into the node, and the values are small.
 CONTEXT ?= $(shell kubectl config current-context 2>/dev/null)
 NAMESPACE ?= myticket
 .PHONY: deploy
 deploy: bin/helm ## install or upgrade the chart with IMAGE on the current context, if that is a kind cluster
-	@case "$(CONTEXT)" in kind-*) ;; *) echo "The context \"$(CONTEXT)\" is no kind cluster. Choose one (kubectl config use-context),\
+	@case "$(CONTEXT)" in kind-*) ;; *) echo "The context \"$(CONTEXT)\" is not a kind cluster. Choose one (kubectl config use-context),\
 	 or install the chart by hand: docs/operations.md." >&2; exit 1 ;; esac
 	$(MAKE) --no-print-directory image
 	$(GO) tool kind load docker-image --name $(patsubst kind-%,%,$(CONTEXT)) $(IMAGE)
@@ -145,15 +146,15 @@ deploy: bin/helm ## install or upgrade the chart with IMAGE on the current conte
 		--values charts/myticket/values-small.yaml --set ingress.className=traefik,networkPolicy.ingressNamespace=traefik --wait --timeout 10m \
 		--set image.repository=$(firstword $(subst :, ,$(IMAGE))),image.tag=$(lastword $(subst :, ,$(IMAGE)))
 
-# What CI does instead of a person in front of `tilt up`. TILT_FLAGS='--base-image=…' where nothing can be pulled.
+# CI runs this instead of `tilt up`. TILT_FLAGS='--base-image=…' is for machines that cannot pull images.
 .PHONY: tilt-ci
 tilt-ci: ## bring everything up with Tilt once, on the context kind-myticket, and take it down again
 	tilt ci --context kind-$(KIND_CLUSTER) -- $(TILT_FLAGS)
 	tilt down --delete-namespaces --context kind-$(KIND_CLUSTER) -- $(TILT_FLAGS)
 
-# Two tests at a time: they mostly wait, and two cores serve the whole cluster. What each did is shown, for its measurements.
+# Two tests at a time: they mostly wait, and two cores serve the whole cluster. Their output is shown because it has measurements.
 .PHONY: e2e
-e2e: bin/helm bin/helm3 ## install, upgrade and break it on the cluster of the context kind-myticket; ARGS='-run TestX'
+e2e: bin/helm bin/helm3 ## end-to-end tests: install, upgrade and break it on the cluster kind-myticket; ARGS='-run TestX'
 	@$(TOOL) gotestsum --format standard-verbose -- -tags e2e -count=1 -parallel=2 -timeout=60m $(ARGS) ./internal/e2e
 
 .PHONY: clean

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -33,6 +32,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"myticket/internal/devdb/pgtest"
+	"myticket/internal/lab"
 )
 
 func TestMain(m *testing.M) { pgtest.Main(m) }
@@ -79,17 +79,15 @@ func start(t *testing.T, environment []string, name string, args ...string) (log
 	command := exec.Command(name, args...)
 	command.Env = append(os.Environ(), environment...)
 	command.Stdout, command.Stderr = log, log
-	require.NoError(t, command.Start())
+	process, err := lab.Start(command, syscall.SIGKILL)
+	require.NoError(t, err)
 	logged = func() string {
 		text, err := os.ReadFile(log.Name())
 		require.NoError(t, err)
 		return string(text)
 	}
 	t.Cleanup(func() {
-		assert.NoError(t, command.Process.Signal(syscall.SIGTERM))
-		kill := time.AfterFunc(patience, func() { _ = command.Process.Kill() })
-		assert.NoError(t, command.Wait(), "%s ends well", name)
-		kill.Stop()
+		assert.NoError(t, process.Stop(patience))
 		if t.Failed() {
 			t.Logf("%s:\n%s", name, logged())
 		}
@@ -161,12 +159,11 @@ scrape_configs:
     metrics_path: /cnpg-replica.prom
 `, o.server.Internal, strings.TrimPrefix(instances.URL, "http://"))
 	require.NoError(t, os.WriteFile(filepath.Join(folder, "prometheus.yml"), []byte(config), 0o644))
-	port, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	addr, err := lab.FreeAddr(t.Context()) // Prometheus says nowhere which port it chose
 	require.NoError(t, err)
-	require.NoError(t, port.Close()) // Prometheus says nowhere which port it chose
 	start(t, nil, "prometheus", "--config.file="+filepath.Join(folder, "prometheus.yml"), "--enable-feature=exemplar-storage",
-		"--storage.tsdb.path="+filepath.Join(folder, "tsdb"), "--web.listen-address="+port.Addr().String())
-	o.prometheus = "http://" + port.Addr().String()
+		"--storage.tsdb.path="+filepath.Join(folder, "tsdb"), "--web.listen-address="+addr)
+	o.prometheus = "http://" + addr
 	await(t, "Prometheus is ready", func() bool {
 		response, err := http.Get(o.prometheus + "/-/ready")
 		if err != nil {

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs the server, and runs it again when a live update has brought another one and said so by SIGHUP. A copy is what
-# runs, because the file of a running program cannot be written.
+# Runs the server, and restarts it when a live update has copied a new one and sent SIGHUP. It runs a copy, because the file of a
+# running program cannot be written.
 trap 'again=yes; kill -TERM "$server"' HUP
 trap 'kill -TERM "$server"' TERM INT
 while :; do

@@ -8,14 +8,13 @@ import (
 	"math"
 	"net"
 	"net/http"
-	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"myticket/internal/lab"
 )
 
 // variant is a server that differs from another in one thing.
@@ -32,14 +31,14 @@ type variant struct {
 // figures are what a variant did in one row.
 type figures struct {
 	rates []float64 // tickets/s of each slice
-	cpus  []float64 // processor time of the server for a ticket of each slice, in seconds; none where there is no /proc
+	cpus  []float64 // processor time of the server for a ticket of each slice, in seconds; none if the machine does not say
 	p50s  []time.Duration
 	p99s  []time.Duration
 	acked int
 }
 
-// compare has variants of the server take traffic in turn, slice by slice, each round in another order, and prints what each
-// does for every ticket that the first does.
+// compare sends traffic to the variants of the server in turn, slice by slice, in another order each round. It prints each
+// variant's figures as a ratio to those of the first.
 func (b *bench) compare(ctx context.Context) error {
 	variants := []*variant{{name: "`" + b.settings.server + "`", program: b.settings.server}}
 	if b.settings.vs != "" {
@@ -67,7 +66,8 @@ func (b *bench) compare(ctx context.Context) error {
 	fmt.Fprintf(b.out, "%d rounds a row, in each a slice of %s for each server after %s of warm-up, in another order each time. "+
 		"Ratios are medians over the rounds, with their 95 %% interval.\n\n"+
 		"| tickets of | concurrency | server | tickets/s | p50 | p99 | ratio of tickets/s | ratio of the server's CPU a ticket "+
-		"| spans received a ticket |\n|---|--:|---|--:|--:|--:|--:|--:|--:|\n", b.settings.rounds, b.settings.duration, b.settings.warmUp)
+		"| spans received a ticket |\n|---|--:|---|--:|--:|--:|--:|--:|--:|\n",
+		b.settings.rounds, b.settings.duration, b.settings.warmUp)
 	for l := range b.loads() {
 		if err := b.compareRow(ctx, variants, l); err != nil {
 			return err
@@ -114,12 +114,13 @@ func (b *bench) compareRow(ctx context.Context, variants []*variant, l load) (er
 // measure sends traffic to the variant, and returns how many tickets it acknowledged.
 func (v *variant) measure(ctx context.Context, l load) (acked int, err error) {
 	l.addr = v.process.addr
-	before, known := cpuTime(v.process.command.Process.Pid)
+	before, err := lab.CPUTime(v.process.PID())
+	known := err == nil
 	r, err := l.run(ctx)
 	if err != nil {
 		return 0, err
 	}
-	if after, _ := cpuTime(v.process.command.Process.Pid); known {
+	if after, err := lab.CPUTime(v.process.PID()); known && err == nil {
 		v.cpus = append(v.cpus, (after-before).Seconds()/float64(r.acked))
 	}
 	v.rates, v.p50s, v.p99s = append(v.rates, r.perSecond), append(v.p50s, r.p50), append(v.p99s, r.p99)
@@ -159,28 +160,6 @@ func ratios(a, b []float64) string {
 	return fmt.Sprintf("**%.3f** (%.3f–%.3f)", median(all), all[low], all[high])
 }
 
-// cpuTime is what a process has used of the processors, by /proc/PID/stat (proc(5)); false where there is no /proc.
-func cpuTime(pid int) (time.Duration, bool) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, false
-	}
-	_, rest, _ := strings.Cut(string(stat), ") ") // the name before it may have spaces
-	fields := strings.Fields(rest)
-	if len(fields) < 13 {
-		return 0, false
-	}
-	var ticks int64
-	for _, field := range fields[11:13] { // utime and stime, of 100 a second on all of Linux' common architectures
-		n, err := strconv.ParseInt(field, 10, 64)
-		if err != nil {
-			return 0, false
-		}
-		ticks += n
-	}
-	return time.Duration(ticks) * 10 * time.Millisecond, true
-}
-
 // receiver takes spans over OTLP's http/protobuf, counts them, and throws them away.
 type receiver struct{ received atomic.Int64 }
 
@@ -205,7 +184,7 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 }
 
 // countSpans counts the messages at the end of a path of field numbers: resource_spans, scope_spans, spans
-// (https://github.com/open-telemetry/opentelemetry-proto). To read them whole would cost as much as to make them.
+// (https://github.com/open-telemetry/opentelemetry-proto). Reading them completely would cost as much as making them.
 func countSpans(message []byte, field protowire.Number, below ...protowire.Number) int {
 	found := 0
 	for len(message) > 0 {

@@ -4,22 +4,17 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"iter"
-	"net"
 	"os"
-	"os/exec"
 	"os/signal"
 	"regexp"
 	"runtime"
 	"slices"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -80,7 +75,7 @@ func run(ctx context.Context, s settings, out io.Writer) (err error) {
 	}
 	database, err := devdb.Start(ctx, devdb.Config{
 		Progress: os.Stderr,
-		// As a production server would have it, but for the memory of a small machine. Durability is the default: on.
+		// Like a production server, except that the memory suits a small machine. Durability is on by default.
 		Settings: map[string]string{"shared_buffers": "512MB", "max_wal_size": "4GB", "max_connections": "200"},
 	})
 	if err != nil {
@@ -193,15 +188,14 @@ type comparison struct {
 	memory string
 }
 
-// row runs the floor and MyTicket beside each other, and sends traffic to them in turn, slice by slice: the speed of a
-// shared machine drifts, and what drifts hits both. MyTicket begins on empty tables.
+// row runs the floor and MyTicket at the same time, and sends traffic to them in turn, slice by slice. The speed of a
+// shared machine drifts, and so the drift affects both. MyTicket begins on empty tables.
 func (b *bench) row(ctx context.Context, l load) (r comparison, err error) {
 	program, err := os.Executable()
 	if err != nil {
 		return r, err
 	}
-	floorAddr := freeAddr()
-	floor, err := start(ctx, exec.Command(program, "floor", floorAddr), floorAddr, "")
+	floor, err := startFloor(ctx, program)
 	if err != nil {
 		return r, err
 	}
@@ -236,12 +230,12 @@ func (b *bench) row(ctx context.Context, l load) (r comparison, err error) {
 		p50s, p99s = append(p50s, onServer.p50), append(p99s, onServer.p99)
 		r.ratios = append(r.ratios, onServer.perSecond/onFloor.perSecond)
 	}
-	r.floor, r.memory = median(floors), peakMemory(server.command.Process.Pid)
+	r.floor, r.memory = median(floors), server.peakMemory()
 	r.server = result{perSecond: median(rates), p50: median(p50s), p99: median(p99s)}
 	return r, b.checkStored(ctx, acked)
 }
 
-// checkStored compares what was acknowledged with what is stored: a benchmark of losses measures nothing.
+// checkStored compares what was acknowledged with what is stored, because a benchmark that loses tickets measures nothing.
 func (b *bench) checkStored(ctx context.Context, acked int) error {
 	conn, err := pgx.Connect(ctx, b.url)
 	if err != nil {
@@ -263,7 +257,7 @@ func median[T float64 | time.Duration](values []T) T {
 	return sorted[len(sorted)/2]
 }
 
-// summary measures the answer time at half load, against a single-row commit.
+// summary measures the answer time at half load, and compares it with a single-row commit.
 func (b *bench) summary(ctx context.Context) (err error) {
 	if b.best == 0 {
 		return nil
@@ -287,22 +281,7 @@ func (b *bench) summary(ctx context.Context) (err error) {
 	return b.checkStored(ctx, r.acked)
 }
 
-// process is a server that was started for a measurement.
-type process struct {
-	command     *exec.Cmd
-	addr, admin string
-	log         *bytes.Buffer
-}
-
-// startServer starts MyTicket on empty tables.
-func (b *bench) startServer(ctx context.Context) (*process, error) {
-	if err := b.empty(ctx, "tickets, products, deliveries"); err != nil {
-		return nil, err
-	}
-	return b.launch(ctx, b.settings.server, nil)
-}
-
-// empty empties tables, so that all measurements begin alike.
+// empty empties tables, so that all measurements begin in the same state.
 func (b *bench) empty(ctx context.Context, tables string) error {
 	conn, err := pgx.Connect(ctx, b.url)
 	if err != nil {
@@ -315,61 +294,4 @@ func (b *bench) empty(ctx context.Context, tables string) error {
 		}
 	}
 	return nil
-}
-
-// launch starts a program that is MyTicket, with further variables of its environment.
-func (b *bench) launch(ctx context.Context, program string, environment []string) (*process, error) {
-	addr, admin := freeAddr(), freeAddr()
-	command := exec.Command(program, append([]string{"serve", "--http-addr", addr, "--admin-addr", admin,
-		"--database-url", b.url, "--log-level", "warn"}, strings.Fields(b.settings.args)...)...)
-	command.Env = append(os.Environ(), environment...)
-	return start(ctx, command, addr, admin)
-}
-
-// start starts a server and returns when it answers.
-func start(ctx context.Context, command *exec.Cmd, addr, admin string) (*process, error) {
-	p := &process{command: command, addr: addr, admin: admin, log: &bytes.Buffer{}}
-	command.Stderr, command.Stdout = p.log, p.log
-	if err := command.Start(); err != nil {
-		return nil, fmt.Errorf("start %s: %w", command.Path, err)
-	}
-	if err := awaitAnswer(ctx, addr, admin); err != nil {
-		return nil, errors.Join(err, p.stop(), fmt.Errorf("the server's log:\n%s", p.log.Bytes()))
-	}
-	return p, nil
-}
-
-// stop ends the server in order.
-func (p *process) stop() error {
-	_ = p.command.Process.Signal(syscall.SIGTERM)
-	if err := p.command.Wait(); err != nil {
-		return fmt.Errorf("%s: %w; its log:\n%s", p.command.Path, err, p.log.Bytes())
-	}
-	return nil
-}
-
-// peakMemory returns the largest resident set of a process (VmHWM of proc(5)), or "" where there is no /proc.
-func peakMemory(pid int) string {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return ""
-	}
-	for line := range strings.Lines(string(status)) {
-		if value, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			if kib, err := strconv.Atoi(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB"))); err == nil {
-				return fmt.Sprintf("%d MiB", kib>>10)
-			}
-		}
-	}
-	return ""
-}
-
-// freeAddr returns an address of this machine that nobody listens on.
-func freeAddr() string {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "127.0.0.1:0"
-	}
-	defer listener.Close()
-	return listener.Addr().String()
 }

@@ -64,7 +64,7 @@ const pgbenchSeconds = 6
 
 var tps = regexp.MustCompile(`tps = ([0-9.]+)`)
 
-// pgbench returns the transactions a second of an INSERT of so many rows.
+// pgbench returns the transactions a second of an INSERT of a number of rows.
 func (b *bench) pgbench(ctx context.Context, clients, rows int) (float64, error) {
 	dir, err := os.MkdirTemp("", "myticket-bench-")
 	if err != nil {

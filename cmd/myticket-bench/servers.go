@@ -1,8 +1,6 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -14,7 +12,7 @@ import (
 	"github.com/gofiber/fiber/v2"
 )
 
-// serveFloor is the floor: the same Fiber with the same limits as MyTicket's, and a handler that stores nothing.
+// serveFloor is the floor: the same HTTP server as MyTicket's, with the same limits and a handler that stores nothing.
 func serveFloor(addr string) error {
 	app := fiber.New(fiber.Config{
 		BodyLimit: 1<<20 + 64<<10, CaseSensitive: true, Concurrency: 4096, DisablePreParseMultipartForm: true,
@@ -37,36 +35,7 @@ func serveFloor(addr string) error {
 	return app.Listen(addr)
 }
 
-// awaitAnswer returns when the server answers, and is ready where it can say so.
-func awaitAnswer(ctx context.Context, addr, admin string) error {
-	url := "http://" + addr + "/ping"
-	if admin != "" {
-		url = "http://" + admin + "/readyz"
-	}
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	for {
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-		if err != nil {
-			return err
-		}
-		response, err := http.DefaultClient.Do(request)
-		if err == nil {
-			_ = response.Body.Close()
-			if response.StatusCode == http.StatusOK {
-				return nil
-			}
-			err = errors.New(response.Status)
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("the server is not ready: %w", err)
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-}
-
-// saveProfile writes a CPU profile of a server, which runs meanwhile, and returns a function that waits for it.
+// saveProfile writes a CPU profile of a running server to a file, and returns a function that waits until it is written.
 func saveProfile(admin, file string, duration time.Duration) (wait func()) {
 	done := make(chan struct{})
 	go func() {

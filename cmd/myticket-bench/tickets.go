@@ -20,7 +20,7 @@ const (
 	orderDigits      = 10
 )
 
-// newTickets makes tickets of so many lines that name so many products in all.
+// newTickets makes tickets with a number of lines each, which name a number of products in all.
 func newTickets(lines, products int) tickets {
 	t := tickets{name: fmt.Sprintf("%d lines, %d products", lines, products), lines: lines, products: products}
 	count := max(products/lines, 1_000)

@@ -6,13 +6,17 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"net/http"
+	"os"
 	"os/exec"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"myticket/internal/lab"
 )
 
 // The scenarios follow each other on one Postgres, which they break.
@@ -57,6 +61,17 @@ func TestChoose_NamesWhatThereIs(t *testing.T) {
 	assert.Equal(t, "burst", some[1].name)
 	_, err = choose("earthquake")
 	assert.ErrorContains(t, err, "server-killed")
+}
+
+// The page's table is a printout of this program, so both say the same of each fault.
+func TestScenarios_AreDescribedInTheDocs(t *testing.T) {
+	t.Parallel()
+
+	page, err := os.ReadFile("../../docs/durability.md")
+	require.NoError(t, err)
+	for _, s := range scenarios {
+		assert.Contains(t, string(page), "| `"+s.name+"`: "+s.fault+" ")
+	}
 }
 
 const coffee = "Order: 1\n\nproduct,product_id,price\nCoffee,p1,2.50"
@@ -229,19 +244,17 @@ func TestMemoryLimit_KillsWhoTakesMore(t *testing.T) {
 	}{"less": {1 << 10, true}, "enough": {1 << 30, false}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			child := exec.CommandContext(t.Context(), "sleep", "60")
-			require.NoError(t, child.Start())
-			m, exited := &memoryLimit{bytes: c.bytes}, make(chan struct{})
-			go func() { defer close(exited); _ = child.Wait() }()
-			watched := make(chan struct{})
-			go func() { defer close(watched); m.hold(child.Process, exited) }()
+			child, err := lab.Start(exec.CommandContext(t.Context(), "sleep", "60"), syscall.SIGKILL)
+			require.NoError(t, err)
+			m, watched := &memoryLimit{bytes: c.bytes}, make(chan struct{})
+			go func() { defer close(watched); m.hold(child) }()
 			require.Eventually(t, func() bool { return m.peak.Load() > 0 }, 30*time.Second, time.Millisecond)
 			if !c.dies {
 				require.Zero(t, m.killed.Load())
-				require.NoError(t, child.Process.Kill())
+				child.Kill()
 			}
 			<-watched
-			<-exited
+			<-child.Exited()
 			if c.dies {
 				assert.Equal(t, int32(1), m.killed.Load())
 			}

@@ -28,7 +28,7 @@ func (t *trial) check(ctx context.Context) error {
 		return fmt.Errorf("look into the database: %w", err)
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	a := newAudit(slices.Concat(t.ledger.tickets, t.besides.tickets))
+	a := newAudit(slices.Concat(t.ledger.tickets, t.others.tickets))
 	rows, err := conn.Query(ctx, `SELECT id, body, status FROM tickets WHERE source <> $1`, oddSource)
 	if err != nil {
 		return fmt.Errorf("read the tickets: %w", err)
@@ -61,7 +61,7 @@ func (t *trial) check(ctx context.Context) error {
 	return nil
 }
 
-// settleProducts does at once what the server does by itself half a minute later.
+// settleProducts does now what the server does by itself half a minute later.
 func settleProducts(ctx context.Context, url string) error {
 	store, err := postgres.Open(ctx, postgres.Config{URL: url, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -154,8 +154,9 @@ func (a *audit) finish(products map[string]product) {
 		if !s.acknowledged() || a.found[i] {
 			continue
 		}
-		// The same key may have been sent to two servers. One stored it, and nobody heard; the other could not know that
-		// when it spooled it, so the id that it promised gives way to the first. The ticket is there once.
+		// The same key may have been sent to two servers. One stored the ticket, and its answer got lost. The other did not
+		// know that when it spooled the ticket, so the first id counts, and not the one that it promised. The ticket is there
+		// once.
 		if s.keyed && s.status == http.StatusAccepted && a.stored[i] == 1 {
 			continue
 		}

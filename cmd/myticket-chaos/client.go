@@ -14,9 +14,11 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"myticket/internal/lab"
 )
 
-// maker makes tickets that differ. They name few products, whose prices change now and then.
+// maker makes tickets that all differ. They name few products, whose prices change from time to time.
 type maker struct {
 	run     string
 	count   atomic.Int64
@@ -46,8 +48,8 @@ func (m *maker) next() []byte {
 		m.run, n, note, product, product, 1+product, n/ticketsPerPrice%100)
 }
 
-// newClient returns a client for so many tills. It keeps a connection for each, and gives up long after the server had
-// to answer.
+// newClient returns a client for a number of tills. It keeps a connection for each, and gives up long after the server had to
+// answer.
 func newClient(tills int) *http.Client {
 	return &http.Client{Timeout: 3 * deadline, Transport: &http.Transport{
 		MaxIdleConnsPerHost: tills, DisableCompression: true, IdleConnTimeout: 30 * time.Second,
@@ -98,15 +100,15 @@ func post(ctx context.Context, client *http.Client, addr string, d delivery) (an
 	var receipt struct {
 		ID uuid.UUID `json:"id"`
 	}
-	// An answer without an id is one that cannot be found in the database: the check will say so.
+	// A ticket whose answer has no id cannot be found in the database: the check will say so.
 	if json.Unmarshal(content, &receipt) == nil {
 		a.id = receipt.ID
 	}
 	return a, nil
 }
 
-// send sends one new ticket once, and returns the status of the answer; 0 for none. The end of a load is no reason to
-// drop a request, so that of ctx does not matter.
+// send sends one new ticket once, and returns the status of the answer, or 0 for none. The end of ctx does not cancel the
+// request: the end of a load is no reason to drop it.
 func (t *trial) send(ctx context.Context, client *http.Client, addr string) int {
 	body := t.maker.next()
 	n := t.ledger.begin(body, false)
@@ -150,14 +152,14 @@ func (t *trial) start(ctx context.Context, tills int, do func(context.Context, *
 		l.group.Go(func() {
 			for ctx.Err() == nil {
 				do(ctx, l.client, till)
-				pause(ctx, tillPause)
+				lab.Pause(ctx, tillPause)
 			}
 		})
 	}
 	return l
 }
 
-// busy sends tickets for a time over so many connections, each as soon as the one before is answered.
+// busy sends tickets for a time over a number of connections, each as soon as the one before is answered.
 func (t *trial) busy(ctx context.Context, addr string, connections int, d time.Duration) {
 	client := newClient(connections)
 	defer client.CloseIdleConnections()
@@ -173,8 +175,8 @@ func (t *trial) busy(ctx context.Context, addr string, connections int, d time.D
 	group.Wait()
 }
 
-// openLoop sends tickets for a time at a rate, whatever the answers are, over at most so many connections. It returns
-// the rate that was reached: a machine may be too slow to send more.
+// openLoop sends tickets for a time at a rate, whatever the answers are, over at most the given number of connections. It returns
+// the rate that it reached, because a machine may be too slow to send more.
 func (t *trial) openLoop(ctx context.Context, addr string, rate float64, connections int, d time.Duration) float64 {
 	client := newClient(connections)
 	defer client.CloseIdleConnections()
@@ -199,7 +201,7 @@ func (t *trial) openLoop(ctx context.Context, addr string, rate float64, connect
 		for want := int(rate * now.Sub(start).Seconds()); given < want; given++ {
 			due <- struct{}{}
 		}
-		pause(ctx, time.Millisecond)
+		lab.Pause(ctx, time.Millisecond)
 	}
 	close(due)
 	group.Wait()
@@ -224,7 +226,7 @@ func (t *trial) paced(
 			opening := sync.OnceFunc(first.Done)
 			defer opening()
 			for ; next.Sub(start) < d && ctx.Err() == nil; next = next.Add(gap) {
-				pause(ctx, time.Until(next))
+				lab.Pause(ctx, time.Until(next))
 				count.Add(1)
 				t.send(ctx, client, addr)
 				opening()

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"time"
 
+	"myticket/internal/lab"
 	"myticket/internal/ticket"
 )
 
@@ -27,14 +28,14 @@ type watch struct {
 	faults []clockSpan
 }
 
-// clockSpan is a time in which the clock was wrong by the same.
+// clockSpan is a time in which the clock was wrong by the same amount.
 type clockSpan struct {
 	span
 	wrong time.Duration
 }
 
 // wrongClock demands that tickets are stored and found, that their ids follow the clock as soon as it is right, and that
-// nothing which was done with a wrong clock stays behind: no claim, no key, no ticket outside of its partition.
+// nothing that was done with a wrong clock stays behind: no claim, no key, no ticket outside of its partition.
 func wrongClock(ctx context.Context, t *trial) error {
 	w := &watch{trial: t, file: t.spool + "-clock"}
 	if err := w.set(0); err != nil {
@@ -69,14 +70,14 @@ func wrongClock(ctx context.Context, t *trial) error {
 			return fmt.Errorf("with a clock that is wrong by %s: %w", wrong, err)
 		}
 	}
-	// Ahead by as much as can be waited for: then what is true must have the last word again.
+	// Ahead by a time that the scenario can wait for. After it, the tickets with the right time must count again.
 	if err := w.turn(ctx, 5*time.Second); err != nil {
 		return err
 	}
 	if err := w.turn(ctx, 0); err != nil {
 		return err
 	}
-	pause(ctx, 6*time.Second)
+	lab.Pause(ctx, 6*time.Second)
 	l.stop()
 	t.ended = time.Now()
 	w.idsFollow()
@@ -93,7 +94,7 @@ func wrongClock(ctx context.Context, t *trial) error {
 		w.findEach(ctx))
 }
 
-// set makes the clock wrong, whole or not at all: the server reads the file while it is written.
+// set makes the clock wrong. It replaces the file at once, because the server may read it at any moment.
 func (w *watch) set(wrong time.Duration) error {
 	if err := os.WriteFile(w.file+".new", []byte(wrong.String()), 0o600); err != nil {
 		return fmt.Errorf("set the clock: %w", err)
@@ -111,11 +112,11 @@ func (w *watch) turn(ctx context.Context, wrong time.Duration) error {
 		w.faults[n-1].to = from
 	}
 	w.faults = append(w.faults, clockSpan{span{from: from, to: from.Add(24 * time.Hour)}, wrong})
-	pause(ctx, w.span(2*time.Second, time.Second))
+	lab.Pause(ctx, w.span(2*time.Second, time.Second))
 	return w.awaitLoad(ctx, from, http.StatusOK, 100)
 }
 
-// keys demands that a delivery which is sent again is a duplicate, whatever the clock was when it came and what it is now.
+// keys demands that a delivery which is sent again is a duplicate, whatever the clock was then and is now.
 func (w *watch) keys(ctx context.Context, key *int) error {
 	client := newClient(1)
 	defer client.CloseIdleConnections()
@@ -127,13 +128,13 @@ func (w *watch) keys(ctx context.Context, key *int) error {
 			return fmt.Errorf("send a ticket with a key: %w", err)
 		}
 		hash := sha256.Sum256(d.body)
-		known := slices.IndexFunc(w.besides.tickets, func(s sent) bool { return s.body == hash })
+		known := slices.IndexFunc(w.others.tickets, func(s sent) bool { return s.body == hash })
 		switch {
 		case known < 0:
-			w.besides.end(w.besides.begin(d.body, true), a)
-		case w.besides.tickets[known].id != a.id:
+			w.others.end(w.others.begin(d.body, true), a)
+		case w.others.tickets[known].id != a.id:
 			w.failf("a delivery with a key was stored as %s, and when it was sent again with another clock, as %s",
-				w.besides.tickets[known].id, a.id)
+				w.others.tickets[known].id, a.id)
 		}
 	}
 	return nil
@@ -163,7 +164,7 @@ const (
 func (w *watch) killWhileTreating(ctx context.Context) error {
 	body := fmt.Appendf(nil, "Order: POISON\nVAT: 0\nTotal: 1\nNote: %s %d\n\nproduct,product_id,price\nx,%s,1",
 		w.maker.run, len(w.faults), hostileProduct)
-	n := w.besides.begin(body, false)
+	n := w.others.begin(body, false)
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
@@ -173,9 +174,9 @@ func (w *watch) killWhileTreating(ctx context.Context) error {
 		if err != nil {
 			a = answer{}
 		}
-		w.besides.end(n, a)
+		w.others.end(n, a)
 	}()
-	err := await(ctx, 30*time.Second, "a ticket to be stored unread", func(ctx context.Context) error {
+	err := lab.Await(ctx, 30*time.Second, "a ticket to be stored unread", func(ctx context.Context) error {
 		unread, err := w.countRows(ctx, poisonUnread)
 		if err == nil && unread == 0 {
 			err = errors.New("there is none")
@@ -193,7 +194,7 @@ func (w *watch) killWhileTreating(ctx context.Context) error {
 	// Its transaction may still sleep in Postgres, or be about to, and holds the row.
 	const end = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 		WHERE wait_event = 'PgSleep' AND datname = current_database()`
-	err = await(ctx, 20*time.Second, "the claim of a dead server to end", func(ctx context.Context) error {
+	err = lab.Await(ctx, 20*time.Second, "the claim of a dead server to end", func(ctx context.Context) error {
 		unread, err := w.countRows(ctx, poisonUnread)
 		if err == nil && unread > 0 {
 			err = errors.Join(errors.New("it has not"), w.exec(ctx, end))
@@ -222,7 +223,7 @@ func (w *watch) idsFollow() {
 }
 
 func (w *watch) awaitNone(ctx context.Context, what, sql string) error {
-	return await(ctx, 45*time.Second, "no "+what, func(ctx context.Context) error {
+	return lab.Await(ctx, 45*time.Second, "no "+what, func(ctx context.Context) error {
 		n, err := w.countRows(ctx, sql)
 		if err == nil && n > 0 {
 			err = fmt.Errorf("there are %d", n)

@@ -8,14 +8,15 @@ import (
 	"sync/atomic"
 )
 
-// hostileProduct begins the id of every product that a hostile ticket names, and of no other: what becomes of those is
-// not compared with what the tickets say, because a server may refuse them.
+// hostileProduct begins the id of every product that a hostile ticket names, and of no other. These products are not
+// compared with what the tickets say, because a server may refuse them.
 const hostileProduct = "~"
 
-// hostileSize is the length of a hostile ticket: what the server takes at most (--max-body).
+// hostileSize is the length of a hostile ticket: the most that the server takes (--max-body).
 const hostileSize = 1 << 20
 
-// hostileMaker makes tickets that cost more than they look. Each is made of one pattern, and differs from all others.
+// hostileMaker makes tickets that cost the server more than their size suggests. Each repeats one pattern, and differs from all
+// others.
 type hostileMaker struct {
 	run      string
 	count    atomic.Int64
@@ -29,7 +30,7 @@ func (m *hostileMaker) head() string {
 	return fmt.Sprintf("Order: %s-%d\nVAT: 3.10\nTotal: 16.90\n", m.run, m.count.Add(1))
 }
 
-// fillWith repeats a line that ends with a newline while there is room for it, so that the ticket has a given size at most.
+// fillWith appends lines, each with its newline, as long as the ticket stays within a size.
 func fillWith(b *strings.Builder, size int, line func() string) {
 	for {
 		next := line()
@@ -40,8 +41,8 @@ func fillWith(b *strings.Builder, size int, line func() string) {
 	}
 }
 
-// wide has 97 columns beside those that are known, with names of 64 characters, and lines of nothing but commas. Whoever
-// keeps the names with each line makes hundreds of MiB of it.
+// wide has 97 columns beside those that are known, with names of 64 characters, and lines of nothing but commas. A server
+// that keeps the names with each line makes hundreds of MiB of it.
 func (m *hostileMaker) wide(char string) []byte {
 	const columns, nameLength = 97, 64
 	var b strings.Builder
@@ -64,8 +65,7 @@ func (m *hostileMaker) same() []byte {
 	return []byte(b.String())
 }
 
-// distinct names another product on every line: about 70,000 when it is as long as may be, each as in every other ticket
-// of its kind.
+// distinct names another product on every line, at most about 70,000. All tickets of this kind name the same products.
 func (m *hostileMaker) distinct(lines int) []byte {
 	n := 0
 	return m.lines(lines, func() int { n++; return n })
@@ -88,7 +88,7 @@ func (m *hostileMaker) lines(lines int, product func() int) []byte {
 	return []byte(b.String())
 }
 
-// odd has what a parser may take badly: each value is as long as may be.
+// odd returns tickets that may be hard for a parser, each as long as a ticket may be.
 func (m *hostileMaker) odd() [][]byte {
 	repeat := func(pattern string) []byte {
 		head := m.head()
@@ -99,12 +99,12 @@ func (m *hostileMaker) odd() [][]byte {
 		return []byte(head + strings.Repeat(pattern, (hostileSize-len(head))/len(pattern)))
 	}
 	return [][]byte{
-		repeat("a:b\n"),      // records that nobody knows
+		repeat("a:b\n"),      // unknown records
 		repeat("\n"),         // blank lines
 		repeat("\x00"),       //
 		repeat("\xff"),       // Latin-1, of which each byte becomes two
 		repeat("😀"),          //
-		list(",,\n"),         // problems
+		list(",,\n"),         // a problem on each line
 		list("\"\n"),         // a quote that does not end, on each line
 		list("\"\"\"\"\n"),   //
 		list("x,~,1e9999\n"), // problems with what they complain about

@@ -10,12 +10,12 @@ import (
 	"github.com/google/uuid"
 )
 
-// sent is a ticket that was sent, and what came of it.
+// sent is a ticket that was sent, and its answer.
 type sent struct {
 	body   [sha256.Size]byte // its hash: bodies are unique
 	id     uuid.UUID         // that the server gave it
 	at     time.Duration     // since the ledger began
-	took   time.Duration     // until the answer, or until it was clear that there will be none
+	took   time.Duration     // until the answer, or until the sender gave up
 	status int16             // of the answer; 0 for none
 	keyed  bool              // it had an idempotency key, so it may have been sent more than once
 }
@@ -45,7 +45,7 @@ func (l *ledger) begin(body []byte, keyed bool) int {
 	return len(l.tickets) - 1
 }
 
-// end notes the answer, or with a zero one that there was none.
+// end notes the answer. A zero one means that there was none.
 func (l *ledger) end(n int, a answer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -67,7 +67,7 @@ func (l *ledger) between(from, to time.Time) []sent {
 	return found
 }
 
-// since counts the tickets that were sent at or after from and answered so.
+// since counts the tickets that were sent at or after from and answered with the status.
 func (l *ledger) since(from time.Time, status int16) int {
 	n := 0
 	for _, s := range l.between(from, time.Now()) {

@@ -2,14 +2,14 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
-	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"myticket/internal/lab"
 )
 
 // memoryLimit kills a process that takes more memory than it may, as the kernel does in a container with a limit.
@@ -17,73 +17,80 @@ type memoryLimit struct {
 	bytes int64
 	told  int64 // what the process is told that it may take
 
-	peak   atomic.Int64 // the largest resident set of any process that was held
+	peak   atomic.Int64 // the largest resident set of any process that was watched
 	killed atomic.Int32 // processes that took more
 }
 
-// memoryPoll is how often a process is looked at. VmHWM is the peak since its start, so nothing is missed in between.
+// memoryPoll is the time between two looks at a process. VmHWM is the peak since its start, so no peak is missed in between.
 const memoryPoll = 20 * time.Millisecond
 
 // environ gives Go the limit that the chart gives it: 90 % of the container's.
 func (m *memoryLimit) environ() string { return fmt.Sprintf("GOMEMLIMIT=%d", m.told/10*9) }
 
 // hold watches a process until it has exited.
-func (m *memoryLimit) hold(process *os.Process, exited <-chan struct{}) {
+func (m *memoryLimit) hold(process *lab.Process) {
 	tick := time.NewTicker(memoryPoll)
 	defer tick.Stop()
 	for {
 		select {
-		case <-exited:
+		case <-process.Exited():
 			return
 		case <-tick.C:
 		}
-		peak, err := memoryOf(process.Pid, "VmHWM")
+		peak, err := lab.Memory(process.PID(), "VmHWM")
 		if err != nil {
-			continue // it is ending, or this is no Linux
+			continue // it is ending, or this is not Linux
 		}
 		m.peak.Store(max(m.peak.Load(), peak))
 		if peak > m.bytes {
 			m.killed.Add(1)
-			_ = process.Kill()
+			process.Kill()
 			return
 		}
 	}
 }
 
-// memoryOf returns a value of proc_pid_status(5), in bytes.
-func memoryOf(pid int, name string) (int64, error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+// backends returns the processes of Postgres beside its first one.
+func (g *siege) backends() []int {
+	postmaster := g.database.PID()
+	if postmaster == 0 { // it does not run
+		return nil
+	}
+	backends, err := lab.ChildrenOf(postmaster)
 	if err != nil {
-		return 0, err
+		return nil
 	}
-	for line := range strings.Lines(string(status)) {
-		if value, ok := strings.CutPrefix(line, name+":"); ok {
-			kib, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")), 10, 64)
-			return kib << 10, err
-		}
-	}
-	return 0, fmt.Errorf("/proc does not tell %s of process %d", name, pid)
+	return backends
 }
 
-// childrenOf returns the processes that a process started and that still run.
-func childrenOf(pid int) []int {
-	var children []int
-	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	for _, list := range lists {
-		text, err := os.ReadFile(list)
-		if err != nil {
-			continue // the thread has ended
-		}
-		for field := range strings.FieldsSeq(string(text)) {
-			if child, err := strconv.Atoi(field); err == nil {
-				children = append(children, child)
+// watchBackends demands that no process of Postgres takes too much memory, until the trial ends.
+func (g *siege) watchBackends(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	var most int64
+	go func() {
+		defer close(done)
+		for ctx.Err() == nil {
+			for _, backend := range g.backends() {
+				if memory, err := lab.Memory(backend, "RssAnon"); err == nil {
+					most = max(most, memory)
+				}
 			}
+			lab.Pause(ctx, 5*memoryPoll)
 		}
-	}
-	return children
+	}()
+	g.onEnd(func() error {
+		cancel()
+		<-done
+		g.notef("a process of Postgres took up to %d MiB for itself", most>>20)
+		if most > backendMemory {
+			g.failf("a process of Postgres took %d MiB for itself, and %d are allowed", most>>20, backendMemory>>20)
+		}
+		return nil
+	})
 }
 
-// crashes is a log of Postgres, of which it keeps what tells that one of its processes was killed.
+// crashes is a log of Postgres. It keeps the lines that say that one of its processes was killed.
 type crashes struct {
 	mu    sync.Mutex
 	lines []string
@@ -100,7 +107,7 @@ func (c *crashes) Write(text []byte) (int, error) {
 	return len(text), nil
 }
 
-// take returns what was found since the last time.
+// take returns what was found since the last call.
 func (c *crashes) take() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -6,13 +6,7 @@ import (
 	"syscall"
 )
 
-// childAttributes makes the kernel end the child when this process dies, even by SIGKILL. The child has its own process
-// group: a Ctrl-C at the terminal is for this process.
-func childAttributes() *syscall.SysProcAttr {
-	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-}
-
-// mountSmall makes a folder a disk in memory of so many bytes. It needs root.
+// mountSmall mounts a disk in memory, of size bytes, on a folder. It needs root.
 func mountSmall(dir string, size int) error {
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size)); err != nil {
 		return fmt.Errorf("mount a tmpfs: %w", err)

@@ -2,12 +2,7 @@
 
 package main
 
-import (
-	"errors"
-	"syscall"
-)
-
-func childAttributes() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }
+import "errors"
 
 func mountSmall(string, int) error { return errors.New("only Linux has tmpfs") }
 

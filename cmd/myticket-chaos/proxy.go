@@ -13,11 +13,13 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"myticket/internal/lab"
 )
 
-// proxy stands between a server and Postgres. It can be slow, and it can lose the answer to a commit. It reads what Postgres
-// says (https://www.postgresql.org/docs/current/protocol-message-formats.html: a type byte, the length, the content), and
-// passes on untouched what the server says.
+// proxy stands between a server and Postgres. It can be slow, and it can lose the answer to a commit. It reads what
+// Postgres sends (https://www.postgresql.org/docs/current/protocol-message-formats.html: a type byte, the length, the
+// content), and passes on unchanged what the server sends.
 type proxy struct {
 	listener net.Listener
 	backend  atomic.Pointer[string] // address of Postgres
@@ -76,7 +78,7 @@ func (p *proxy) accept(ctx context.Context) {
 	}
 }
 
-// connect passes on what both sides of a connection say, until one of them ends it.
+// connect passes on what both sides of a connection send, until one of them ends it.
 func (p *proxy) connect(ctx context.Context, server net.Conn) {
 	defer server.Close()
 	postgres, err := (&net.Dialer{}).DialContext(ctx, "tcp4", *p.backend.Load())
@@ -102,14 +104,15 @@ const (
 	longestMessage = 1 << 30
 )
 
-// answers passes on what Postgres says, up to each readyForQuery as a whole. It returns when the connection is over.
+// answers passes on what Postgres sends. Everything up to a readyForQuery is passed on as a whole. It returns when the connection
+// ends.
 func (p *proxy) answers(ctx context.Context, from *bufio.Reader, to *bufio.Writer) {
 	var held []byte // the answer so far
 	stored := false // it says that tickets were stored
 	for {
 		message, err := appendMessage(held, from)
 		if err != nil {
-			// What Postgres said last, such as why it refuses the connection, is for the server.
+			// The server gets the last message of Postgres, such as why it refuses the connection.
 			_, _ = to.Write(held)
 			_ = to.Flush()
 			return
@@ -125,7 +128,7 @@ func (p *proxy) answers(ctx context.Context, from *bufio.Reader, to *bufio.Write
 				return
 			}
 			if latency := time.Duration(p.latency.Load()); latency > 0 {
-				pause(ctx, latency)
+				lab.Pause(ctx, latency)
 			}
 		}
 		// While Postgres waits for the server in the middle of an answer (a password), it must be passed on at once.
@@ -161,7 +164,7 @@ func appendMessage(b []byte, from *bufio.Reader) ([]byte, error) {
 	return longer, nil
 }
 
-// isInsert tells from the tag of a command that it inserted rows.
+// isInsert reports whether a command inserted rows, by its tag.
 func isInsert(tag string) bool {
 	tag = strings.TrimSuffix(tag, "\x00")
 	return strings.HasPrefix(tag, "INSERT ") && tag != "INSERT 0 0"

@@ -17,12 +17,12 @@ type result struct {
 	skipped     string // why; empty when it was played
 
 	sent, stored, spooled, refused, unanswered int
-	checked                                    bool // what is stored; otherwise nothing is known of what follows
+	checked                                    bool // what is stored was checked; otherwise what follows is unknown
 	lost, doubled                              int
 	longest, drained                           time.Duration
 
 	failures []string // demands that did not hold
-	notes    []string // what else is worth knowing
+	notes    []string // sentences below the table
 }
 
 // count fills in what the answers say.
@@ -46,7 +46,7 @@ func (r *result) count(l *ledger) {
 		}
 	}
 	for status, n := range other {
-		r.failures = append(r.failures, fmt.Sprintf("%d tickets were answered with %d, which no good ticket may be", n, status))
+		r.failures = append(r.failures, fmt.Sprintf("%d tickets were answered with %d, which is wrong for a good ticket", n, status))
 	}
 }
 
@@ -60,7 +60,7 @@ func (r *result) word() string {
 	return "ok"
 }
 
-// err says what was wrong, or is nil.
+// err returns what was wrong, or nil.
 func (r *result) err() error {
 	var errs []error
 	for _, failure := range r.failures {
@@ -88,7 +88,7 @@ func (r *result) cells(fault string) []string {
 	return append(cells, strconv.Itoa(r.lost), strconv.Itoa(r.doubled), longest, fmt.Sprintf("%.2f s", r.drained.Seconds()))
 }
 
-// printResults prints the table and what is worth knowing besides.
+// printResults prints the table, then the notes.
 func printResults(w io.Writer, results []result, markdown bool) error {
 	if markdown {
 		printMarkdown(w, results)

@@ -15,17 +15,18 @@ import (
 	"time"
 
 	"myticket/internal/devdb"
+	"myticket/internal/lab"
 	"myticket/internal/postgres"
 )
 
-// How long a server may take for an answer: its own limit, and what a busy machine may add.
+// How long a server may take for an answer: its own limit, plus what a busy machine may add.
 const (
 	requestTimeout = 4 * time.Second
 	slack          = time.Second
 	deadline       = requestTimeout + slack
 )
 
-// run plays the scenarios that were asked for, prints what came of them, and returns an error that says what was wrong.
+// run plays the chosen scenarios, prints the results, and returns an error that says what was wrong.
 func run(ctx context.Context, c config, stdout io.Writer) (err error) {
 	if c.selfCheck {
 		c.only = strings.Join(slices.Sorted(maps.Keys(selfChecks)), ",")
@@ -62,9 +63,9 @@ func run(ctx context.Context, c config, stdout io.Writer) (err error) {
 	return errors.Join(wrong...)
 }
 
-// selfChecks are the scenarios that must find what is wrong when something is: a harness that finds nothing wrong then
-// would find nothing at all. The server under test answers before the commit, its Postgres does not wait for the standby, and
-// its limit of memory is less than it needs.
+// selfChecks are the scenarios that are played with a known fault, which they must find. A harness that does not find it proves
+// nothing. The faults: the server answers before the commit, its Postgres does not wait for the standby, and its memory limit is
+// less than it needs.
 var selfChecks = map[string]func(io.Writer, result) error{
 	"server-killed":   lossFound,
 	"standby-missing": lossFound,
@@ -73,7 +74,7 @@ var selfChecks = map[string]func(io.Writer, result) error{
 
 func lossFound(w io.Writer, r result) error {
 	if r.lost == 0 {
-		return errors.Join(fmt.Errorf("self-check: in %s acknowledged tickets are bound to be lost, and no loss was found: "+
+		return errors.Join(fmt.Errorf("self-check: in %s acknowledged tickets must get lost, and no loss was found: "+
 			"this harness proves nothing", r.name), r.err())
 	}
 	fmt.Fprintf(w, "self-check: the losses of %s were found, %d of them\n", r.name, r.lost)
@@ -82,7 +83,7 @@ func lossFound(w io.Writer, r result) error {
 
 func memoryFound(w io.Writer, r result) error {
 	if !slices.ContainsFunc(r.failures, func(s string) bool { return strings.Contains(s, tooMuchMemory) }) {
-		return errors.Join(fmt.Errorf("self-check: in %s the server is bound to take more memory than it may, and that was not found: "+
+		return errors.Join(fmt.Errorf("self-check: in %s the server must take more memory than it may, and that was not found: "+
 			"this harness proves nothing", r.name), r.err())
 	}
 	fmt.Fprintf(w, "self-check: the memory of %s was found to be too much\n", r.name)
@@ -103,7 +104,7 @@ func choose(only string) ([]scenario, error) {
 			}
 		}
 		if !found {
-			return nil, fmt.Errorf("-only: there is no scenario %q, but %s", name, strings.Join(names(), ", "))
+			return nil, fmt.Errorf("-only: there is no scenario %q. There are %s", name, strings.Join(names(), ", "))
 		}
 	}
 	return chosen, nil
@@ -133,13 +134,13 @@ func newHarness(ctx context.Context, c config, progress io.Writer) (h *harness, 
 	if err := h.build(ctx); err != nil {
 		return nil, err
 	}
-	port, err := freePort(ctx)
+	port, err := lab.FreePort(ctx)
 	if err != nil {
 		return nil, err
 	}
 	h.database, err = devdb.Start(ctx, devdb.Config{
 		Port: port, Progress: progress, Log: &h.crashes,
-		// As a production server would have it, but for the memory of a small machine. Durability is the default: on.
+		// Like a production server, except that the memory suits a small machine. Durability is on by default.
 		Settings: map[string]string{"shared_buffers": "256MB", "max_wal_size": "2GB"},
 	})
 	if err != nil {
@@ -148,7 +149,7 @@ func newHarness(ctx context.Context, c config, progress io.Writer) (h *harness, 
 	return h, nil
 }
 
-// build makes the server that is to be tested, from the sources around this program.
+// build builds the server under test from the sources of this repository.
 func (h *harness) build(ctx context.Context) error {
 	h.program = filepath.Join(h.dir, "myticket")
 	if h.config.selfCheck {
@@ -178,12 +179,12 @@ func (h *harness) play(ctx context.Context, s scenario) result {
 		err = t.play(ctx, s)
 		err = errors.Join(err, t.cleanUp())
 		for _, line := range h.crashes.take() {
-			t.failf("a process of Postgres was killed, and not by this harness: %s", line)
+			t.failf("something other than this harness killed a process of Postgres: %s", line)
 		}
 	}
 	t.result.count(t.ledger)
 	if err != nil {
-		t.failf("the scenario could not be played to its end: %s", err)
+		t.failf("the scenario did not reach its end: %s", err)
 	}
 	fmt.Fprintf(h.progress, "%s: %s, %s\n", s.name, t.result.word(), time.Since(begin).Round(100*time.Millisecond))
 	return t.result
@@ -195,7 +196,7 @@ type trial struct {
 
 	result   result
 	ledger   *ledger
-	besides  *ledger // tickets of senders that are no part of the table, and are looked for all the same
+	others   *ledger // tickets of senders that the table does not count; they are checked too
 	maker    *maker
 	url      string // of the database
 	spool    string // folder of the spools
@@ -208,7 +209,7 @@ func (h *harness) newTrial(ctx context.Context, s scenario) (*trial, error) {
 	h.trials++
 	t := &trial{
 		harness: h, result: result{name: s.name, fault: s.fault},
-		ledger: newLedger(), besides: newLedger(), maker: newMaker(),
+		ledger: newLedger(), others: newLedger(), maker: newMaker(),
 	}
 	if err := h.databaseUp(ctx); err != nil {
 		return t, err
@@ -230,7 +231,7 @@ func (h *harness) databaseUp(ctx context.Context) error {
 	return h.database.Restart(ctx)
 }
 
-// play runs the scenario, waits until every spool is empty and the servers take tickets, stops them, and looks.
+// play runs the scenario, waits until every spool is empty and the servers take tickets, stops them, and checks what is stored.
 func (t *trial) play(ctx context.Context, s scenario) error {
 	if err := s.play(ctx, t); err != nil {
 		return err
@@ -257,10 +258,10 @@ func (t *trial) play(ctx context.Context, s scenario) error {
 	return t.check(ctx)
 }
 
-// drain waits until every spool is empty, and notes how long that took since the fault and the load were over.
+// drain waits until every spool is empty, and notes how long that took after the end of the fault and the load.
 func (t *trial) drain(ctx context.Context) error {
 	for _, s := range t.servers {
-		err := await(ctx, t.span(5*time.Minute, time.Minute), "the spool to become empty", func(ctx context.Context) error {
+		err := lab.Await(ctx, t.span(5*time.Minute, time.Minute), "the spool to become empty", func(ctx context.Context) error {
 			m, err := s.metrics(ctx, "myticket_spool_tickets")
 			if err == nil && m[0] != 0 {
 				err = fmt.Errorf("%.0f tickets are in it", m[0])
@@ -277,17 +278,17 @@ func (t *trial) drain(ctx context.Context) error {
 	return nil
 }
 
-// takesTickets demands that the server stores tickets in Postgres again, now that nothing is broken any more.
+// takesTickets demands that the server stores tickets in Postgres again, because nothing is broken any more.
 func (t *trial) takesTickets(ctx context.Context, s *server) error {
 	return t.awaitAnswer(ctx, s, 200, "after it was all over")
 }
 
-// awaitAnswer sends tickets, each a new one, until one is answered so.
+// awaitAnswer sends new tickets until one is answered with the status.
 func (t *trial) awaitAnswer(ctx context.Context, s *server, status int, when string) error {
 	client := newClient(1)
 	defer client.CloseIdleConnections()
 	what := fmt.Sprintf("an answer %d %s", status, when)
-	return await(ctx, 30*time.Second, what, func(ctx context.Context) error {
+	return lab.Await(ctx, 30*time.Second, what, func(ctx context.Context) error {
 		if got := t.send(ctx, client, s.http); got != status {
 			return fmt.Errorf("the last answer was %d", got)
 		}
@@ -309,7 +310,7 @@ func (t *trial) cleanUp() error {
 
 func (t *trial) onEnd(f func() error) { t.cleanups = append(t.cleanups, f) }
 
-// failf notes a demand that did not hold. The scenario goes on: what it left is worth checking all the same.
+// failf notes a demand that did not hold. The scenario goes on, because what it leaves is still worth checking.
 func (t *trial) failf(format string, args ...any) {
 	t.result.failures = append(t.result.failures, fmt.Sprintf(format, args...))
 }
@@ -336,13 +337,12 @@ func (t *trial) times(full, short int) int {
 
 // newServer prepares a server on addresses and a spool folder of its own, which it keeps over restarts.
 func (t *trial) newServer(ctx context.Context, url string, args ...string) (*server, error) {
-	s := &server{program: t.program, log: &tail{}}
+	s := &server{program: t.program}
 	for _, addr := range []*string{&s.http, &s.admin} {
-		port, err := freePort(ctx)
-		if err != nil {
+		var err error
+		if *addr, err = lab.FreeAddr(ctx); err != nil {
 			return nil, err
 		}
-		*addr = "127.0.0.1:" + strconv.Itoa(port)
 	}
 	s.args = append([]string{"serve", "--http-addr", s.http, "--admin-addr", s.admin, "--database-url", url}, args...)
 	s.args = append(s.args, "--spool-dir", t.spoolOf(len(t.servers)))
@@ -363,29 +363,4 @@ func (t *trial) startServer(ctx context.Context, url string, args ...string) (*s
 		return nil, err
 	}
 	return s, s.awaitReady(ctx)
-}
-
-// await asks again and again until there is no error, for at most so long.
-func await(ctx context.Context, limit time.Duration, what string, ask func(context.Context) error) error {
-	end := time.Now().Add(limit)
-	for {
-		err := ask(ctx)
-		if err == nil {
-			return nil
-		}
-		if ctx.Err() != nil || time.Now().After(end) {
-			return fmt.Errorf("waited %s for %s: %w", limit, what, err)
-		}
-		pause(ctx, 20*time.Millisecond)
-	}
-}
-
-// pause waits for a time, or until ctx ends.
-func pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	}
 }

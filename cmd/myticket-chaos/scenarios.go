@@ -7,19 +7,21 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"time"
+
+	"myticket/internal/lab"
 )
 
 // scenario is one way in which things break.
 type scenario struct {
 	name, fault string
-	// play breaks things under load, and returns when nothing is broken any more and nothing is sent.
+	// play breaks things under load. When it returns, nothing is broken any more and nothing is sent.
 	play func(ctx context.Context, t *trial) error
 }
 
 var scenarios = []scenario{
 	{"server-killed", "the server is killed (SIGKILL) again and again, every second time with Postgres away", serverKilled},
 	{"postgres-killed", "Postgres is killed (SIGKILL) and started again, then away for a while", postgresKilled},
-	{"postgres-paused", "Postgres is frozen: connections stay open, and nobody answers", postgresPaused},
+	{"postgres-paused", "Postgres is frozen: connections stay open, and get no answer", postgresPaused},
 	{"commit-answer-lost", "the connection breaks between a commit and its answer, several times a second", commitAnswerLost},
 	{"rolled", "two servers are stopped (SIGTERM) and started in turn; tills try the other one, with a key", rolled},
 	{"burst", "20 times as many tickets as a slow Postgres can take, from 2000 connections", burst},
@@ -30,7 +32,10 @@ var scenarios = []scenario{
 		standbyMissing,
 	},
 	{"clock", "the server's clock is two days ahead, is corrected, is two days behind, and is corrected", wrongClock},
-	{"hostile", "hostile tickets and connections of every kind, a server that may take 1 GiB, honest senders beside", hostile},
+	{
+		"hostile", "hostile tickets and connections of every kind, a server that may take 1 GiB, honest senders at the same time",
+		hostile,
+	},
 	{"steady", "nothing breaks: memory, goroutines and files of the server stay as they are", steady},
 }
 
@@ -44,8 +49,8 @@ func names() []string {
 
 const (
 	manyTills = 20
-	fewTills  = 5                      // where it is not the load that matters
-	warmUp    = 500 * time.Millisecond // of load, before something breaks and after it was mended
+	fewTills  = 5                      // where the load does not matter
+	warmUp    = 500 * time.Millisecond // of load, before something breaks and after it is repaired
 )
 
 // between returns a random moment.
@@ -60,19 +65,19 @@ func serverKilled(ctx context.Context, t *trial) error {
 	defer l.stop()
 	for round := range t.times(20, 4) {
 		postgresAway := round%2 == 1
-		pause(ctx, between(100*time.Millisecond, t.span(2*time.Second, 600*time.Millisecond)))
-		if postgresAway { // so that the spool is what is written when the kill comes
+		lab.Pause(ctx, between(100*time.Millisecond, t.span(2*time.Second, 600*time.Millisecond)))
+		if postgresAway { // so that the kill comes while the spool is written
 			if err := t.database.Kill(); err != nil {
 				return err
 			}
 			answer := http.StatusAccepted
 			if t.config.selfCheck {
-				answer = http.StatusOK // that server says so whatever happens
+				answer = http.StatusOK // that server always answers so
 			}
 			if err := t.awaitLoad(ctx, time.Now(), answer, 1); err != nil {
 				return err
 			}
-			pause(ctx, rand.N(t.span(2*time.Second, 300*time.Millisecond)))
+			lab.Pause(ctx, rand.N(t.span(2*time.Second, 300*time.Millisecond)))
 		}
 		s.kill()
 		if postgresAway {
@@ -84,7 +89,7 @@ func serverKilled(ctx context.Context, t *trial) error {
 			return err
 		}
 	}
-	pause(ctx, warmUp)
+	lab.Pause(ctx, warmUp)
 	l.stop()
 	t.ended = time.Now()
 	return nil
@@ -98,12 +103,12 @@ func postgresKilled(ctx context.Context, t *trial) error {
 	l := t.tills(ctx, manyTills, s.http)
 	defer l.stop()
 	for range t.times(3, 1) {
-		pause(ctx, between(100*time.Millisecond, t.span(2*time.Second, 600*time.Millisecond)))
+		lab.Pause(ctx, between(100*time.Millisecond, t.span(2*time.Second, 600*time.Millisecond)))
 		if err := errors.Join(t.database.Kill(), t.database.Restart(ctx)); err != nil {
 			return err
 		}
 	}
-	pause(ctx, warmUp)
+	lab.Pause(ctx, warmUp)
 	if err := t.database.Kill(); err != nil {
 		return err
 	}
@@ -111,12 +116,12 @@ func postgresKilled(ctx context.Context, t *trial) error {
 		return err
 	}
 	noticed := time.Now()
-	pause(ctx, t.span(30*time.Second, 3*time.Second))
+	lab.Pause(ctx, t.span(30*time.Second, 3*time.Second))
 	back := time.Now()
 	if err := t.database.Restart(ctx); err != nil {
 		return err
 	}
-	pause(ctx, warmUp)
+	lab.Pause(ctx, warmUp)
 	l.stop()
 	t.ended = time.Now()
 	t.inTime(t.ledger.tickets)
@@ -126,7 +131,7 @@ func postgresKilled(ctx context.Context, t *trial) error {
 
 // awaitAway waits until the server knows that Postgres is away, for as long as a sender would wait for an answer.
 func (t *trial) awaitAway(ctx context.Context, s *server) error {
-	return await(ctx, deadline, "the server to notice that Postgres is away", func(ctx context.Context) error {
+	return lab.Await(ctx, deadline, "the server to notice that Postgres is away", func(ctx context.Context) error {
 		m, err := s.metrics(ctx, "myticket_intake_database_away")
 		if err == nil && m[0] == 0 {
 			err = errors.New("it has not")
@@ -135,7 +140,7 @@ func (t *trial) awaitAway(ctx context.Context, s *server) error {
 	})
 }
 
-// spooled demands that all of these were answered 202: Postgres was away.
+// spooled demands that all these tickets were answered with 202, because Postgres was away.
 func (t *trial) spooled(tickets []sent) {
 	if len(tickets) == 0 {
 		t.failf("nothing was answered while Postgres was away")
@@ -159,22 +164,22 @@ func postgresPaused(ctx context.Context, t *trial) error {
 	}
 	l := t.tills(ctx, manyTills, s.http)
 	defer l.stop()
-	pause(ctx, warmUp)
+	lab.Pause(ctx, warmUp)
 	if err := t.database.Pause(); err != nil {
 		return err
 	}
-	pause(ctx, t.span(10*time.Second, 5*time.Second))
+	lab.Pause(ctx, t.span(10*time.Second, 5*time.Second))
 	if err := t.database.Resume(); err != nil {
 		return err
 	}
-	pause(ctx, warmUp)
+	lab.Pause(ctx, warmUp)
 	l.stop()
 	t.ended = time.Now()
 	t.inTime(t.ledger.tickets)
 	return nil
 }
 
-// inTime demands that none of these took longer than it may.
+// inTime demands that none of these tickets took longer than it may.
 func (t *trial) inTime(tickets []sent) {
 	late := 0
 	var longest time.Duration
@@ -204,17 +209,17 @@ func commitAnswerLost(ctx context.Context, t *trial) error {
 	end := time.Now().Add(t.span(10*time.Second, 3*time.Second))
 	for time.Now().Before(end) && ctx.Err() == nil {
 		p.armed.Store(true)
-		pause(ctx, every)
+		lab.Pause(ctx, every)
 	}
 	p.armed.Store(false)
-	pause(ctx, warmUp)
+	lab.Pause(ctx, warmUp)
 	l.stop()
 	t.ended = time.Now()
 	t.inTime(t.ledger.tickets)
 	dropped := p.dropped.Load()
 	t.notef("%d answers to commits were lost", dropped)
 	if dropped < enough {
-		t.failf("only %d answers to commits were lost, which proves nothing: %d are wanted", dropped, enough)
+		t.failf("only %d answers to commits were lost, which proves nothing: at least %d must be", dropped, enough)
 	}
 	return nil
 }
@@ -234,7 +239,7 @@ func rolled(ctx context.Context, t *trial) error {
 		t.sendUntilKept(context.WithoutCancel(ctx), client, addrs, till, patience, betweenTries)
 	})
 	defer l.stop()
-	pause(ctx, warmUp)
+	lab.Pause(ctx, warmUp)
 	for range t.times(3, 1) {
 		for _, s := range servers {
 			if err := s.stop(); err != nil {
@@ -243,7 +248,7 @@ func rolled(ctx context.Context, t *trial) error {
 			if err := errors.Join(s.start(ctx), s.awaitReady(ctx)); err != nil {
 				return err
 			}
-			pause(ctx, warmUp)
+			lab.Pause(ctx, warmUp)
 		}
 	}
 	l.stop()
@@ -261,7 +266,7 @@ func rolled(ctx context.Context, t *trial) error {
 	return nil
 }
 
-// sendUntilKept sends one new ticket with a key, in turn to each address, until one of them keeps it.
+// sendUntilKept sends one new ticket with a key to each address in turn, until a server acknowledges it.
 func (t *trial) sendUntilKept(
 	ctx context.Context, client *http.Client, addrs []string, first int, patience, gap time.Duration,
 ) {
@@ -277,7 +282,7 @@ func (t *trial) sendUntilKept(
 			return
 		}
 		t.ledger.repeated.Add(1)
-		pause(ctx, gap)
+		lab.Pause(ctx, gap)
 	}
 }
 
@@ -329,7 +334,7 @@ func burst(ctx context.Context, t *trial) error {
 	if memory > mostMemory {
 		t.failf("the server took up to %d MiB of memory, and %d are allowed", memory, mostMemory)
 	}
-	t.notef("%.0f tickets/s is what Postgres could take; %.0f/s were to be sent, and %.0f/s were; peak memory %d MiB",
+	t.notef("Postgres could take %.0f tickets/s; the target was %.0f/s, and %.0f/s were sent; peak memory %d MiB",
 		sustainable, rate, reached, memory)
 	return nil
 }

@@ -13,9 +13,11 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"myticket/internal/lab"
 )
 
-// diskFull plays Postgres away for longer than the disk of the spool lasts.
+// diskFull keeps Postgres away until the disk of the spool is full.
 func diskFull(ctx context.Context, t *trial) error {
 	const (
 		size     = 4 << 20
@@ -38,9 +40,9 @@ func diskFull(ctx context.Context, t *trial) error {
 	}
 	l := t.tills(ctx, tills, s.http)
 	defer l.stop()
-	pause(ctx, warmUp)
+	lab.Pause(ctx, warmUp)
 
-	// First the tickets themselves fill it.
+	// First the tickets themselves fill the disk.
 	if err := t.database.Kill(); err != nil {
 		return err
 	}
@@ -62,7 +64,7 @@ func diskFull(ctx context.Context, t *trial) error {
 		return err
 	}
 
-	// Then something else does, and goes away again.
+	// Then another file fills it, and is removed again.
 	l = t.tills(ctx, tills, s.http)
 	defer l.stop()
 	if err := t.database.Kill(); err != nil {
@@ -81,23 +83,23 @@ func diskFull(ctx context.Context, t *trial) error {
 	if err := os.Remove(ballast); err != nil {
 		return err
 	}
-	// At least one must fit, whatever else was written in the meantime.
+	// At least one ticket must fit, whatever was written meanwhile.
 	if err := t.awaitLoad(ctx, time.Now(), http.StatusAccepted, 1); err != nil {
 		return err
 	}
 	if err := t.database.Restart(ctx); err != nil {
 		return err
 	}
-	pause(ctx, warmUp)
+	lab.Pause(ctx, warmUp)
 	l.stop()
 	t.ended = time.Now()
 	return nil
 }
 
-// awaitLoad waits until so many tickets that the tills sent after a time were answered so.
+// awaitLoad waits until count of the tickets that the tills sent after from were answered with the status.
 func (t *trial) awaitLoad(ctx context.Context, from time.Time, status, count int) error {
 	what := fmt.Sprintf("%d answers %d", count, status)
-	err := await(ctx, t.span(time.Minute, 20*time.Second), what, func(context.Context) error {
+	err := lab.Await(ctx, t.span(time.Minute, 20*time.Second), what, func(context.Context) error {
 		if n := t.ledger.since(from, int16(status)); n < count {
 			return fmt.Errorf("there were %d", n)
 		}
@@ -127,7 +129,7 @@ func fill(name string) error {
 	return nil
 }
 
-// slowClients demands that tills notice nothing of clients that hold connections and buffers.
+// slowClients demands that clients which hold connections and buffers do not affect the tills.
 func slowClients(ctx context.Context, t *trial) error {
 	const each = 50
 	s, err := t.startServer(ctx, t.url)
@@ -141,7 +143,7 @@ func slowClients(ctx context.Context, t *trial) error {
 		group.Go(func() { t.sendSlowly(slow, s.http, i) })
 		group.Go(func() { t.neverRead(slow, s.http) })
 	}
-	// The other tills have a ledger of their own, for a demand of their own.
+	// The normal tills have a ledger of their own, because more is demanded for them.
 	normal := *t
 	normal.ledger = newLedger()
 	l := normal.tills(ctx, manyTills, s.http)
@@ -157,7 +159,7 @@ func slowClients(ctx context.Context, t *trial) error {
 		}
 	}
 	if others > 0 {
-		t.failf("%d of %d tickets of normal tills were not stored, and Postgres was well", others, len(normal.ledger.tickets))
+		t.failf("%d of %d tickets of normal tills were not stored although Postgres was well", others, len(normal.ledger.tickets))
 	}
 	t.inTime(normal.ledger.tickets)
 	t.notef("the other clients sent %d tickets without reading an answer", len(t.ledger.tickets))
@@ -166,7 +168,7 @@ func slowClients(ctx context.Context, t *trial) error {
 }
 
 // sendSlowly sends requests a byte a second, again and again, until ctx ends. Every second client sends the head at once.
-// None is ever complete, so it is not in the ledger: stored, it would be an invention.
+// No request is ever complete, so none is in the ledger: if it were stored, that would be an error.
 func (t *trial) sendSlowly(ctx context.Context, addr string, client int) {
 	for ctx.Err() == nil {
 		request := rawRequest(t.maker.next())
@@ -180,23 +182,23 @@ func (t *trial) sendSlowly(ctx context.Context, addr string, client int) {
 			}
 			for ; at < len(request)-1; at++ {
 				if _, err := conn.Write(request[at : at+1]); err != nil {
-					return // the server has had enough
+					return // the server closed it
 				}
-				if pause(ctx, time.Second); ctx.Err() != nil {
+				if lab.Pause(ctx, time.Second); ctx.Err() != nil {
 					return
 				}
 			}
 		})
-		pause(ctx, 100*time.Millisecond)
+		lab.Pause(ctx, 100*time.Millisecond)
 	}
 }
 
-// neverRead sends whole requests one after the other and reads nothing, until ctx ends.
+// neverRead sends whole requests one after the other and reads no answer, until ctx ends.
 func (t *trial) neverRead(ctx context.Context, addr string) {
 	const first, then = 200, 20 // requests, at once and each second
 	for ctx.Err() == nil {
 		withConn(ctx, addr, func(conn net.Conn) {
-			// Little room for answers, so that the server cannot get rid of them.
+			// A small buffer for answers, so that the server cannot send them.
 			if tcp, ok := conn.(*net.TCPConn); ok {
 				_ = tcp.SetReadBuffer(1)
 			}
@@ -210,12 +212,12 @@ func (t *trial) neverRead(ctx context.Context, addr string) {
 				if _, err := conn.Write(requests); err != nil {
 					return
 				}
-				if pause(ctx, time.Second); ctx.Err() != nil {
+				if lab.Pause(ctx, time.Second); ctx.Err() != nil {
 					return
 				}
 			}
 		})
-		pause(ctx, time.Second)
+		lab.Pause(ctx, time.Second)
 	}
 }
 
@@ -223,7 +225,7 @@ func rawRequest(body []byte) []byte {
 	return fmt.Appendf(nil, "POST /ticket HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
 }
 
-// withConn lends a connection, which breaks when ctx ends. Without one, it does nothing.
+// withConn calls use with a connection, which breaks when ctx ends. If it cannot connect, it does nothing.
 func withConn(ctx context.Context, addr string, use func(net.Conn)) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp4", addr)
 	if err != nil {
@@ -234,7 +236,7 @@ func withConn(ctx context.Context, addr string, use func(net.Conn)) {
 	use(conn)
 }
 
-// steady demands that a server under constant load keeps nothing.
+// steady demands that a server under constant load does not accumulate memory, goroutines or files.
 func steady(ctx context.Context, t *trial) error {
 	const rate, connections, samples = 500, 50, 60
 	s, err := t.startServer(ctx, t.url)
@@ -260,7 +262,7 @@ func steady(ctx context.Context, t *trial) error {
 			for i, value := range m {
 				taken[i] = append(taken[i], value)
 			}
-			pause(measuring, d/samples)
+			lab.Pause(measuring, d/samples)
 		}
 	})
 	reached := t.paced(ctx, s.http, rate, connections, d, opened)
@@ -294,7 +296,7 @@ func steady(ctx context.Context, t *trial) error {
 		}
 	}
 	if refused > 0 {
-		t.failf("%d of %d tickets were not acknowledged, and nothing was broken", refused, len(t.ledger.tickets))
+		t.failf("%d of %d tickets were not acknowledged although nothing was broken", refused, len(t.ledger.tickets))
 	}
 	return nil
 }

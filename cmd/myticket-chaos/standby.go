@@ -8,9 +8,8 @@ import (
 	"path"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"myticket/internal/devdb"
+	"myticket/internal/lab"
 	"myticket/internal/postgres"
 )
 
@@ -24,8 +23,8 @@ type cluster struct {
 	server           *server
 }
 
-// standbyMissing plays failovers. A commit that waits for a standby, and is given up, is committed on the primary alone;
-// what is done again after that must wait for the standby as well, or the ticket is gone with the primary.
+// standbyMissing plays failovers. A commit that waits for the standby and is given up is committed on the primary alone. What is
+// done again after that must wait for the standby as well. Otherwise the ticket is lost with the primary.
 func standbyMissing(ctx context.Context, t *trial) error {
 	c, err := newCluster(ctx, t)
 	if err != nil {
@@ -84,7 +83,7 @@ func newCluster(ctx context.Context, t *trial) (*cluster, error) {
 		return nil, err
 	}
 	c.proxy = p
-	// Short limits, so that much is tried again in the time that a round takes.
+	// Short limits, so that much is tried again during a round.
 	c.server, err = t.startServer(ctx, url, "--database-timeout=500ms", "--overflow-wait=500ms")
 	return c, err
 }
@@ -102,7 +101,7 @@ func (c *cluster) nextStandby(ctx context.Context) (err error) {
 	return c.primary.RequireStandby(ctx, !c.config.selfCheck)
 }
 
-// playRound plays what happens while the standby is missing, then lets it take over.
+// playRound plays what happens while the standby is missing, then lets the standby take over.
 func (c *cluster) playRound(ctx context.Context, play func(context.Context, *cluster) error) error {
 	if err := c.awaitLoad(ctx, time.Now(), http.StatusOK, 20); err != nil {
 		return err
@@ -146,10 +145,10 @@ func (c *cluster) loseStandby(ctx context.Context) error {
 	return c.awaitLoad(ctx, time.Now(), status, 100)
 }
 
-// tryAgain gives the server the time to try several times what waits for the standby, and returns the connections on which
-// it waits, if somebody shall cut those.
+// tryAgain gives the server time to try several times what waits for the standby. It terminates the connections on which
+// it waits, if terminate is true.
 func (c *cluster) tryAgain(ctx context.Context, terminate bool) error {
-	for end := time.Now().Add(c.span(4*time.Second, 2*time.Second)); time.Now().Before(end); pause(ctx, 100*time.Millisecond) {
+	for end := time.Now().Add(c.span(4*time.Second, 2*time.Second)); time.Now().Before(end); lab.Pause(ctx, 100*time.Millisecond) {
 		if !terminate {
 			continue
 		}
@@ -161,8 +160,8 @@ func (c *cluster) tryAgain(ctx context.Context, terminate bool) error {
 	return ctx.Err()
 }
 
-// missingAtRestart is the shortest way to lose a ticket: its commit on the primary was given up, and it is in the spool; the
-// server that is started next finds it in the primary, where nobody else has it.
+// missingAtRestart is the shortest way to lose a ticket. The server gave up its commit on the primary and spooled the ticket. The
+// next server finds it in the primary, and the standby does not have it.
 func missingAtRestart(ctx context.Context, c *cluster) error {
 	if err := c.loseStandby(ctx); err != nil {
 		return err
@@ -174,7 +173,7 @@ func missingAtRestart(ctx context.Context, c *cluster) error {
 	return c.tryAgain(ctx, false)
 }
 
-// missingWhileTerminated cuts the connections whose commits wait, as an operator may: such a commit is over.
+// missingWhileTerminated terminates the connections whose commits wait, as an operator may. That ends the wait of such a commit.
 func missingWhileTerminated(ctx context.Context, c *cluster) error {
 	if err := c.standby.Kill(); err != nil {
 		return err
@@ -185,7 +184,7 @@ func missingWhileTerminated(ctx context.Context, c *cluster) error {
 	return c.awaitLoad(ctx, time.Now(), http.StatusAccepted, 1)
 }
 
-// missingAtDrain fills the spool while Postgres is away altogether, and lets the primary come back alone.
+// missingAtDrain fills the spool while the primary is away, and then lets it come back without the standby.
 func missingAtDrain(ctx context.Context, c *cluster) error {
 	if err := c.primary.Kill(); err != nil {
 		return err
@@ -202,7 +201,7 @@ func missingAtDrain(ctx context.Context, c *cluster) error {
 	return c.tryAgain(ctx, true)
 }
 
-// missingAtTreatment has tickets treated again while nobody else gets to know of it.
+// missingAtTreatment has tickets treated again while the standby does not hear of it.
 func missingAtTreatment(ctx context.Context, c *cluster) error {
 	const toTreat = 200
 	sendBack := fmt.Sprintf(`UPDATE tickets SET status = 'TO_TREAT', attempts = 0, next_attempt_at = 'infinity'
@@ -220,7 +219,7 @@ func missingAtTreatment(ctx context.Context, c *cluster) error {
 	if err := errors.Join(c.tryAgain(ctx, false), c.tryAgain(ctx, true), c.failOver(ctx), c.exec(ctx, due)); err != nil {
 		return err
 	}
-	err := await(ctx, time.Minute, "all tickets to be treated", func(ctx context.Context) error {
+	err := lab.Await(ctx, time.Minute, "all tickets to be treated", func(ctx context.Context) error {
 		waiting, err := c.countRows(ctx, `SELECT count(*) FROM tickets WHERE status = 'TO_TREAT'`)
 		if err == nil && waiting > 0 {
 			err = fmt.Errorf("%d are not", waiting)
@@ -230,7 +229,7 @@ func missingAtTreatment(ctx context.Context, c *cluster) error {
 	return errors.Join(err, c.nextStandby(ctx))
 }
 
-// missingAndBack lets the standby come back before the primary dies: what it missed, it gets.
+// missingAndBack lets the standby come back before the primary dies, so that it gets what it missed.
 func missingAndBack(ctx context.Context, c *cluster) error {
 	if err := c.loseStandby(ctx); err != nil {
 		return err
@@ -239,14 +238,4 @@ func missingAndBack(ctx context.Context, c *cluster) error {
 		return err
 	}
 	return c.awaitLoad(ctx, time.Now(), http.StatusOK, 20)
-}
-
-func (t *trial) countRows(ctx context.Context, sql string, args ...any) (n int, err error) {
-	conn, err := pgx.Connect(ctx, t.url)
-	if err != nil {
-		return 0, err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	err = conn.QueryRow(ctx, sql, args...).Scan(&n)
-	return n, err
 }

@@ -22,7 +22,6 @@ var version = "dev"
 // cli is the command line. Every setting is a flag and an environment variable; an unknown one is an error.
 type cli struct {
 	Serve     serveCmd     `cmd:"" help:"Serve the webhook, for a Postgres that is there."`
-	Dev       devCmd       `cmd:"" help:"Start a throwaway Postgres from this machine's binaries, migrate it, and serve."`
 	Migrate   migrateCmd   `cmd:"" help:"Bring the database's schema up to date, or look at it."`
 	Tickets   ticketsCmd   `cmd:"" help:"Find, show, retry and dismiss tickets."`
 	Products  productsCmd  `cmd:"" help:"Look at the product base."`

@@ -4,13 +4,11 @@ import (
 	"bytes"
 	"encoding/json"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/alecthomas/kong"
 	"github.com/stretchr/testify/require"
 
 	"myticket/internal/httpapi"
@@ -151,22 +149,4 @@ func TestServe_ForgetsNoKeyOfASignedTicketTooEarly(t *testing.T) {
 	o := runCommand(t, nil, "serve", "--database-url", unreachable, "--sources-file", file, "--key-ttl=9m")
 	require.Equal(t, 1, o.code)
 	require.Contains(t, o.stderr, "--key-ttl must be at least 10m0s")
-}
-
-// What is started to try MyTicket, without credentials, is nobody else's.
-func TestDev_ListensOnThisMachineOnly_UnlessToldOtherwise(t *testing.T) {
-	t.Parallel()
-	parse := func(args ...string) (c cli) {
-		parser, err := kong.New(&c, kong.Name("myticket"))
-		require.NoError(t, err)
-		_, err = parser.Parse(args)
-		require.NoError(t, err)
-		return c
-	}
-	dev := parse("dev").Dev
-	require.Equal(t, []string{"127.0.0.1:9098", "127.0.0.1:9099"}, []string{dev.HTTPAddr, dev.AdminAddr})
-	require.Contains(t, dev.whatToTry(&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 9098}, "URL"), "--http-addr=:9098")
-	require.NotContains(t, dev.whatToTry(&net.TCPAddr{IP: net.IPv6unspecified, Port: 9098}, "URL"), "--http-addr")
-	require.Equal(t, ":1", parse("dev", "--http-addr=:1").Dev.HTTPAddr)
-	require.Equal(t, []string{":9098", ":9099"}, []string{parse("serve").Serve.HTTPAddr, parse("serve").Serve.AdminAddr})
 }

@@ -180,7 +180,7 @@ func (c *serveCmd) Run(ctx context.Context, std streams, command *kong.Context) 
 	}
 	logSettings(logger, command, url)
 	warnSecretsInArgs(logger, command.Args)
-	return c.serve(ctx, c.url, logger, func(net.Addr) {})
+	return c.serve(ctx, c.url, logger)
 }
 
 // gcPercent lets garbage grow to five times what is in use before it is collected, instead of to two times. A server
@@ -188,11 +188,8 @@ func (c *serveCmd) Run(ctx context.Context, std streams, command *kong.Context) 
 // (docs/benchmarks.md). GOMEMLIMIT still bounds it all, and GOGC overrules it.
 const gcPercent = 400
 
-// serve runs the server on a database until ctx ends, then lets go of nothing that was accepted. It calls listening
-// when the webhook's address is known.
-func (f *serverFlags) serve(
-	ctx context.Context, url func() (string, error), logger *slog.Logger, listening func(webhook net.Addr),
-) (err error) {
+// serve runs the server on a database until ctx ends, then lets go of nothing that was accepted.
+func (f *serverFlags) serve(ctx context.Context, url func() (string, error), logger *slog.Logger) (err error) {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
@@ -294,7 +291,6 @@ func (f *serverFlags) serve(
 	})
 	logger.Info("serving", "version", version,
 		"webhook", webhookListener.Addr().String(), "internal", internalListener.Addr().String())
-	listening(webhookListener.Addr())
 
 	var failure error
 	select {

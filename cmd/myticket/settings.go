@@ -55,6 +55,7 @@ func checkEnvironment(model *kong.Application, environ []string) error {
 	for _, variable := range environ {
 		name, _, _ := strings.Cut(variable, "=")
 		if !strings.HasPrefix(name, "MYTICKET_") || strings.HasPrefix(name, "MYTICKET_TEST_") ||
+			strings.HasPrefix(name, "MYTICKET_DEV_") || // of cmd/myticket-dev
 			slices.Contains(known, name) || serviceLink.MatchString(name) {
 			continue
 		}

@@ -130,7 +130,7 @@ func TestEnvironment_OfAServiceLink_IsIgnored(t *testing.T) {
 		"MYTICKET_SERVICE_PORT_HTTP=80", "MYTICKET_PORT_80_TCP=tcp://10.0.0.1:80", "MYTICKET_PORT_80_TCP_PROTO=tcp",
 		"MYTICKET_PORT_80_TCP_PORT=80", "MYTICKET_PORT_80_TCP_ADDR=10.0.0.1", "MYTICKET_ADMIN_SERVICE_HOST=10.0.0.1",
 		"MYTICKET_ADMIN_PORT=tcp://10.0.0.1:9099", "MYTICKET_POSTGRES_RW_SERVICE_PORT_POSTGRES=5432",
-		"MYTICKETS_ALL=1", "OTHER=1",
+		"MYTICKETS_ALL=1", "OTHER=1", "MYTICKET_DEV_DATA_DIR=/tmp", // cmd/myticket-dev looks at the latter
 	} {
 		t.Run(variable, func(t *testing.T) {
 			t.Parallel()

@@ -11,10 +11,12 @@ import (
 	"path/filepath"
 	"strconv"
 	"syscall"
+
+	"myticket/internal/lab"
 )
 
-// account is the user as whom the server runs when this process is root, because Postgres refuses to run as root.
-// A nil account is this process's own user.
+// account is the user that runs the server if this process is root, because Postgres refuses to run as root. A nil account is
+// this process's own user.
 type account struct {
 	name     string
 	uid, gid int
@@ -52,6 +54,30 @@ func (a *account) apply(attr *syscall.SysProcAttr) {
 	}
 }
 
+// run runs a command as the account to its end. The command holds the lock of the folder, so that no other server uses the
+// folder meanwhile, whatever happens to this process.
+func (a *account) run(cmd *exec.Cmd, lock *folderLock) error {
+	var log lab.Tail
+	cmd.Stdout, cmd.Stderr = &log, &log
+	process, err := a.start(cmd, lock, syscall.SIGKILL)
+	if err != nil {
+		return err
+	}
+	if err := process.Wait(); err != nil {
+		return fmt.Errorf("%s: %w; it said:\n%s", cmd.Path, err, &log)
+	}
+
+	return nil
+}
+
+func (a *account) start(cmd *exec.Cmd, lock *folderLock, onParentDeath syscall.Signal) (*lab.Process, error) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{}
+	a.apply(cmd.SysProcAttr)
+	cmd.ExtraFiles = []*os.File{lock.file}
+
+	return lab.Start(cmd, onParentDeath)
+}
+
 // own gives a file to the account.
 func (a *account) own(path string) error {
 	if a == nil {
@@ -62,22 +88,22 @@ func (a *account) own(path string) error {
 }
 
 // checkAccess reports whether the account can run the binaries, and can reach the folder or, before it is made, the
-// nearest one above it. It asks the kernel by starting a program there, because permission bits are not the whole
-// story (access control lists, mounts, security modules).
+// nearest one above it. It starts a program there to find out, because more than permission bits decides (access control lists,
+// mounts, security modules).
 func (a *account) checkAccess(ctx context.Context, b binaries, dir string) error {
 	if a == nil {
 		return nil
 	}
 
 	if err := a.tryIn(ctx, b, "/"); err != nil {
-		return fmt.Errorf("root may not run Postgres, so it runs as user %s, who cannot start %s: %w", a.name, b.initdb(), err)
+		return fmt.Errorf("root may not run Postgres, so it runs as user %s, which cannot start %s: %w", a.name, b.initdb(), err)
 	}
 	existing, err := nearestExisting(dir)
 	if err != nil {
 		return err
 	}
 	if err := a.tryIn(ctx, b, existing); err != nil {
-		return fmt.Errorf("root may not run Postgres, so it runs as user %s, who cannot reach the folder %s: "+
+		return fmt.Errorf("root may not run Postgres, so it runs as user %s, which cannot reach the folder %s: "+
 			"choose another folder for the data, or let others pass (chmod o+x) on the folders that lead there: %w",
 			a.name, existing, err)
 	}

@@ -21,7 +21,7 @@ type binaries struct {
 func (b binaries) initdb() string   { return filepath.Join(b.dir, "initdb") }
 func (b binaries) postgres() string { return filepath.Join(b.dir, "postgres") }
 
-// errNoBinaries tells what to install.
+// errNoBinaries says what to install.
 var errNoBinaries = errors.New("no Postgres server is installed here (initdb and postgres are neither in PATH nor " +
 	"where packages put them): install it, on Debian or Ubuntu with `apt-get install postgresql`, " +
 	"on macOS with `brew install postgresql@17`")

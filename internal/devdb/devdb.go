@@ -1,4 +1,5 @@
-// Package devdb runs a throwaway Postgres from the binaries on this machine, for `myticket dev` and for the tests.
+// Package devdb runs a throwaway Postgres from the binaries on this machine, for `make run`, the tests, the benchmark
+// and chaos.
 //
 // The server listens on 127.0.0.1 only, asks for a password, and ends with the process that started it.
 package devdb
@@ -8,72 +9,27 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/url"
 	"os"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"myticket/internal/lab"
 )
 
 const (
 	// superuser is the role of every URL. A throwaway server has no other.
 	superuser = "postgres"
-	// stopGrace is how long a fast shutdown may take before Stop turns to harder means.
+	// stopGrace is how long a fast shutdown may take before Stop asks for an immediate one.
 	stopGrace = 30 * time.Second
 	// portAttempts is how many free ports are tried: another process can take one between its choice and its use.
 	portAttempts = 10
 )
-
-// Config says which server to run. The zero value is a durable server in a temporary folder on a free port.
-type Config struct {
-	// Dir is the folder that keeps the server's data and password; it is made when missing, and a cluster that is
-	// already in it is used again. Defaults to a new temporary folder, which Stop removes. It is in memory when
-	// Settings turn fsync off and there is room (/dev/shm), where databases are made ten times faster.
-	Dir string
-
-	// Port is the TCP port on 127.0.0.1. Defaults to a free one.
-	Port int
-
-	// Settings are postgresql.conf settings by name, for example Volatile(). Defaults to those of Postgres, which
-	// are durable. The address and the port cannot be set here.
-	Settings map[string]string
-
-	// Log receives the server's log. Defaults to nowhere; errors carry the log's last lines either way.
-	Log io.Writer
-
-	// Progress receives a sentence whenever something slow begins, such as an installation. Defaults to nowhere.
-	Progress io.Writer
-
-	// BinDir is the folder that holds initdb and postgres. Defaults to a search: PATH, then where the packages of
-	// Debian, Red Hat and Homebrew put them, newest version first. When nothing is found, and this process is root
-	// on a Debian, the package is installed.
-	BinDir string
-}
-
-// Volatile returns the settings of a server that may lose its data in a crash of the machine (not of the server):
-// what tests want. A commit is still visible to everybody when it returns.
-func Volatile() map[string]string {
-	return map[string]string{
-		"fsync":              "off",
-		"full_page_writes":   "off",
-		"synchronous_commit": "on",
-		"max_connections":    "300",
-		"shared_buffers":     "128MB",
-		// CREATE DATABASE and DROP DATABASE wait for checkpoints, and copy less WAL when nobody replicates it.
-		"wal_level":          "minimal",
-		"max_wal_senders":    "0",
-		"checkpoint_timeout": "1h",
-		"log_checkpoints":    "off",
-	}
-}
-
-func (c Config) isVolatile() bool { return strings.EqualFold(c.Settings["fsync"], "off") }
 
 // Server is one Postgres. Its methods may be called from any goroutine.
 type Server struct {
@@ -91,11 +47,11 @@ type Server struct {
 }
 
 // Start runs a server and returns once it answers queries, or when ctx ends. A folder that another server uses, or
-// whose cluster no installed version can read, is an error. What Start began is undone when it fails, but for the
-// folder's content.
+// whose cluster no installed version can read, is an error. When Start fails it undoes what it began, except for the content of
+// the folder.
 func Start(ctx context.Context, config Config) (*Server, error) {
 	if config.Port < 0 || config.Port > 65535 {
-		return nil, fmt.Errorf("port %d of the Postgres to start is no TCP port: choose 1 to 65535, or 0 for a free one",
+		return nil, fmt.Errorf("%d is not a TCP port on which Postgres can start: choose 1 to 65535, or 0 for a free one",
 			config.Port)
 	}
 	if config.Log == nil {
@@ -148,7 +104,7 @@ func (s *Server) prepare(ctx context.Context) error {
 	return err
 }
 
-// start locks the folder and runs the server in it. The caller holds s.mu, or is the only one who knows s.
+// start locks the folder and runs the server in it. The caller must hold s.mu, unless no other goroutine knows s.
 func (s *Server) start(ctx context.Context) error {
 	if s.lock == nil {
 		var err error
@@ -181,7 +137,7 @@ func (s *Server) launch(ctx context.Context, lock *folderLock) error {
 	for attempt := 1; ; attempt++ {
 		port := s.port
 		if port == 0 {
-			if port, err = freePort(ctx); err != nil {
+			if port, err = lab.FreePort(ctx); err != nil {
 				return err
 			}
 		}
@@ -260,7 +216,7 @@ func (s *Server) PID() int {
 		return 0
 	}
 
-	return s.process.pid()
+	return s.process.PID()
 }
 
 // CreateDatabase makes a database unless there is one of that name.
@@ -283,9 +239,8 @@ func (s *Server) CreateDatabase(ctx context.Context, name string) error {
 }
 
 // Stop ends the server: open transactions are rolled back, and what was committed is on disk (Postgres's fast
-// shutdown). A server that does not end by itself, within half a minute or until ctx ends, is ended the hard way,
-// which Stop reports as an error; Postgres recovers at the next start. A temporary folder is removed. A server that does not run
-// is no error.
+// shutdown). A server that does not end by itself, within half a minute or until ctx ends, is killed, which Stop returns as an
+// error. Postgres recovers at the next start. A temporary folder is removed. It is no error if the server does not run.
 func (s *Server) Stop(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -334,7 +289,7 @@ func (s *Server) Restart(ctx context.Context) error {
 	return s.start(ctx)
 }
 
-// Pause freezes the postmaster and all its children (SIGSTOP): connections stay open, and nobody answers on them. Only
+// Pause freezes the postmaster and all its children (SIGSTOP): connections stay open, and get no answer. Only
 // Resume, Stop, Kill, and the end of this process get the server out of this state.
 func (s *Server) Pause() error {
 	s.mu.Lock()
@@ -368,11 +323,11 @@ func (s *Server) Resume() error {
 var errNotRunning = errors.New("the Postgres server does not run: it was stopped or killed")
 
 func (s *Server) isRunning() bool {
-	return s.process != nil && !s.process.hasExited()
+	return s.process != nil && !s.process.HasExited()
 }
 
-// forget lets go of a server that ended. A temporary folder stays locked until it is removed, because others remove
-// those that nobody holds.
+// forget lets go of a server that ended. A temporary folder stays locked until it is removed, because other processes remove
+// those that are not locked.
 func (s *Server) forget() {
 	s.process = nil
 	if !s.isTemp {
@@ -397,22 +352,4 @@ func (s *Server) removeTemp() error {
 	}
 
 	return nil
-}
-
-// freePort returns a port of 127.0.0.1 that nobody listens on. It is below those that systems give to outgoing connections
-// (https://www.iana.org/assignments/service-names-port-numbers: from 49152; Linux: from 32768): while a server is away to be
-// started again, one of those could take its port, even its own clients'.
-func freePort(ctx context.Context) (int, error) {
-	const from, to, attempts = 15_000, 32_000, 100
-	var err error
-	for range attempts {
-		port := from + rand.N(to-from)
-		var config net.ListenConfig
-		var listener net.Listener
-		if listener, err = config.Listen(ctx, "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil {
-			return port, listener.Close()
-		}
-	}
-
-	return 0, fmt.Errorf("find a free port on 127.0.0.1: %w", err)
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"myticket/internal/devdb"
+	"myticket/internal/lab"
 )
 
 // patience bounds every wait for what must happen. Nothing takes nearly as long.
@@ -389,7 +390,7 @@ func startOwner(t *testing.T, dir string, env ...string) (owner *exec.Cmd, pid i
 	require.NoError(t, err)
 	pid, err = strconv.Atoi(strings.TrimSpace(line))
 	require.NoError(t, err)
-	require.True(t, devdb.IsAlive(pid))
+	require.True(t, lab.IsAlive(pid))
 
 	return owner, pid
 }
@@ -403,14 +404,14 @@ func TestServer_EndsWhenItsOwnerIsKilled(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			owner, pid := startOwner(t, reachableDir(t), env)
-			children, err := devdb.ChildrenOf(pid)
+			children, err := lab.ChildrenOf(pid)
 			require.NoError(t, err)
 			require.NotEmpty(t, children)
 
 			require.NoError(t, owner.Process.Kill())
 			_ = owner.Wait()
 			for _, pid := range append(children, pid) {
-				assert.Eventually(t, func() bool { return !devdb.IsAlive(pid) }, patience, 10*time.Millisecond)
+				assert.Eventually(t, func() bool { return !lab.IsAlive(pid) }, patience, 10*time.Millisecond)
 			}
 		})
 	}
@@ -424,7 +425,7 @@ func TestStart_TakesOverFromAnOwnerThatWasKilled(t *testing.T) {
 	require.ErrorContains(t, err, fmt.Sprintf("in use by the Postgres of process %d", owner.Process.Pid))
 
 	// With a child frozen, the server is sure to be there still when the next one asks for the folder.
-	children, err := devdb.ChildrenOf(pid)
+	children, err := lab.ChildrenOf(pid)
 	require.NoError(t, err)
 	require.NotEmpty(t, children)
 	require.NoError(t, syscall.Kill(children[0], syscall.SIGSTOP))

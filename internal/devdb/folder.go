@@ -1,7 +1,6 @@
 package devdb
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -16,12 +15,14 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"myticket/internal/lab"
 )
 
 const (
 	tempPrefix = "myticket-devdb-"
-	// tempAge is how old a temporary folder that nobody holds must be before it counts as left behind by a process
-	// that was killed. A younger one may just be about to be locked.
+	// tempAge is how old a temporary folder without a lock must be before it counts as left behind by a process
+	// that was killed. A younger one may be about to be locked.
 	tempAge = time.Minute
 )
 
@@ -35,7 +36,7 @@ type folder struct{ path string }
 func (f folder) data() string         { return filepath.Join(f.path, "data") }
 func (f folder) passwordFile() string { return filepath.Join(f.path, "password") }
 
-// DefaultDir returns a folder for a database that is kept from one `myticket dev` to the next: /var/lib/myticket-dev
+// DefaultDir returns the folder for the database that is kept from one `make run` to the next: /var/lib/myticket-dev
 // for root, otherwise myticket-dev in $XDG_STATE_HOME, which defaults to ~/.local/state
 // (https://specifications.freedesktop.org/basedir-spec).
 func DefaultDir() (string, error) {
@@ -81,7 +82,7 @@ func makeFolder(dir string) (folder, error) {
 		if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			return folder{}, fmt.Errorf("folder for Postgres: %w", err)
 		}
-		// A narrow umask would lock the server's account out.
+		// With a narrow umask the server's account could not pass.
 		if err := os.Chmod(path, 0o755); err != nil {
 			return folder{}, fmt.Errorf("folder for Postgres: %w", err)
 		}
@@ -90,9 +91,9 @@ func makeFolder(dir string) (folder, error) {
 	return folder{path: path}, nil
 }
 
-// tempRoot returns the folder for temporary folders: in memory if that is good enough for the data and there is room.
+// tempRoot returns the folder for temporary folders: one in memory if the data need not be durable and there is room.
 func tempRoot(isVolatile bool) string {
-	// Who sets TMPDIR has decided.
+	// TMPDIR wins.
 	if isVolatile && os.Getenv("TMPDIR") == "" {
 		if root := memoryRoot(); root != "" {
 			return root
@@ -112,7 +113,7 @@ func makeTempFolder(root string) (folder, error) {
 	if err != nil {
 		return folder{}, fmt.Errorf("temporary folder for Postgres: %w", err)
 	}
-	// The server's account must pass; there is nothing to list for others.
+	// The server's account must be able to pass through. Others need not list it.
 	if err := os.Chmod(path, 0o711); err != nil {
 		return folder{}, fmt.Errorf("temporary folder for Postgres: %w", err)
 	}
@@ -120,8 +121,8 @@ func makeTempFolder(root string) (folder, error) {
 	return folder{path: path}, nil
 }
 
-// removeLeftovers removes the temporary folders of processes that were killed before they could. It does what it can:
-// folders of other users stay.
+// removeLeftovers removes the temporary folders of processes that were killed. Folders of other users stay, and errors are
+// ignored.
 func removeLeftovers(root string) {
 	paths, _ := filepath.Glob(filepath.Join(root, tempPrefix+"*"))
 	for _, path := range paths {
@@ -179,7 +180,7 @@ func (f folder) ensureCluster(
 		return strings.TrimSpace(string(password)), nil
 	}
 
-	if config.Dir != "" { // a temporary one is not worth a word
+	if config.Dir != "" { // a temporary one is not worth a message
 		fmt.Fprintf(config.Progress, "Making a Postgres %d cluster in %s …\n", b.major, f.path)
 	}
 	password := rand.Text()
@@ -197,7 +198,7 @@ func (f folder) ensureCluster(
 	return password, nil
 }
 
-// initdb makes the cluster under another name first, so that one that is half made is never taken for a whole one.
+// initdb makes the cluster under another name first, so that an incomplete one is never taken for a complete one.
 func (f folder) initdb(ctx context.Context, config Config, b binaries, as *account, lock *folderLock) error {
 	unfinished := f.data() + ".new"
 	if err := os.RemoveAll(unfinished); err != nil {
@@ -223,15 +224,10 @@ func (f folder) initdb(ctx context.Context, config Config, b binaries, as *accou
 		}
 	}
 
-	var out bytes.Buffer
 	cmd := exec.CommandContext(ctx, b.initdb(), args...)
 	cmd.Dir, cmd.Env = f.path, serverEnvironment(os.Environ())
-	cmd.Stdout, cmd.Stderr = &out, &out
-	cmd.SysProcAttr = childAttributes(syscall.SIGKILL)
-	cmd.ExtraFiles = []*os.File{lock.file}
-	as.apply(cmd.SysProcAttr)
-	if err := runLocked(cmd); err != nil {
-		return fmt.Errorf("%s: %w; it said:\n%s", b.initdb(), err, lastLines(out.Bytes(), errorLines))
+	if err := as.run(cmd, lock); err != nil {
+		return err
 	}
 
 	return os.Rename(unfinished, f.data())
@@ -240,7 +236,7 @@ func (f folder) initdb(ctx context.Context, config Config, b binaries, as *accou
 // writeSettings replaces postgresql.conf. ALTER SYSTEM writes to another file, which Postgres reads after this one.
 func (f folder) writeSettings(settings map[string]string, as *account) error {
 	var text strings.Builder
-	text.WriteString("# Written at every start. Use ALTER SYSTEM for settings that shall stay.\n" +
+	text.WriteString("# Written at every start. Use ALTER SYSTEM for settings that must stay.\n" +
 		"lc_messages = 'C'\ntimezone = 'UTC'\nlog_timezone = 'UTC'\n")
 	for _, name := range slices.Sorted(maps.Keys(settings)) {
 		value := strings.NewReplacer(`\`, `\\`, `'`, `''`).Replace(settings[name])
@@ -282,14 +278,14 @@ func (f folder) postmasterPID() int {
 
 // clearStalePID removes the postmaster.pid that a crash left when its process id belongs to another program by now
 // (usual after a reboot, and in containers). Postgres cannot tell, and would refuse to start.
-// The caller holds the folder's lock.
+// The caller must hold the folder's lock.
 func (f folder) clearStalePID() error {
 	pid := f.postmasterPID()
-	if pid == 0 || !isAlive(pid) {
+	if pid == 0 || !lab.IsAlive(pid) {
 		return nil
 	}
 	if isPostmasterOf(pid, f.data()) {
-		return fmt.Errorf("folder %s is in use by a Postgres that was started by other means (process %d): "+
+		return fmt.Errorf("folder %s is in use by a Postgres that another program started (process %d): "+
 			"stop it with `kill -INT %d`, or choose another folder", f.path, pid, pid)
 	}
 	if err := os.Remove(filepath.Join(f.data(), "postmaster.pid")); err != nil {

@@ -1,8 +1,8 @@
 package devdb
 
 import (
-	"bytes"
 	"context"
+	_ "embed"
 	"errors"
 	"fmt"
 	"io"
@@ -10,7 +10,24 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
+
+	"myticket/internal/lab"
 )
+
+//go:embed packages.txt
+var packageList string
+
+// packagesFor returns the Debian packages that have what is needed, as packages.txt names it.
+func packagesFor(need string) []string {
+	for line := range strings.Lines(packageList) {
+		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == need {
+			return fields[1:]
+		}
+	}
+
+	return nil
+}
 
 const (
 	// installLock serialises the installers of several processes, for example parallel test binaries.
@@ -65,11 +82,10 @@ func install(ctx context.Context, progress io.Writer, isInstalled func() bool) e
 
 // aptInstall refreshes the package lists only when they do not lead to the package.
 func aptInstall(ctx context.Context) error {
-	args := []string{
+	args := append([]string{
 		"install", "--yes", "--no-install-recommends",
-		"-o", "DPkg::Lock::Timeout=300", // somebody else's apt may be at work
-		"postgresql",
-	}
+		"-o", "DPkg::Lock::Timeout=300", // another apt may be at work
+	}, packagesFor("postgres")...)
 	if aptGet(ctx, args...) == nil {
 		return nil
 	}
@@ -81,20 +97,20 @@ func aptInstall(ctx context.Context) error {
 }
 
 func aptGet(ctx context.Context, args ...string) error {
-	var out bytes.Buffer
+	var log lab.Tail
 	cmd := exec.CommandContext(ctx, "apt-get", args...)
-	cmd.Stdout, cmd.Stderr = &out, &out
-	// ucf asks about configuration files outside of dpkg's own questions.
+	cmd.Stdout, cmd.Stderr = &log, &log
+	// ucf asks its own questions about configuration files, in addition to dpkg's.
 	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "UCF_FORCE_CONFFOLD=1", "LC_ALL=C")
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("apt-get %s: %w; it said:\n%s", args[0], err, lastLines(out.Bytes(), errorLines))
+		return fmt.Errorf("apt-get %s: %w; it said:\n%s", args[0], err, &log)
 	}
 
 	return nil
 }
 
-// withoutMainCluster keeps Debian from making and starting a cluster of its own. A machine that already has an opinion
-// about that keeps it. The returned function puts Debian's defaults in place for later installations by the user.
+// withoutMainCluster keeps Debian from making and starting a cluster of its own. A setting that the machine already has
+// stays as it is. The returned function puts Debian's defaults in place for later installations by the user.
 func withoutMainCluster() (restore func() error, err error) {
 	nothing := func() error { return nil }
 

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"myticket/internal/lab"
 )
 
 const (
@@ -58,12 +60,12 @@ func (f folder) waitFor(ctx context.Context, lock *folderLock) error {
 		}
 
 		owner := lock.owner()
-		if owner != 0 && isAlive(owner) {
+		if owner != 0 && lab.IsAlive(owner) {
 			return fmt.Errorf("folder %s is in use by the Postgres of process %d: stop that process, "+
 				"or choose another folder", f.path, owner)
 		}
 		postmaster := f.postmasterPID()
-		// Where the kernel does not tell a server that its parent died, it would stay for ever.
+		// If the kernel does not signal a server when its parent dies, the server would stay for ever.
 		if owner != 0 && postmaster != 0 && isPostmasterOf(postmaster, f.data()) {
 			_ = syscall.Kill(postmaster, syscall.SIGINT)
 		}
@@ -72,8 +74,8 @@ func (f folder) waitFor(ctx context.Context, lock *folderLock) error {
 			return fmt.Errorf("folder %s is still in use by the Postgres (process %d) of a process that died: end it with "+
 				"`kill -QUIT %d`, or choose another folder", f.path, postmaster, postmaster)
 		}
-		if err := sleep(ctx, pollInterval); err != nil {
-			return fmt.Errorf("wait for the former Postgres in folder %s to end: %w", f.path, err)
+		if lab.Pause(ctx, pollInterval); ctx.Err() != nil {
+			return fmt.Errorf("wait for the former Postgres in folder %s to end: %w", f.path, ctx.Err())
 		}
 	}
 }
@@ -101,8 +103,8 @@ func (l *folderLock) setOwner(text string) error {
 	return err
 }
 
-// release gives the lock back. Its owner is forgotten first: if a child of the server is still about to end, the next
-// one who asks shall wait for it instead of being told that we use the folder.
+// release gives the lock back. It removes the owner first: a child of the server may still be about to end, and then the next
+// process waits for it, instead of failing because this one still uses the folder.
 func (l *folderLock) release() {
 	_ = l.setOwner("")
 	_ = l.file.Close()
@@ -123,20 +125,8 @@ func flockWait(ctx context.Context, file *os.File) error {
 		if !errors.Is(err, syscall.EWOULDBLOCK) {
 			return err
 		}
-		if err := sleep(ctx, pollInterval); err != nil {
-			return err
+		if lab.Pause(ctx, pollInterval); ctx.Err() != nil {
+			return ctx.Err()
 		}
-	}
-}
-
-func sleep(ctx context.Context, duration time.Duration) error {
-	timer := time.NewTimer(duration)
-	defer timer.Stop()
-
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }

@@ -1,35 +1,18 @@
 package devdb
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 )
-
-// Replicated returns the settings of Volatile for a server that can have standbys.
-func Replicated() map[string]string {
-	settings := Volatile()
-	maps.Copy(settings, map[string]string{
-		"wal_level":       "replica",
-		"max_wal_senders": "10",
-		"hot_standby":     "on",
-		// A standby that was away for long must find what it missed.
-		"wal_keep_size": "1GB",
-	})
-
-	return settings
-}
 
 // StartStandby runs a streaming standby of the server, on a free port and in a temporary folder, and returns once it
 // streams. The server's settings must allow standbys, as Replicated does. The standby is a Server of its own: Kill
@@ -82,18 +65,9 @@ func (s *Server) copyFrom(ctx context.Context, primary *Server) error {
 	}
 	cmd := exec.CommandContext(ctx, program, "--pgdata="+s.folder.data(), "--write-recovery-conf", "--wal-method=stream",
 		"--checkpoint=fast", "--no-sync", "--host=127.0.0.1", "--port="+strconv.Itoa(primary.port), "--username="+superuser)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
 	cmd.Dir = s.folder.path
 	cmd.Env = append(serverEnvironment(os.Environ()), "PGPASSWORD="+primary.password, "PGSSLMODE=disable")
-	cmd.SysProcAttr = childAttributes(syscall.SIGKILL)
-	cmd.ExtraFiles = []*os.File{s.lock.file}
-	s.account.apply(cmd.SysProcAttr)
-	if err := runLocked(cmd); err != nil {
-		return fmt.Errorf("%s: %w; it said:\n%s", program, err, lastLines(out.Bytes(), errorLines))
-	}
-
-	return nil
+	return s.account.run(cmd, s.lock)
 }
 
 // basebackup finds pg_basebackup beside the server's binaries, or beside what they are links to, or else in PATH.
@@ -128,7 +102,7 @@ func (s *Server) RequireStandby(ctx context.Context, required bool) error {
 }
 
 // Promote makes a standby the primary, on its own port; its former primary should be dead. What it commits from then
-// on waits for nobody.
+// on waits for no standby.
 func (s *Server) Promote(ctx context.Context) error {
 	if err := s.alter(ctx, "synchronous_standby_names", ""); err != nil { // the primary's, when it was copied with it
 		return err
@@ -168,8 +142,8 @@ func (s *Server) alter(ctx context.Context, name, value string) error {
 	if err != nil {
 		return err
 	}
-	// It is the checkpointer that tells all others whether commits wait for standbys. It reads the settings before it
-	// begins a checkpoint that is asked for.
+	// The checkpointer decides for all processes whether commits wait for standbys. It reads the settings before it begins a
+	// requested checkpoint.
 	if _, err := conn.Exec(ctx, "CHECKPOINT"); err != nil {
 		return fmt.Errorf("set %s of Postgres: %w", name, err)
 	}

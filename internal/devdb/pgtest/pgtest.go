@@ -31,13 +31,13 @@ import (
 )
 
 const (
-	// URLEnv names a database on the server that tests shall use. Its own content is left alone.
+	// URLEnv names a database on the server that tests use. Its own content is not touched.
 	URLEnv = "MYTICKET_TEST_DATABASE_URL"
 
 	// keepEnv, set to 1, keeps the databases of failed tests.
 	keepEnv = "MYTICKET_TEST_KEEP"
 
-	// cleanupTimeout bounds what happens after a test, when the test's own context has ended.
+	// cleanupTimeout bounds the cleanup after a test, when the test's own context has ended.
 	cleanupTimeout = 30 * time.Second
 
 	// templateLock is the advisory lock under which the template is made. Advisory locks are per database, which is
@@ -144,7 +144,7 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
-// A server per process is what makes tests fast; it cannot be anything but global.
+// One server per process makes tests fast. That can only be a global variable.
 var ownServer struct {
 	once   sync.Once
 	server *devdb.Server
@@ -172,7 +172,7 @@ func sharedServer(tb testing.TB) *url.URL {
 	server, err := url.Parse(raw)
 	if err != nil || (server.Scheme != "postgres" && server.Scheme != "postgresql") {
 		// The parser's error is left out because it would print the password.
-		tb.Fatalf("%s is no URL like postgres://user:password@host:5432/database", URLEnv)
+		tb.Fatalf("%s is not a URL like postgres://user:password@host:5432/database", URLEnv)
 	}
 
 	return server
@@ -210,7 +210,7 @@ func clone(tb testing.TB, server *url.URL, template string) string {
 	return databaseURL
 }
 
-// databaseName returns a new name that tells where it comes from and needs no quotes.
+// databaseName returns a new name that contains the test's name and needs no quotes.
 func databaseName(test string) string {
 	const maxSlug = 40 // Postgres cuts names at 63 bytes
 	slug := strings.Map(func(r rune) rune {
@@ -228,7 +228,7 @@ func databaseName(test string) string {
 	return "t_" + slug + "_" + strings.ToLower(rand.Text()[:12])
 }
 
-// templates remembers what this process knows to be there.
+// templates are the templates that this process knows to exist.
 var templates struct {
 	mu    sync.Mutex
 	names map[string]string // by server
@@ -253,8 +253,8 @@ func theTemplate(server *url.URL) (string, error) {
 	return name, nil
 }
 
-// makeTemplate makes the template unless another process did. A template gets its name when it is whole, so one that
-// was half made is never copied.
+// makeTemplate makes the template unless another process did. A template gets its name when it is complete, so an incomplete one
+// is never copied.
 func makeTemplate(ctx context.Context, server *url.URL) (name string, err error) {
 	hash, err := migrationsHash()
 	if err != nil {
@@ -290,7 +290,7 @@ func makeTemplate(ctx context.Context, server *url.URL) (name string, err error)
 	if err := postgres.MigrateUp(ctx, withDatabase(server, building)); err != nil {
 		return "", err
 	}
-	// A database can be copied only while nobody is connected to it.
+	// A database can be copied only while it has no connections.
 	for _, sql := range []string{
 		"ALTER DATABASE " + building + " ALLOW_CONNECTIONS false",
 		"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '" + building + "'",

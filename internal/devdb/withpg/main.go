@@ -17,6 +17,7 @@ import (
 	"syscall"
 
 	"myticket/internal/devdb"
+	"myticket/internal/lab"
 )
 
 // urlEnv is the same as pgtest.URLEnv. Importing that package would make this one depend on the migrations, and so keep
@@ -46,7 +47,7 @@ func run(ctx context.Context, dir string, command []string) (code int, err error
 		return 2, nil
 	}
 
-	// From here on, signals are for the command; when it ends, so do we, and the server.
+	// From here on, signals are for the command. When it ends, the server and this program end.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
 	defer signal.Stop(signals)
@@ -101,18 +102,11 @@ func runCommand(ctx context.Context, command, env []string, signals <-chan os.Si
 		case received := <-signals:
 			_ = cmd.Process.Signal(received) // it may have ended meanwhile
 		case err := <-ended:
-			if err == nil {
-				return 0, nil
-			}
-			exit, ok := errors.AsType[*exec.ExitError](err)
-			if !ok {
-				return 1, err
-			}
-			if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-				return 128 + int(status.Signal()), nil // as a shell says it
+			if code, ok := lab.ExitCode(err); ok {
+				return code, nil
 			}
 
-			return exit.ExitCode(), nil
+			return 1, err
 		}
 	}
 }

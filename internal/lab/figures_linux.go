@@ -1,0 +1,102 @@
+package lab
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func signalOnParentDeath(attributes *syscall.SysProcAttr, signal syscall.Signal) {
+	attributes.Pdeathsig = signal
+}
+
+// stat returns the fields of /proc/PID/stat after the program's name (proc_pid_stat(5)): the state, the parent and so on.
+func stat(pid int) ([]string, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return nil, err
+	}
+	// The name is in parentheses, and may contain anything.
+	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+	const known = 13 // up to stime
+	if len(fields) < known {
+		return nil, fmt.Errorf("/proc/%d/stat is too short: %q", pid, text)
+	}
+	return fields, nil
+}
+
+// ChildrenOf returns the processes whose parent is pid.
+func ChildrenOf(pid int) ([]int, error) {
+	paths, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return nil, err
+	}
+	if len(paths) == 0 {
+		return nil, errors.New("list processes: /proc is not mounted")
+	}
+	parent := strconv.Itoa(pid)
+	var children []int
+	for _, path := range paths {
+		candidate, err := strconv.Atoi(filepath.Base(path))
+		if err != nil {
+			continue
+		}
+		if fields, err := stat(candidate); err == nil && fields[1] == parent { // an error: it has just ended
+			children = append(children, candidate)
+		}
+	}
+	return children, nil
+}
+
+// IsAlive reports whether a process runs or can run again. A zombie is dead: it holds nothing, and its parent may never wait
+// for it.
+func IsAlive(pid int) bool { return !inState(pid, "ZX") }
+
+// IsFrozen reports whether a process that was sent SIGSTOP has stopped, or is dead.
+func IsFrozen(pid int) bool { return inState(pid, "TtZX") }
+
+// inState reports whether a process is in one of the states, or is gone.
+func inState(pid int, states string) bool {
+	fields, err := stat(pid)
+	return err != nil || strings.Contains(states, fields[0])
+}
+
+// CPUTime returns the processor time that a process has used.
+func CPUTime(pid int) (time.Duration, error) {
+	const tick = 10 * time.Millisecond // USER_HZ is 100 on all common architectures of Linux
+	fields, err := stat(pid)
+	if err != nil {
+		return 0, err
+	}
+	var used time.Duration
+	for _, field := range fields[11:13] { // utime and stime
+		ticks, err := strconv.ParseInt(field, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("processor time of process %d: %w", pid, err)
+		}
+		used += time.Duration(ticks) * tick
+	}
+	return used, nil
+}
+
+// Memory returns a figure of proc_pid_status(5), in bytes: VmHWM is the peak of the resident set, RssAnon what a process has
+// for itself.
+func Memory(pid int, figure string) (int64, error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(status)) {
+		if value, ok := strings.CutPrefix(line, figure+":"); ok {
+			kib, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")), 10, 64)
+			return kib << 10, err
+		}
+	}
+	return 0, fmt.Errorf("/proc/%d/status has no %s", pid, figure)
+}
