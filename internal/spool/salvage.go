@@ -3,12 +3,16 @@ package spool
 import (
 	"bytes"
 	"cmp"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
 
 	"github.com/google/uuid"
 )
+
+// errEndsEarly means that all records are where they should be, but that there are more of them.
+var errEndsEarly = errors.New("the file holds records that its structure does not know of")
 
 // salvagedRecord is where a whole record is in a damaged file.
 type salvagedRecord struct {
@@ -17,29 +21,50 @@ type salvagedRecord struct {
 	length   int
 }
 
-// salvage finds the records that are whole in a file whose structure is not, wherever they are, in their order. It also
-// returns the size of the file.
-func (s *file) salvage(buffer *[]byte) ([]salvagedRecord, int64, error) {
-	s.close()
+// salvage finds the records that are whole in a file whose structure is not, wherever they are. From then on the file is
+// read by what was found, in the order of the sequence numbers. It returns how many records are missing before the last,
+// and whether the file is damaged. It is not if it only ended early and every record is there.
+func (s *segment) salvage(buffer *[]byte, cause error) (missing int, damaged bool, err error) {
+	s.file.Lock()
+	defer s.file.Unlock()
+	s.closeFile()
 	content, err := readWhatCanBe(s.path, buffer)
 	if err != nil {
-		return nil, 0, err
+		return 0, false, fmt.Errorf("read the damaged file %s: %w", s.path, err)
 	}
-	var found []salvagedRecord
+	s.scattered, s.salvaged = true, nil
 	seen := map[uuid.UUID]bool{} // a page that was written anew leaves its old copy behind
 	s.scan(content, func(r *record, at, length int) bool {
 		if !seen[r.ID] {
 			seen[r.ID] = true
-			found = append(found, salvagedRecord{r.Sequence, int64(at), length})
+			s.salvaged = append(s.salvaged, salvagedRecord{r.Sequence, int64(at), length})
 		}
 		return true
 	})
-	slices.SortStableFunc(found, func(a, b salvagedRecord) int { return cmp.Compare(a.sequence, b.sequence) })
-	return found, int64(len(content)), nil
+	slices.SortStableFunc(s.salvaged, func(a, b salvagedRecord) int { return cmp.Compare(a.sequence, b.sequence) })
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.left, s.bytes = 0, int64(len(content))
+	for _, r := range s.salvaged {
+		s.records = max(s.records, r.sequence)
+		if s.needs(r.sequence) {
+			s.left++
+		}
+	}
+	missing = int(s.records) - len(s.salvaged)
+	s.damaged = missing != 0 || !errors.Is(cause, errEndsEarly)
+	return missing, s.damaged, nil
 }
 
-// scan calls f with every record that is whole, until it returns false.
-func (s *file) scan(content []byte, f func(r *record, at, length int) bool) {
+// isScattered reports whether the file is read without its structure.
+func (s *segment) isScattered() bool {
+	s.file.Lock()
+	defer s.file.Unlock()
+	return s.scattered
+}
+
+// scan calls f with every record that is whole, until f returns false.
+func (s *segment) scan(content []byte, f func(r *record, at, length int) bool) {
 	for at := 0; ; {
 		i := bytes.Index(content[at:], s.nonce[:])
 		if i < 0 {
@@ -54,31 +79,21 @@ func (s *file) scan(content []byte, f func(r *record, at, length int) bool) {
 	}
 }
 
-// adopt has the file read by what salvage found, and returns how many records are missing before the last.
-func (s *file) adopt(found []salvagedRecord, size int64) (missing int) {
-	s.salvaged, s.scattered, s.left, s.bytes = found, true, 0, size
-	for _, r := range found {
-		s.records = max(s.records, r.sequence)
-		if s.needs(r.sequence) {
-			s.left++
-		}
-	}
-	return int(s.records) - len(found)
-}
-
-// endsEarly tells that a file holds records that its structure does not know of: the page that names the newest
-// transaction is lost and bbolt went back to the one before, or a process was killed in the middle of a transaction.
-func (s *file) endsEarly(buffer *[]byte) (bool, error) {
+// endsEarly returns errEndsEarly if the file holds a record after the last one that its structure knows of: the page that
+// names the newest transaction is lost and bbolt went back to the one before, or a process was killed in the middle of a
+// transaction. The caller must hold s.file.
+func (s *segment) endsEarly(buffer *[]byte, last uint64) error {
 	content, err := readWhatCanBe(s.path, buffer)
 	if err != nil {
-		return false, err
+		return err
 	}
-	early := false
 	s.scan(content, func(r *record, _, _ int) bool {
-		early = r.Sequence > s.records
-		return !early
+		if r.Sequence > last {
+			err = errEndsEarly
+		}
+		return err == nil
 	})
-	return early, nil
+	return err
 }
 
 // readWhatCanBe reads a file into a buffer, which grows if it must, with zeros for what its disk does not give back. A file
@@ -105,15 +120,15 @@ func readWhatCanBe(path string, buffer *[]byte) ([]byte, error) {
 	return content, nil
 }
 
-// eachSalvaged is each, for a file that is read without its structure.
-func (s *file) eachSalvaged(from uint64, wanted func(uint64) bool, f func(r *record, size int64) bool) error {
+// walkSalvaged is walk for a file that is read without its structure. The caller must hold s.file.
+func (s *segment) walkSalvaged(wanted func(uint64) bool, f func(r *record, size int64) bool) error {
 	file, err := os.Open(s.path)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
 	for _, at := range s.salvaged {
-		if at.sequence < from || !wanted(at.sequence) {
+		if !wanted(at.sequence) {
 			continue
 		}
 		value := make([]byte, at.length)

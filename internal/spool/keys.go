@@ -1,0 +1,62 @@
+package spool
+
+import (
+	"crypto/sha256"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"myticket/internal/intake"
+)
+
+// keyIndex knows the idempotency keys of the tickets in the spool: at most Config.MaxTickets, because each ticket has at
+// most one. Any goroutine may use it, and it never waits for the disk.
+type keyIndex struct {
+	mu         sync.Mutex // guards deliveries
+	deliveries map[deliveryKey]delivery
+}
+
+// deliveryKey stands for a source and an idempotency key. It is half of a SHA-256: a sender may make a key long, and no
+// sender can find two texts with the same half.
+type deliveryKey [sha256.Size / 2]byte
+
+func newDeliveryKey(source, key string) deliveryKey {
+	sum := sha256.Sum256([]byte(source + "\x00" + key)) // neither holds NUL
+	return deliveryKey(sum[:])
+}
+
+// delivery is the ticket that came with a key.
+type delivery struct {
+	id        uuid.UUID
+	body      [sha256.Size]byte
+	expiresAt int64 // Unix milliseconds
+}
+
+// find returns the ticket that came with a key which has not expired.
+func (k *keyIndex) find(key deliveryKey) (delivery, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	d, ok := k.deliveries[key]
+	return d, ok && time.Now().UnixMilli() < d.expiresAt
+}
+
+// add adds the keys of tickets that are in the spool now.
+func (k *keyIndex) add(entries ...*intake.Entry) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, e := range entries {
+		if e.Key != "" {
+			k.deliveries[newDeliveryKey(e.Ticket.Source, e.Key)] = delivery{e.Ticket.ID, e.BodySHA256, e.KeyExpiresAt.UnixMilli()}
+		}
+	}
+}
+
+// remove removes the key of a ticket, unless another ticket came with the same key after it had expired.
+func (k *keyIndex) remove(key deliveryKey, id uuid.UUID) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.deliveries[key].id == id {
+		delete(k.deliveries, key)
+	}
+}

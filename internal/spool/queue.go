@@ -1,0 +1,74 @@
+package spool
+
+import (
+	"slices"
+	"sync"
+	"time"
+)
+
+// queue is the segments of which something is to be drained, and the one that is written. Any goroutine may use it, and it
+// never waits for the disk.
+type queue struct {
+	mu       sync.Mutex // guards what follows; the disk is never touched under it
+	segments []*segment // oldest first
+	oldest   time.Time  // when the oldest ticket was received; zero when there is none
+}
+
+// add adds segments that are newer than all others.
+func (q *queue) add(segments ...*segment) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.segments = append(q.segments, segments...)
+}
+
+// all returns the segments, oldest first.
+func (q *queue) all() []*segment {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return slices.Clone(q.segments)
+}
+
+// drop takes the segments of which nothing is needed out of the queue, but for the active one, and returns them.
+func (q *queue) drop(active *segment) (drained []*segment) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.segments = slices.DeleteFunc(q.segments, func(s *segment) bool {
+		left, _ := s.holds()
+		if left > 0 || s == active {
+			return false
+		}
+		drained = append(drained, s)
+		return true
+	})
+	return drained
+}
+
+// count counts tickets that were put into a segment, of which the first was received at a time.
+func (q *queue) count(s *segment, tickets int, bytes int64, received time.Time) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	s.count(tickets, bytes)
+	if q.oldest.IsZero() {
+		q.oldest = received
+	}
+}
+
+// setOldest notes when the oldest ticket was received.
+func (q *queue) setOldest(at time.Time) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.oldest = at
+}
+
+// holds returns how many tickets are to be drained, about how many bytes the files hold, and when the oldest ticket was
+// received.
+func (q *queue) holds() (tickets int, bytes int64, oldest time.Time) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, s := range q.segments {
+		left, size := s.holds()
+		tickets += left
+		bytes += size
+	}
+	return tickets, bytes, q.oldest
+}
