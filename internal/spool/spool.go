@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -130,6 +131,9 @@ func (s *Spool) loadSegment(segment *segment, buffer *[]byte) error {
 			return err
 		}
 		return segment.each(func(r *record, _ int64) bool { remember(r); return true })
+	}
+	if s.config.ReadOnly && filepath.Ext(segment.name()) == suffixRefused {
+		s.aside.Add(1) // until a process drains the folder
 	}
 	return s.folder.rename(segment, suffixSegment) // what the database refused is tried again
 }

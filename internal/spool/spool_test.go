@@ -197,6 +197,11 @@ func TestSpool_ReadOnly_ChangesNothing(t *testing.T) {
 	require.NoError(t, s.All(func(e *intake.Entry) error { got = append(got, e); return nil }))
 	requireSame(t, want, got)
 	require.ErrorIs(t, s.Put(numbered(t, 0, 1)), ticket.ErrUnavailable)
+	some, err := s.Peek(10, 1<<20, none)
+	require.NoError(t, err)
+	requireSame(t, want, some)
+	require.ErrorContains(t, s.Remove(some), "read-only")
+	require.ErrorContains(t, s.Refuse(want[0]), "read-only")
 	require.NoError(t, s.Close())
 	require.Equal(t, before, contents(t, dir))
 }
@@ -324,7 +329,12 @@ func TestSpool_RefusedTickets_AreTriedAgainAtTheNextStart(t *testing.T) {
 	require.Empty(t, take(t, s))
 	require.Equal(t, 1, s.Stats().Aside)
 	require.NoError(t, s.Close())
+	s = open(t, spool.Config{Dir: dir, ReadOnly: true})
+	require.Equal(t, 1, s.Stats().Tickets, "the next drain tries it")
+	require.Equal(t, 1, s.Stats().Aside, "it is set aside until then")
+	require.NoError(t, s.Close())
 	s = open(t, spool.Config{Dir: dir})
+	require.Zero(t, s.Stats().Aside)
 	requireSame(t, []*intake.Entry{refused}, take(t, s))
 }
 
