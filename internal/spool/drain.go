@@ -23,7 +23,7 @@ func (s *Spool) Peek(n int, b int64, skip func(uuid.UUID) bool) ([]*intake.Entry
 	for _, segment := range s.queue.all() {
 		entries, sequences, err := segment.read(n, b, skip)
 		if err != nil {
-			if err = s.damage(segment, err); err == nil {
+			if err = s.salvage(segment, err); err == nil {
 				entries, sequences, err = segment.read(n, b, skip) // what was salvaged of it
 			}
 		}
@@ -46,21 +46,19 @@ func (s *Spool) Peek(n int, b int64, skip func(uuid.UUID) bool) ([]*intake.Entry
 	return nil, failure
 }
 
-// damage sets a file aside that was whole when it was loaded or made, and cannot be read now.
-func (s *Spool) damage(segment *segment, cause error) error {
+// salvage sets a file aside that was whole when it was loaded or made, and cannot be read now.
+func (s *Spool) salvage(segment *segment, cause error) error {
 	s.write.Lock()
 	defer s.write.Unlock()
-	if segment.isScattered() {
-		return cause
-	}
 	if s.active == segment {
 		s.active = nil
 	}
 	var buffer []byte
-	if err := s.setAside(segment, &buffer, cause); err != nil {
-		return err
+	damage, err := segment.salvage(&buffer, cause)
+	if err == nil && damage != nil {
+		err = s.setAside(segment, damage)
 	}
-	return s.forgetDrained()
+	return errors.Join(err, s.forgetDrained())
 }
 
 // Remove removes tickets that Peek returned last: they are in the database, or kept by Refuse. When the process ends before

@@ -52,6 +52,13 @@ func (k *keyIndex) add(entries ...*intake.Entry) {
 	}
 }
 
+// addRecord adds the key of a ticket that was read from the disk.
+func (k *keyIndex) addRecord(r *record) {
+	if r.Key != "" {
+		k.add(r.entry())
+	}
+}
+
 // remove removes the key of a ticket, unless another ticket came with the same key after it had expired.
 func (k *keyIndex) remove(key deliveryKey, id uuid.UUID) {
 	k.mu.Lock()

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"os"
 	"runtime/debug"
 	"time"
 
@@ -13,8 +14,22 @@ import (
 	"myticket/internal/intake"
 )
 
-// verify reads a file that a process before this one left, counts its records, and calls f with each. It returns an error
-// if the structure of the file is not right. The buffer is for the content of the file, and grows if it must.
+// load reads a file that a process before this one left, counts its records, and calls f with each. It salvages a file whose
+// structure is not right, and may then call f with a record twice. The buffer is for the content of the file, and grows if
+// it must.
+func (s *segment) load(buffer *[]byte, f func(*record)) (*damage, error) {
+	cause := s.verify(buffer, f)
+	if cause == nil {
+		return nil, nil //nolint:nilnil // no damage is no error
+	}
+	d, err := s.salvage(buffer, cause)
+	if err != nil {
+		return nil, err
+	}
+	return d, s.each(func(r *record, _ int64) bool { f(r); return true })
+}
+
+// verify counts the records, and returns an error if the structure of the file is not right.
 func (s *segment) verify(buffer *[]byte, f func(*record)) error {
 	s.file.Lock()
 	defer s.file.Unlock()
@@ -110,6 +125,32 @@ func (s *segment) walk(from, last uint64, wanted func(uint64) bool, f func(r *re
 			return nil
 		})
 	})
+}
+
+// walkSalvaged is walk for a file that is read without its structure. The caller must hold s.file.
+func (s *segment) walkSalvaged(wanted func(uint64) bool, f func(r *record, size int64) bool) error {
+	file, err := os.Open(s.path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	for _, at := range s.salvaged {
+		if !wanted(at.sequence) {
+			continue
+		}
+		value := make([]byte, at.length)
+		if _, err := file.ReadAt(value, at.offset); err != nil {
+			return fmt.Errorf("read a damaged file of the spool: %w", err)
+		}
+		r, _, err := s.nonce.decode(value)
+		if err != nil {
+			return err
+		}
+		if !f(&r, cost(value)) {
+			return nil
+		}
+	}
+	return nil
 }
 
 // openFile opens the file for reading, if it is not open already. The caller must hold s.file.

@@ -21,18 +21,28 @@ type salvagedRecord struct {
 	length   int
 }
 
+// damage is what is the matter with a file of which something may be missing.
+type damage struct {
+	cause   error
+	missing int // records before the last, at least
+}
+
 // salvage finds the records that are whole in a file whose structure is not, wherever they are. From then on the file is
-// read by what was found, in the order of the sequence numbers. It returns how many records are missing before the last,
-// and whether the file is damaged. It is not if it only ended early and every record is there.
-func (s *segment) salvage(buffer *[]byte, cause error) (missing int, damaged bool, err error) {
+// read by what was found, in the order of the sequence numbers. It returns no damage if the file only ended early and every
+// record is there, and the cause if the file was salvaged before. The buffer is for the content of the file, and grows if it
+// must.
+func (s *segment) salvage(buffer *[]byte, cause error) (*damage, error) {
 	s.file.Lock()
 	defer s.file.Unlock()
+	if s.scattered {
+		return nil, cause
+	}
 	s.closeFile()
 	content, err := readWhatCanBe(s.path, buffer)
 	if err != nil {
-		return 0, false, fmt.Errorf("read the damaged file %s: %w", s.path, err)
+		return nil, fmt.Errorf("read the damaged file %s: %w", s.path, err)
 	}
-	s.scattered, s.salvaged = true, nil
+	s.scattered = true
 	seen := map[uuid.UUID]bool{} // a page that was written anew leaves its old copy behind
 	s.scan(content, func(r *record, at, length int) bool {
 		if !seen[r.ID] {
@@ -51,16 +61,12 @@ func (s *segment) salvage(buffer *[]byte, cause error) (missing int, damaged boo
 			s.left++
 		}
 	}
-	missing = int(s.records) - len(s.salvaged)
-	s.damaged = missing != 0 || !errors.Is(cause, errEndsEarly)
-	return missing, s.damaged, nil
-}
-
-// isScattered reports whether the file is read without its structure.
-func (s *segment) isScattered() bool {
-	s.file.Lock()
-	defer s.file.Unlock()
-	return s.scattered
+	d := &damage{cause: cause, missing: int(s.records) - len(s.salvaged)}
+	if d.missing == 0 && errors.Is(cause, errEndsEarly) {
+		return nil, nil //nolint:nilnil // no damage is no error
+	}
+	s.damaged = true
+	return d, nil
 }
 
 // scan calls f with every record that is whole, until f returns false.
@@ -118,30 +124,4 @@ func readWhatCanBe(path string, buffer *[]byte) ([]byte, error) {
 		}
 	}
 	return content, nil
-}
-
-// walkSalvaged is walk for a file that is read without its structure. The caller must hold s.file.
-func (s *segment) walkSalvaged(wanted func(uint64) bool, f func(r *record, size int64) bool) error {
-	file, err := os.Open(s.path)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	for _, at := range s.salvaged {
-		if !wanted(at.sequence) {
-			continue
-		}
-		value := make([]byte, at.length)
-		if _, err := file.ReadAt(value, at.offset); err != nil {
-			return fmt.Errorf("read a damaged file of the spool: %w", err)
-		}
-		r, _, err := s.nonce.decode(value)
-		if err != nil {
-			return err
-		}
-		if !f(&r, cost(value)) {
-			return nil
-		}
-	}
-	return nil
 }

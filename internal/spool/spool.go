@@ -77,19 +77,18 @@ func Open(config Config) (*Spool, error) {
 	config.MaxBytes = cmp.Or(config.MaxBytes, 1<<30)
 	config.SegmentBytes = cmp.Or(config.SegmentBytes, 16<<20)
 	config.Logger = cmp.Or(config.Logger, slog.Default())
-	folder, err := openFolder(config.Dir, config.ReadOnly)
-	if err != nil {
-		return nil, err
-	}
 	s := &Spool{
 		config: config,
-		folder: folder,
 		health: diskHealth{folder: config.Dir, logger: config.Logger},
 		keys:   keyIndex{deliveries: map[deliveryKey]delivery{}},
 		peeked: map[*intake.Entry]place{},
 	}
 	s.write.Lock()
 	defer s.write.Unlock()
+	var err error
+	if s.folder, err = openFolder(config.Dir, config.ReadOnly); err != nil {
+		return nil, err
+	}
 	if err := s.load(); err != nil {
 		return nil, errors.Join(fmt.Errorf("read the spool folder %s: %w", config.Dir, err), s.close())
 	}
@@ -101,7 +100,7 @@ func Open(config Config) (*Spool, error) {
 	return s, nil
 }
 
-// load reads what processes before this one left. The caller must hold s.write.
+// load verifies what processes before this one left, and counts it. The caller must hold s.write.
 func (s *Spool) load() error {
 	segments, recovered, err := s.folder.list(s.config.Logger)
 	if err != nil {
@@ -111,7 +110,19 @@ func (s *Spool) load() error {
 	s.queue.add(segments...)
 	var buffer []byte // for the content of one file after the other
 	for _, segment := range segments {
-		if err := s.loadSegment(segment, &buffer); err != nil {
+		damage, err := segment.load(&buffer, s.keys.addRecord)
+		if err != nil {
+			return err
+		}
+		switch {
+		case damage != nil:
+			err = s.setAside(segment, damage)
+		case !s.config.ReadOnly:
+			err = s.folder.rename(segment, suffixSegment) // what the database refused is tried again
+		case filepath.Ext(segment.name()) == suffixRefused:
+			s.aside.Add(1)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -119,32 +130,8 @@ func (s *Spool) load() error {
 	return s.forgetDrained()
 }
 
-// loadSegment verifies a file, and counts what is in it. The caller must hold s.write.
-func (s *Spool) loadSegment(segment *segment, buffer *[]byte) error {
-	remember := func(r *record) {
-		if r.Key != "" {
-			s.keys.add(r.entry())
-		}
-	}
-	if cause := segment.verify(buffer, remember); cause != nil {
-		if err := s.setAside(segment, buffer, cause); err != nil {
-			return err
-		}
-		return segment.each(func(r *record, _ int64) bool { remember(r); return true })
-	}
-	if s.config.ReadOnly && filepath.Ext(segment.name()) == suffixRefused {
-		s.aside.Add(1) // until a process drains the folder
-	}
-	return s.folder.rename(segment, suffixSegment) // what the database refused is tried again
-}
-
-// setAside finds what is readable in a file whose structure is not right, and logs when something may be missing. The caller
-// must hold s.write.
-func (s *Spool) setAside(segment *segment, buffer *[]byte, cause error) error {
-	missing, damaged, err := segment.salvage(buffer, cause)
-	if err != nil || !damaged {
-		return err
-	}
+// setAside keeps a damaged file for a person, and logs what is known of it. The caller must hold s.write.
+func (s *Spool) setAside(segment *segment, d *damage) error {
 	if err := s.folder.rename(segment, suffixDamaged); err != nil {
 		return err
 	}
@@ -152,7 +139,7 @@ func (s *Spool) setAside(segment *segment, buffer *[]byte, cause error) error {
 	readable, _ := segment.holds()
 	s.config.Logger.Error("a file of the spool is damaged: what is readable is drained, and the file is kept; "+
 		"tickets that are missing were acknowledged, and are lost unless a copy of the disk has them (docs/durability.md)",
-		"file", segment.name(), "readable", readable, "missing_at_least", missing, "error", cause)
+		"file", segment.name(), "readable", readable, "missing_at_least", d.missing, "error", d.cause)
 	return nil
 }
 
