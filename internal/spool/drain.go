@@ -27,7 +27,7 @@ func (s *Spool) Peek(n int, b int64, skip func(uuid.UUID) bool) ([]*intake.Entry
 				entries, sequences, err = segment.read(n, b, skip) // what was salvaged of it
 			}
 		}
-		if err != nil { // its disk does not give it back, but it may give back the next
+		if err != nil { // the disk does not return this file, but it may return the next
 			failure = errors.Join(failure, err)
 			continue
 		}
@@ -61,8 +61,8 @@ func (s *Spool) salvage(segment *segment, cause error) error {
 	return errors.Join(err, s.forgetDrained())
 }
 
-// Remove removes tickets that Peek returned last: they are in the database, or kept by Refuse. When the process ends before
-// their file goes, which it does when all of its tickets are removed, they are drained once more, which stores nothing twice.
+// Remove removes tickets that Peek returned last: they are in the database, or kept by Refuse. Their file goes when all of
+// its tickets are removed. If the process ends before that, they are drained once more, which stores nothing twice.
 func (s *Spool) Remove(entries []*intake.Entry) error {
 	if len(entries) == 0 {
 		return nil
@@ -116,8 +116,8 @@ func (s *Spool) refreshOldest() {
 	s.queue.setOldest(oldest)
 }
 
-// dropIdle removes the active file when it was drained and nothing comes any more: its records would be drained once more
-// after a crash, and its bytes count. A file that is being written is not idle, so a disk that hangs is not waited for.
+// dropIdle removes the active file when it is drained and no more tickets come: after a crash its records would be drained
+// once more, and its bytes count. A file that is being written is not idle, so dropIdle never waits for a disk that hangs.
 func (s *Spool) dropIdle() {
 	if !s.write.TryLock() {
 		return

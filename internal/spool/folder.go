@@ -28,7 +28,7 @@ const (
 	suffixSegment   = ".spool"     // tickets, to be drained
 	suffixNew       = ".new"       // a segment that is being made, and holds nothing yet
 	suffixDamaged   = ".damaged"   // a segment whose structure is broken; what is readable is drained
-	suffixRecovered = ".recovered" // a damaged one of which everything readable was drained; for a person to look at
+	suffixRecovered = ".recovered" // a damaged segment whose readable tickets are all drained; for a person to look at
 	suffixRefused   = ".refused"   // tickets that the database refuses even unread; tried again at the next start
 )
 
@@ -120,7 +120,7 @@ func parseName(path string) (*segment, error) {
 		ok = ok && copy(s.nonce[:], decoded) == nonceSize && len(decoded) == nonceSize
 	}
 	if err != nil || !ok {
-		return nil, fmt.Errorf("%s is no file of a spool: its name should be two numbers of 16 hexadecimal digits", name)
+		return nil, fmt.Errorf("%s is not a file of a spool: its name should be two numbers of 16 hexadecimal digits", name)
 	}
 	return s, nil
 }

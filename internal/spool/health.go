@@ -9,7 +9,7 @@ import (
 	"myticket/internal/ticket"
 )
 
-// retryDisk is how long nothing is tried on a disk that failed: a full disk must not cost more than a refusal.
+// retryDisk is how long a disk that failed is not tried again: a full disk must not cost more than a refusal.
 const retryDisk = 500 * time.Millisecond
 
 // diskHealth knows whether the spool's disk takes tickets, and logs when that changes. Any goroutine may use it, and it
@@ -23,7 +23,7 @@ type diskHealth struct {
 	retryAt time.Time  // when a disk that failed is tried again
 }
 
-// failed notes why the disk did not take a write, and returns that as Put returns it.
+// failed notes why the disk did not take a write, and returns the error that Put returns.
 func (h *diskHealth) failed(err error) error {
 	h.mu.Lock()
 	first := h.failure == nil

@@ -43,7 +43,7 @@ func (s *Spool) Put(entries []*intake.Entry) error {
 	s.lastPut = time.Now()
 	s.health.works()
 	if _, size := s.active.holds(); size >= s.config.SegmentBytes {
-		s.active = nil // it stays open until it is drained
+		s.active = nil // the file stays open until it is drained
 	}
 	return nil
 }
@@ -77,12 +77,12 @@ func (s *Spool) withoutDuplicates(entries []*intake.Entry) []*intake.Entry {
 	return fresh
 }
 
-// room returns intake.ErrSpoolFull if the spool may not hold so much more.
-func (s *Spool) room(tickets int, bytes int64) error {
-	haveTickets, haveBytes, _ := s.queue.holds()
-	if haveTickets+tickets > s.config.MaxTickets || haveBytes+bytes > s.config.MaxBytes {
+// room returns intake.ErrSpoolFull if the spool has no room for n tickets of b bytes.
+func (s *Spool) room(n int, b int64) error {
+	tickets, bytes, _ := s.queue.holds()
+	if tickets+n > s.config.MaxTickets || bytes+b > s.config.MaxBytes {
 		return fmt.Errorf("%w: it holds %d tickets (at most %d) in %d bytes (at most %d)",
-			intake.ErrSpoolFull, haveTickets, s.config.MaxTickets, haveBytes, s.config.MaxBytes)
+			intake.ErrSpoolFull, tickets, s.config.MaxTickets, bytes, s.config.MaxBytes)
 	}
 	return nil
 }
@@ -102,7 +102,7 @@ func (s *Spool) ensureActive() error {
 }
 
 // abandon gives up the active file after a failed append. A disk that failed once may have dropped what was written
-// (https://lwn.net/Articles/752063/), so nothing is written to that file again; what was acknowledged before is in it. The
+// (https://lwn.net/Articles/752063/), so nothing is written to that file again. What was acknowledged before is in it. The
 // caller must hold s.write.
 func (s *Spool) abandon() {
 	s.active.close()

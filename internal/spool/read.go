@@ -162,8 +162,8 @@ func (s *segment) openFile() (err error) {
 	return err
 }
 
-// whole calls a function that reads a memory map of a file which may be damaged: bbolt panics on pages that make no
-// sense, and a page that is missing is a fault of the processor.
+// whole calls a function that reads a memory map of a file which may be damaged, and returns a panic as errDamaged: bbolt
+// panics on pages that make no sense, and the processor faults on a page that is missing.
 func whole(f func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -174,14 +174,14 @@ func whole(f func() error) (err error) {
 	return f()
 }
 
-// read returns the oldest tickets that are still needed and not to skip: up to n tickets and so many bytes, at least one
-// ticket if there is any.
-func (s *segment) read(n int, bytes int64, skip func(uuid.UUID) bool) (entries []*intake.Entry, sequences []uint64, err error) {
+// read returns the oldest tickets that are still needed, without those to skip: up to n tickets of up to b bytes, at least
+// one ticket if there is any.
+func (s *segment) read(n int, b int64, skip func(uuid.UUID) bool) (entries []*intake.Entry, sequences []uint64, err error) {
 	err = s.each(func(r *record, size int64) bool {
 		if skip(r.ID) {
 			return true
 		}
-		if bytes -= size; bytes < 0 && len(entries) > 0 {
+		if b -= size; b < 0 && len(entries) > 0 {
 			return false
 		}
 		entries, sequences = append(entries, r.entry()), append(sequences, r.Sequence)

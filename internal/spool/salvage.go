@@ -11,7 +11,7 @@ import (
 	"github.com/google/uuid"
 )
 
-// errEndsEarly means that all records are where they should be, but that there are more of them.
+// errEndsEarly means that the structure of a file is right, but does not have all of the file's records.
 var errEndsEarly = errors.New("the file holds records that its structure does not know of")
 
 // salvagedRecord is where a whole record is in a damaged file.
@@ -21,16 +21,15 @@ type salvagedRecord struct {
 	length   int
 }
 
-// damage is what is the matter with a file of which something may be missing.
+// damage is what is known of a file that may have lost records.
 type damage struct {
 	cause   error
 	missing int // records before the last, at least
 }
 
-// salvage finds the records that are whole in a file whose structure is not, wherever they are. From then on the file is
-// read by what was found, in the order of the sequence numbers. It returns no damage if the file only ended early and every
-// record is there, and the cause if the file was salvaged before. The buffer is for the content of the file, and grows if it
-// must.
+// salvage finds the whole records in a file whose structure is not whole. From then on only these are read, in the order of
+// their sequence numbers. It returns no damage if the file only ended early and every record is there. It returns the cause
+// as an error if the file was salvaged before. The buffer is for the content of the file, and grows if it must.
 func (s *segment) salvage(buffer *[]byte, cause error) (*damage, error) {
 	s.file.Lock()
 	defer s.file.Unlock()
@@ -102,8 +101,8 @@ func (s *segment) endsEarly(buffer *[]byte, last uint64) error {
 	return err
 }
 
-// readWhatCanBe reads a file into a buffer, which grows if it must, with zeros for what its disk does not give back. A file
-// is about as long as Config.SegmentBytes.
+// readWhatCanBe reads a file into a buffer, which grows if it must. What the disk does not return is zeros. A file is about
+// as long as Config.SegmentBytes.
 func readWhatCanBe(path string, buffer *[]byte) ([]byte, error) {
 	file, err := os.Open(path)
 	if err != nil {

@@ -15,13 +15,13 @@ import (
 
 var bucketName = []byte("tickets")
 
-// segment is one file of a spool. A process appends only to files that it made itself. It only reads what a process before
-// it left, and removes such a file as a whole when all of it is in the database. So nothing inside a file is ever
-// overwritten or deleted, and a file that was damaged meanwhile can at most hide some of its own tickets.
+// segment is one file of a spool. A process appends only to files that it made itself. It only reads a file that a process
+// before it left, and removes it as a whole when all of it is in the database. So nothing inside a file is ever overwritten
+// or deleted, and a damaged file can hide no tickets but its own.
 type segment struct {
 	number uint64
 	nonce  nonce
-	writer *bolt.DB // appends; nil if this process did not make the file. It never changes, and is db until that is closed.
+	writer *bolt.DB // for append; nil if this process did not make the file. It never changes. It is db until that is closed.
 
 	// file guards what follows. It is held while the file is opened, read, renamed or closed, but not while records are
 	// appended: a reader does not wait for a writer.
@@ -34,7 +34,7 @@ type segment struct {
 
 	// mu guards the counts that follow. The disk is never touched under it.
 	mu      sync.Mutex
-	records uint64              // that were put or loaded; their sequence numbers are 1 to records, but for gaps in a damaged file
+	records uint64              // the sequence number of the newest record that was acknowledged or loaded; the first is 1
 	drained uint64              // no record up to this sequence number is needed any more
 	removed map[uint64]struct{} // records after drained that are not needed: their tickets overtook one that was stepped over
 	left    int                 // records that are still needed
@@ -104,7 +104,7 @@ func (s *segment) holds() (left int, bytes int64) {
 	return s.left, s.bytes
 }
 
-// isDrained reports whether it held records, and none of them is needed any more.
+// isDrained reports whether the segment has records, and none of them is needed any more.
 func (s *segment) isDrained() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

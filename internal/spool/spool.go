@@ -1,5 +1,6 @@
-// Package spool is a durable queue of tickets in a folder, for when Postgres is away or behind: what Put returned is on
-// disk. It is kept in bbolt files of some MiB each (segments), which are removed one by one as they are drained.
+// Package spool is a durable queue of tickets in a folder. It takes them while Postgres is away or behind. When Put returns
+// without an error, its tickets are on disk. They are in bbolt files of some MiB each (segments), and each file is removed
+// when it is drained.
 package spool
 
 import (
@@ -22,8 +23,8 @@ import (
 type Config struct {
 	Dir          string // Required. It is made if it is not there.
 	MaxTickets   int    // Defaults to 1,000,000.
-	MaxBytes     int64  // of tickets and what belongs to them; the files are up to a tenth larger. Defaults to 1 GiB.
-	SegmentBytes int64  // of one file. Defaults to 16 MiB.
+	MaxBytes     int64  // Of the records of tickets; the files are up to a tenth larger. Defaults to 1 GiB.
+	SegmentBytes int64  // Of one file; the last batch in it may exceed that. Defaults to 16 MiB.
 
 	// ReadOnly is for looking into a folder: nothing is changed in it. Put, Remove and Refuse fail.
 	ReadOnly bool
@@ -41,7 +42,7 @@ type Spool struct {
 	health diskHealth
 	keys   keyIndex
 	queue  queue
-	aside  atomic.Int64 // files that a person should look at
+	aside  atomic.Int64 // how many files a person should look at
 
 	// write guards what follows. It is held while a file is made, written, renamed or removed.
 	write   sync.Mutex
@@ -63,15 +64,15 @@ type place struct {
 // Stats is what a spool holds.
 type Stats struct {
 	Tickets int       // not drained yet
-	Bytes   int64     // what its files hold, drained or not
+	Bytes   int64     // about what the records in its files take, drained or not
 	Oldest  time.Time // when the oldest ticket was received; zero when there is none
 	Aside   int       // files that were set aside: damaged ones, and tickets that the database refuses
 	Failure error     // why it takes no tickets now; nil when it does
 }
 
-// Open opens a folder, and verifies every ticket in it. Damaged files are no error: what is readable in them is drained,
-// and they are kept for a person. Neither is a disk that cannot be written (Stats tells): the process can still serve.
-// ErrInUse when another process has it open.
+// Open opens a folder, and verifies every ticket in it. A damaged file is not an error: what is readable in it is drained,
+// and the file is kept for a person. A disk that cannot be written is not an error either, because the process can still
+// serve; Stats reports it. Open returns ErrInUse when another process has the folder open.
 func Open(config Config) (*Spool, error) {
 	config.MaxTickets = cmp.Or(config.MaxTickets, 1_000_000)
 	config.MaxBytes = cmp.Or(config.MaxBytes, 1<<30)
