@@ -243,30 +243,30 @@ func whole(f func() error) (err error) {
 
 // read returns up to so many records that are still needed and not to skip, oldest first, of up to so many bytes; but at
 // least one if there is any.
-func (s *file) read(records int, bytes int64, skip func(uuid.UUID) bool) ([]*intake.Entry, []uint64, error) {
-	var entries []*intake.Entry
-	var sequences []uint64
+func (s *file) read(records int, bytes int64, skip func(uuid.UUID) bool) ([]intake.Spooled, error) {
+	var tickets []intake.Spooled
 	found := false
 	take := func(r *record, size int64) bool {
 		found = true
 		if skip(r.ID) {
 			return true
 		}
-		if bytes -= size; bytes < 0 && len(entries) > 0 {
+		if bytes -= size; bytes < 0 && len(tickets) > 0 {
 			return false
 		}
-		entries, sequences = append(entries, r.entry()), append(sequences, r.Sequence)
-		return len(entries) < records
+		place := intake.Place{Segment: s.number, Sequence: r.Sequence}
+		tickets = append(tickets, intake.Spooled{Entry: r.entry(), Place: place})
+		return len(tickets) < records
 	}
 	if s.scattered {
 		err := s.eachSalvaged(s.drained+1, s.needs, take)
-		return entries, sequences, err
+		return tickets, err
 	}
 	err := s.each(s.drained+1, s.needs, take)
 	if err == nil && !found {
 		err = fmt.Errorf("%w: there are no records after number %d", errDamaged, s.drained)
 	}
-	return entries, sequences, err
+	return tickets, err
 }
 
 // none skips nothing.

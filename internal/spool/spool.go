@@ -63,11 +63,10 @@ type Spool struct {
 	keys     map[deliveryKey]delivery
 	oldest   time.Time
 	lastPut  time.Time
-	failure  error                   // why the disk does not take tickets
-	retryAt  time.Time               // when it is tried again
-	aside    int                     // files that a person should look at
-	refused  *file                   // guarded by write
-	peeked   map[*intake.Entry]place // what Peek returned last and Remove has not removed
+	failure  error     // why the disk does not take tickets
+	retryAt  time.Time // when it is tried again
+	aside    int       // files that a person should look at
+	refused  *file     // guarded by write
 }
 
 // deliveryKey stands for a source and an idempotency key: as many as MaxTickets are kept in memory, and a sender may make
@@ -83,13 +82,6 @@ type delivery struct {
 	id        uuid.UUID
 	body      [sha256.Size]byte
 	expiresAt int64 // Unix milliseconds
-}
-
-// place is where a ticket is, and the key that it came with.
-type place struct {
-	segment  *file
-	sequence uint64
-	key      deliveryKey // zero for none
 }
 
 // Stats is what a spool holds.
@@ -117,7 +109,7 @@ func Open(config Config) (*Spool, error) {
 	if config.Logger == nil {
 		config.Logger = slog.Default()
 	}
-	s := &Spool{config: config, keys: map[deliveryKey]delivery{}, peeked: map[*intake.Entry]place{}}
+	s := &Spool{config: config, keys: map[deliveryKey]delivery{}}
 	if !config.ReadOnly {
 		if err := os.MkdirAll(config.Dir, 0o700); err != nil {
 			return nil, fmt.Errorf("make the spool folder: %w", err)
@@ -206,7 +198,8 @@ func (s *Spool) loadSegment(segment *file) error {
 		segment.records = r.Sequence
 		segment.left++
 		segment.bytes += size
-		s.remember(r.entry())
+		e := r.entry()
+		s.remember(&e)
 		return true
 	}
 	err := errDamaged
@@ -225,7 +218,11 @@ func (s *Spool) loadSegment(segment *file) error {
 		if err := s.setAside(segment, &s.content, err); err != nil {
 			return err
 		}
-		return segment.eachSalvaged(1, all, func(r *record, _ int64) bool { s.remember(r.entry()); return true })
+		return segment.eachSalvaged(1, all, func(r *record, _ int64) bool {
+			e := r.entry()
+			s.remember(&e)
+			return true
+		})
 	case s.config.ReadOnly:
 		return nil
 	}
@@ -260,42 +257,43 @@ func (s *Spool) setAside(segment *file, content *[]byte, cause error) error {
 }
 
 // Put stores entries durably, all or none. An entry whose idempotency key the spool holds already is not stored again:
-// its Original or KeyReused is set instead. intake.ErrSpoolFull, or ticket.ErrUnavailable when the disk does not take them.
-func (s *Spool) Put(entries []*intake.Entry) error {
+// its outcome says so. intake.ErrSpoolFull, or ticket.ErrUnavailable when the disk does not take them.
+func (s *Spool) Put(entries []*intake.Entry) (intake.Saved, error) {
 	s.write.Lock()
 	defer s.write.Unlock()
 	if s.config.ReadOnly {
-		return fmt.Errorf("%w: the spool was opened read-only", ticket.ErrUnavailable)
+		return intake.Saved{}, fmt.Errorf("%w: the spool was opened read-only", ticket.ErrUnavailable)
 	}
 	s.mu.Lock()
-	fresh := s.withoutDuplicates(entries)
+	fresh, outcomes := s.withoutDuplicates(entries)
 	failure, wait := s.failure, time.Until(s.retryAt)
 	s.mu.Unlock()
+	saved := intake.Saved{Outcomes: outcomes}
 	if len(fresh) == 0 {
-		return nil
+		return saved, nil
 	}
 	if failure != nil && wait > 0 {
-		return fmt.Errorf("%w: the spool's disk failed a moment ago: %w", ticket.ErrUnavailable, failure)
+		return intake.Saved{}, fmt.Errorf("%w: the spool's disk failed a moment ago: %w", ticket.ErrUnavailable, failure)
 	}
 	if err := s.fail(s.ensureActive()); err != nil {
-		return err
+		return intake.Saved{}, err
 	}
 	values := make([][]byte, len(fresh))
 	var bytes int64
 	for i, e := range fresh {
 		value, err := s.active.nonce.encode(s.active.records+uint64(i)+1, e)
 		if err != nil {
-			return err
+			return intake.Saved{}, err
 		}
 		values[i] = value
 		bytes += cost(value)
 	}
 	if err := s.room(len(fresh), bytes); err != nil {
-		return err
+		return intake.Saved{}, err
 	}
 	if err := s.active.append(values); err != nil {
 		s.abandon()
-		return s.fail(err)
+		return intake.Saved{}, s.fail(err)
 	}
 	s.mu.Lock()
 	for _, e := range fresh {
@@ -314,15 +312,15 @@ func (s *Spool) Put(entries []*intake.Entry) error {
 	if full {
 		s.active = nil // it stays open for whoever reads it next
 	}
-	return nil
+	return saved, nil
 }
 
-// withoutDuplicates returns the entries that are to be stored, and says of the others what they are. It holds mu.
-func (s *Spool) withoutDuplicates(entries []*intake.Entry) []*intake.Entry {
-	fresh := make([]*intake.Entry, 0, len(entries))
+// withoutDuplicates returns the entries that are to be stored, and what becomes of all entries. It holds mu.
+func (s *Spool) withoutDuplicates(entries []*intake.Entry) (fresh []*intake.Entry, outcomes []intake.Outcome) {
+	fresh, outcomes = make([]*intake.Entry, 0, len(entries)), make([]intake.Outcome, len(entries))
 	own := map[deliveryKey]*intake.Entry{}
-	for _, e := range entries {
-		e.Original, e.KeyReused = nil, false
+	for i, e := range entries {
+		outcomes[i] = intake.Outcome{ID: e.Ticket.ID, Status: ticket.Spooled}
 		if e.Key == "" {
 			fresh = append(fresh, e)
 			continue
@@ -337,12 +335,12 @@ func (s *Spool) withoutDuplicates(entries []*intake.Entry) []*intake.Entry {
 			own[key] = e
 			fresh = append(fresh, e)
 		case known.body != e.BodySHA256:
-			e.KeyReused = true
+			outcomes[i] = intake.Outcome{KeyReused: true}
 		default:
-			e.Original = &intake.Receipt{ID: known.id, Status: ticket.Spooled, Duplicate: true}
+			outcomes[i] = intake.Outcome{ID: known.id, Status: ticket.Spooled, Duplicate: true}
 		}
 	}
-	return fresh
+	return fresh, outcomes
 }
 
 // room tells whether so much more may be stored.
@@ -456,36 +454,28 @@ func (s *Spool) remember(e *intake.Entry) {
 // Peek returns the oldest tickets but for those to skip, in the order in which they were put: at most so many, of at most so
 // many bytes, but at least one if there is any. They stay until Remove. What they say is not read. It does not wait for a
 // Put that is under way.
-func (s *Spool) Peek(tickets int, bytes int64, skip func(uuid.UUID) bool) ([]*intake.Entry, error) {
+func (s *Spool) Peek(tickets int, bytes int64, skip func(uuid.UUID) bool) ([]intake.Spooled, error) {
 	s.dropIdle()
-	clear(s.peeked)
 	var failure error
 	for _, segment := range s.withTickets() {
-		entries, sequences, err := segment.read(tickets, bytes, skip)
+		found, err := segment.read(tickets, bytes, skip)
 		if err != nil {
 			if err = s.damage(segment, err); err == nil && segment.left > 0 {
-				entries, sequences, err = segment.read(tickets, bytes, skip) // what was salvaged of it
+				found, err = segment.read(tickets, bytes, skip) // what was salvaged of it
 			}
 		}
 		if err != nil { // its disk does not give it back, but it may give back the next
 			failure = errors.Join(failure, fmt.Errorf("read %s: %w", segment.path, err))
 			continue
 		}
-		if len(entries) == 0 {
+		if len(found) == 0 {
 			continue
 		}
 		if failure != nil {
 			s.config.Logger.Error("a file of the spool cannot be read; its tickets stay in it, and those behind it are drained meanwhile",
 				"error", failure)
 		}
-		for i, e := range entries {
-			p := place{segment: segment, sequence: sequences[i]}
-			if e.Key != "" {
-				p.key = newDeliveryKey(e.Ticket.Source, e.Key)
-			}
-			s.peeked[e] = p
-		}
-		return entries, nil
+		return found, nil
 	}
 	return nil, failure
 }
@@ -519,24 +509,28 @@ func (s *Spool) damage(segment *file, cause error) error {
 	return s.forgetDrained()
 }
 
-// Remove removes tickets that Peek returned last: they are in the database, or kept by Refuse. When the process ends before
-// their file goes, which it does when all of its tickets are removed, they are drained once more, which stores nothing twice.
-func (s *Spool) Remove(entries []*intake.Entry) error {
-	if len(entries) == 0 {
+// Remove removes tickets that Peek returned: they are in the database, or kept by Refuse. One that is gone already is no
+// error. When the process ends before their file goes, which it does when all of its tickets are removed, they are drained
+// once more, which stores nothing twice.
+func (s *Spool) Remove(tickets []intake.Spooled) error {
+	if len(tickets) == 0 {
 		return nil
 	}
 	s.write.Lock()
 	defer s.write.Unlock()
 	s.mu.Lock()
-	for _, e := range entries {
-		p, ok := s.peeked[e]
-		if !ok {
+	for i := range tickets {
+		t := &tickets[i]
+		for _, segment := range s.segments {
+			if segment.number == t.Place.Segment {
+				segment.forget(t.Place.Sequence)
+			}
+		}
+		if t.Key == "" {
 			continue
 		}
-		delete(s.peeked, e)
-		p.segment.forget(p.sequence)
-		if s.keys[p.key].id == e.Ticket.ID {
-			delete(s.keys, p.key)
+		if key := newDeliveryKey(t.Ticket.Source, t.Key); s.keys[key].id == t.Ticket.ID {
+			delete(s.keys, key)
 		}
 	}
 	s.mu.Unlock()
@@ -571,8 +565,8 @@ func (s *Spool) forgetDrained() error {
 func (s *Spool) refreshOldest() {
 	var oldest time.Time
 	if heads := s.withTickets(); len(heads) > 0 {
-		if entries, _, err := heads[0].read(1, 0, none); err == nil && len(entries) > 0 {
-			oldest = entries[0].Ticket.ReceivedAt
+		if head, err := heads[0].read(1, 0, none); err == nil && len(head) > 0 {
+			oldest = head[0].Ticket.ReceivedAt
 		}
 	}
 	s.mu.Lock()
@@ -641,7 +635,11 @@ func (s *Spool) All(f func(e *intake.Entry) error) error {
 		if segment.left == 0 {
 			continue
 		}
-		readErr := each(segment.drained+1, segment.needs, func(r *record, _ int64) bool { err = f(r.entry()); return err == nil })
+		readErr := each(segment.drained+1, segment.needs, func(r *record, _ int64) bool {
+			e := r.entry()
+			err = f(&e)
+			return err == nil
+		})
 		if err := errors.Join(readErr, err); err != nil {
 			return err
 		}
