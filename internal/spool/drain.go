@@ -16,32 +16,28 @@ var errReadOnly = errors.New("the spool was opened read-only")
 // Peek returns the oldest tickets but for those to skip, in the order in which they were put: up to n tickets of up to b
 // bytes, at least one ticket if there is any. They stay until Remove. What they say is not read. Peek does not wait for a Put
 // that is under way.
-func (s *Spool) Peek(n int, b int64, skip func(uuid.UUID) bool) ([]*intake.Entry, error) {
+func (s *Spool) Peek(n int, b int64, skip func(uuid.UUID) bool) ([]intake.Spooled, error) {
 	s.dropIdle()
-	clear(s.peeked)
 	var failure error
 	for _, segment := range s.queue.all() {
-		entries, sequences, err := segment.read(n, b, skip)
+		tickets, err := segment.read(n, b, skip)
 		if err != nil {
 			if err = s.salvage(segment, err); err == nil {
-				entries, sequences, err = segment.read(n, b, skip) // what was salvaged of it
+				tickets, err = segment.read(n, b, skip) // what was salvaged of it
 			}
 		}
 		if err != nil { // the disk does not return this file, but it may return the next
 			failure = errors.Join(failure, err)
 			continue
 		}
-		if len(entries) == 0 {
+		if len(tickets) == 0 {
 			continue
 		}
 		if failure != nil {
 			s.config.Logger.Error("a file of the spool cannot be read; its tickets stay in it, and those behind it are drained meanwhile",
 				"error", failure)
 		}
-		for i, e := range entries {
-			s.peeked[e] = place{segment, sequences[i], e.Key}
-		}
-		return entries, nil
+		return tickets, nil
 	}
 	return nil, failure
 }
@@ -61,10 +57,11 @@ func (s *Spool) salvage(segment *segment, cause error) error {
 	return errors.Join(err, s.forgetDrained())
 }
 
-// Remove removes tickets that Peek returned last: they are in the database, or kept by Refuse. Their file goes when all of
-// its tickets are removed. If the process ends before that, they are drained once more, which stores nothing twice.
-func (s *Spool) Remove(entries []*intake.Entry) error {
-	if len(entries) == 0 {
+// Remove removes tickets that Peek returned: they are in the database, or kept by Refuse. A ticket that is gone already is no
+// error. The file goes when all of its tickets are removed. If the process ends before that, they are drained once more,
+// which stores nothing twice.
+func (s *Spool) Remove(tickets []intake.Spooled) error {
+	if len(tickets) == 0 {
 		return nil
 	}
 	s.write.Lock()
@@ -72,16 +69,9 @@ func (s *Spool) Remove(entries []*intake.Entry) error {
 	if s.config.ReadOnly {
 		return errReadOnly
 	}
-	for _, e := range entries {
-		p, ok := s.peeked[e]
-		if !ok {
-			continue
-		}
-		delete(s.peeked, e)
-		p.segment.forget(p.sequence)
-		if p.key != "" {
-			s.keys.remove(newDeliveryKey(e.Ticket.Source, p.key), e.Ticket.ID)
-		}
+	for i := range tickets {
+		s.queue.forget(tickets[i].Place)
+		s.keys.remove(&tickets[i].Entry)
 	}
 	err := s.forgetDrained()
 	s.refreshOldest()

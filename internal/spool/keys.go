@@ -55,15 +55,20 @@ func (k *keyIndex) add(entries ...*intake.Entry) {
 // addRecord adds the key of a ticket that was read from the disk.
 func (k *keyIndex) addRecord(r *record) {
 	if r.Key != "" {
-		k.add(r.entry())
+		e := r.entry()
+		k.add(&e)
 	}
 }
 
 // remove removes the key of a ticket, unless another ticket came with the same key after it had expired.
-func (k *keyIndex) remove(key deliveryKey, id uuid.UUID) {
+func (k *keyIndex) remove(e *intake.Entry) {
+	if e.Key == "" {
+		return
+	}
+	key := newDeliveryKey(e.Ticket.Source, e.Key)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.deliveries[key].id == id {
+	if k.deliveries[key].id == e.Ticket.ID {
 		delete(k.deliveries, key)
 	}
 }

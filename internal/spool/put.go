@@ -9,18 +9,25 @@ import (
 	"myticket/internal/ticket"
 )
 
-// Put stores entries durably, all or none. An entry whose idempotency key the spool holds already is not stored again:
-// its Original or KeyReused is set instead. intake.ErrSpoolFull, or ticket.ErrUnavailable when the disk does not take them.
-func (s *Spool) Put(entries []*intake.Entry) error {
+// Put stores entries durably, all or none, and returns what became of each. An entry whose idempotency key is in the spool
+// already is not stored again. Put returns intake.ErrSpoolFull, or ticket.ErrUnavailable when the disk does not take them.
+func (s *Spool) Put(entries []*intake.Entry) (intake.Saved, error) {
 	s.write.Lock()
 	defer s.write.Unlock()
 	if s.config.ReadOnly {
-		return fmt.Errorf("%w: the spool was opened read-only", ticket.ErrUnavailable)
+		return intake.Saved{}, fmt.Errorf("%w: %w", ticket.ErrUnavailable, errReadOnly)
 	}
-	fresh := s.withoutDuplicates(entries)
-	if len(fresh) == 0 {
-		return nil
+	fresh, outcomes := s.withoutDuplicates(entries)
+	if len(fresh) > 0 {
+		if err := s.put(fresh); err != nil {
+			return intake.Saved{}, err
+		}
 	}
+	return intake.Saved{Outcomes: outcomes}, nil
+}
+
+// put stores entries, at least one. The caller must hold s.write.
+func (s *Spool) put(fresh []*intake.Entry) error {
 	if failure, wait := s.health.failing(); failure != nil && wait > 0 {
 		return fmt.Errorf("%w: the spool's disk failed a moment ago: %w", ticket.ErrUnavailable, failure)
 	}
@@ -48,13 +55,13 @@ func (s *Spool) Put(entries []*intake.Entry) error {
 	return nil
 }
 
-// withoutDuplicates returns the entries that are to be stored, and says of the others what they are. The caller must hold
-// s.write.
-func (s *Spool) withoutDuplicates(entries []*intake.Entry) []*intake.Entry {
-	fresh := make([]*intake.Entry, 0, len(entries))
+// withoutDuplicates returns the entries that are to be stored, and what becomes of all entries if they are. The caller must
+// hold s.write.
+func (s *Spool) withoutDuplicates(entries []*intake.Entry) (fresh []*intake.Entry, outcomes []intake.Outcome) {
+	fresh, outcomes = make([]*intake.Entry, 0, len(entries)), make([]intake.Outcome, len(entries))
 	own := map[deliveryKey]*intake.Entry{}
-	for _, e := range entries {
-		e.Original, e.KeyReused = nil, false
+	for i, e := range entries {
+		outcomes[i] = intake.Outcome{ID: e.Ticket.ID, Status: ticket.Spooled}
 		if e.Key == "" {
 			fresh = append(fresh, e)
 			continue
@@ -69,12 +76,12 @@ func (s *Spool) withoutDuplicates(entries []*intake.Entry) []*intake.Entry {
 			own[key] = e
 			fresh = append(fresh, e)
 		case known.body != e.BodySHA256:
-			e.KeyReused = true
+			outcomes[i] = intake.Outcome{KeyReused: true}
 		default:
-			e.Original = &intake.Receipt{ID: known.id, Status: ticket.Spooled, Duplicate: true}
+			outcomes[i] = intake.Outcome{ID: known.id, Status: ticket.Spooled, Duplicate: true}
 		}
 	}
-	return fresh
+	return fresh, outcomes
 }
 
 // room returns intake.ErrSpoolFull if the spool has no room for n tickets of b bytes.

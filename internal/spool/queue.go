@@ -4,6 +4,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"myticket/internal/intake"
 )
 
 // queue is the segments of which something is to be drained, and the one that is written. Any goroutine may use it, and it
@@ -41,6 +43,18 @@ func (q *queue) drop(active *segment) (drained []*segment) {
 		return true
 	})
 	return drained
+}
+
+// forget notes that a ticket is not needed any more.
+func (q *queue) forget(at intake.Place) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, s := range q.segments {
+		if s.number == at.Segment {
+			s.forget(at.Sequence)
+			return
+		}
+	}
 }
 
 // count counts tickets that were put into a segment, of which the first was received at a time.

@@ -176,16 +176,17 @@ func whole(f func() error) (err error) {
 
 // read returns the oldest tickets that are still needed, without those to skip: up to n tickets of up to b bytes, at least
 // one ticket if there is any.
-func (s *segment) read(n int, b int64, skip func(uuid.UUID) bool) (entries []*intake.Entry, sequences []uint64, err error) {
+func (s *segment) read(n int, b int64, skip func(uuid.UUID) bool) (tickets []intake.Spooled, err error) {
 	err = s.each(func(r *record, size int64) bool {
 		if skip(r.ID) {
 			return true
 		}
-		if b -= size; b < 0 && len(entries) > 0 {
+		if b -= size; b < 0 && len(tickets) > 0 {
 			return false
 		}
-		entries, sequences = append(entries, r.entry()), append(sequences, r.Sequence)
-		return len(entries) < n
+		place := intake.Place{Segment: s.number, Sequence: r.Sequence}
+		tickets = append(tickets, intake.Spooled{Entry: r.entry(), Place: place})
+		return len(tickets) < n
 	})
-	return entries, sequences, err
+	return tickets, err
 }

@@ -86,8 +86,8 @@ func (n nonce) decode(b []byte) (record, int, error) {
 }
 
 // entry returns the ticket as intake had it before it was read.
-func (r *record) entry() *intake.Entry {
-	e := &intake.Entry{Ticket: ticket.Ticket{
+func (r *record) entry() intake.Entry {
+	e := intake.Entry{Ticket: ticket.Ticket{
 		ID: r.ID, Source: r.Source, ReceivedAt: ticket.IDTime(r.ID), Body: r.Body, ContentType: r.ContentType,
 		Traceparent: r.Traceparent,
 	}}

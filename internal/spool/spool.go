@@ -50,15 +50,6 @@ type Spool struct {
 	active  *segment // the last of the queue, to which tickets are appended; nil for none
 	refused *segment // what Refuse appends to; nil for none
 	lastPut time.Time
-
-	peeked map[*intake.Entry]place // what Peek returned last and Remove has not removed
-}
-
-// place is where a ticket is, and the key that it came with.
-type place struct {
-	segment  *segment
-	sequence uint64
-	key      string
 }
 
 // Stats is what a spool holds.
@@ -82,7 +73,6 @@ func Open(config Config) (*Spool, error) {
 		config: config,
 		health: diskHealth{folder: config.Dir, logger: config.Logger},
 		keys:   keyIndex{deliveries: map[deliveryKey]delivery{}},
-		peeked: map[*intake.Entry]place{},
 	}
 	s.write.Lock()
 	defer s.write.Unlock()
@@ -154,7 +144,11 @@ func (s *Spool) Find(source, key string) (id uuid.UUID, body [sha256.Size]byte, 
 func (s *Spool) All(f func(e *intake.Entry) error) error {
 	for _, segment := range s.queue.all() {
 		var err error
-		readErr := segment.each(func(r *record, _ int64) bool { err = f(r.entry()); return err == nil })
+		readErr := segment.each(func(r *record, _ int64) bool {
+			e := r.entry()
+			err = f(&e)
+			return err == nil
+		})
 		if err := errors.Join(readErr, err); err != nil {
 			return err
 		}

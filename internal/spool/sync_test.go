@@ -20,7 +20,7 @@ func TestSpool_SyncFailsBesideAPeek_AndNoAcknowledgedTicketIsLost(t *testing.T) 
 			t.Parallel()
 			s := open(t, spool.Config{Dir: t.TempDir()})
 			acknowledged, failed := numbered(t, 0, 3), numbered(t, 3, 6)
-			require.NoError(t, s.Put(acknowledged))
+			put(t, s, acknowledged)
 			stepsOver := func(id uuid.UUID) bool {
 				for _, e := range acknowledged {
 					if e.Ticket.ID == id {
@@ -29,7 +29,7 @@ func TestSpool_SyncFailsBesideAPeek_AndNoAcknowledgedTicketIsLost(t *testing.T) 
 				}
 				return false
 			}
-			var peeked []*intake.Entry
+			var peeked []intake.Spooled
 			restore := func() {}
 			require.NoError(t, s.FailSync(failed, func(path string) {
 				var err error
