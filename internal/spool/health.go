@@ -47,12 +47,12 @@ func (h *diskHealth) works() {
 	}
 }
 
-// failing returns why the disk takes no tickets, or nil, and for how long it is not tried again.
-func (h *diskHealth) failing() (failure error, wait time.Duration) {
+// failing returns why the disk takes no tickets, or nil, and how long it is not tried again.
+func (h *diskHealth) failing() (wait time.Duration, failure error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.failure == nil {
-		return nil, 0
+		return 0, nil
 	}
-	return h.failure, time.Until(h.retryAt)
+	return time.Until(h.retryAt), h.failure
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 
 	"myticket/internal/intake"
+	"myticket/internal/ticket"
 )
 
 // keyIndex knows the idempotency keys of the tickets in the spool: at most Config.MaxTickets, because each ticket has at
@@ -34,9 +35,45 @@ type delivery struct {
 }
 
 // find returns the ticket that came with a key which has not expired.
-func (k *keyIndex) find(key deliveryKey) (delivery, bool) {
+func (k *keyIndex) find(source, key string) (delivery, bool) {
+	sought := newDeliveryKey(source, key)
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	return k.lookUp(sought)
+}
+
+// withoutDuplicates returns the entries that are to be stored, and what becomes of all entries if they are.
+func (k *keyIndex) withoutDuplicates(entries []*intake.Entry) (fresh []*intake.Entry, outcomes []intake.Outcome) {
+	fresh, outcomes = make([]*intake.Entry, 0, len(entries)), make([]intake.Outcome, len(entries))
+	own := map[deliveryKey]*intake.Entry{}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for i, e := range entries {
+		outcomes[i] = intake.Outcome{ID: e.Ticket.ID, Status: ticket.Spooled}
+		if e.Key == "" {
+			fresh = append(fresh, e)
+			continue
+		}
+		key := newDeliveryKey(e.Ticket.Source, e.Key)
+		known, ok := k.lookUp(key)
+		if first := own[key]; first != nil {
+			known, ok = delivery{id: first.Ticket.ID, body: first.BodySHA256}, true
+		}
+		switch {
+		case !ok || known.id == e.Ticket.ID:
+			own[key] = e
+			fresh = append(fresh, e)
+		case known.body != e.BodySHA256:
+			outcomes[i] = intake.Outcome{KeyReused: true}
+		default:
+			outcomes[i] = intake.Outcome{ID: known.id, Status: ticket.Spooled, Duplicate: true}
+		}
+	}
+	return fresh, outcomes
+}
+
+// lookUp does what find does. The caller must hold k.mu.
+func (k *keyIndex) lookUp(key deliveryKey) (delivery, bool) {
 	d, ok := k.deliveries[key]
 	return d, ok && time.Now().UnixMilli() < d.expiresAt
 }

@@ -17,7 +17,7 @@ func (s *Spool) Put(entries []*intake.Entry) (intake.Saved, error) {
 	if s.config.ReadOnly {
 		return intake.Saved{}, fmt.Errorf("%w: %w", ticket.ErrUnavailable, errReadOnly)
 	}
-	fresh, outcomes := s.withoutDuplicates(entries)
+	fresh, outcomes := s.keys.withoutDuplicates(entries)
 	if len(fresh) > 0 {
 		if err := s.put(fresh); err != nil {
 			return intake.Saved{}, err
@@ -28,7 +28,7 @@ func (s *Spool) Put(entries []*intake.Entry) (intake.Saved, error) {
 
 // put stores entries, at least one. The caller must hold s.write.
 func (s *Spool) put(fresh []*intake.Entry) error {
-	if failure, wait := s.health.failing(); failure != nil && wait > 0 {
+	if wait, failure := s.health.failing(); failure != nil && wait > 0 {
 		return fmt.Errorf("%w: the spool's disk failed a moment ago: %w", ticket.ErrUnavailable, failure)
 	}
 	if err := s.ensureActive(); err != nil {
@@ -53,35 +53,6 @@ func (s *Spool) put(fresh []*intake.Entry) error {
 		s.active = nil // the file stays open until it is drained
 	}
 	return nil
-}
-
-// withoutDuplicates returns the entries that are to be stored, and what becomes of all entries if they are. The caller must
-// hold s.write.
-func (s *Spool) withoutDuplicates(entries []*intake.Entry) (fresh []*intake.Entry, outcomes []intake.Outcome) {
-	fresh, outcomes = make([]*intake.Entry, 0, len(entries)), make([]intake.Outcome, len(entries))
-	own := map[deliveryKey]*intake.Entry{}
-	for i, e := range entries {
-		outcomes[i] = intake.Outcome{ID: e.Ticket.ID, Status: ticket.Spooled}
-		if e.Key == "" {
-			fresh = append(fresh, e)
-			continue
-		}
-		key := newDeliveryKey(e.Ticket.Source, e.Key)
-		known, ok := s.keys.find(key)
-		if first := own[key]; first != nil {
-			known, ok = delivery{id: first.Ticket.ID, body: first.BodySHA256}, true
-		}
-		switch {
-		case !ok || known.id == e.Ticket.ID:
-			own[key] = e
-			fresh = append(fresh, e)
-		case known.body != e.BodySHA256:
-			outcomes[i] = intake.Outcome{KeyReused: true}
-		default:
-			outcomes[i] = intake.Outcome{ID: known.id, Status: ticket.Spooled, Duplicate: true}
-		}
-	}
-	return fresh, outcomes
 }
 
 // room returns intake.ErrSpoolFull if the spool has no room for n tickets of b bytes.
@@ -135,7 +106,7 @@ func (s *Spool) Watch(ctx context.Context) {
 
 // check tries a disk that failed, if it is time to.
 func (s *Spool) check() {
-	if failure, wait := s.health.failing(); failure == nil || wait > 0 || s.config.ReadOnly {
+	if wait, failure := s.health.failing(); failure == nil || wait > 0 || s.config.ReadOnly {
 		return
 	}
 	s.write.Lock()

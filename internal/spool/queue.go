@@ -13,6 +13,7 @@ import (
 type queue struct {
 	mu       sync.Mutex // guards what follows; the disk is never touched under it
 	segments []*segment // oldest first
+	added    uint64     // how many segments were ever added
 	oldest   time.Time  // when the oldest ticket was received; zero when there is none
 }
 
@@ -20,7 +21,11 @@ type queue struct {
 func (q *queue) add(segments ...*segment) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.segments = append(q.segments, segments...)
+	for _, s := range segments {
+		q.added++
+		s.id = q.added
+		q.segments = append(q.segments, s)
+	}
 }
 
 // all returns the segments, oldest first.
@@ -36,7 +41,7 @@ func (q *queue) drop(active *segment) (drained []*segment) {
 	defer q.mu.Unlock()
 	q.segments = slices.DeleteFunc(q.segments, func(s *segment) bool {
 		left, _ := s.holds()
-		if left > 0 || s == active {
+		if left != 0 || s == active {
 			return false
 		}
 		drained = append(drained, s)
@@ -50,7 +55,7 @@ func (q *queue) forget(at intake.Place) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, s := range q.segments {
-		if s.number == at.Segment {
+		if s.id == at.Segment {
 			s.forget(at.Sequence)
 			return
 		}

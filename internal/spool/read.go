@@ -184,7 +184,7 @@ func (s *segment) read(n int, b int64, skip func(uuid.UUID) bool) (tickets []int
 		if b -= size; b < 0 && len(tickets) > 0 {
 			return false
 		}
-		place := intake.Place{Segment: s.number, Sequence: r.Sequence}
+		place := intake.Place{Segment: s.id, Sequence: r.Sequence}
 		tickets = append(tickets, intake.Spooled{Entry: r.entry(), Place: place})
 		return len(tickets) < n
 	})

@@ -19,8 +19,9 @@ var bucketName = []byte("tickets")
 // before it left, and removes it as a whole when all of it is in the database. So nothing inside a file is ever overwritten
 // or deleted, and a damaged file can hide no tickets but its own.
 type segment struct {
-	number uint64
+	number uint64 // in the file's name; two files that were copied from two folders may have the same
 	nonce  nonce
+	id     uint64   // in the queue; it does not change once the segment is there
 	writer *bolt.DB // for append; nil if this process did not make the file. It never changes. It is db until that is closed.
 
 	// file guards what follows. It is held while the file is opened, read, renamed or closed, but not while records are

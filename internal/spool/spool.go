@@ -136,7 +136,7 @@ func (s *Spool) setAside(segment *segment, d *damage) error {
 
 // Find returns the ticket that was spooled for an idempotency key and is not drained yet.
 func (s *Spool) Find(source, key string) (id uuid.UUID, body [sha256.Size]byte, ok bool) {
-	d, ok := s.keys.find(newDeliveryKey(source, key))
+	d, ok := s.keys.find(source, key)
 	return d.id, d.body, ok
 }
 
@@ -160,7 +160,7 @@ func (s *Spool) All(f func(e *intake.Entry) error) error {
 func (s *Spool) Stats() Stats {
 	have := Stats{Aside: int(s.aside.Load())}
 	have.Tickets, have.Bytes, have.Oldest = s.queue.holds()
-	have.Failure, _ = s.health.failing()
+	_, have.Failure = s.health.failing()
 	if have.Failure == nil && (have.Tickets >= s.config.MaxTickets || have.Bytes >= s.config.MaxBytes) {
 		have.Failure = intake.ErrSpoolFull
 	}

@@ -170,6 +170,38 @@ func TestSpool_IsBounded(t *testing.T) {
 	put(t, s, numbered(t, 0, 10)) // room again
 }
 
+// Files that were copied from two folders into one may have the same number.
+func TestSpool_FilesOfTwoFolders_InOne_KeepTheirTicketsApart(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	var want []*intake.Entry
+	for range 2 {
+		from := t.TempDir()
+		s := open(t, spool.Config{Dir: from})
+		sent := numbered(t, 0, 3)
+		put(t, s, sent)
+		want = append(want, sent...)
+		require.NoError(t, s.Close())
+		for _, path := range glob(t, from, "*.spool") {
+			require.NoError(t, os.Rename(path, filepath.Join(dir, filepath.Base(path))))
+		}
+	}
+	s := open(t, spool.Config{Dir: dir})
+	some, err := s.Peek(10, 1<<20, none)
+	require.NoError(t, err)
+	require.Len(t, some, 3)
+	require.NoError(t, s.Remove(some))
+	require.Equal(t, 3, s.Stats().Tickets)
+	require.ElementsMatch(t, ids(want), ids(append(entriesOf(some), take(t, s)...)))
+}
+
+func ids(entries []*intake.Entry) (found []uuid.UUID) {
+	for _, e := range entries {
+		found = append(found, e.Ticket.ID)
+	}
+	return found
+}
+
 func TestSpool_IdempotencyKeys(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -190,6 +222,24 @@ func TestSpool_IdempotencyKeys(t *testing.T) {
 	take(t, s)
 	_, _, ok = s.Find("shop-1", "k")
 	require.False(t, ok, "the database knows it now")
+}
+
+func TestSpool_IdempotencyKey_OfAnExpiredDelivery_IsThatOfTheNextTicket(t *testing.T) {
+	t.Parallel()
+	s := open(t, spool.Config{Dir: t.TempDir()})
+	first, second := keyed(t, "k", "a"), keyed(t, "k", "b")
+	first.KeyExpiresAt = time.Now().Add(-time.Second)
+	put(t, s, []*intake.Entry{first})
+	_, _, ok := s.Find("shop-1", "k")
+	require.False(t, ok, "it has expired")
+	require.False(t, put(t, s, []*intake.Entry{second})[0].KeyReused)
+	some, err := s.Peek(1, 1<<20, none)
+	require.NoError(t, err)
+	require.Equal(t, first.Ticket.ID, some[0].Ticket.ID)
+	require.NoError(t, s.Remove(some))
+	id, _, ok := s.Find("shop-1", "k")
+	require.True(t, ok, "the second ticket is still in the spool")
+	require.Equal(t, second.Ticket.ID, id)
 }
 
 func TestSpool_SecondProcess_IsRefused(t *testing.T) {
