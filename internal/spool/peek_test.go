@@ -15,7 +15,7 @@ import (
 )
 
 // Nothing that deliveries to a healthy database need waits for a disk that hangs.
-func TestSpool_DiskThatHangs_HoldsUpNobodyWhoReads(t *testing.T) {
+func TestSpool_DiskThatHangs_DoesNotHoldUpReaders(t *testing.T) {
 	t.Parallel()
 	s := open(t, spool.Config{Dir: t.TempDir()})
 	first := keyed(t, "k", "first")
@@ -36,7 +36,7 @@ func TestSpool_DiskThatHangs_HoldsUpNobodyWhoReads(t *testing.T) {
 	select {
 	case <-read:
 	case <-time.After(30 * time.Second):
-		t.Error("who only asks waits for the disk")
+		t.Error("Peek, Find or Stats waits for the disk")
 	}
 	release()
 	require.NoError(t, <-putting)

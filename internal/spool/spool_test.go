@@ -349,7 +349,7 @@ func TestSpool_DamagedFile(t *testing.T) {
 		}
 		asides += s.Stats().Aside
 		if len(got) < len(sent) {
-			require.Equal(t, 1, s.Stats().Aside, "round %d: something is missing, and nobody is told", round)
+			require.Equal(t, 1, s.Stats().Aside, "round %d: something is missing, and no file is set aside", round)
 			require.Len(t, glob(t, copied, "*.recovered"), 1, "the damaged file is kept")
 		}
 		put(t, s, numbered(t, 0, 1)) // it works on
