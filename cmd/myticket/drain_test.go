@@ -93,7 +93,8 @@ func spoolOf(t *testing.T, bodies ...string) (dir string) {
 		require.NoError(t, err)
 		entries = append(entries, &intake.Entry{Ticket: ticket.Ticket{ID: id, ReceivedAt: at, Source: ticket.DefaultSource, Body: []byte(body)}})
 	}
-	require.NoError(t, queue.Put(entries))
+	_, err = queue.Put(entries)
+	require.NoError(t, err)
 	require.NoError(t, queue.Close())
 	return dir
 }

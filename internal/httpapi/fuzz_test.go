@@ -43,18 +43,23 @@ type fuzzTicket struct {
 	cost         int
 }
 
-func (s *fuzzStore) Save(_ context.Context, entries []*intake.Entry) error {
+func (s *fuzzStore) Save(_ context.Context, b intake.Batch) (intake.Saved, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, e := range entries {
-		s.tickets[e.Ticket.ID] = fuzzTicket{e.Ticket.Source, string(e.Ticket.Body), e.Ticket.Cost()}
+	var saved intake.Saved
+	for _, e := range b.Entries {
+		t := &e.Ticket
+		s.tickets[t.ID] = fuzzTicket{t.Source, string(t.Body), t.Cost()}
+		saved.Outcomes = append(saved.Outcomes, intake.Outcome{ID: t.ID, Status: t.Status, Problems: t.Problems})
 	}
-	return nil
+	return saved, nil
 }
 
 func (*fuzzStore) Ping(context.Context) error { return nil }
 
-func (*fuzzStore) Treat(context.Context, *ticket.Ticket, int) error { return nil }
+func (*fuzzStore) Treat(context.Context, ticket.Ticket, int) (ticket.Status, []ticket.Problem, error) {
+	return ticket.Treated, nil, nil
+}
 
 // take returns what was stored since it was called last.
 func (s *fuzzStore) take() map[uuid.UUID]fuzzTicket {

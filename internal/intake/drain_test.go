@@ -26,13 +26,13 @@ func spooledTickets(t *testing.T, config spool.Config, bodies ...string) *spool.
 		for _, body := range some {
 			entries = append(entries, &intake.Entry{Ticket: newTicket(t, body)})
 		}
-		require.NoError(t, queue.Put(entries))
+		put(t, queue, entries...)
 	}
 	return queue
 }
 
-func is(body string) func(*intake.Entry) bool {
-	return func(e *intake.Entry) bool { return string(e.Ticket.Body) == body }
+func is(body string) func(*intake.Entry, bool) bool {
+	return func(e *intake.Entry, _ bool) bool { return string(e.Ticket.Body) == body }
 }
 
 func TestDrain_TicketThatFails_IsSteppedOver_TriedAgain_AndSetAside(t *testing.T) {
@@ -43,24 +43,24 @@ func TestDrain_TicketThatFails_IsSteppedOver_TriedAgain_AndSetAside(t *testing.T
 	}
 	const culprit = "ticket 7"
 	for name, c := range map[string]struct {
-		fails   func(e *intake.Entry, try int) bool
+		fails   func(unread bool, try int) bool
 		drained intake.Drained
 		status  ticket.Status
 	}{
-		"always":           {func(*intake.Entry, int) bool { return true }, intake.Drained{Stored: 299, Refused: 1}, ""},
-		"when it was read": {func(e *intake.Entry, _ int) bool { return e.Ticket.Status != ticket.ToTreat }, intake.Drained{Stored: 300}, ticket.ToTreat},
-		"for some time":    {func(_ *intake.Entry, try int) bool { return try < 12 }, intake.Drained{Stored: 300}, ticket.ToTreat},
-		"in a large batch": {func(_ *intake.Entry, try int) bool { return try < 2 }, intake.Drained{Stored: 300}, ticket.Error},
+		"always":           {func(bool, int) bool { return true }, intake.Drained{Stored: 299, Refused: 1}, ""},
+		"when it was read": {func(unread bool, _ int) bool { return !unread }, intake.Drained{Stored: 300}, ticket.ToTreat},
+		"for some time":    {func(_ bool, try int) bool { return try < 12 }, intake.Drained{Stored: 300}, ticket.ToTreat},
+		"in a large batch": {func(_ bool, try int) bool { return try < 2 }, intake.Drained{Stored: 300}, ticket.Error},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			queue, tries := spooledTickets(t, spool.Config{}, bodies...), 0
-			store := &memory{fails: func(e *intake.Entry) bool {
-				if !is(culprit)(e) {
+			store := &memory{fails: func(e *intake.Entry, unread bool) bool {
+				if !is(culprit)(e, unread) {
 					return false
 				}
 				tries++
-				return c.fails(e, tries-1)
+				return c.fails(unread, tries-1)
 			}}
 			drained, err := intake.Drain(t.Context(), intake.Config{
 				Spool: queue, DrainRetry: time.Millisecond, DrainTries: 8, Logger: slog.New(slog.DiscardHandler),
@@ -74,7 +74,7 @@ func TestDrain_TicketThatFails_IsSteppedOver_TriedAgain_AndSetAside(t *testing.T
 			others := slices.DeleteFunc(slices.Clone(stored), func(body string) bool { return body == culprit })
 			require.Equal(t, slices.DeleteFunc(slices.Clone(bodies), func(body string) bool { return body == culprit }), others, "oldest first")
 			if i := slices.Index(stored, culprit); c.status != "" {
-				require.Equal(t, c.status, store.stored[i].Ticket.Status)
+				require.Equal(t, c.status, store.stored[i].status)
 			}
 		})
 	}
@@ -153,7 +153,7 @@ func TestDrain_ManyTicketsThatFailAtOnce_HoldUpTheOthersForMoments(t *testing.T)
 		bodies = append(bodies, fmt.Sprint("well ", i))
 	}
 	queue := spooledTickets(t, spool.Config{}, bodies...)
-	store := &memory{fails: func(e *intake.Entry) bool { return strings.HasPrefix(string(e.Ticket.Body), "broken") }}
+	store := &memory{fails: func(e *intake.Entry, _ bool) bool { return strings.HasPrefix(string(e.Ticket.Body), "broken") }}
 	in := start(t, intake.Config{Spool: queue}, store, nil)
 	require.Eventually(t, func() bool { return len(store.bodies()) == 40 }, time.Minute, 10*time.Millisecond)
 	require.True(t, in.Available())

@@ -21,12 +21,27 @@ import (
 // scriptedStore is a store whose commits a test can hold back, count and fail. What a real Postgres does to intake is
 // tested in cmd/myticket.
 type scriptedStore struct {
-	save func(ctx context.Context, entries []*intake.Entry) error
+	save func(ctx context.Context, b intake.Batch) error
 	ping func() error
 }
 
-func (s *scriptedStore) Save(ctx context.Context, entries []*intake.Entry) error {
-	return s.save(ctx, entries)
+func (s *scriptedStore) Save(ctx context.Context, b intake.Batch) (intake.Saved, error) {
+	if err := s.save(ctx, b); err != nil {
+		return intake.Saved{}, err
+	}
+	return stored(b), nil
+}
+
+// stored says that all of a batch is stored as it is.
+func stored(b intake.Batch) (saved intake.Saved) {
+	for _, e := range b.Entries {
+		o := intake.Outcome{ID: e.Ticket.ID, Status: e.Ticket.Status, Problems: e.Ticket.Problems}
+		if b.Unread {
+			o.Status, o.Problems = ticket.ToTreat, nil
+		}
+		saved.Outcomes = append(saved.Outcomes, o)
+	}
+	return saved
 }
 
 func (s *scriptedStore) Ping(context.Context) error {
@@ -36,16 +51,18 @@ func (s *scriptedStore) Ping(context.Context) error {
 	return s.ping()
 }
 
-type scriptedTreater func(t *ticket.Ticket) error
+type scriptedTreater func(body string) (ticket.Status, []ticket.Problem, error)
 
-func (f scriptedTreater) Treat(_ context.Context, t *ticket.Ticket, _ int) error { return f(t) }
+func (f scriptedTreater) Treat(_ context.Context, t ticket.Ticket, _ int) (ticket.Status, []ticket.Problem, error) {
+	return f(string(t.Body))
+}
 
 func start(t *testing.T, config intake.Config, store intake.Store, treater intake.Treater) *intake.Intake {
 	t.Helper()
 	config.Logger = slog.New(slog.DiscardHandler)
 	in := intake.New(config, store, treater)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute) // a slow store takes 30 s to drain a spool
 		defer cancel()
 		assert.NoError(t, in.Close(ctx))
 	})
@@ -68,7 +85,7 @@ func sampleCost() int {
 func TestIntake_AnswersOnlyAfterCommit(t *testing.T) {
 	t.Parallel()
 	saving, commit := make(chan struct{}), make(chan struct{})
-	in := start(t, intake.Config{}, &scriptedStore{save: func(context.Context, []*intake.Entry) error {
+	in := start(t, intake.Config{}, &scriptedStore{save: func(context.Context, intake.Batch) error {
 		close(saving)
 		<-commit
 		return nil
@@ -94,9 +111,9 @@ func TestIntake_TicketsThatArriveDuringACommit_ShareTheNext(t *testing.T) {
 	var mu sync.Mutex
 	var sizes []int
 	first, commit := make(chan struct{}), make(chan struct{})
-	in := start(t, intake.Config{BatchesInFlight: 1, BatchTickets: 8}, &scriptedStore{save: func(_ context.Context, entries []*intake.Entry) error {
+	in := start(t, intake.Config{BatchesInFlight: 1, BatchTickets: 8}, &scriptedStore{save: func(_ context.Context, b intake.Batch) error {
 		mu.Lock()
-		sizes = append(sizes, len(entries))
+		sizes = append(sizes, len(b.Entries))
 		n := len(sizes)
 		mu.Unlock()
 		if n == 1 {
@@ -130,7 +147,7 @@ func TestIntake_MoreThanMayWait_IsRefusedAtOnce(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			saving, commit := make(chan struct{}, 10), make(chan struct{})
-			in := start(t, config, &scriptedStore{save: func(context.Context, []*intake.Entry) error {
+			in := start(t, config, &scriptedStore{save: func(context.Context, intake.Batch) error {
 				saving <- struct{}{}
 				<-commit
 				return nil
@@ -163,7 +180,7 @@ func requireGivenUpInTime(t *testing.T) {
 	var pings atomic.Int32
 	var back atomic.Bool
 	store := &scriptedStore{
-		save: func(ctx context.Context, _ []*intake.Entry) error {
+		save: func(ctx context.Context, _ intake.Batch) error {
 			if back.Load() {
 				return nil
 			}
@@ -203,28 +220,23 @@ func requireGivenUpInTime(t *testing.T) {
 func TestIntake_RefusedBatch_CostsOnlyTheCulprit(t *testing.T) {
 	t.Parallel()
 	var unread []*intake.Entry
-	store := &scriptedStore{save: func(_ context.Context, entries []*intake.Entry) error {
-		if entries[0].Ticket.Status != ticket.ToTreat {
+	store := &scriptedStore{save: func(_ context.Context, b intake.Batch) error {
+		if !b.Unread { // what was read may be what the store refuses
 			return fmt.Errorf("poison: %w", ticket.ErrRefused)
 		}
-		unread = append(unread, entries...)
-		for _, e := range entries {
-			assert.Equal(t, ticket.ToTreat, e.Ticket.Status)
-			assert.Empty(t, e.Ticket.Order, "what was read may be what the store refuses")
-		}
+		assert.Equal(t, time.Minute, b.ClaimFor)
+		unread = append(unread, b.Entries...)
 		return nil
 	}}
 	later := errors.New("away meanwhile")
-	in := start(t, intake.Config{}, store, scriptedTreater(func(tk *ticket.Ticket) error {
-		switch string(tk.Body) {
+	in := start(t, intake.Config{}, store, scriptedTreater(func(body string) (ticket.Status, []ticket.Problem, error) {
+		switch body {
 		case "poison":
-			tk.Status, tk.Problems = ticket.Error, []ticket.Problem{{Code: "database_refused"}}
+			return ticket.Error, []ticket.Problem{{Code: "database_refused"}}, nil
 		case "later":
-			return later
-		default:
-			tk.Status = ticket.Treated
+			return "", nil, later
 		}
-		return nil
+		return ticket.Treated, nil, nil
 	}))
 	for text, want := range map[string]ticket.Status{sample: ticket.Treated, "poison": ticket.Error, "later": ticket.ToTreat} {
 		r, err := in.Accept(delivery(text))
@@ -238,21 +250,20 @@ func TestIntake_TicketThatIsRefusedEvenUnread_FailsAlone(t *testing.T) {
 	t.Parallel()
 	saving, commit := make(chan struct{}), make(chan struct{})
 	var first sync.Once
-	store := &scriptedStore{save: func(_ context.Context, entries []*intake.Entry) error {
+	store := &scriptedStore{save: func(_ context.Context, b intake.Batch) error {
 		first.Do(func() { // the first ticket holds the lane, until all others are in one batch
 			close(saving)
 			<-commit
 		})
-		for _, e := range entries {
+		for _, e := range b.Entries {
 			if string(e.Ticket.Body) == "poison" {
 				return fmt.Errorf("poison: %w", ticket.ErrRefused)
 			}
 		}
 		return nil
 	}}
-	in := start(t, intake.Config{BatchesInFlight: 1}, store, scriptedTreater(func(tk *ticket.Ticket) error {
-		tk.Status = ticket.Treated
-		return nil
+	in := start(t, intake.Config{BatchesInFlight: 1}, store, scriptedTreater(func(string) (ticket.Status, []ticket.Problem, error) {
+		return ticket.Treated, nil, nil
 	}))
 	var group sync.WaitGroup
 	accept := func() {
@@ -279,7 +290,7 @@ func TestIntake_Close_AnswersWhatWasAcceptedAndRefusesTheRest(t *testing.T) {
 	saving, commit := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	in := intake.New(intake.Config{BatchesInFlight: 1, Logger: slog.New(slog.DiscardHandler)}, &scriptedStore{
-		save: func(context.Context, []*intake.Entry) error {
+		save: func(context.Context, intake.Batch) error {
 			once.Do(func() { close(saving) })
 			<-commit
 			return nil

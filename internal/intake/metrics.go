@@ -22,7 +22,7 @@ type Metrics struct {
 	batchBytes   prometheus.Histogram
 	wait         prometheus.Histogram
 	commit       prometheus.Histogram
-	overflow     map[string]prometheus.Counter
+	overflow     map[cause]prometheus.Counter
 	spool        prometheus.Histogram
 	drained      prometheus.Counter
 	drainFailed  prometheus.Counter
@@ -72,7 +72,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			seconds),
 		commit: histogram("myticket_intake_commit_seconds", "How long the transaction of a batch took.",
 			seconds),
-		overflow: map[string]prometheus.Counter{},
+		overflow: map[cause]prometheus.Counter{},
 		spool: histogram("myticket_spool_write_seconds", "How long writing tickets to the spool took, fsync included.",
 			seconds),
 		drained: auto.NewCounter(prometheus.CounterOpts{
@@ -96,8 +96,10 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		Name: "myticket_spool_overflow_total",
 		Help: "Tickets that went to the spool, by reason: away, failed (or not answered in time), wait, full.",
 	}, []string{"reason"})
-	for _, reason := range []string{overflowAway, overflowFailed, overflowWait, overflowFull} {
-		m.overflow[reason] = overflow.WithLabelValues(reason)
+	for why, reason := range map[cause]string{
+		causeAway: "away", causeFailed: "failed", causeWait: "wait", causeFull: "full",
+	} {
+		m.overflow[why] = overflow.WithLabelValues(reason)
 	}
 	stored := auto.NewCounterVec(prometheus.CounterOpts{
 		Name: "myticket_intake_tickets_total",
@@ -143,23 +145,23 @@ func (in *Intake) Register(r prometheus.Registerer) {
 	}, func() float64 { return float64(in.inFlight.Load()) })
 }
 
-// answered counts a ticket that is stored, whose sender is told so.
-func (m *Metrics) answered(t *ticket.Ticket) {
-	if counter := m.tickets[t.Status]; counter != nil {
+// answered counts a ticket of a number of lines that is stored, whose sender is told so.
+func (m *Metrics) answered(o Outcome, lines int) {
+	if counter := m.tickets[o.Status]; counter != nil {
 		counter.Inc()
 	}
-	m.read(t)
+	m.read(o, lines)
 }
 
 // read counts what is in a ticket that went into the database.
-func (m *Metrics) read(t *ticket.Ticket) {
-	switch t.Status {
+func (m *Metrics) read(o Outcome, lines int) {
+	switch o.Status {
 	case ticket.Treated:
 		m.orders.Inc()
-		m.lines.Add(float64(len(t.Order.Lines)))
+		m.lines.Add(float64(lines))
 	case ticket.Error:
-		for i, p := range t.Problems {
-			if !slices.ContainsFunc(t.Problems[:i], func(before ticket.Problem) bool { return before.Code == p.Code }) {
+		for i, p := range o.Problems {
+			if !slices.ContainsFunc(o.Problems[:i], func(before ticket.Problem) bool { return before.Code == p.Code }) {
 				m.problems.WithLabelValues(p.Code).Inc()
 			}
 		}
@@ -167,7 +169,7 @@ func (m *Metrics) read(t *ticket.Ticket) {
 	}
 }
 
-// batch counts a batch. StoredBy is its span, as Entry.StoredBy.
+// batch counts a batch. StoredBy is its span, as in Saved.
 func (m *Metrics) batch(tickets, bytes int, wait, commit time.Duration, storedBy string, err error) {
 	outcome := "committed"
 	if err != nil {

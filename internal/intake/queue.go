@@ -6,33 +6,6 @@ import (
 	"time"
 )
 
-// batch is a group of entries that is committed together.
-type batch struct {
-	entries []*Entry
-	cost    int           // sum of their Ticket.Cost
-	large   int           // the part of cost that is of large tickets
-	since   time.Time     // when its first entry came
-	done    chan struct{} // closed when each entry knows what became of it
-	expired chan struct{} // closed when its oldest entry's time is up
-	timer   *time.Timer   // that closes expired
-
-	reason string // why it goes to the spool; empty while it is for the store
-	sealed bool   // nothing is added to it any more
-	unread bool   // its entries were not read: the store cannot take them as they are
-}
-
-// close wakes whoever waits for the batch.
-func (b *batch) close() {
-	b.timer.Stop()
-	close(b.done)
-}
-
-func (b *batch) fail(err error) {
-	for _, e := range b.entries {
-		e.err = err
-	}
-}
-
 // largeCost is what makes a ticket that was read a large one: those may take half of what waits, so that they never keep
 // out all others. A usual ticket of largeBody, with lines of 30 bytes, is none; one of 64 KiB of the shortest lines becomes
 // 2 MiB.
@@ -70,71 +43,89 @@ func newQueue(config Config) *queue {
 	return q
 }
 
-// add puts an entry that was read into the open batch for the store, and returns that batch. It never waits: ErrOverloaded
-// when the queue is full.
-func (q *queue) add(e *Entry) (*batch, error) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.put(&q.forStore, e, "")
-}
-
-// addUnread does the same with an entry that was not read, for the spool.
-func (q *queue) addUnread(e *Entry, reason string) (*batch, error) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.put(&q.forSpool, e, reason)
-}
-
-// put adds an entry to the open batch of a list. The caller must hold q.mu.
-func (q *queue) put(list *[]*batch, e *Entry, reason string) (*batch, error) {
-	q.dropExpired()
+// add puts an entry that was read into the open batch for the store, and returns that batch and the entry's place in it. It
+// never waits: ErrOverloaded when the queue is full.
+func (q *queue) add(e *Entry) (b *batch, entry int, err error) {
 	cost, large := e.Ticket.Cost(), 0
-	if cost > largeCost && reason == "" { // the others have a budget: readers.unread
+	if cost > largeCost {
 		large = cost
 	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if err := q.admit(cost, large); err != nil {
+		return nil, 0, err
+	}
+	b, isNew := q.open(&q.forStore, cost, causeNone)
+	if isNew {
+		q.changed.Signal()
+	}
+	entry = q.put(b, e, cost, large)
+	if q.held() || q.crowded() {
+		q.press()
+	}
+	return b, entry, nil
+}
+
+// addUnread does the same with an entry that was not read, for the spool. Large ones have a budget of their own
+// (readers.unread).
+func (q *queue) addUnread(e *Entry, why cause) (b *batch, entry int, err error) {
+	cost := e.Ticket.Cost()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if err := q.admit(cost, 0); err != nil {
+		return nil, 0, err
+	}
+	b, _ = q.open(&q.forSpool, cost, why)
+	b.unread = true
+	entry = q.put(b, e, cost, 0)
+	q.press()
+	return b, entry, nil
+}
+
+// admit reports why an entry may not wait; nil when it may. The caller must hold q.mu.
+func (q *queue) admit(cost, large int) error {
+	q.dropExpired()
 	switch {
 	case q.closed:
-		return nil, ErrDraining
+		return ErrDraining
 	case q.tickets+1 > q.maxTickets, q.cost+cost > q.maxCost && q.tickets > 0,
 		large > 0 && q.large+large > q.maxCost/2 && q.large > 0:
-		return nil, ErrOverloaded
+		return ErrOverloaded
 	}
-	b := q.open(list, cost, reason)
+	return nil
+}
+
+// open returns a batch of a list that has room for cost more: the last one, or else a new one. The caller must hold q.mu.
+func (q *queue) open(list *[]*batch, cost int, why cause) (b *batch, isNew bool) {
+	if n := len(*list); n > 0 {
+		last := (*list)[n-1]
+		if !last.sealed && last.cause == why && len(last.entries) < q.maxBatchTickets && last.cost+cost <= q.maxBatchCost {
+			return last, false
+		}
+	}
+	b = newBatch(q.timeout)
+	b.cause = why
+	*list = append(*list, b)
+	return b, true
+}
+
+// put adds an entry to a batch, and returns its place there. The caller must hold q.mu.
+func (q *queue) put(b *batch, e *Entry, cost, large int) (entry int) {
 	b.entries = append(b.entries, e)
 	b.cost += cost
 	b.large += large
 	q.tickets++
 	q.cost += cost
 	q.large += large
-	if reason != "" || q.held() || q.crowded() {
-		q.press()
-	}
-	return b, nil
-}
-
-// open returns a batch that has room for so much more. The caller must hold q.mu.
-func (q *queue) open(list *[]*batch, cost int, reason string) *batch {
-	if n := len(*list); n > 0 {
-		last := (*list)[n-1]
-		if !last.sealed && last.reason == reason && len(last.entries) < q.maxBatchTickets && last.cost+cost <= q.maxBatchCost {
-			return last
-		}
-	}
-	b := &batch{since: time.Now(), done: make(chan struct{}), expired: make(chan struct{}), reason: reason, unread: reason != ""}
-	b.timer = time.AfterFunc(q.timeout, func() { close(b.expired) })
-	*list = append(*list, b)
-	if reason == "" {
-		q.changed.Signal()
-	}
-	return b
+	return len(b.entries) - 1
 }
 
 // giveBack hands a batch that the store did not take to the spool's lane. It takes no regard of what may wait: the batch
 // did before, and what has waited too long is dropped.
-func (q *queue) giveBack(b *batch, reason string) {
+func (q *queue) giveBack(b *batch, why cause) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	b.reason, b.sealed = reason, true
+	b.cause, b.sealed = why, true
 	i, _ := slices.BinarySearchFunc(q.forSpool, b, func(a, b *batch) int { return a.since.Compare(b.since) })
 	q.forSpool = slices.Insert(q.forSpool, i, b)
 	q.tickets += len(b.entries)
@@ -148,9 +139,7 @@ func (q *queue) giveBack(b *batch, reason string) {
 // those who come now. The caller must hold q.mu.
 func (q *queue) dropExpired() {
 	for len(q.forSpool) > 0 && time.Since(q.forSpool[0].since) > q.timeout {
-		b := q.take(&q.forSpool)
-		b.fail(ErrUnavailable)
-		b.close()
+		q.take(&q.forSpool).fail(ErrUnavailable)
 	}
 }
 
@@ -204,14 +193,21 @@ func (q *queue) flush() {
 	q.flushed = true
 }
 
-// Why tickets go to the spool: the store is away, a transaction failed or was not answered, they waited too long, or too
-// much waits.
+// cause is why a batch goes to the spool.
+type cause int
+
+// The causes: the store is away, a transaction failed or was not answered, the batch waited too long, or too much waits.
 const (
-	overflowAway   = "away"
-	overflowFailed = "failed"
-	overflowWait   = "wait"
-	overflowFull   = "full"
+	causeNone cause = iota // it does not
+	causeAway
+	causeFailed
+	causeWait
+	causeFull
 )
+
+// storeTakes reports whether the store took tickets when the batch was sent to the spool, so that it may be asked if the
+// spool fails.
+func (c cause) storeTakes() bool { return c == causeWait || c == causeFull }
 
 // What is spooled at once, at most, but for one batch: one fsync for all.
 const (
@@ -244,19 +240,19 @@ func (q *queue) overflowing(wait time.Duration) *batch {
 	if len(q.forStore) == 0 {
 		return nil
 	}
-	var reason string
+	var why cause
 	switch {
 	case q.held() || q.flushed:
-		reason = overflowAway
+		why = causeAway
 	case time.Since(q.forStore[0].since) > wait:
-		reason = overflowWait
+		why = causeWait
 	case q.crowded():
-		reason = overflowFull
+		why = causeFull
 	default:
 		return nil
 	}
 	b := q.take(&q.forStore)
-	b.reason = reason
+	b.cause = why
 	return b
 }
 

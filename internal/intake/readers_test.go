@@ -75,7 +75,7 @@ func TestIntake_LargeTickets_TakeTurns_AndSmallOnesPass(t *testing.T) {
 func TestIntake_LargeTicketsThatWait_LeaveRoomForSmallOnes(t *testing.T) {
 	t.Parallel()
 	saving, commit := make(chan struct{}, 100), make(chan struct{})
-	in := start(t, intake.Config{BatchesInFlight: 1, WaitingBytes: 12 << 20}, &scriptedStore{save: func(context.Context, []*intake.Entry) error {
+	in := start(t, intake.Config{BatchesInFlight: 1, WaitingBytes: 12 << 20}, &scriptedStore{save: func(context.Context, intake.Batch) error {
 		saving <- struct{}{}
 		<-commit
 		return nil
@@ -108,7 +108,7 @@ func TestIntake_LargeTicketsThatWait_LeaveRoomForSmallOnes(t *testing.T) {
 // slowSpool is a disk that takes its time.
 type slowSpool struct{ *spool.Spool }
 
-func (s slowSpool) Put(entries []*intake.Entry) error {
+func (s slowSpool) Put(entries []*intake.Entry) (intake.Saved, error) {
 	time.Sleep(500 * time.Millisecond)
 	return s.Spool.Put(entries)
 }
@@ -121,7 +121,7 @@ func TestIntake_TicketsOfMiddleSize_LeaveRoomForSmallOnes(t *testing.T) {
 }
 
 func requireRoomForSmallOnes(t *testing.T) {
-	store := &scriptedStore{save: func(context.Context, []*intake.Entry) error {
+	store := &scriptedStore{save: func(context.Context, intake.Batch) error {
 		time.Sleep(time.Second)
 		return nil
 	}}

@@ -35,18 +35,31 @@ func openSpool(t *testing.T, config spool.Config) *spool.Spool {
 type memory struct {
 	away    atomic.Bool
 	hold    atomic.Pointer[chan struct{}] // saves wait for it
-	refuses func(*intake.Entry) bool
-	fails   func(*intake.Entry) bool // in time alone
+	refuses func(e *intake.Entry, unread bool) bool
+	fails   func(e *intake.Entry, unread bool) bool // in time alone
 
 	deliveries atomic.Int32 // Saves of tickets whose senders wait
 
 	mu      sync.Mutex
-	stored  []intake.Entry
+	stored  []kept
 	batches []int // tickets of each Save that was well
 }
 
-func (m *memory) Save(ctx context.Context, entries []*intake.Entry) error {
-	if !entries[0].Drained {
+// kept is a ticket that the store has.
+type kept struct {
+	body   string
+	status ticket.Status
+}
+
+func (m *memory) Save(ctx context.Context, b intake.Batch) (intake.Saved, error) {
+	if err := m.save(ctx, b); err != nil {
+		return intake.Saved{}, err
+	}
+	return stored(b), nil
+}
+
+func (m *memory) save(ctx context.Context, b intake.Batch) error {
+	if !b.Drained {
 		m.deliveries.Add(1)
 	}
 	if hold := m.hold.Load(); hold != nil {
@@ -61,17 +74,17 @@ func (m *memory) Save(ctx context.Context, entries []*intake.Entry) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, e := range entries {
-		if m.refuses != nil && m.refuses(e) {
+	for _, e := range b.Entries {
+		if m.refuses != nil && m.refuses(e, b.Unread) {
 			return fmt.Errorf("refused: %w", ticket.ErrRefused)
 		}
-		if m.fails != nil && m.fails(e) {
+		if m.fails != nil && m.fails(e, b.Unread) {
 			return fmt.Errorf("too slow: %w", ticket.ErrUnavailable)
 		}
 	}
-	m.batches = append(m.batches, len(entries))
-	for _, e := range entries {
-		m.stored = append(m.stored, *e)
+	m.batches = append(m.batches, len(b.Entries))
+	for i, o := range stored(b).Outcomes {
+		m.stored = append(m.stored, kept{string(b.Entries[i].Ticket.Body), o.Status})
 	}
 	return nil
 }
@@ -96,7 +109,7 @@ func (m *memory) bodies() []string {
 	defer m.mu.Unlock()
 	var all []string
 	for _, e := range m.stored {
-		all = append(all, string(e.Ticket.Body))
+		all = append(all, e.body)
 	}
 	return all
 }
@@ -121,7 +134,7 @@ func TestIntake_StoreAway_TicketsAreSpooled_AndDrainedInOrder(t *testing.T) {
 	store.away.Store(false)
 	require.Eventually(t, func() bool { return queue.Stats().Tickets == 0 }, 30*time.Second, time.Millisecond)
 	require.Equal(t, want, store.bodies())
-	require.Equal(t, ticket.Error, store.stored[0].Ticket.Status, "they are read when they are drained")
+	require.Equal(t, ticket.Error, store.stored[0].status, "they are read when they are drained")
 	r, err := in.Accept(delivery(sample))
 	require.NoError(t, err)
 	require.Equal(t, ticket.Treated, r.Status)
@@ -219,7 +232,7 @@ func requireOverflow(t *testing.T, config intake.Config) {
 func TestIntake_SpoolFull_TheStoreIsStillAsked(t *testing.T) {
 	t.Parallel()
 	queue, store := openSpool(t, spool.Config{MaxTickets: 1}), &memory{}
-	require.NoError(t, queue.Put([]*intake.Entry{{Ticket: newTicket(t, "fills it")}}))
+	put(t, queue, &intake.Entry{Ticket: newTicket(t, "fills it")})
 	held := make(chan struct{})
 	store.hold.Store(&held)
 	in := start(t, intake.Config{
@@ -238,9 +251,15 @@ func TestIntake_SpoolFull_TheStoreIsStillAsked(t *testing.T) {
 	require.Eventually(t, func() bool { return queue.Stats().Tickets == 0 }, 30*time.Second, time.Millisecond,
 		"what filled the spool is drained: else there is no room to fill it again")
 	store.away.Store(true)
-	require.NoError(t, queue.Put([]*intake.Entry{{Ticket: newTicket(t, "fills it again")}}))
+	put(t, queue, &intake.Entry{Ticket: newTicket(t, "fills it again")})
 	_, err := in.Accept(delivery(sample))
 	require.ErrorIs(t, err, intake.ErrSpoolFull)
+}
+
+func put(t *testing.T, queue *spool.Spool, entries ...*intake.Entry) {
+	t.Helper()
+	_, err := queue.Put(entries)
+	require.NoError(t, err)
 }
 
 func newTicket(t *testing.T, body string) ticket.Ticket {
@@ -256,9 +275,9 @@ type hangingSpool struct {
 	release chan struct{}
 }
 
-func (s hangingSpool) Put([]*intake.Entry) error {
+func (s hangingSpool) Put([]*intake.Entry) (intake.Saved, error) {
 	<-s.release
-	return errors.New("too late")
+	return intake.Saved{}, errors.New("too late")
 }
 
 func TestIntake_DiskThatHangs_NobodyWaitsBeyondTheTimeout(t *testing.T) {
@@ -318,7 +337,7 @@ func TestIntake_StoreThatComesAndGoes_IsNeverLeftHalfAway(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var saves atomic.Int32
-			store := &scriptedStore{save: func(context.Context, []*intake.Entry) error {
+			store := &scriptedStore{save: func(context.Context, intake.Batch) error {
 				if saves.Add(1)%3 == 0 && saves.Load() < 60 {
 					return ticket.ErrUnavailable
 				}
@@ -350,17 +369,17 @@ func TestIntake_Drain_LosesNothingThatTheStoreRefuses(t *testing.T) {
 	queue := openSpool(t, spool.Config{Dir: dir})
 	bodies := []string{"well", "poison", "unreadable even raw", "well, too"}
 	for _, body := range bodies {
-		require.NoError(t, queue.Put([]*intake.Entry{{Ticket: newTicket(t, body)}}))
+		put(t, queue, &intake.Entry{Ticket: newTicket(t, body)})
 	}
-	store := &memory{refuses: func(e *intake.Entry) bool {
-		return string(e.Ticket.Body) == "poison" && e.Ticket.Status != ticket.ToTreat || string(e.Ticket.Body) == "unreadable even raw"
+	store := &memory{refuses: func(e *intake.Entry, unread bool) bool {
+		return string(e.Ticket.Body) == "poison" && !unread || string(e.Ticket.Body) == "unreadable even raw"
 	}}
 	config := intake.Config{Spool: queue, Logger: slog.New(slog.DiscardHandler)}
 	drained, err := intake.Drain(t.Context(), config, store)
 	require.NoError(t, err)
 	require.Equal(t, intake.Drained{Stored: 3, Refused: 1}, drained)
 	require.Equal(t, []string{"well", "poison", "well, too"}, store.bodies())
-	require.Equal(t, ticket.ToTreat, store.stored[1].Ticket.Status)
+	require.Equal(t, ticket.ToTreat, store.stored[1].status)
 	require.Equal(t, 1, queue.Stats().Aside)
 
 	require.NoError(t, queue.Close())

@@ -73,37 +73,39 @@ func TestFailover_TicketSentAgainWhileTheStandbyIsMissing_IsNotStoredUntilAStand
 	require.NoError(t, p.standby.Kill())
 
 	unread := entry(t, "unread")
-	unread.Ticket.Status, unread.ClaimFor = ticket.ToTreat, time.Minute
-	batches := map[string][]*intake.Entry{
-		"plain":     {entry(t, body("1", "Café,a,2")), entry(t, "no ticket")},
-		"with keys": {keyed(t, "k", body("2", "Café,a,2")), keyed(t, "l", body("3", "Café,a,2"))},
-		"mixed":     {entry(t, body("4", "Café,a,2")), keyed(t, "m", body("5", "Café,a,2"))},
-		"unread":    {unread},
+	of := func(entries ...*intake.Entry) intake.Batch { return intake.Batch{Entries: entries} }
+	batches := map[string]intake.Batch{
+		"plain":     of(entry(t, body("1", "Café,a,2")), entry(t, "no ticket")),
+		"with keys": of(keyed(t, "k", body("2", "Café,a,2")), keyed(t, "l", body("3", "Café,a,2"))),
+		"mixed":     of(entry(t, body("4", "Café,a,2")), keyed(t, "m", body("5", "Café,a,2"))),
+		"unread":    {Entries: []*intake.Entry{unread}, Unread: true, ClaimFor: time.Minute},
+	}
+	store := func(store *postgres.Store, batch intake.Batch) func(context.Context) error {
+		return func(ctx context.Context) error { _, err := store.Save(ctx, batch); return err }
 	}
 	for name, batch := range batches {
 		// A wait that is given up leaves what the primary alone has.
 		require.Eventually(t, func() bool {
-			briefly(t, name, func(ctx context.Context) error { return p.store.Save(ctx, batch) })
-			return !slices.ContainsFunc(batch, func(e *intake.Entry) bool { return !p.stored(t, e) })
+			briefly(t, name, store(p.store, batch))
+			return !slices.ContainsFunc(batch.Entries, func(e *intake.Entry) bool { return !p.stored(t, e) })
 		}, 30*time.Second, 50*time.Millisecond, name)
 	}
 	duplicate := keyed(t, "k", body("2", "Café,a,2"))
 	other := open(t, p.url)
 	for name, batch := range batches {
-		briefly(t, name+", again", func(ctx context.Context) error { return p.store.Save(ctx, batch) })
-		briefly(t, name+", by another server", func(ctx context.Context) error { return other.Save(ctx, batch) })
+		briefly(t, name+", again", store(p.store, batch))
+		briefly(t, name+", by another server", store(other, batch))
 	}
-	briefly(t, "a duplicate by its key", func(ctx context.Context) error { return p.store.Save(ctx, []*intake.Entry{duplicate}) })
+	briefly(t, "a duplicate by its key", store(p.store, of(duplicate)))
 
 	require.NoError(t, p.standby.Restart(t.Context()))
 	for _, batch := range batches {
-		save(t, p.testBundle, batch...)
+		saveBatch(t, p.testBundle, batch)
 	}
-	save(t, p.testBundle, duplicate)
-	require.NotNil(t, duplicate.Original)
+	require.True(t, save(t, p.testBundle, duplicate)[0].Duplicate)
 	b := p.failOver(t)
 	for name, batch := range batches {
-		for _, e := range batch {
+		for _, e := range batch.Entries {
 			assert.True(t, one[bool](t, b, `SELECT EXISTS (SELECT FROM tickets WHERE id = $1)`, e.Ticket.ID), name)
 		}
 	}
@@ -136,9 +138,9 @@ func TestFailover_WaitForTheStandbyIsCanceled_DoesNotCount(t *testing.T) {
 			name string
 			do   func(ctx context.Context) error
 		}{
-			{"Save", func(ctx context.Context) error { return p.store.Save(ctx, []*intake.Entry{plain}) }},
-			{"Save with a key", func(ctx context.Context) error { return p.store.Save(ctx, []*intake.Entry{withKey}) }},
-			{"Finish", func(ctx context.Context) error { return p.store.Finish(ctx, claims[2*i]) }},
+			{"Save", func(ctx context.Context) error { return trySave(ctx, p.store, plain) }},
+			{"Save with a key", func(ctx context.Context) error { return trySave(ctx, p.store, withKey) }},
+			{"Finish", func(ctx context.Context) error { _, _, err := p.store.Finish(ctx, claims[2*i]); return err }},
 			{"Postpone", func(ctx context.Context) error { return p.store.Postpone(ctx, claims[2*i+1], time.Hour) }},
 			{"Claim", func(ctx context.Context) error { _, err := p.store.Claim(ctx, 1, time.Hour); return err }},
 			{"RetryTicket", func(ctx context.Context) error { return p.store.RetryTicket(ctx, failed[2*i].Ticket.ID) }},

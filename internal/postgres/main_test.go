@@ -80,9 +80,24 @@ func body(order string, lines ...string) string {
 	return fmt.Sprintf("Order: %s\nVAT: 3.10\nTotal: 16.90\n\nproduct,product_id,price\n%s", order, strings.Join(lines, "\n"))
 }
 
-func save(t *testing.T, b *testBundle, entries ...*intake.Entry) {
+// save stores entries in one transaction, and returns what became of each.
+func save(t *testing.T, b *testBundle, entries ...*intake.Entry) []intake.Outcome {
+	t.Helper()
+	return saveBatch(t, b, intake.Batch{Entries: entries})
+}
+
+func saveBatch(t *testing.T, b *testBundle, batch intake.Batch) []intake.Outcome {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	require.NoError(t, b.store.Save(ctx, entries))
+	saved, err := b.store.Save(ctx, batch)
+	require.NoError(t, err)
+	require.Len(t, saved.Outcomes, len(batch.Entries))
+	return saved.Outcomes
+}
+
+// trySave stores entries in one transaction, and returns only the error.
+func trySave(ctx context.Context, store *postgres.Store, entries ...*intake.Entry) error {
+	_, err := store.Save(ctx, intake.Batch{Entries: entries})
+	return err
 }

@@ -7,11 +7,11 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 
-	"myticket/internal/intake"
 	"myticket/internal/ticket"
 )
 
@@ -111,57 +111,72 @@ func (n *newProducts) emptyUpTo(t time.Time) {
 type gate struct {
 	limits  *newProducts
 	decided bool
-	stopped map[string]int // tickets by entry
+	stopped map[uuid.UUID]*ticket.Problem // by ticket
+	count   map[string]int                // of stopped tickets, by entry
 }
 
 func (n *newProducts) gate() *gate { return &gate{limits: n} }
 
-// stop makes an ERROR of each ticket that names a product which is not there, where its source's bucket is empty. Those of other
-// sources are not looked at.
-func (g *gate) stop(ctx context.Context, conn *pgx.Conn, entries []*intake.Entry) error {
-	now := time.Now()
-	if g.decided || int64(now.Sub(g.limits.start)) >= g.limits.emptyUntil.Load() {
+// stop makes an ERROR of each ticket that names a product which is not there, where its source's bucket is empty.
+func (g *gate) stop(ctx context.Context, conn *pgx.Conn, rows []row) error {
+	if !g.decided {
+		if err := g.decide(ctx, conn, rows); err != nil {
+			return err
+		}
 		g.decided = true
+	}
+	if len(g.stopped) == 0 {
+		return nil
+	}
+	for i := range rows {
+		if problem := g.stopped[rows[i].ticket.ID]; problem != nil {
+			rows[i].standing = standing{ticket.Error, []ticket.Problem{*problem}}
+		}
+	}
+	return nil
+}
+
+// decide finds the tickets to stop. It does not look at those of sources whose bucket is not empty.
+func (g *gate) decide(ctx context.Context, conn *pgx.Conn, rows []row) error {
+	now := time.Now()
+	if int64(now.Sub(g.limits.start)) >= g.limits.emptyUntil.Load() {
 		return nil
 	}
 	empty := map[string]bool{} // by entry
 	for entry, bucket := range g.limits.buckets {
 		empty[entry] = bucket.TokensAt(now) < 1
 	}
-	isLimited := func(t *ticket.Ticket) bool {
-		return t.Status == ticket.Treated && empty[g.limits.sources.Entry(t.Source)]
-	}
+	var limited []*ticket.Ticket
 	unknown := map[string]bool{} // of the limited tickets: whether a product is not there
 	var ids []string
-	for _, e := range entries {
-		if !isLimited(&e.Ticket) {
+	for i := range rows {
+		t := rows[i].ticket
+		if rows[i].status != ticket.Treated || !empty[g.limits.sources.Entry(t.Source)] {
 			continue
 		}
-		for i := range e.Ticket.Order.Lines {
-			if id := e.Ticket.Order.Lines[i].ProductID; !unknown[id] {
+		limited = append(limited, t)
+		for j := range t.Order.Lines {
+			if id := t.Order.Lines[j].ProductID; !unknown[id] {
 				unknown[id] = true
 				ids = append(ids, id)
 			}
 		}
 	}
 	if len(ids) > 0 {
-		rows, err := conn.Query(ctx, `SELECT product_id FROM products WHERE product_id = ANY ($1)`, ids)
+		found, err := conn.Query(ctx, `SELECT product_id FROM products WHERE product_id = ANY ($1)`, ids)
 		if err != nil {
 			return err
 		}
 		var id string
-		if _, err := pgx.ForEachRow(rows, []any{&id}, func() error { unknown[id] = false; return nil }); err != nil {
+		if _, err := pgx.ForEachRow(found, []any{&id}, func() error { unknown[id] = false; return nil }); err != nil {
 			return err
 		}
 	}
-	g.decided, g.stopped = true, map[string]int{}
-	for _, e := range entries {
-		if !isLimited(&e.Ticket) {
-			continue
-		}
-		if problem := g.problem(&e.Ticket, unknown); problem != nil {
-			e.Ticket.Status, e.Ticket.Problems = ticket.Error, []ticket.Problem{*problem}
-			g.stopped[g.limits.sources.Entry(e.Ticket.Source)]++
+	g.stopped, g.count = map[uuid.UUID]*ticket.Problem{}, map[string]int{}
+	for _, t := range limited {
+		if problem := g.problem(t, unknown); problem != nil {
+			g.stopped[t.ID] = problem
+			g.count[g.limits.sources.Entry(t.Source)]++
 		}
 	}
 	return nil
@@ -190,7 +205,7 @@ func (g *gate) problem(t *ticket.Ticket, unknown map[string]bool) *ticket.Proble
 
 // committed counts what the call has done, once its transaction is committed.
 func (g *gate) committed(added []saying) {
-	for entry, tickets := range g.stopped {
+	for entry, tickets := range g.count {
 		g.limits.stopped.WithLabelValues(g.limits.sources.Policies[entry].Label).Add(float64(tickets))
 	}
 	if len(added) > 0 {

@@ -80,20 +80,20 @@ func TestNewProducts_BeyondTheRate_TicketIsStoredAsError_AndOthersAreUntouched(t
 	other := from(t, "shop", body("5", "Miel,g,2"))
 	same := from(t, "shop", body("6", "Pain,e,3"))
 	unread := from(t, "named", "no ticket")
-	save(t, b, known, stopped, other, same, unread)
-	for _, e := range []*intake.Entry{known, other, same} {
-		assert.Equal(t, ticket.Treated, e.Ticket.Status, e.Ticket.Problems)
+	outcomes := save(t, b, known, stopped, other, same, unread)
+	for _, i := range []int{0, 2, 3} {
+		assert.Equal(t, ticket.Treated, outcomes[i].Status, outcomes[i].Problems)
 	}
-	require.Equal(t, ticket.Error, stopped.Ticket.Status, "the sender is told")
-	require.Len(t, stopped.Ticket.Problems, 1)
-	assert.Equal(t, postgres.ProblemNewProducts, stopped.Ticket.Problems[0].Code)
-	assert.Contains(t, stopped.Ticket.Problems[0].Message, `2 products that are not in the product base, first "e"`)
-	assert.NotEqual(t, postgres.ProblemNewProducts, unread.Ticket.Problems[0].Code)
+	require.Equal(t, ticket.Error, outcomes[1].Status, "the sender is told")
+	require.Len(t, outcomes[1].Problems, 1)
+	assert.Equal(t, postgres.ProblemNewProducts, outcomes[1].Problems[0].Code)
+	assert.Contains(t, outcomes[1].Problems[0].Message, `2 products that are not in the product base, first "e"`)
+	assert.NotEqual(t, postgres.ProblemNewProducts, outcomes[4].Problems[0].Code)
 	assert.Equal(t, "a4 b3 c1 d1 e3 g2", one[string](t, b, `SELECT string_agg(product_id || price, ' ' ORDER BY product_id) FROM products`))
 	assert.Equal(t, 7, one[int](t, b, `SELECT count(*) FROM tickets`))
 	stored, err := b.store.Ticket(t.Context(), stopped.Ticket.ID)
 	require.NoError(t, err)
-	assert.Equal(t, stopped.Ticket.Problems, stored.Problems)
+	assert.Equal(t, outcomes[1].Problems, stored.Problems)
 	assert.Equal(t, stopped.Ticket.Body, stored.Body)
 	assert.InDelta(t, 1, limited(t, b, "named"), 0)
 	assert.InDelta(t, 0, limited(t, b, "other"), 0)
@@ -101,14 +101,13 @@ func TestNewProducts_BeyondTheRate_TicketIsStoredAsError_AndOthersAreUntouched(t
 	// With a key, and again after a lost answer: the same.
 	keyed := from(t, "named", body("7", "Riz,h,2"))
 	keyed.Key, keyed.KeyExpiresAt = "k", time.Now().Add(time.Hour)
-	save(t, b, keyed)
-	assert.Equal(t, ticket.Error, keyed.Ticket.Status)
+	assert.Equal(t, ticket.Error, save(t, b, keyed)[0].Status)
 	again := from(t, "named", body("7", "Riz,h,2"))
 	again.Key, again.KeyExpiresAt = "k", time.Now().Add(time.Hour)
-	save(t, b, again)
-	require.NotNil(t, again.Original)
-	assert.Equal(t, ticket.Error, again.Original.Status)
-	assert.Equal(t, ticket.Treated, again.Ticket.Status, "what was not stored is not judged")
+	outcome := save(t, b, again)[0]
+	require.True(t, outcome.Duplicate)
+	assert.Equal(t, ticket.Error, outcome.Status)
+	assert.InDelta(t, 2, limited(t, b, "named"), 0, "what was not stored is not judged")
 }
 
 func TestNewProducts_TicketThatIsSentBack_IsTreatedOnceTheLimitIsRaised(t *testing.T) {
@@ -116,8 +115,7 @@ func TestNewProducts_TicketThatIsSentBack_IsTreatedOnceTheLimitIsRaised(t *testi
 	b := openWith(t, setup(t), false, map[string]postgres.SourcePolicy{"named": {NewProductsRate: aDay, NewProductsBurst: 1}})
 	stopped := from(t, "named", body("2", "Thé,b,3"))
 	save(t, b, from(t, "named", body("1", "Café,a,2")))
-	save(t, b, stopped)
-	require.Equal(t, ticket.Error, stopped.Ticket.Status)
+	require.Equal(t, ticket.Error, save(t, b, stopped)[0].Status)
 
 	treat := func(b *testBundle) {
 		n, err := b.store.RetryTickets(t.Context(), postgres.TicketFilter{Problem: postgres.ProblemNewProducts}, false)
@@ -214,7 +212,7 @@ func TestProducts_Authenticated_IsNeverOverruledByAnother(t *testing.T) {
 	tool, err := postgres.Open(t.Context(), postgres.Config{URL: b.url, AuthenticatedProducts: true})
 	require.NoError(t, err)
 	t.Cleanup(tool.Close)
-	require.NoError(t, tool.Save(context.WithoutCancel(t.Context()), []*intake.Entry{from(t, "trusted", body("6", "Café,a,7"))}))
+	require.NoError(t, trySave(context.WithoutCancel(t.Context()), tool, from(t, "trusted", body("6", "Café,a,7"))))
 	assert.Equal(t, "5 true", price())
 	save(t, plain, from(t, "shop", body("7", "Café,a,8")))
 	assert.Equal(t, "8 false", one[string](t, b, `SELECT price || ' ' || authenticated FROM products`))

@@ -137,11 +137,11 @@ type ticketColumns struct {
 	status, problems, orderNumber, vat, total, extra, lines []byte
 }
 
-func ticketParams(entries []*intake.Entry) ticketColumns {
-	n, bodies, read := len(entries), 0, 0
-	for _, e := range entries {
-		bodies += len(e.Ticket.Body)
-		read += e.Ticket.Order.StoredBytes()
+func ticketParams(rows []row) ticketColumns {
+	n, bodies, read := len(rows), 0, 0
+	for i := range rows {
+		bodies += len(rows[i].ticket.Body)
+		read += rows[i].order.StoredBytes()
 	}
 	ids, times := newArray(pgtype.UUIDOID, 20*n), newArray(pgtype.TimestamptzOID, 12*n)
 	sources, body := newArray(pgtype.TextOID, 16*n), newArray(pgtype.ByteaOID, bodies+4*n)
@@ -150,21 +150,22 @@ func ticketParams(entries []*intake.Entry) ticketColumns {
 	numbers, extras := newArray(pgtype.TextOID, 16*n), newArray(pgtype.JSONBOID, 4*n)
 	orderLines := newArray(pgtype.JSONBOID, 8*n+read)
 	var vats, totals amounts
-	for _, e := range entries {
-		t := &e.Ticket
+	for i := range rows {
+		r := &rows[i]
+		t, o := r.ticket, r.order
 		ids.uuid(t.ID)
 		times.time(t.ReceivedAt)
 		sources.text(t.Source)
 		body.bytes(t.Body)
 		types.text(t.ContentType)
 		parents.textOrNull(t.Traceparent)
-		statuses.text(string(t.Status))
-		problemsJSON(&problems, t.Problems)
-		numbers.textOrNull(t.Order.Number)
-		vats.add(t.Order.VAT)
-		totals.add(t.Order.Total)
-		fieldsJSON(&extras, t.Order.Extra)
-		linesJSON(&orderLines, t.Order.Lines)
+		statuses.text(string(r.status))
+		problemsJSON(&problems, r.problems)
+		numbers.textOrNull(o.Number)
+		vats.add(o.VAT)
+		totals.add(o.Total)
+		fieldsJSON(&extras, o.Extra)
+		linesJSON(&orderLines, o.Lines)
 	}
 	return ticketColumns{
 		id: ids.param(), receivedAt: times.param(), source: sources.param(), body: body.param(),
@@ -179,12 +180,12 @@ var insertFormats = []int16{
 	formatBinary, formatText, formatText, formatBinary, formatBinary, formatBinary, formatBinary, formatBinary,
 }
 
-// insertParams returns the parameters of insertTickets. The entries are all read, or all unread and claimed for as long.
-func insertParams(entries []*intake.Entry) [][]byte {
-	p := ticketParams(entries)
+// insertParams returns the parameters of insertTickets for the rows of a batch.
+func insertParams(b intake.Batch, rows []row) [][]byte {
+	p := ticketParams(rows)
 	parser, attempts, next := ticket.ParserVersion, 0, []byte(nil)
-	if first := entries[0]; first.Ticket.Status == ticket.ToTreat {
-		parser, attempts, next = 0, 1, appendInterval(nil, first.ClaimFor)
+	if b.Unread {
+		parser, attempts, next = 0, 1, appendInterval(nil, b.ClaimFor)
 	}
 	return [][]byte{
 		p.id, p.receivedAt, p.source, p.body, p.contentType, p.traceparent, p.status, p.problems, p.orderNumber,

@@ -79,9 +79,10 @@ func parsed(body string) *intake.Entry {
 
 // paramBytes is how many bytes of parameters a ticket becomes.
 func paramBytes(e *intake.Entry) (n int) {
-	entries := []*intake.Entry{e}
+	batch := intake.Batch{Entries: []*intake.Entry{e}}
+	rows := rowsOf(batch, nil)
 	s := &Store{}
-	for _, params := range [][][]byte{insertParams(entries), s.productParams(s.distinctProducts(entries))} {
+	for _, params := range [][][]byte{insertParams(batch, rows), s.productParams(s.distinctProducts(rows))} {
 		for _, p := range params {
 			n += len(p)
 		}

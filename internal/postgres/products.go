@@ -12,7 +12,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 
-	"myticket/internal/intake"
 	"myticket/internal/ticket"
 )
 
@@ -170,12 +169,12 @@ func (s *saying) overrules(other *saying) bool {
 }
 
 // distinctProducts returns what the treated tickets of a batch say, each product once.
-func (s *Store) distinctProducts(entries []*intake.Entry) []saying {
+func (s *Store) distinctProducts(rows []row) []saying {
 	index := map[string]int{}
 	var sayings []saying
-	for _, e := range entries {
-		t := &e.Ticket
-		if t.Status != ticket.Treated {
+	for r := range rows {
+		t := rows[r].ticket
+		if rows[r].status != ticket.Treated {
 			continue
 		}
 		said := saying{ticketID: t.ID, firstAt: t.ReceivedAt, source: t.Source}

@@ -12,7 +12,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"myticket/internal/intake"
 	"myticket/internal/postgres"
 )
 
@@ -66,7 +65,7 @@ func TestEnsurePartitions_FullDefaultPartition_IsEmptiedInPiecesAndHoldsUpNobody
 	live.Go(func() {
 		for i := 0; !stopped.Load(); i++ {
 			start := time.Now()
-			if saveErr = b.store.Save(t.Context(), []*intake.Entry{entry(t, body(fmt.Sprint(i), "Café,a,2"))}); saveErr != nil {
+			if saveErr = trySave(t.Context(), b.store, entry(t, body(fmt.Sprint(i), "Café,a,2"))); saveErr != nil {
 				return
 			}
 			longest = max(longest, time.Since(start))

@@ -8,7 +8,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"myticket/internal/intake"
 	"myticket/internal/ticket"
 	"myticket/internal/treatment"
 )
@@ -73,8 +72,8 @@ func (s *Store) Claim(ctx context.Context, limit int, lease time.Duration) ([]tr
 }
 
 // Finish implements treatment.Store. New products are limited as with Save.
-func (s *Store) Finish(ctx context.Context, c treatment.Claim) error {
-	entries := []*intake.Entry{{Ticket: *c.Ticket}}
+func (s *Store) Finish(ctx context.Context, c treatment.Claim) (ticket.Status, []ticket.Problem, error) {
+	rows := make([]row, 1)
 	gate := s.newProducts.gate()
 	var added []saying
 	again, lost := false, false
@@ -86,10 +85,11 @@ func (s *Store) Finish(ctx context.Context, c treatment.Claim) error {
 			if err != nil {
 				return err
 			}
-			if err := gate.stop(ctx, conn, entries); err != nil {
+			rows[0] = rowOf(c.Ticket)
+			if err := gate.stop(ctx, conn, rows); err != nil {
 				return err
 			}
-			p := ticketParams(entries)
+			p := ticketParams(rows)
 			result := conn.PgConn().ExecPrepared(ctx, finish.Name,
 				[][]byte{
 					p.status, p.problems, p.orderNumber, p.vat, p.total, p.extra, p.lines, int2(ticket.ParserVersion),
@@ -101,24 +101,24 @@ func (s *Store) Finish(ctx context.Context, c treatment.Claim) error {
 			lost = result.CommandTag.RowsAffected() == 0
 			added = nil
 			if lost && again {
-				done, err := tx.Exec(ctx, finishedTicket, c.Ticket.ReceivedAt, c.Ticket.ID, entries[0].Ticket.Status, c.Attempt, c.Number)
+				done, err := tx.Exec(ctx, finishedTicket, c.Ticket.ReceivedAt, c.Ticket.ID, rows[0].status, c.Attempt, c.Number)
 				lost = done.RowsAffected() == 0
 				return err // with its products, which are of the same transaction
 			}
-			if products := s.distinctProducts(entries); len(products) > 0 && !lost {
+			if products := s.distinctProducts(rows); len(products) > 0 && !lost {
 				added, err = s.upsert(ctx, conn, products)
 			}
 			return err
 		})
 	})
-	if err == nil && !lost {
-		c.Ticket.Status, c.Ticket.Problems = entries[0].Ticket.Status, entries[0].Ticket.Problems
-		gate.committed(added)
-	}
 	if err == nil && lost {
-		return fmt.Errorf("ticket %s: %w", c.Ticket.ID, treatment.ErrClaimLost)
+		err = fmt.Errorf("ticket %s: %w", c.Ticket.ID, treatment.ErrClaimLost)
 	}
-	return err
+	if err != nil {
+		return "", nil, err
+	}
+	gate.committed(added)
+	return rows[0].status, rows[0].problems, nil
 }
 
 // Postpone implements treatment.Store.

@@ -16,8 +16,8 @@ import (
 	"myticket/internal/ticket"
 )
 
-// record is what is kept of a ticket, as CBOR (RFC 8949) with integer keys. What the body says is not kept: it is read
-// again. Keys may be added; their meaning never changes.
+// record is what is kept of a ticket, as CBOR (RFC 8949) with integer keys. The order in the body is not kept: the body is
+// read again. Keys may be added; their meaning never changes.
 type record struct {
 	Sequence     uint64    `cbor:"1,keyasint"` // of its file, from 1 without gaps
 	ID           uuid.UUID `cbor:"2,keyasint"`
@@ -29,8 +29,8 @@ type record struct {
 	KeyExpiresAt int64     `cbor:"8,keyasint,omitempty"` // Unix milliseconds
 }
 
-// A record on disk is the nonce of its file, the length of its CBOR, the CRC-32C of that, and the CBOR. The nonce, which
-// no sender knows, makes a record findable in a file whose structure is lost; the checksum says that it is whole.
+// A record on disk is the nonce of its file, the length of its CBOR, the CRC-32C of the CBOR, and the CBOR. No sender knows
+// the nonce, so a record can be found by it in a file whose structure is lost. The checksum shows that a record is whole.
 const (
 	nonceSize  = 8
 	headerSize = nonceSize + 4 + 4
@@ -86,8 +86,8 @@ func (n nonce) decode(b []byte) (record, int, error) {
 }
 
 // entry returns the ticket as intake had it before it was read.
-func (r *record) entry() *intake.Entry {
-	e := &intake.Entry{Ticket: ticket.Ticket{
+func (r *record) entry() intake.Entry {
+	e := intake.Entry{Ticket: ticket.Ticket{
 		ID: r.ID, Source: r.Source, ReceivedAt: ticket.IDTime(r.ID), Body: r.Body, ContentType: r.ContentType,
 		Traceparent: r.Traceparent,
 	}}

@@ -3,12 +3,16 @@ package spool
 import (
 	"bytes"
 	"cmp"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
 
 	"github.com/google/uuid"
 )
+
+// errEndsEarly means that the structure of a file is right, but does not have all of the file's records.
+var errEndsEarly = errors.New("the file holds records that its structure does not know of")
 
 // salvagedRecord is where a whole record is in a damaged file.
 type salvagedRecord struct {
@@ -17,29 +21,55 @@ type salvagedRecord struct {
 	length   int
 }
 
-// salvage finds the records that are whole in a file whose structure is not, wherever they are, in their order. It also
-// returns the size of the file.
-func (s *file) salvage(buffer *[]byte) ([]salvagedRecord, int64, error) {
-	s.close()
+// damage is what is known of a file that may have lost records.
+type damage struct {
+	cause   error
+	missing int // records before the last, at least
+}
+
+// salvage finds the whole records in a file whose structure is not whole. From then on only these are read, in the order of
+// their sequence numbers. It returns no damage if the file only ended early and every record is there. It returns the cause
+// as an error if the file was salvaged before. The buffer is for the content of the file, and grows if it must.
+func (s *segment) salvage(buffer *[]byte, cause error) (*damage, error) {
+	s.file.Lock()
+	defer s.file.Unlock()
+	if s.scattered {
+		return nil, cause
+	}
+	s.closeFile()
 	content, err := readWhatCanBe(s.path, buffer)
 	if err != nil {
-		return nil, 0, err
+		return nil, fmt.Errorf("read the damaged file %s: %w", s.path, err)
 	}
-	var found []salvagedRecord
+	s.scattered = true
 	seen := map[uuid.UUID]bool{} // a page that was written anew leaves its old copy behind
 	s.scan(content, func(r *record, at, length int) bool {
 		if !seen[r.ID] {
 			seen[r.ID] = true
-			found = append(found, salvagedRecord{r.Sequence, int64(at), length})
+			s.salvaged = append(s.salvaged, salvagedRecord{r.Sequence, int64(at), length})
 		}
 		return true
 	})
-	slices.SortStableFunc(found, func(a, b salvagedRecord) int { return cmp.Compare(a.sequence, b.sequence) })
-	return found, int64(len(content)), nil
+	slices.SortStableFunc(s.salvaged, func(a, b salvagedRecord) int { return cmp.Compare(a.sequence, b.sequence) })
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.left, s.bytes = 0, int64(len(content))
+	for _, r := range s.salvaged {
+		s.records = max(s.records, r.sequence)
+		if s.needs(r.sequence) {
+			s.left++
+		}
+	}
+	d := &damage{cause: cause, missing: int(s.records) - len(s.salvaged)}
+	if d.missing == 0 && errors.Is(cause, errEndsEarly) {
+		return nil, nil //nolint:nilnil // no damage is no error
+	}
+	s.damaged = true
+	return d, nil
 }
 
-// scan calls f with every record that is whole, until it returns false.
-func (s *file) scan(content []byte, f func(r *record, at, length int) bool) {
+// scan calls f with every record that is whole, until f returns false.
+func (s *segment) scan(content []byte, f func(r *record, at, length int) bool) {
 	for at := 0; ; {
 		i := bytes.Index(content[at:], s.nonce[:])
 		if i < 0 {
@@ -54,35 +84,25 @@ func (s *file) scan(content []byte, f func(r *record, at, length int) bool) {
 	}
 }
 
-// adopt has the file read by what salvage found, and returns how many records are missing before the last.
-func (s *file) adopt(found []salvagedRecord, size int64) (missing int) {
-	s.salvaged, s.scattered, s.left, s.bytes = found, true, 0, size
-	for _, r := range found {
-		s.records = max(s.records, r.sequence)
-		if s.needs(r.sequence) {
-			s.left++
-		}
-	}
-	return int(s.records) - len(found)
-}
-
-// endsEarly tells that a file holds records that its structure does not know of: the page that names the newest
-// transaction is lost and bbolt went back to the one before, or a process was killed in the middle of a transaction.
-func (s *file) endsEarly(buffer *[]byte) (bool, error) {
+// endsEarly returns errEndsEarly if the file holds a record after the last one that its structure knows of: the page that
+// names the newest transaction is lost and bbolt went back to the one before, or a process was killed in the middle of a
+// transaction. The caller must hold s.file.
+func (s *segment) endsEarly(buffer *[]byte, last uint64) error {
 	content, err := readWhatCanBe(s.path, buffer)
 	if err != nil {
-		return false, err
+		return err
 	}
-	early := false
 	s.scan(content, func(r *record, _, _ int) bool {
-		early = r.Sequence > s.records
-		return !early
+		if r.Sequence > last {
+			err = errEndsEarly
+		}
+		return err == nil
 	})
-	return early, nil
+	return err
 }
 
-// readWhatCanBe reads a file into a buffer, which grows if it must, with zeros for what its disk does not give back. A file
-// is about as long as Config.SegmentBytes.
+// readWhatCanBe reads a file into a buffer, which grows if it must. What the disk does not return is zeros. A file is about
+// as long as Config.SegmentBytes.
 func readWhatCanBe(path string, buffer *[]byte) ([]byte, error) {
 	file, err := os.Open(path)
 	if err != nil {
@@ -103,30 +123,4 @@ func readWhatCanBe(path string, buffer *[]byte) ([]byte, error) {
 		}
 	}
 	return content, nil
-}
-
-// eachSalvaged is each, for a file that is read without its structure.
-func (s *file) eachSalvaged(from uint64, wanted func(uint64) bool, f func(r *record, size int64) bool) error {
-	file, err := os.Open(s.path)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	for _, at := range s.salvaged {
-		if at.sequence < from || !wanted(at.sequence) {
-			continue
-		}
-		value := make([]byte, at.length)
-		if _, err := file.ReadAt(value, at.offset); err != nil {
-			return fmt.Errorf("read a damaged file of the spool: %w", err)
-		}
-		r, _, err := s.nonce.decode(value)
-		if err != nil {
-			return err
-		}
-		if !f(&r, cost(value)) {
-			return nil
-		}
-	}
-	return nil
 }

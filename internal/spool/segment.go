@@ -1,129 +1,127 @@
 package spool
 
 import (
-	"cmp"
-	"crypto/rand"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
-	"runtime/debug"
-	"slices"
-	"strconv"
 	"strings"
 	"sync"
-	"time"
 
-	"github.com/google/uuid"
 	bolt "go.etcd.io/bbolt"
 
 	"myticket/internal/intake"
 )
 
-// The kinds of files in a spool's folder, by how their names end.
-const (
-	suffixSegment   = ".spool"     // tickets, to be drained
-	suffixNew       = ".new"       // a segment that is being made, and holds nothing yet
-	suffixDamaged   = ".damaged"   // a segment whose structure is broken; what is readable is drained
-	suffixRecovered = ".recovered" // a damaged one of which everything readable was drained; for a person to look at
-	suffixRefused   = ".refused"   // tickets that the database refuses even unread; tried again at the next start
-)
-
 var bucketName = []byte("tickets")
 
-// file is one file of a spool, a segment. A process appends to files that it made itself and to no other: what a process
-// before it left is only read, and removed as a whole when all of it is in the database. So nothing is ever overwritten or
-// deleted inside a file, and a file that was damaged meanwhile can do no more harm than hide some of its own tickets.
-type file struct {
-	path   string
-	number uint64
+// segment is one file of a spool. A process appends only to files that it made itself. It only reads a file that a process
+// before it left, and removes it as a whole when all of it is in the database. So nothing inside a file is ever overwritten
+// or deleted, and a damaged file can hide no tickets but its own.
+type segment struct {
+	number uint64 // in the file's name; two files that were copied from two folders may have the same
 	nonce  nonce
+	id     uint64   // in the queue; it does not change once the segment is there
+	writer *bolt.DB // for append; nil if this process did not make the file. It never changes. It is db until that is closed.
 
-	reading sync.Mutex // held while db is opened, read or closed
-	db      *bolt.DB   // nil while the file is closed
-
-	records uint64              // their sequence numbers are 1 to records, but for damaged segments
-	drained uint64              // no record up to this sequence number is needed any more
-	left    int                 // records that are still needed
-	removed map[uint64]struct{} // those behind drained that are not: their tickets overtook one that was stepped over
-	bytes   int64               // what the records take in the file, more or less
-
-	scattered bool // it is read without its structure, from salvaged
+	// file guards what follows. It is held while the file is opened, read, renamed or closed, but not while records are
+	// appended: a reader does not wait for a writer.
+	file      sync.Mutex
+	path      string
+	db        *bolt.DB // reads; nil while the file is closed
+	scattered bool     // the file is read without its structure, from salvaged
 	salvaged  []salvagedRecord
-	damaged   bool // it is kept for a person
+	damaged   bool // the file is kept for a person
+
+	// mu guards the counts that follow. The disk is never touched under it.
+	mu      sync.Mutex
+	records uint64              // the sequence number of the newest record that was acknowledged or loaded; the first is 1
+	drained uint64              // no record up to this sequence number is needed any more
+	removed map[uint64]struct{} // records after drained that are not needed: their tickets overtook one that was stepped over
+	left    int                 // records that are still needed
+	bytes   int64               // about what the records take in the file
 }
 
-// createSegment makes a file that is whole at the moment it has its name.
-func createSegment(dir string, number uint64, suffix string) (_ *file, err error) {
-	s := &file{number: number}
-	if _, err := rand.Read(s.nonce[:]); err != nil {
-		return nil, err
+// encode returns the records of entries that are to be appended next, and what they take in the file.
+func (s *segment) encode(entries []*intake.Entry) (values [][]byte, bytes int64, err error) {
+	s.mu.Lock()
+	sequence := s.records
+	s.mu.Unlock()
+	values = make([][]byte, len(entries))
+	for i, e := range entries {
+		sequence++
+		if values[i], err = s.nonce.encode(sequence, e); err != nil {
+			return nil, 0, err
+		}
+		bytes += cost(values[i])
 	}
-	s.path = filepath.Join(dir, fmt.Sprintf("%016x-%s%s", number, hex.EncodeToString(s.nonce[:]), suffix))
-	temporary := s.path + suffixNew
-	s.db, err = bolt.Open(temporary, 0o600, &bolt.Options{Timeout: time.Second, FreelistType: bolt.FreelistMapType})
-	if err != nil {
-		_ = os.Remove(temporary)
-		return nil, err
-	}
-	err = s.db.Update(func(tx *bolt.Tx) error {
-		_, err := tx.CreateBucket(bucketName)
-		return err
+	return values, bytes, nil
+}
+
+// append writes what encode returned in one transaction, and returns when it is on disk (fdatasync). After an error the
+// records may be in the file all the same. They do not count, so they are not read while this process runs.
+func (s *segment) append(values [][]byte) error {
+	s.mu.Lock()
+	sequence := s.records
+	s.mu.Unlock()
+	return s.writer.Update(func(tx *bolt.Tx) error {
+		b := tx.Bucket(bucketName)
+		b.FillPercent = 1 // sequence numbers only grow, so a full page stays full
+		for _, value := range values {
+			sequence++
+			if err := b.Put(sequenceKey(sequence), value); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
-	if err == nil {
-		err = os.Rename(temporary, s.path)
-	}
-	if err == nil {
-		err = syncDir(dir)
-	}
-	if err != nil {
-		_ = s.db.Close()
-		_ = os.Remove(temporary)
-		_ = os.Remove(s.path)
-		return nil, err
-	}
-	return s, nil
 }
 
-// syncDir makes names durable: fsync(2), "Calling fsync() does not necessarily ensure that the entry in the directory
-// containing the file has also reached disk".
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+// count counts records that were appended.
+func (s *segment) count(n int, bytes int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.records += uint64(n)
+	s.left += n
+	s.bytes += bytes
 }
 
-// parseName reads the name of a file that createSegment made.
-func parseName(path string) (*file, error) {
-	name := filepath.Base(path)
-	stem, _, _ := strings.Cut(name, ".")
-	number, random, ok := strings.Cut(stem, "-")
-	s := &file{path: path}
-	var err error
-	if s.number, err = strconv.ParseUint(number, 16, 64); err == nil {
-		var decoded []byte
-		decoded, err = hex.DecodeString(random)
-		ok = ok && copy(s.nonce[:], decoded) == nonceSize && len(decoded) == nonceSize
+func sequenceKey(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
+
+// cost is what a record takes in the file. One that is longer than a page has pages of its own.
+func cost(value []byte) int64 {
+	const elementHeader, sequence = 16, 8
+	n := int64(len(value) + elementHeader + sequence)
+	if page := int64(os.Getpagesize()); n > page/2 {
+		n = (n + page - 1) / page * page
 	}
-	if err != nil || !ok {
-		return nil, fmt.Errorf("%s is no file of a spool: its name should be two numbers of 16 hexadecimal digits", name)
-	}
-	return s, nil
+	return n
 }
 
-// needs reports whether a record is still to be drained.
-func (s *file) needs(sequence uint64) bool {
+// holds returns how many records are still needed, and about how many bytes all records take in the file.
+func (s *segment) holds() (left int, bytes int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.left, s.bytes
+}
+
+// isDrained reports whether the segment has records, and none of them is needed any more.
+func (s *segment) isDrained() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.records > 0 && s.left == 0
+}
+
+// needs reports whether a record is still to be drained. The caller must hold s.mu.
+func (s *segment) needs(sequence uint64) bool {
 	_, removed := s.removed[sequence]
 	return sequence > s.drained && !removed
 }
 
 // forget notes that a record is not needed any more.
-func (s *file) forget(sequence uint64) {
+func (s *segment) forget(sequence uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if !s.needs(sequence) {
 		return
 	}
@@ -141,44 +139,22 @@ func (s *file) forget(sequence uint64) {
 	}
 }
 
-// append writes records in one transaction, and returns when they are on disk (fdatasync).
-func (s *file) append(values [][]byte) error {
-	return s.db.Update(func(tx *bolt.Tx) error {
-		b := tx.Bucket(bucketName)
-		b.FillPercent = 1 // sequence numbers only grow, so a full page stays full
-		for i, value := range values {
-			if err := b.Put(sequenceKey(s.records+uint64(i)+1), value); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+// name returns the path of the file.
+func (s *segment) name() string {
+	s.file.Lock()
+	defer s.file.Unlock()
+	return s.path
 }
 
-func sequenceKey(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
-
-// cost is what a record takes in the file. One that is longer than a page has pages of its own.
-func cost(value []byte) int64 {
-	const elementHeader, sequence = 16, 8
-	n := int64(len(value) + elementHeader + sequence)
-	if page := int64(os.Getpagesize()); n > page/2 {
-		n = (n + page - 1) / page * page
-	}
-	return n
+// close closes the file. The next reader opens it again.
+func (s *segment) close() {
+	s.file.Lock()
+	defer s.file.Unlock()
+	s.closeFile()
 }
 
-// open opens the file for reading, if it is not open already. It holds reading.
-func (s *file) open() (err error) {
-	if s.db != nil {
-		return nil
-	}
-	s.db, err = bolt.Open(s.path, 0o600, &bolt.Options{ReadOnly: true, Timeout: time.Second})
-	return err
-}
-
-func (s *file) close() {
-	s.reading.Lock()
-	defer s.reading.Unlock()
+// closeFile does the same. The caller must hold s.file.
+func (s *segment) closeFile() {
 	if s.db == nil {
 		return
 	}
@@ -186,110 +162,11 @@ func (s *file) close() {
 	s.db = nil
 }
 
-// all wants every record from a sequence number on.
-func all(uint64) bool { return true }
-
-// each calls f with the records from a sequence number on that are wanted, until f returns false. It needs the records to
-// be whole and to follow each other without a gap.
-func (s *file) each(from uint64, wanted func(uint64) bool, f func(r *record, size int64) bool) error {
-	s.reading.Lock()
-	defer s.reading.Unlock()
-	return whole(func() error {
-		if err := s.open(); err != nil {
-			return err
-		}
-		return s.db.View(func(tx *bolt.Tx) error {
-			b := tx.Bucket(bucketName)
-			if b == nil {
-				return fmt.Errorf("%w: it has no tickets at all", errDamaged)
-			}
-			c := b.Cursor()
-			next := from
-			for key, value := c.Seek(sequenceKey(from)); key != nil; key, value = c.Next() {
-				if len(key) != 8 || binary.BigEndian.Uint64(key) != next {
-					return fmt.Errorf("%w: record %d is not where it should be", errDamaged, next)
-				}
-				next++
-				if !wanted(next - 1) {
-					continue
-				}
-				r, length, err := s.nonce.decode(value)
-				if err != nil {
-					return err
-				}
-				if r.Sequence != next-1 || length != len(value) {
-					return fmt.Errorf("%w: record %d is not what it should be", errDamaged, next-1)
-				}
-				if !f(&r, cost(value)) {
-					return nil
-				}
-			}
-			return nil
-		})
-	})
-}
-
-// whole calls a function that reads a memory map of a file which may be damaged: bbolt panics on pages that make no
-// sense, and a page that is missing is a fault of the processor.
-func whole(f func() error) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%w: %v", errDamaged, p)
-		}
-	}()
-	return f()
-}
-
-// read returns up to so many records that are still needed and not to skip, oldest first, of up to so many bytes; but at
-// least one if there is any.
-func (s *file) read(records int, bytes int64, skip func(uuid.UUID) bool) ([]*intake.Entry, []uint64, error) {
-	var entries []*intake.Entry
-	var sequences []uint64
-	found := false
-	take := func(r *record, size int64) bool {
-		found = true
-		if skip(r.ID) {
-			return true
-		}
-		if bytes -= size; bytes < 0 && len(entries) > 0 {
-			return false
-		}
-		entries, sequences = append(entries, r.entry()), append(sequences, r.Sequence)
-		return len(entries) < records
-	}
-	if s.scattered {
-		err := s.eachSalvaged(s.drained+1, s.needs, take)
-		return entries, sequences, err
-	}
-	err := s.each(s.drained+1, s.needs, take)
-	if err == nil && !found {
-		err = fmt.Errorf("%w: there are no records after number %d", errDamaged, s.drained)
-	}
-	return entries, sequences, err
-}
-
-// none skips nothing.
-func none(uuid.UUID) bool { return false }
-
-// remove closes and removes the file. A damaged one is kept under another name: it may hold what only a person can read.
-func (s *file) remove() error {
-	s.close()
-	var err error
-	if s.damaged {
-		err = os.Rename(s.path, strings.TrimSuffix(s.path, filepath.Ext(s.path))+suffixRecovered)
-	} else {
-		err = os.Remove(s.path)
-	}
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return syncDir(filepath.Dir(s.path))
-}
-
-// rename gives the file another kind.
-func (s *file) rename(suffix string) error {
-	path := strings.TrimSuffix(s.path, filepath.Ext(s.path)) + suffix
+// rename gives the file another suffix.
+func (s *segment) rename(suffix string) error {
+	s.file.Lock()
+	defer s.file.Unlock()
+	path := s.withSuffix(suffix)
 	if path == s.path {
 		return nil
 	}
@@ -300,6 +177,24 @@ func (s *file) rename(suffix string) error {
 	return syncDir(filepath.Dir(path))
 }
 
-func sortSegments(segments []*file) {
-	slices.SortFunc(segments, func(a, b *file) int { return cmp.Compare(a.number, b.number) })
+// withSuffix returns the path of the file under another suffix. The caller must hold s.file.
+func (s *segment) withSuffix(suffix string) string {
+	return strings.TrimSuffix(s.path, filepath.Ext(s.path)) + suffix
+}
+
+// remove closes and removes the file. A damaged one stays under another name, because a person may find more in it.
+func (s *segment) remove() error {
+	s.file.Lock()
+	defer s.file.Unlock()
+	s.closeFile()
+	var err error
+	if s.damaged {
+		err = os.Rename(s.path, s.withSuffix(suffixRecovered))
+	} else {
+		err = os.Remove(s.path)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return syncDir(filepath.Dir(s.path))
 }

@@ -30,7 +30,7 @@ func TestSpool_FilesAreAboutAsLargeAsItsBytes(t *testing.T) {
 				for i := range batch {
 					batch[i] = entry(t, strings.Repeat("x", c.ticket))
 				}
-				require.NoError(t, s.Put(batch))
+				put(t, s, batch)
 			}
 			var files int64
 			for _, path := range glob(t, dir, "*.spool") {

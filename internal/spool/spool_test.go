@@ -69,9 +69,32 @@ func take(tb testing.TB, s *spool.Spool) []*intake.Entry {
 		if len(some) == 0 {
 			return all
 		}
-		all = append(all, some...)
+		all = append(all, entriesOf(some)...)
 		require.NoError(tb, s.Remove(some))
 	}
+}
+
+// entriesOf returns what was put, without where it was.
+func entriesOf(tickets []intake.Spooled) []*intake.Entry {
+	var entries []*intake.Entry
+	for i := range tickets {
+		entries = append(entries, &tickets[i].Entry)
+	}
+	return entries
+}
+
+func put(tb testing.TB, s *spool.Spool, entries []*intake.Entry) []intake.Outcome {
+	tb.Helper()
+	saved, err := s.Put(entries)
+	require.NoError(tb, err)
+	require.Len(tb, saved.Outcomes, len(entries))
+	return saved.Outcomes
+}
+
+// tryPut returns only the error.
+func tryPut(s *spool.Spool, entries []*intake.Entry) error {
+	_, err := s.Put(entries)
+	return err
 }
 
 func requireSame(tb testing.TB, want, got []*intake.Entry) {
@@ -93,7 +116,7 @@ func TestSpool_GivesBackAllThatATicketHad_InOrder_AlsoAfterARestart(t *testing.T
 	for i := range 20 {
 		batch := numbered(t, 10*i, 10*i+10)
 		batch[3] = keyed(t, fmt.Sprint("k", i), "\x00\xff not text "+strings.Repeat("x", 100*i*i))
-		require.NoError(t, s.Put(batch))
+		put(t, s, batch)
 		want = append(want, batch...)
 	}
 	stats := s.Stats()
@@ -103,7 +126,7 @@ func TestSpool_GivesBackAllThatATicketHad_InOrder_AlsoAfterARestart(t *testing.T
 
 	some, err := s.Peek(50, 1<<20, none)
 	require.NoError(t, err)
-	requireSame(t, want[:len(some)], some)
+	requireSame(t, want[:len(some)], entriesOf(some))
 	require.NoError(t, s.Remove(some[:5]))
 	require.Equal(t, 195, s.Stats().Tickets)
 	require.Equal(t, want[5].Ticket.ReceivedAt, s.Stats().Oldest)
@@ -127,24 +150,56 @@ func TestSpool_OneLongTicket_IsPeekedAlone(t *testing.T) {
 	t.Parallel()
 	s := open(t, spool.Config{Dir: t.TempDir()})
 	want := []*intake.Entry{entry(t, strings.Repeat("x", 1<<20)), entry(t, "short")}
-	require.NoError(t, s.Put(want))
+	put(t, s, want)
 	some, err := s.Peek(10, 1000, none)
 	require.NoError(t, err)
-	requireSame(t, want[:1], some)
+	requireSame(t, want[:1], entriesOf(some))
 }
 
 func TestSpool_IsBounded(t *testing.T) {
 	t.Parallel()
 	s := open(t, spool.Config{Dir: t.TempDir(), MaxTickets: 10, MaxBytes: 20_000})
-	require.NoError(t, s.Put(numbered(t, 0, 8)))
-	require.ErrorIs(t, s.Put(numbered(t, 8, 11)), intake.ErrSpoolFull)
+	put(t, s, numbered(t, 0, 8))
+	require.ErrorIs(t, tryPut(s, numbered(t, 8, 11)), intake.ErrSpoolFull)
 	require.Equal(t, 8, s.Stats().Tickets, "all or none")
-	require.ErrorIs(t, s.Put([]*intake.Entry{entry(t, strings.Repeat("x", 20_000))}), intake.ErrSpoolFull)
+	require.ErrorIs(t, tryPut(s, []*intake.Entry{entry(t, strings.Repeat("x", 20_000))}), intake.ErrSpoolFull)
 	require.NoError(t, s.Stats().Failure)
-	require.NoError(t, s.Put(numbered(t, 8, 10)))
+	put(t, s, numbered(t, 8, 10))
 	require.ErrorIs(t, s.Stats().Failure, intake.ErrSpoolFull)
 	require.Len(t, take(t, s), 10)
-	require.NoError(t, s.Put(numbered(t, 0, 10)), "room again")
+	put(t, s, numbered(t, 0, 10)) // room again
+}
+
+// Files that were copied from two folders into one may have the same number.
+func TestSpool_FilesOfTwoFolders_InOne_KeepTheirTicketsApart(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	var want []*intake.Entry
+	for range 2 {
+		from := t.TempDir()
+		s := open(t, spool.Config{Dir: from})
+		sent := numbered(t, 0, 3)
+		put(t, s, sent)
+		want = append(want, sent...)
+		require.NoError(t, s.Close())
+		for _, path := range glob(t, from, "*.spool") {
+			require.NoError(t, os.Rename(path, filepath.Join(dir, filepath.Base(path))))
+		}
+	}
+	s := open(t, spool.Config{Dir: dir})
+	some, err := s.Peek(10, 1<<20, none)
+	require.NoError(t, err)
+	require.Len(t, some, 3)
+	require.NoError(t, s.Remove(some))
+	require.Equal(t, 3, s.Stats().Tickets)
+	require.ElementsMatch(t, ids(want), ids(append(entriesOf(some), take(t, s)...)))
+}
+
+func ids(entries []*intake.Entry) (found []uuid.UUID) {
+	for _, e := range entries {
+		found = append(found, e.Ticket.ID)
+	}
+	return found
 }
 
 func TestSpool_IdempotencyKeys(t *testing.T) {
@@ -152,12 +207,10 @@ func TestSpool_IdempotencyKeys(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, spool.Config{Dir: dir})
 	first, again, other := keyed(t, "k", "a"), keyed(t, "k", "a"), keyed(t, "k", "b")
-	require.NoError(t, s.Put([]*intake.Entry{first, again, other}))
-	check := func(again, other *intake.Entry) {
-		assert.Equal(t, &intake.Receipt{ID: first.Ticket.ID, Status: ticket.Spooled, Duplicate: true}, again.Original)
-		assert.True(t, other.KeyReused)
-	}
-	check(again, other)
+	known := []intake.Outcome{{ID: first.Ticket.ID, Status: ticket.Spooled, Duplicate: true}, {KeyReused: true}}
+	outcomes := put(t, s, []*intake.Entry{first, again, other})
+	require.Equal(t, intake.Outcome{ID: first.Ticket.ID, Status: ticket.Spooled}, outcomes[0])
+	require.Equal(t, known, outcomes[1:])
 	require.NoError(t, s.Close())
 	s = open(t, spool.Config{Dir: dir})
 	require.Equal(t, 1, s.Stats().Tickets)
@@ -165,12 +218,28 @@ func TestSpool_IdempotencyKeys(t *testing.T) {
 	require.True(t, ok)
 	require.Equal(t, first.Ticket.ID, id)
 	require.Equal(t, first.BodySHA256, body)
-	again, other = keyed(t, "k", "a"), keyed(t, "k", "b")
-	require.NoError(t, s.Put([]*intake.Entry{again, other}))
-	check(again, other)
+	require.Equal(t, known, put(t, s, []*intake.Entry{keyed(t, "k", "a"), keyed(t, "k", "b")}))
 	take(t, s)
 	_, _, ok = s.Find("shop-1", "k")
 	require.False(t, ok, "the database knows it now")
+}
+
+func TestSpool_IdempotencyKey_OfAnExpiredDelivery_IsThatOfTheNextTicket(t *testing.T) {
+	t.Parallel()
+	s := open(t, spool.Config{Dir: t.TempDir()})
+	first, second := keyed(t, "k", "a"), keyed(t, "k", "b")
+	first.KeyExpiresAt = time.Now().Add(-time.Second)
+	put(t, s, []*intake.Entry{first})
+	_, _, ok := s.Find("shop-1", "k")
+	require.False(t, ok, "it has expired")
+	require.False(t, put(t, s, []*intake.Entry{second})[0].KeyReused)
+	some, err := s.Peek(1, 1<<20, none)
+	require.NoError(t, err)
+	require.Equal(t, first.Ticket.ID, some[0].Ticket.ID)
+	require.NoError(t, s.Remove(some))
+	id, _, ok := s.Find("shop-1", "k")
+	require.True(t, ok, "the second ticket is still in the spool")
+	require.Equal(t, second.Ticket.ID, id)
 }
 
 func TestSpool_SecondProcess_IsRefused(t *testing.T) {
@@ -189,14 +258,19 @@ func TestSpool_ReadOnly_ChangesNothing(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, spool.Config{Dir: dir})
 	want := numbered(t, 0, 3)
-	require.NoError(t, s.Put(want))
+	put(t, s, want)
 	require.NoError(t, s.Close())
 	before := contents(t, dir)
 	s = open(t, spool.Config{Dir: dir, ReadOnly: true})
 	var got []*intake.Entry
 	require.NoError(t, s.All(func(e *intake.Entry) error { got = append(got, e); return nil }))
 	requireSame(t, want, got)
-	require.ErrorIs(t, s.Put(numbered(t, 0, 1)), ticket.ErrUnavailable)
+	require.ErrorIs(t, tryPut(s, numbered(t, 0, 1)), ticket.ErrUnavailable)
+	some, err := s.Peek(10, 1<<20, none)
+	require.NoError(t, err)
+	requireSame(t, want, entriesOf(some))
+	require.ErrorContains(t, s.Remove(some), "read-only")
+	require.ErrorContains(t, s.Refuse(want[0]), "read-only")
 	require.NoError(t, s.Close())
 	require.Equal(t, before, contents(t, dir))
 }
@@ -223,7 +297,7 @@ func TestSpool_DamagedFile(t *testing.T) {
 		batch := numbered(t, 10*i, 10*i+10)
 		batch[0] = entry(t, strings.Repeat(fmt.Sprint(i), 3000))
 		want = append(want, batch...)
-		require.NoError(t, s.Put(batch))
+		put(t, s, batch)
 	}
 	require.NoError(t, s.Close())
 	name := glob(t, dir, "*.spool")[0]
@@ -275,10 +349,10 @@ func TestSpool_DamagedFile(t *testing.T) {
 		}
 		asides += s.Stats().Aside
 		if len(got) < len(sent) {
-			require.Equal(t, 1, s.Stats().Aside, "round %d: something is missing, and nobody is told", round)
+			require.Equal(t, 1, s.Stats().Aside, "round %d: something is missing, and no file is set aside", round)
 			require.Len(t, glob(t, copied, "*.recovered"), 1, "the damaged file is kept")
 		}
-		require.NoError(t, s.Put(numbered(t, 0, 1)), "it works on")
+		put(t, s, numbered(t, 0, 1)) // it works on
 		require.NoError(t, s.Close())
 	}
 	require.Greater(t, asides, 50)
@@ -306,12 +380,12 @@ func TestSpool_FileThatIsDamagedWhileOpen(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	s := open(t, spool.Config{Dir: dir})
-	require.NoError(t, s.Put(numbered(t, 0, 100)))
+	put(t, s, numbered(t, 0, 100))
 	name := glob(t, dir, "*.spool")[0]
 	require.NoError(t, os.Truncate(name, 2*4096))
 	require.Less(t, len(take(t, s)), 100)
 	require.Equal(t, 1, s.Stats().Aside)
-	require.NoError(t, s.Put(numbered(t, 0, 10)))
+	put(t, s, numbered(t, 0, 10))
 	require.Len(t, take(t, s), 10)
 }
 
@@ -324,7 +398,12 @@ func TestSpool_RefusedTickets_AreTriedAgainAtTheNextStart(t *testing.T) {
 	require.Empty(t, take(t, s))
 	require.Equal(t, 1, s.Stats().Aside)
 	require.NoError(t, s.Close())
+	s = open(t, spool.Config{Dir: dir, ReadOnly: true})
+	require.Equal(t, 1, s.Stats().Tickets, "the next drain tries it")
+	require.Equal(t, 1, s.Stats().Aside, "it is set aside until then")
+	require.NoError(t, s.Close())
 	s = open(t, spool.Config{Dir: dir})
+	require.Zero(t, s.Stats().Aside)
 	requireSame(t, []*intake.Entry{refused}, take(t, s))
 }
 
@@ -348,7 +427,7 @@ func TestSpool_DiskFull_AndFreed(t *testing.T) {
 	for i := 0; err == nil; i++ {
 		require.Less(t, i, 1000, "the disk never gets full")
 		batch := []*intake.Entry{entry(t, strings.Repeat(fmt.Sprint(i%10), 10_000))}
-		if err = s.Put(batch); err == nil {
+		if err = tryPut(s, batch); err == nil {
 			want = append(want, batch...)
 		}
 	}
@@ -361,7 +440,7 @@ func TestSpool_DiskFull_AndFreed(t *testing.T) {
 	require.GreaterOrEqual(t, len(got), len(want))
 	requireSame(t, want, got[:len(want)])
 	require.Eventually(t, func() bool { s.Check(); return s.Stats().Failure == nil }, 10*time.Second, 10*time.Millisecond)
-	require.NoError(t, s.Put(want[:10]))
+	put(t, s, want[:10])
 	require.NoError(t, s.Close())
 }
 
@@ -381,7 +460,7 @@ func TestSpool_PutAndDrainedAtOnce_OnADiskThatIsAlwaysFull(t *testing.T) {
 			if refused == 20 {
 				return
 			}
-			if err := s.Put([]*intake.Entry{e}); err == nil {
+			if err := tryPut(s, []*intake.Entry{e}); err == nil {
 				acknowledged <- e.Ticket.ID
 			} else {
 				refused++
@@ -422,18 +501,18 @@ func TestSpool_ReadOnlyDisk_IsNoReasonNotToStart(t *testing.T) {
 	dir := smallDisk(t, "size=1m")
 	s := open(t, spool.Config{Dir: dir})
 	want := numbered(t, 0, 10)
-	require.NoError(t, s.Put(want))
+	put(t, s, want)
 	require.NoError(t, s.Close())
 	require.NoError(t, syscall.Mount("tmpfs", dir, "tmpfs", syscall.MS_REMOUNT|syscall.MS_RDONLY, "size=1m"))
 	s = open(t, spool.Config{Dir: dir})
 	require.ErrorIs(t, s.Stats().Failure, syscall.EROFS)
-	require.ErrorIs(t, s.Put(numbered(t, 0, 1)), ticket.ErrUnavailable)
+	require.ErrorIs(t, tryPut(s, numbered(t, 0, 1)), ticket.ErrUnavailable)
 	some, err := s.Peek(100, 1<<20, none)
 	require.NoError(t, err)
-	requireSame(t, want, some)
+	requireSame(t, want, entriesOf(some))
 	require.NoError(t, syscall.Mount("tmpfs", dir, "tmpfs", syscall.MS_REMOUNT, "size=1m"))
 	require.Eventually(t, func() bool { s.Check(); return s.Stats().Failure == nil }, 10*time.Second, 10*time.Millisecond)
-	require.NoError(t, s.Put(numbered(t, 0, 1)))
+	put(t, s, numbered(t, 0, 1))
 }
 
 // onDisk is what a file takes of its disk: bbolt makes files longer than what it writes.
@@ -449,7 +528,7 @@ func BenchmarkPut(b *testing.B) {
 			}
 			b.ReportAllocs()
 			for b.Loop() {
-				if err := s.Put(batch); err != nil {
+				if err := tryPut(s, batch); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -50,15 +50,16 @@ type tracedStore struct {
 }
 
 // Save implements intake.Store.
-func (s tracedStore) Save(ctx context.Context, entries []*intake.Entry) error {
+func (s tracedStore) Save(ctx context.Context, b intake.Batch) (intake.Saved, error) {
 	name := "store batch"
-	if entries[0].Drained {
+	if b.Drained {
 		name = "drain spool"
 	}
-	ctx, span := startBatch(ctx, s.tracer, name, entries)
-	err := s.Store.Save(ctx, entries)
+	ctx, span := startBatch(ctx, s.tracer, name, b.Entries)
+	saved, err := s.Store.Save(ctx, b)
 	end(span, err)
-	return err
+	saved.StoredBy = Traceparent(span.SpanContext())
+	return saved, err
 }
 
 type tracedSpool struct {
@@ -67,11 +68,12 @@ type tracedSpool struct {
 }
 
 // Put implements intake.Spool.
-func (s tracedSpool) Put(entries []*intake.Entry) error {
+func (s tracedSpool) Put(entries []*intake.Entry) (intake.Saved, error) {
 	_, span := startBatch(context.Background(), s.tracer, "spool batch", entries)
-	err := s.Spool.Put(entries)
+	saved, err := s.Spool.Put(entries)
 	end(span, err)
-	return err
+	saved.StoredBy = Traceparent(span.SpanContext())
+	return saved, err
 }
 
 type tracedTreatment struct {
@@ -80,7 +82,7 @@ type tracedTreatment struct {
 }
 
 // Finish implements treatment.Store.
-func (s tracedTreatment) Finish(ctx context.Context, c treatment.Claim) error {
+func (s tracedTreatment) Finish(ctx context.Context, c treatment.Claim) (ticket.Status, []ticket.Problem, error) {
 	request := SpanOf(c.Ticket.Traceparent) //nolint:contextcheck // it reads a text
 	if !request.IsSampled() {
 		return s.Store.Finish(ctx, c)
@@ -88,12 +90,12 @@ func (s tracedTreatment) Finish(ctx context.Context, c treatment.Claim) error {
 	ctx, span := s.tracer.Start(ctx, "treat ticket", trace.WithNewRoot(), //nolint:spancheck // end ends it
 		trace.WithLinks(trace.Link{SpanContext: request}), trace.WithAttributes(
 			attribute.Int("myticket.attempt", c.Attempt), attribute.String("myticket.status", string(c.Ticket.Status))))
-	err := s.Store.Finish(ctx, c)
+	status, problems, err := s.Store.Finish(ctx, c)
 	end(span, err)
-	return err //nolint:spancheck // as above
+	return status, problems, err //nolint:spancheck // as above
 }
 
-// startBatch starts the span of a batch, and tells its tickets. Without a request that is sampled there is none.
+// startBatch starts the span of a batch. Without a request that is sampled there is none.
 func startBatch(ctx context.Context, tracer trace.Tracer, name string, entries []*intake.Entry) (context.Context, trace.Span) {
 	var links []trace.Link
 	for _, e := range entries {
@@ -107,13 +109,8 @@ func startBatch(ctx context.Context, tracer trace.Tracer, name string, entries [
 	if links == nil {
 		return ctx, trace.SpanFromContext(context.Background())
 	}
-	ctx, span := tracer.Start(ctx, name, trace.WithNewRoot(), trace.WithLinks(links...),
+	return tracer.Start(ctx, name, trace.WithNewRoot(), trace.WithLinks(links...),
 		trace.WithAttributes(semconv.MessagingBatchMessageCount(len(entries))))
-	stored := Traceparent(span.SpanContext())
-	for _, e := range entries {
-		e.StoredBy = stored
-	}
-	return ctx, span
 }
 
 // end ends a span. What went wrong is named by its kind only: the text may quote a ticket.
@@ -147,6 +144,9 @@ func SpanOf(traceparent string) trace.SpanContext {
 
 // Traceparent writes a span as a W3C traceparent; empty for none.
 func Traceparent(span trace.SpanContext) string {
+	if !span.IsValid() {
+		return ""
+	}
 	carrier := propagation.MapCarrier{}
 	propagation.TraceContext{}.Inject(trace.ContextWithSpanContext(context.Background(), span), carrier)
 	return carrier["traceparent"]

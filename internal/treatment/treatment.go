@@ -3,6 +3,7 @@
 package treatment
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,9 +29,10 @@ type Store interface {
 	// Claim returns up to limit tickets that are due, oldest due first, and claims them for lease. One that was claimed
 	// before comes alone.
 	Claim(ctx context.Context, limit int, lease time.Duration) ([]Claim, error)
-	// Finish stores what was read from a claimed ticket, its status, and its products, in one transaction.
-	// ErrClaimLost means that another process claimed it meanwhile; nothing was changed.
-	Finish(ctx context.Context, c Claim) error
+	// Finish stores what was read from a claimed ticket, its status, and its products, in one transaction. It returns what
+	// the ticket is stored as, which may be ticket.Error because of its products. ErrClaimLost means that another process
+	// claimed it meanwhile; nothing was changed.
+	Finish(ctx context.Context, c Claim) (ticket.Status, []ticket.Problem, error)
 	// Postpone gives the claim back: the ticket may be claimed again after wait. ErrClaimLost as with Finish.
 	Postpone(ctx context.Context, c Claim, wait time.Duration) error
 }
@@ -61,16 +63,14 @@ type Treater struct {
 
 // New returns a Treater. It does nothing by itself until Run is called.
 func New(config Config, store Store) *Treater {
-	setDefault(&config.Interval, time.Second)
-	setDefault(&config.Batch, 32)
-	setDefault(&config.Lease, time.Minute)
-	setDefault(&config.Timeout, 10*time.Second)
-	setDefault(&config.MaxAttempts, 10)
-	setDefault(&config.MinBackOff, time.Second)
-	setDefault(&config.MaxBackOff, 10*time.Minute)
-	if config.Logger == nil {
-		config.Logger = slog.Default()
-	}
+	config.Interval = cmp.Or(config.Interval, time.Second)
+	config.Batch = cmp.Or(config.Batch, 32)
+	config.Lease = cmp.Or(config.Lease, time.Minute)
+	config.Timeout = cmp.Or(config.Timeout, 10*time.Second)
+	config.MaxAttempts = cmp.Or(config.MaxAttempts, 10)
+	config.MinBackOff = cmp.Or(config.MinBackOff, time.Second)
+	config.MaxBackOff = cmp.Or(config.MaxBackOff, 10*time.Minute)
+	config.Logger = cmp.Or(config.Logger, slog.Default())
 	if config.Metrics == nil {
 		config.Metrics = NewMetrics(nil)
 	}
@@ -78,12 +78,6 @@ func New(config Config, store Store) *Treater {
 		config.Parse = ticket.Parse
 	}
 	return &Treater{config: config, store: store}
-}
-
-func setDefault[T int | time.Duration](field *T, value T) {
-	if *field == 0 {
-		*field = value
-	}
 }
 
 // Run treats what is due until ctx ends. While the store is away it looks again at every interval.
@@ -117,7 +111,7 @@ func (tr *Treater) RunOnce(ctx context.Context) (int, error) {
 		if ctx.Err() != nil || !time.Now().Before(leaseEnd) {
 			break
 		}
-		if err := tr.attempt(ctx, c, leaseEnd); err != nil {
+		if _, _, err := tr.attempt(ctx, c, leaseEnd); err != nil {
 			tr.config.Logger.With(c.Ticket.LogAttr()).
 				Warn("a ticket could not be treated; it stays TO_TREAT and is tried again", "attempt", c.Attempt, "error", err)
 		}
@@ -134,54 +128,51 @@ func (tr *Treater) claim(ctx context.Context) ([]Claim, error) {
 // Treat reads a ticket that this process has stored claimed, and stores what it says: attempt is the number of its claims,
 // and nobody has sent the ticket back yet. A ticket that cannot be read, or that the store refuses, becomes ERROR with the
 // reason; one whose transaction fails for another reason is postponed, and becomes ERROR after Config.MaxAttempts. It
-// updates t's Status, Problems and Order. An error means that the ticket is TO_TREAT still, or that somebody else has it.
-func (tr *Treater) Treat(ctx context.Context, t *ticket.Ticket, attempt int) error {
-	return tr.attempt(ctx, Claim{Ticket: t, Attempt: attempt, Number: attempt}, time.Now().Add(tr.config.Lease))
+// returns what the ticket is stored as. An error means that the ticket is TO_TREAT still, or that somebody else has it.
+func (tr *Treater) Treat(ctx context.Context, t ticket.Ticket, attempt int) (ticket.Status, []ticket.Problem, error) {
+	return tr.attempt(ctx, Claim{Ticket: &t, Attempt: attempt, Number: attempt}, time.Now().Add(tr.config.Lease))
 }
 
 // attempt treats a claimed ticket until the lease ends.
-func (tr *Treater) attempt(ctx context.Context, c Claim, leaseEnd time.Time) error {
+func (tr *Treater) attempt(ctx context.Context, c Claim, leaseEnd time.Time) (ticket.Status, []ticket.Problem, error) {
 	ctx, cancel := context.WithDeadline(ctx, leaseEnd)
 	defer cancel()
-	read := *c.Ticket
-	err := tr.treat(ctx, Claim{Ticket: &read, Attempt: c.Attempt, Number: c.Number})
-	tr.config.Metrics.attempt(read.Status, err)
-	if err == nil {
-		*c.Ticket = read
-	}
-	return err
+	status, problems, err := tr.treat(ctx, c)
+	tr.config.Metrics.attempt(status, err)
+	return status, problems, err
 }
 
 // treat stores what it reads, or else that it cannot be kept, or else that it is to be tried again.
-func (tr *Treater) treat(ctx context.Context, c Claim) error {
-	read := c.Ticket
+func (tr *Treater) treat(ctx context.Context, c Claim) (ticket.Status, []ticket.Problem, error) {
 	if c.Attempt > tr.config.MaxAttempts { // whoever treated it was killed each time
 		return tr.giveUp(ctx, c, ProblemAttempts, errors.New("each attempt was cut short"))
 	}
+	read := *c.Ticket
 	read.Order, read.Problems = tr.config.Parse(read.Body)
 	read.Status = ticket.Treated
 	if len(read.Problems) > 0 {
 		read.Status = ticket.Error
 	}
-	err := tr.finish(ctx, c)
+	status, problems, err := tr.finish(ctx, c, read)
 	switch {
 	case err == nil || errors.Is(err, ErrClaimLost):
-		return err
+		return status, problems, err
 	case errors.Is(err, ticket.ErrRefused):
 		return tr.giveUp(ctx, c, ProblemRefused, err)
 	case c.Attempt >= tr.config.MaxAttempts:
 		return tr.giveUp(ctx, c, ProblemAttempts, err)
 	}
 	if postponeErr := tr.postpone(ctx, c); postponeErr != nil {
-		return fmt.Errorf("%w (nor postponed, so the lease must end first: %w)", err, postponeErr)
+		err = fmt.Errorf("%w (nor postponed, so the lease must end first: %w)", err, postponeErr)
 	}
-	return err
+	return "", nil, err
 }
 
 // finish and postpone are given up in time: on a connection that went silent nobody answers, however long one waits.
-func (tr *Treater) finish(ctx context.Context, c Claim) error {
+func (tr *Treater) finish(ctx context.Context, c Claim, read ticket.Ticket) (ticket.Status, []ticket.Problem, error) {
 	ctx, cancel := context.WithTimeout(ctx, tr.config.Timeout)
 	defer cancel()
+	c.Ticket = &read
 	return tr.store.Finish(ctx, c)
 }
 
@@ -198,13 +189,14 @@ const (
 )
 
 // giveUp stores the ticket as ERROR, with what was read from it left out: it is what the store refuses.
-func (tr *Treater) giveUp(ctx context.Context, c Claim, code string, reason error) error {
-	c.Ticket.Status, c.Ticket.Order = ticket.Error, ticket.Order{}
-	c.Ticket.Problems = []ticket.Problem{{
+func (tr *Treater) giveUp(ctx context.Context, c Claim, code string, reason error) (ticket.Status, []ticket.Problem, error) {
+	read := *c.Ticket
+	read.Status, read.Order = ticket.Error, ticket.Order{}
+	read.Problems = []ticket.Problem{{
 		Code:    code,
 		Message: ticket.CleanText(fmt.Sprintf("not kept after %d attempt(s): %v", c.Attempt, reason), 500),
 	}}
-	return tr.finish(ctx, c)
+	return tr.finish(ctx, c, read)
 }
 
 // backOff is exponential, with a jitter of half of it.

@@ -61,6 +61,12 @@ func one[T any](t *testing.T, b *testBundle, sql string) T {
 	return value
 }
 
+func (b *testBundle) finish(t *testing.T, c treatment.Claim) error {
+	t.Helper()
+	_, _, err := b.store.Finish(t.Context(), c)
+	return err
+}
+
 func (b *testBundle) treater(config treatment.Config) *treatment.Treater {
 	config.Logger = slog.New(slog.DiscardHandler)
 	return treatment.New(config, b.store)
@@ -127,7 +133,7 @@ func TestTreater_ServerKilledInTheMiddle_AnotherOneTakesOver(t *testing.T) {
 
 	// It was not dead after all: its writes come to nothing.
 	claims[0].Ticket.Status, claims[0].Ticket.Problems = ticket.Error, []ticket.Problem{{Code: "late"}}
-	require.ErrorIs(t, b.store.Finish(t.Context(), claims[0]), treatment.ErrClaimLost)
+	require.ErrorIs(t, b.finish(t, claims[0]), treatment.ErrClaimLost)
 	require.ErrorIs(t, b.store.Postpone(t.Context(), claims[0], 0), treatment.ErrClaimLost)
 	assert.Equal(t, "TREATED", one[string](t, b, `SELECT status FROM tickets`))
 }
@@ -207,17 +213,17 @@ func TestTreater_ClaimFromBeforeARetry_ChangesNothing(t *testing.T) {
 	slow := claim()
 	other := claim()
 	other.Ticket.Status, other.Ticket.Problems = ticket.Error, []ticket.Problem{{Code: "other"}}
-	require.NoError(t, b.store.Finish(t.Context(), other))
+	require.NoError(t, b.finish(t, other))
 	require.NoError(t, b.store.RetryTicket(t.Context(), other.Ticket.ID))
 
 	slow.Ticket.Status, slow.Ticket.Problems = ticket.Error, []ticket.Problem{{Code: "slow"}}
-	require.ErrorIs(t, b.store.Finish(t.Context(), slow), treatment.ErrClaimLost)
+	require.ErrorIs(t, b.finish(t, slow), treatment.ErrClaimLost)
 	newest := claim()
 	require.Equal(t, slow.Attempt, newest.Attempt, "attempts begin anew")
-	require.ErrorIs(t, b.store.Finish(t.Context(), slow), treatment.ErrClaimLost)
+	require.ErrorIs(t, b.finish(t, slow), treatment.ErrClaimLost)
 	require.ErrorIs(t, b.store.Postpone(t.Context(), slow, time.Hour), treatment.ErrClaimLost)
 	newest.Ticket.Status = ticket.Treated
-	require.NoError(t, b.store.Finish(t.Context(), newest))
+	require.NoError(t, b.finish(t, newest))
 	assert.Equal(t, "TREATED", one[string](t, b, `SELECT status FROM tickets`))
 }
 
@@ -235,14 +241,14 @@ func TestTreater_ClaimOfAnotherVersion_MakesAnOlderOneVoid(t *testing.T) {
 	require.Len(t, claims, 1)
 	before := one[int](t, b, claimOfTheVersionBefore)
 	claims[0].Ticket.Status = ticket.Treated
-	require.ErrorIs(t, b.store.Finish(t.Context(), claims[0]), treatment.ErrClaimLost)
+	require.ErrorIs(t, b.finish(t, claims[0]), treatment.ErrClaimLost)
 	b.exec(t, `UPDATE tickets SET next_attempt_at = now()`)
 	claims, err = b.store.Claim(t.Context(), 1, time.Minute)
 	require.NoError(t, err)
 	require.Len(t, claims, 1)
 	b.exec(t, finishOfTheVersionBefore, before)
 	claims[0].Ticket.Status = ticket.Treated
-	require.NoError(t, b.store.Finish(t.Context(), claims[0]))
+	require.NoError(t, b.finish(t, claims[0]))
 	assert.Equal(t, "TREATED", one[string](t, b, `SELECT status FROM tickets`))
 }
 
@@ -251,13 +257,17 @@ func TestTreater_TicketThatWasStoredClaimed_IsTheClaimersAlone(t *testing.T) {
 	b := setup(t)
 	id, at, err := ticket.NewID()
 	require.NoError(t, err)
-	e := &intake.Entry{Ticket: ticket.Ticket{ID: id, ReceivedAt: at, Source: "s", Body: []byte(sample), Status: ticket.ToTreat},
-		ClaimFor: time.Minute}
-	require.NoError(t, b.store.Save(t.Context(), []*intake.Entry{e}))
+	e := &intake.Entry{Ticket: ticket.Ticket{ID: id, ReceivedAt: at, Source: "s", Body: []byte(sample)}}
+	_, err = b.store.Save(t.Context(), intake.Batch{Entries: []*intake.Entry{e}, Unread: true, ClaimFor: time.Minute})
+	require.NoError(t, err)
 	assert.Equal(t, 1, one[int](t, b, `SELECT claims FROM tickets WHERE attempts = 1`))
-	require.NoError(t, b.treater(treatment.Config{}).Treat(t.Context(), &e.Ticket, 1))
+	status, problems, err := b.treater(treatment.Config{}).Treat(t.Context(), e.Ticket, 1)
+	require.NoError(t, err)
+	assert.Equal(t, ticket.Treated, status)
+	assert.Empty(t, problems)
 	assert.Equal(t, "TREATED", one[string](t, b, `SELECT status FROM tickets`))
-	require.ErrorIs(t, b.treater(treatment.Config{}).Treat(t.Context(), &e.Ticket, 1), treatment.ErrClaimLost)
+	_, _, err = b.treater(treatment.Config{}).Treat(t.Context(), e.Ticket, 1)
+	require.ErrorIs(t, err, treatment.ErrClaimLost)
 }
 
 func TestTreater_SilentConnection_EndsInTimeAndIsTriedAgain(t *testing.T) {

@@ -52,36 +52,34 @@ func (in *Intake) spoolBatches(batches []*batch) {
 		entries = append(entries, b.entries...)
 	}
 	start := time.Now()
-	err := in.config.Spool.Put(entries)
-	observe(in.config.Metrics.spool, time.Since(start).Seconds(), entries[0].StoredBy)
+	saved, err := in.config.Spool.Put(entries)
+	observe(in.config.Metrics.spool, time.Since(start).Seconds(), saved.StoredBy)
 	if err != nil && !errors.Is(err, ErrSpoolFull) {
 		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
+	outcomes := saved.Outcomes
 	for _, b := range batches {
-		waited := b.reason == overflowWait || b.reason == overflowFull
 		switch {
 		case err == nil:
-			in.spooledBatch(b)
-		case waited && !b.unread && time.Since(b.since) < in.config.Timeout:
-			b.fail(nil)
+			n := len(b.entries)
+			in.spooledBatch(b, Saved{Outcomes: outcomes[:n:n], StoredBy: saved.StoredBy})
+			outcomes = outcomes[n:]
+		case b.cause.storeTakes() && !b.unread && time.Since(b.since) < in.config.Timeout:
 			in.commit(b) // the store is slow, but it is there
-			continue
 		default:
 			b.fail(err)
 		}
-		b.close()
 	}
 }
 
-// spooledBatch sets what became of the entries of a batch that the spool took.
-func (in *Intake) spooledBatch(b *batch) {
+// spooledBatch answers the senders of a batch that the spool took.
+func (in *Intake) spooledBatch(b *batch, saved Saved) {
 	fresh := 0
-	for _, e := range b.entries {
-		e.err = nil
-		if e.Original == nil && !e.KeyReused {
-			e.Ticket.Status, e.Ticket.Problems = ticket.Spooled, nil
+	for i := range saved.Outcomes {
+		if o := &saved.Outcomes[i]; !o.Duplicate && !o.KeyReused {
 			fresh++
 		}
 	}
-	in.config.Metrics.overflow[b.reason].Add(float64(fresh))
+	in.config.Metrics.overflow[b.cause].Add(float64(fresh))
+	b.succeed(result{Saved: saved})
 }

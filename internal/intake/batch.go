@@ -1,0 +1,67 @@
+package intake
+
+import "time"
+
+// batch is a group of entries that is stored together. It has one owner at a time, who alone may change it: the queue, then
+// the lane that took it. Once done is closed it does not change any more, and each sender reads its own outcome.
+type batch struct {
+	entries []*Entry
+	cost    int           // sum of their Ticket.Cost
+	large   int           // the part of cost that is of large tickets
+	since   time.Time     // when its first entry came
+	unread  bool          // its entries were not read, so only the spool can take them
+	sealed  bool          // nothing is added to it any more
+	cause   cause         // why it goes to the spool, if it does
+	expired chan struct{} // closed when its oldest entry's time is up
+	timer   *time.Timer   // closes expired
+
+	result result        // what became of its entries; valid once done is closed
+	err    error         // why none of them is known to be stored; valid once done is closed
+	done   chan struct{} // closed when each entry has its outcome
+}
+
+// newBatch returns a batch without entries, whose senders wait for at most timeout.
+func newBatch(timeout time.Duration) *batch {
+	b := &batch{since: time.Now(), done: make(chan struct{}), expired: make(chan struct{})}
+	b.timer = time.AfterFunc(timeout, func() { close(b.expired) })
+	return b
+}
+
+// succeed answers the senders of a batch that is stored.
+func (b *batch) succeed(r result) {
+	b.result = r
+	b.close()
+}
+
+// fail answers the senders of a batch that is not known to be stored.
+func (b *batch) fail(err error) {
+	b.err = err
+	b.close()
+}
+
+func (b *batch) close() {
+	b.timer.Stop()
+	close(b.done)
+}
+
+// outcome returns what became of an entry. It may be called once done is closed.
+func (b *batch) outcome(entry int) (Outcome, error) {
+	if b.err != nil {
+		return Outcome{}, b.err
+	}
+	return b.result.Outcomes[entry], b.result.refusal(entry)
+}
+
+// result is what became of the entries of a batch.
+type result struct {
+	Saved
+	refused []error // by entry, why the store does not take it in any form; nil when it took all
+}
+
+// refusal returns why the store does not take an entry in any form; nil when it took it.
+func (r *result) refusal(entry int) error {
+	if r.refused == nil {
+		return nil
+	}
+	return r.refused[entry]
+}

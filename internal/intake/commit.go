@@ -1,0 +1,92 @@
+package intake
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"myticket/internal/ticket"
+)
+
+// commitBatches is one lane: it commits a batch after the other, without ever waiting for one to fill.
+func (in *Intake) commitBatches() {
+	for {
+		b := in.queue.next()
+		if b == nil {
+			return
+		}
+		if time.Since(b.since) >= in.config.Timeout {
+			b.fail(ErrUnavailable) // its senders were told so
+			continue
+		}
+		in.commit(b)
+	}
+}
+
+// commit stores a batch, sets what became of each entry, and wakes those who wait. It ends at the latest when the oldest
+// entry's time is up, so the batches behind it, which are younger, are in time as well. What the store does not take is
+// left to the spool's lane: a lane of the store must never wait for a disk.
+func (in *Intake) commit(b *batch) {
+	if in.config.Spool == nil && !in.Available() {
+		b.fail(ErrUnavailable)
+		return
+	}
+	start := time.Now()
+	ctx, cancel := context.WithDeadline(context.Background(), in.giveUpAt(b, start))
+	defer cancel()
+	saved, err := in.store.Save(ctx, Batch{Entries: b.entries})
+	r := result{Saved: saved}
+	if errors.Is(err, ticket.ErrRefused) {
+		in.config.Logger.Warn("the database refuses a batch because of what one of its tickets holds; "+
+			"the tickets are stored unread and treated one by one", "tickets", len(b.entries), "error", err)
+		r, err = in.isolate(ctx, b.entries)
+	}
+	in.config.Metrics.batch(len(b.entries), b.cost, start.Sub(b.since), time.Since(start), r.StoredBy, err)
+	if err == nil {
+		b.succeed(r)
+		return
+	}
+	in.storeAway(err)
+	if in.config.Spool != nil {
+		in.queue.giveBack(b, causeFailed)
+		return
+	}
+	b.fail(ErrUnavailable)
+}
+
+// giveUpAt is when a transaction that begins now is given up: with a spool, while there is time left to write that.
+func (in *Intake) giveUpAt(b *batch, now time.Time) time.Time {
+	end := b.since.Add(in.config.Timeout)
+	if in.config.Spool == nil {
+		return end
+	}
+	end = b.since.Add(in.config.Timeout * 3 / 4)
+	if early := now.Add(in.config.StoreTimeout); early.Before(end) {
+		return early
+	}
+	return end
+}
+
+// isolate finds the ticket that makes the store refuse its batch, at the cost of nobody else: all are stored unread
+// first, then each is treated by itself.
+func (in *Intake) isolate(ctx context.Context, entries []*Entry) (result, error) {
+	r, err := in.saveUnread(ctx, Batch{Entries: entries, ClaimFor: in.config.Lease})
+	if err != nil {
+		return r, err
+	}
+	for i, e := range entries {
+		o := &r.Outcomes[i]
+		if o.Duplicate || o.KeyReused || r.refusal(i) != nil {
+			continue
+		}
+		// Stored is stored: a ticket whose treatment fails now keeps the status TO_TREAT and is treated later.
+		status, problems, err := in.treater.Treat(ctx, e.Ticket, 1)
+		if err != nil {
+			in.config.Logger.With(e.Ticket.LogAttr()).
+				Warn("a stored ticket could not be treated at once; it will be treated later", "error", err)
+			continue
+		}
+		o.Status, o.Problems = status, problems
+	}
+	return r, nil
+}

@@ -1,0 +1,312 @@
+package intake
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/google/uuid"
+
+	"myticket/internal/ticket"
+)
+
+// drainer brings tickets from the spool into the store, oldest first. One goroutine at a time may use it.
+//
+// No ticket holds up another. A transaction that fails while the store takes others fails because of one of its tickets, so
+// the next one is smaller, until that ticket is alone. Then it is stored unread, which asks least of the store. What cannot
+// be stored even so is stepped over, tried again later, and in the end set aside for a person.
+type drainer struct {
+	saver
+	limit int // tickets of the next transaction
+
+	postponed map[uuid.UUID]postponed // what is stepped over, and still in the spool
+	retryAt   time.Time               // none of these is tried before that: most of the time is for others
+	total     Drained
+	kept      error // why a ticket that is to be set aside stays in the spool
+}
+
+type postponed struct {
+	tries int
+	due   time.Time
+}
+
+// maxPostponed bounds what is stepped over at once. More tickets wait for their turn.
+const maxPostponed = 1000
+
+// retryShare is how many times as long as a retry took nothing is tried again.
+const retryShare = 4
+
+func newDrainer(s saver) *drainer {
+	return &drainer{saver: s, limit: s.config.DrainTickets, postponed: map[uuid.UUID]postponed{}}
+}
+
+// step is what became of one transaction's worth of tickets.
+type step struct {
+	stored int
+	err    error // why not all were stored; it is logged
+	away   bool  // the store takes no tickets at all
+	disk   bool  // the disk of the spool failed
+}
+
+// step drains one transaction's worth of tickets: some that were never stepped over, or one that was and is due.
+func (d *drainer) step(ctx context.Context) step {
+	tickets, again, err := d.peek()
+	if err != nil || len(tickets) == 0 {
+		return d.noted(step{err: err, disk: err != nil}, 0)
+	}
+	start := time.Now()
+	if again {
+		done, err := d.storeUnread(ctx, tickets)
+		took := time.Since(start)
+		if err != nil {
+			took += drainPoll // the pause that follows
+		}
+		d.retryAt = time.Now().Add(retryShare * took)
+		return d.noted(d.conclude(ctx, tickets, done, err, true), 1)
+	}
+	done, err := d.storeRead(ctx, tickets)
+	if err == nil {
+		d.limit = min(2*d.limit, d.config.DrainTickets)
+	}
+	return d.noted(d.conclude(ctx, tickets, done, err, false), len(tickets))
+}
+
+// noted counts and logs a step that failed.
+func (d *drainer) noted(s step, tickets int) step {
+	if s.err != nil {
+		d.config.Metrics.drainFailed.Inc()
+		d.config.Logger.Warn("tickets of the spool could not be brought into the database; they stay in it, and it is tried again",
+			"tickets", tickets, "error", s.err)
+	}
+	return s
+}
+
+// peek reads the tickets of the next step, as many as become no more than a transaction may hold, but at least one. Again
+// means that it is one that was stepped over.
+func (d *drainer) peek() (tickets []Spooled, again bool, err error) {
+	spool, most := d.config.Spool, d.config.BatchBytes
+	if id, ok := d.due(time.Now()); ok {
+		tickets, err = spool.Peek(1, int64(most), func(other uuid.UUID) bool { return other != id })
+		if err != nil || len(tickets) > 0 {
+			return tickets, true, err
+		}
+		delete(d.postponed, id) // its file was damaged meanwhile
+	}
+	tickets, err = spool.Peek(d.limit, int64(most), func(id uuid.UUID) bool {
+		_, ok := d.postponed[id]
+		return ok
+	})
+	cost := 0
+	for i := range tickets {
+		t := &tickets[i].Ticket
+		d.read(t)
+		if cost += t.Cost(); cost > most && i > 0 {
+			return tickets[:i], false, err
+		}
+	}
+	return tickets, false, err
+}
+
+// due returns the ticket whose retry has been due longest.
+func (d *drainer) due(now time.Time) (id uuid.UUID, ok bool) {
+	if now.Before(d.retryAt) {
+		return id, false
+	}
+	first := now
+	for candidate, p := range d.postponed {
+		if !p.due.After(first) {
+			id, first, ok = candidate, p.due, true
+		}
+	}
+	return id, ok
+}
+
+// tries reports whether a ticket is to be tried again before it is to be set aside.
+func (d *drainer) tries() bool {
+	for _, p := range d.postponed {
+		if p.tries < d.config.DrainTries {
+			return true
+		}
+	}
+	return false
+}
+
+// nextRetry returns how long there is nothing to do but to wait for the next retry.
+func (d *drainer) nextRetry() time.Duration {
+	var next time.Time
+	for _, p := range d.postponed {
+		if next.IsZero() || p.due.Before(next) {
+			next = p.due
+		}
+	}
+	return max(time.Until(next), time.Until(d.retryAt))
+}
+
+// patience is how long a transaction may take. What is small gets little of the others' time.
+func (d *drainer) patience(tickets []Spooled) time.Duration {
+	config := &d.config
+	cost := 0
+	for i := range tickets {
+		cost += tickets[i].Ticket.Cost()
+	}
+	share := max(float64(len(tickets))/float64(config.DrainTickets), float64(cost)/float64(config.BatchBytes))
+	least := min(config.StoreTimeout, config.DrainTimeout)
+	return least + time.Duration(min(share, 1)*float64(config.DrainTimeout-least))
+}
+
+// drained is a ticket that may leave the spool: it is in the store, or a copy of it is kept for a person.
+type drained struct {
+	Outcome
+	refused bool
+}
+
+// batchOf returns what one transaction is to store.
+func batchOf(tickets []Spooled) Batch {
+	b := Batch{Entries: make([]*Entry, len(tickets)), Drained: true}
+	for i := range tickets {
+		b.Entries[i] = &tickets[i].Entry
+	}
+	return b
+}
+
+// storeRead stores tickets that were acknowledged: each must end in the store, or stay with us. It returns what became of the
+// first tickets, which may leave the spool.
+func (d *drainer) storeRead(ctx context.Context, tickets []Spooled) ([]drained, error) {
+	saving, cancel := context.WithTimeout(ctx, d.patience(tickets))
+	defer cancel()
+	b := batchOf(tickets)
+	saved, err := d.store.Save(saving, b)
+	r := result{Saved: saved}
+	if errors.Is(err, ticket.ErrRefused) {
+		r, err = d.saveUnread(saving, b) // and treatment finds the culprit
+	}
+	if err != nil {
+		return nil, err
+	}
+	return d.settle(ctx, tickets, r)
+}
+
+// storeUnread does the same in the way that asks least of the store.
+func (d *drainer) storeUnread(ctx context.Context, tickets []Spooled) ([]drained, error) {
+	r, err := d.saveUnreadInTime(ctx, batchOf(tickets))
+	if err != nil {
+		return nil, err
+	}
+	return d.settle(ctx, tickets, r)
+}
+
+func (d *drainer) saveUnreadInTime(ctx context.Context, b Batch) (result, error) {
+	ctx, cancel := context.WithTimeout(ctx, d.config.DrainTimeout)
+	defer cancel()
+	return d.saveUnread(ctx, b)
+}
+
+// settle sees to the tickets that a transaction left out. It returns what became of the first tickets, up to one for which
+// the store or the disk failed.
+func (d *drainer) settle(ctx context.Context, tickets []Spooled, r result) (done []drained, err error) {
+	done = make([]drained, 0, len(tickets))
+	for i := range tickets {
+		e, o, refusal := &tickets[i].Entry, r.Outcomes[i], r.refusal(i)
+		if o.KeyReused {
+			// Another server has taken another ticket for the same key meanwhile. Its sender is at fault, but both have
+			// been acknowledged.
+			d.config.Logger.With(e.Ticket.LogAttr()).
+				Warn("a spooled ticket's idempotency key was used for another body meanwhile; it is stored without the key")
+			keyless := *e
+			keyless.Key = ""
+			alone, err := d.saveUnreadInTime(ctx, Batch{Entries: []*Entry{&keyless}, Drained: true})
+			if err != nil {
+				return done, err
+			}
+			e, o, refusal = &keyless, alone.Outcomes[0], alone.refusal(0)
+		}
+		if refusal != nil {
+			if err := d.config.Spool.Refuse(e); err != nil {
+				return done, err
+			}
+		}
+		done = append(done, drained{o, refusal != nil})
+	}
+	return done, nil
+}
+
+// conclude has what is done leave the spool, and finds out why the rest, if any, is not.
+func (d *drainer) conclude(ctx context.Context, tickets []Spooled, done []drained, cause error, unread bool) step {
+	stored, err := d.leave(tickets[:len(done)], done)
+	s := step{stored: stored, err: cause}
+	switch {
+	case err != nil:
+		return step{stored: stored, err: err, disk: true}
+	case cause == nil || ctx.Err() != nil:
+		return s
+	case d.ping(ctx) != nil:
+		s.away = true
+		return s
+	}
+	// The store takes tickets, so one of these is at fault.
+	rest := tickets[len(done):]
+	if len(rest) > 1 {
+		d.limit = max(len(rest)/4, 1)
+		return s
+	}
+	if !unread {
+		d.config.Metrics.drainFailed.Inc()
+		d.config.Logger.With(rest[0].Ticket.LogAttr()).
+			Warn("the database does not take a ticket of the spool, though it takes others; it is stored unread, and treated later",
+				"bytes", len(rest[0].Ticket.Body), "error", cause)
+		done, cause := d.storeUnread(ctx, rest)
+		again := d.conclude(ctx, rest, done, cause, true)
+		again.stored += stored
+		return again
+	}
+	if err := d.postpone(&rest[0], cause); err != nil {
+		d.kept = err
+		s.err = errors.Join(cause, err)
+	}
+	return s
+}
+
+// leave removes tickets from the spool that are in the store or set aside, and returns how many are in the store.
+func (d *drainer) leave(tickets []Spooled, done []drained) (stored int, err error) {
+	for i := range tickets {
+		t := &tickets[i].Ticket
+		delete(d.postponed, t.ID)
+		if done[i].refused {
+			d.total.Refused++
+			d.config.Metrics.refused.Inc()
+			continue
+		}
+		stored++
+		d.config.Metrics.read(done[i].Outcome, len(t.Order.Lines))
+	}
+	d.total.Stored += stored
+	d.config.Metrics.drained.Add(float64(stored))
+	return stored, d.config.Spool.Remove(tickets)
+}
+
+// postpone has a ticket stepped over, or sets it aside when it was tried often enough.
+func (d *drainer) postpone(s *Spooled, cause error) error {
+	config := &d.config
+	log := config.Logger.With(s.Ticket.LogAttr())
+	p, again := d.postponed[s.Ticket.ID]
+	if !again && len(d.postponed) >= maxPostponed {
+		return nil
+	}
+	p.tries++
+	p.due = time.Now().Add(config.DrainRetry << min(p.tries-1, 10)) // one that cannot be set aside may wait for long
+	d.postponed[s.Ticket.ID] = p
+	if p.tries < config.DrainTries {
+		config.Metrics.steppedOver.Inc()
+		log.Warn("the database does not take a ticket of the spool, though it takes others; it is stepped over and tried again",
+			"try", p.tries, "tries", config.DrainTries, "bytes", len(s.Ticket.Body), "error", cause)
+		return nil
+	}
+	log.Error("the database took a ticket of the spool in no try, though it takes others; it is set aside in a .refused file, "+
+		"and tried again at the next start: find out what keeps it (docs/durability.md)",
+		"tries", p.tries, "bytes", len(s.Ticket.Body), "error", cause)
+	if err := config.Spool.Refuse(&s.Entry); err != nil {
+		return err
+	}
+	_, err := d.leave([]Spooled{*s}, []drained{{refused: true}})
+	return err
+}

@@ -1,0 +1,62 @@
+package intake
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"myticket/internal/ticket"
+)
+
+// saver is what deliveries and the drain have in common: how tickets are read, and how they get into the store although one
+// of them may be refused.
+type saver struct {
+	config Config
+	store  Store
+}
+
+// read sets what the body says, and the status that follows from it.
+func (s *saver) read(t *ticket.Ticket) {
+	t.Order, t.Problems = s.config.Parse(t.Body)
+	t.Status = ticket.Treated
+	if len(t.Problems) > 0 {
+		t.Status = ticket.Error
+	}
+}
+
+// saveUnread stores a batch unread. If the store refuses even that, each entry is stored in a transaction of its own, and
+// the result has the refusals.
+func (s *saver) saveUnread(ctx context.Context, b Batch) (result, error) {
+	b.Unread = true
+	saved, err := s.store.Save(ctx, b)
+	if !errors.Is(err, ticket.ErrRefused) {
+		return result{Saved: saved}, err
+	}
+	if len(b.Entries) == 1 {
+		e := b.Entries[0]
+		s.config.Logger.With(e.Ticket.LogAttr()).
+			Error("the database refuses to store a ticket even unread; a sender that waits is told that it is not stored, "+
+				"a ticket of the spool is kept there", "bytes", len(e.Ticket.Body), "error", err)
+		saved.Outcomes = make([]Outcome, 1)
+		return result{saved, []error{fmt.Errorf("%w: %w", ErrUnavailable, err)}}, nil
+	}
+	var all result
+	for i := range b.Entries {
+		one := b
+		one.Entries = b.Entries[i : i+1]
+		r, err := s.saveUnread(ctx, one)
+		if err != nil {
+			return result{}, err
+		}
+		all.Outcomes = append(all.Outcomes, r.Outcomes[0])
+		all.refused = append(all.refused, r.refusal(0))
+		all.StoredBy = r.StoredBy
+	}
+	return all, nil
+}
+
+func (s *saver) ping(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, s.config.StoreTimeout)
+	defer cancel()
+	return s.store.Ping(ctx)
+}

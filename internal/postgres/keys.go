@@ -1,0 +1,168 @@
+package postgres
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"myticket/internal/intake"
+)
+
+// claimKeys takes idempotency keys, in their order so that two batches cannot deadlock. A key is taken over by a delivery
+// that was received after it had expired, however long ago that was. A row that is not taken over is locked even so, which
+// waits for the standbys as a write does (https://www.postgresql.org/docs/current/sql-insert.html#SQL-ON-CONFLICT).
+const claimKeys = `
+INSERT INTO deliveries AS d (source, key, body_sha256, ticket_id, ticket_received_at, expires_at)
+SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[], $4::uuid[], $5::timestamptz[], $6::timestamptz[]) AS i (source, key)
+ORDER BY i.source, i.key
+ON CONFLICT (source, key) DO UPDATE SET
+    body_sha256 = excluded.body_sha256, ticket_id = excluded.ticket_id,
+    ticket_received_at = excluded.ticket_received_at, expires_at = excluded.expires_at
+WHERE excluded.ticket_received_at >= d.expires_at`
+
+// lookUpKeys tells whose the keys are. It is a statement of its own, so that it sees what was committed while claimKeys
+// waited for another transaction.
+const lookUpKeys = `
+SELECT d.source, d.key, d.body_sha256, d.ticket_id, d.ticket_received_at, d.expires_at, coalesce(t.status, 'TREATED'), t.problems
+FROM unnest($1::text[], $2::text[]) AS i (source, key)
+JOIN deliveries d ON d.source = i.source AND d.key = i.key
+LEFT JOIN tickets t ON t.received_at = d.ticket_received_at AND t.id = d.ticket_id`
+
+// claim takes the keys of the entries that have one, and returns the entries that are not to be stored, because their key
+// belongs to another delivery. Stored are entries without a key, those whose key is theirs, and those whose key belongs to a
+// delivery that is too far away to be the same one.
+//
+// Two deliveries with one key are the same only if they were received less than the key's time to live apart. It is the
+// servers' times that are compared, because a spool may bring either delivery here first, and long after both.
+func claim(ctx context.Context, tx pgx.Tx, entries []*intake.Entry) (map[int]repeat, error) {
+	open := map[deliveryKey][]claimant{}
+	for i, e := range entries {
+		if e.Key != "" {
+			key := deliveryKey{e.Ticket.Source, e.Key}
+			open[key] = append(open[key], claimant{e, i})
+		}
+	}
+	for _, same := range open {
+		slices.SortStableFunc(same, func(a, b claimant) int { return compareIDs(a.Ticket.ID, b.Ticket.ID) })
+	}
+	repeats := map[int]repeat{}
+	for len(open) > 0 { // once, unless a batch spans the time to live of one of its keys
+		known, err := claimed(ctx, tx, open)
+		if err != nil {
+			return nil, err
+		}
+		for key, same := range open {
+			d, ok := known[key]
+			if !ok {
+				return nil, fmt.Errorf("the idempotency key %q of source %q is neither taken nor free", key.key, key.source)
+			}
+			if later := d.settle(same, repeats); len(later) == len(same) {
+				return nil, fmt.Errorf("the idempotency key %q of source %q has expired and is not free", key.key, key.source)
+			} else if len(later) > 0 {
+				open[key] = later
+			} else {
+				delete(open, key)
+			}
+		}
+	}
+	return repeats, nil
+}
+
+// claimant is an entry with a key, and its index in its batch.
+type claimant struct {
+	*intake.Entry
+	index int
+}
+
+// repeat is an entry that has the key of another delivery.
+type repeat struct {
+	of       delivery
+	sameBody bool
+}
+
+// outcome returns what a repeat is answered with. The other delivery may be one of the same batch.
+func (r repeat) outcome(rows []row) intake.Outcome {
+	if !r.sameBody {
+		return intake.Outcome{KeyReused: true}
+	}
+	is := r.of.standing
+	for i := range rows {
+		if rows[i].ticket.ID == r.of.ticketID {
+			is = rows[i].standing
+		}
+	}
+	return intake.Outcome{ID: r.of.ticketID, Status: is.status, Problems: is.problems, Duplicate: true}
+}
+
+type deliveryKey struct{ source, key string }
+
+// delivery is a row of deliveries, and what became of its ticket.
+type delivery struct {
+	bodySHA256 []byte
+	ticketID   uuid.UUID
+	receivedAt time.Time
+	expiresAt  time.Time
+	standing
+}
+
+// settle finds out which entries with the delivery's key, the oldest first, repeat a delivery, and adds them to repeats. It
+// returns those that were received after the key had expired, for which it is to be claimed anew. The others are stored.
+func (d delivery) settle(entries []claimant, repeats map[int]repeat) (later []claimant) {
+	var late delivery // of this batch, the last one that is to be stored without the key
+	for _, e := range entries {
+		switch {
+		case e.Ticket.ID == d.ticketID:
+		case !e.Ticket.ReceivedAt.Before(d.expiresAt):
+			later = append(later, e)
+		case e.KeyExpiresAt.After(d.receivedAt):
+			repeats[e.index] = d.repeatedBy(e.Entry)
+		default: // it is older, and comes late: the newer one keeps the key
+			if e.Ticket.ReceivedAt.Before(late.expiresAt) {
+				repeats[e.index] = late.repeatedBy(e.Entry)
+				continue
+			}
+			late = delivery{bodySHA256: e.BodySHA256[:], ticketID: e.Ticket.ID, expiresAt: e.KeyExpiresAt}
+		}
+	}
+	return later
+}
+
+// repeatedBy returns an entry that is the same delivery, or claims to be.
+func (d delivery) repeatedBy(e *intake.Entry) repeat {
+	return repeat{of: d, sameBody: [sha256.Size]byte(d.bodySHA256) == e.BodySHA256}
+}
+
+// claimed claims each key for the first of its entries, and returns whose the keys are.
+func claimed(ctx context.Context, tx pgx.Tx, entries map[deliveryKey][]claimant) (map[deliveryKey]delivery, error) {
+	var sources, keys []string
+	var hashes [][]byte
+	var ids []uuid.UUID
+	var times, expiries []time.Time
+	for key, same := range entries {
+		e := same[0]
+		sources, keys = append(sources, key.source), append(keys, key.key)
+		hashes = append(hashes, e.BodySHA256[:])
+		ids = append(ids, e.Ticket.ID)
+		times, expiries = append(times, e.Ticket.ReceivedAt), append(expiries, e.KeyExpiresAt)
+	}
+	batch := &pgx.Batch{}
+	batch.Queue(claimKeys, sources, keys, hashes, ids, times, expiries)
+	known := make(map[deliveryKey]delivery, len(keys))
+	batch.Queue(lookUpKeys, sources, keys).Query(func(rows pgx.Rows) error {
+		var key deliveryKey
+		var d delivery
+		columns := []any{&key.source, &key.key, &d.bodySHA256, &d.ticketID, &d.receivedAt, &d.expiresAt, &d.status, &d.problems}
+		_, err := pgx.ForEachRow(rows, columns, func() error {
+			known[key] = d
+			d = delivery{}
+			return nil
+		})
+		return err
+	})
+	return known, tx.SendBatch(ctx, batch).Close()
+}
