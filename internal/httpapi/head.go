@@ -249,8 +249,3 @@ func contentType(b []byte) string {
 	}
 	return string(b)
 }
-
-func peerBusy() Response {
-	return retryLater(http.StatusTooManyRequests, "peer_busy", retryOverloaded,
-		"As many requests of your address as may be are under way. The ticket was not stored; send it again later.")
-}

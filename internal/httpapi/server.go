@@ -4,6 +4,7 @@ package httpapi
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,26 +44,18 @@ type Config struct {
 	Registry *prometheus.Registry // Metrics are registered here and served on /metrics. Defaults to a new one.
 }
 
-// SetDefaults fills in the defaults.
-func (c *Config) SetDefaults() {
-	setDefault(&c.MaxBody, 1<<20)
-	setDefault(&c.MaxHeader, 8<<10)
-	setDefault(&c.BodyBytes, 128<<20)
-	setDefault(&c.MaxConnections, 4096)
-	setDefault(&c.ReadTimeout, 10*time.Second)
-	setDefault(&c.WriteTimeout, 10*time.Second)
-	setDefault(&c.IdleTimeout, 75*time.Second)
-	if c.Logger == nil {
-		c.Logger = slog.Default()
-	}
+// setDefaults fills in the defaults.
+func (c *Config) setDefaults() {
+	c.MaxBody = cmp.Or(c.MaxBody, 1<<20)
+	c.MaxHeader = cmp.Or(c.MaxHeader, 8<<10)
+	c.BodyBytes = cmp.Or(c.BodyBytes, 128<<20)
+	c.MaxConnections = cmp.Or(c.MaxConnections, 4096)
+	c.ReadTimeout = cmp.Or(c.ReadTimeout, 10*time.Second)
+	c.WriteTimeout = cmp.Or(c.WriteTimeout, 10*time.Second)
+	c.IdleTimeout = cmp.Or(c.IdleTimeout, 75*time.Second)
+	c.Logger = cmp.Or(c.Logger, slog.Default())
 	if c.Registry == nil {
 		c.Registry = prometheus.NewRegistry()
-	}
-}
-
-func setDefault[T int | time.Duration](field *T, value T) {
-	if *field == 0 {
-		*field = value
 	}
 }
 
@@ -99,7 +92,7 @@ type Server struct {
 
 // New returns a server that hands tickets to accepter.
 func New(config Config, accepter Accepter, sources *Sources) *Server {
-	config.SetDefaults()
+	config.setDefaults()
 	s := &Server{
 		webhook: NewWebhook(accepter, sources, config.MaxBody, config.Logger),
 		metrics: newMetrics(config.Registry, sources),
