@@ -1,10 +1,8 @@
 package main
 
 import (
-	"fmt"
 	"log/slog"
 	"math"
-	"net/url"
 	"os"
 	"runtime/debug"
 	"strconv"
@@ -109,59 +107,5 @@ func (f *serverFlags) warnOfLimits(logger *slog.Logger, l clientLimits, memory i
 		logger.Warn("--max-connections is more than have a small body each in half of --body-bytes: many slow senders may have the "+
 			"tickets of others refused with 503; raise --body-bytes, or lower --max-connections",
 			"max_connections", l.connections, "fit", fit)
-	}
-}
-
-// warnSecretsInArgs warns of a password in the arguments: whoever may list processes, and whoever sees a crash report, reads
-// them.
-func warnSecretsInArgs(logger *slog.Logger, args []string) {
-	const flag = "--database-url"
-	for i, arg := range args {
-		value, ok := strings.CutPrefix(arg, flag+"=")
-		if arg == flag && i+1 < len(args) {
-			value, ok = args[i+1], true
-		}
-		if ok && hasPassword(value) {
-			logger.Warn(fmt.Sprintf("%s has a password in it: everybody who may list this machine's processes can read it; "+
-				"use DATABASE_URL or --database-url-file", flag))
-			return
-		}
-	}
-}
-
-// hasPassword reports whether a connection string of Postgres has a password, as far as that can be seen.
-func hasPassword(connection string) bool {
-	if strings.Contains(strings.ToLower(connection), "password") { // a parameter, or a word of the other syntax
-		return true
-	}
-	u, err := url.Parse(connection)
-	if err != nil { // perhaps because of what is in the password
-		return strings.Contains(connection, "@")
-	}
-	_, set := u.User.Password()
-	return set
-}
-
-// logSources says who may send without credentials.
-func logSources(logger *slog.Logger, sources *httpapi.Sources, file string) {
-	open := sources.Open()
-	switch {
-	case file == "":
-		logger.Warn("no --sources-file: every source is open, so whoever reaches the webhook may send tickets")
-	case sources.None():
-		logger.Warn("the sources file names no source, so every ticket is refused with 403; name those that may send, or \"*\" for all",
-			"file", file)
-		return
-	case len(open) > 0:
-		logger.Warn("these sources ask for no credentials, so whoever reaches the webhook may send tickets as them; "+
-			"\"*\" is every source without an entry", "open", open)
-	case sources.Others():
-		logger.Info("every source asks for credentials")
-	default:
-		logger.Info("the sources of the file ask for credentials")
-	}
-	if file != "" && !sources.Others() {
-		logger.Info("other sources may not send: they are refused with 403, because the sources file does not name them and " +
-			"has no \"*\"")
 	}
 }

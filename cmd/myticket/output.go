@@ -12,8 +12,6 @@ import (
 	"unicode"
 	"unicode/utf16"
 	"unicode/utf8"
-
-	"github.com/prometheus/common/model"
 )
 
 // outputFlags choose who reads the answer.
@@ -101,35 +99,3 @@ func cut(s string, most int) string {
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
-
-// span is a length of time, written as 90d, 2w, 36h or 1h30m.
-type span time.Duration
-
-// UnmarshalText reads a span.
-func (s *span) UnmarshalText(text []byte) error {
-	d, err := model.ParseDuration(string(text))
-	if err != nil {
-		return fmt.Errorf("%q is no length of time: write 90d, 2w, 36h or 1h30m", text)
-	}
-	*s = span(d)
-	return nil
-}
-
-// moment is a point in time, written as a time, as a day (UTC), or as a span back from now.
-type moment time.Time
-
-// UnmarshalText reads a moment.
-func (m *moment) UnmarshalText(text []byte) error {
-	for _, layout := range []string{time.RFC3339, time.DateOnly} {
-		if t, err := time.Parse(layout, string(text)); err == nil {
-			*m = moment(t)
-			return nil
-		}
-	}
-	d, err := model.ParseDuration(string(text))
-	if err != nil {
-		return fmt.Errorf("%q is no time: write 2026-11-23T08:00:00Z, 2026-11-23, or 2h or 3d for so long ago", text)
-	}
-	*m = moment(time.Now().Add(-time.Duration(d)))
-	return nil
-}

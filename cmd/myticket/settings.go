@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"log/slog"
+	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -37,6 +38,36 @@ func logSettings(logger *slog.Logger, command *kong.Context, databaseURL string)
 	}
 	settings = append(settings, slog.String("database", postgres.Describe(databaseURL)))
 	logger.Info("settings", settings...)
+}
+
+// warnSecretsInArgs warns of a password in the arguments: whoever may list processes, and whoever sees a crash report, reads
+// them.
+func warnSecretsInArgs(logger *slog.Logger, args []string) {
+	const flag = "--database-url"
+	for i, arg := range args {
+		value, ok := strings.CutPrefix(arg, flag+"=")
+		if arg == flag && i+1 < len(args) {
+			value, ok = args[i+1], true
+		}
+		if ok && hasPassword(value) {
+			logger.Warn(fmt.Sprintf("%s has a password in it: everybody who may list this machine's processes can read it; "+
+				"use DATABASE_URL or --database-url-file", flag))
+			return
+		}
+	}
+}
+
+// hasPassword reports whether a connection string of Postgres has a password, as far as that can be seen.
+func hasPassword(connection string) bool {
+	if strings.Contains(strings.ToLower(connection), "password") { // a parameter, or a word of the other syntax
+		return true
+	}
+	u, err := url.Parse(connection)
+	if err != nil { // perhaps because of what is in the password
+		return strings.Contains(connection, "@")
+	}
+	_, set := u.User.Password()
+	return set
 }
 
 // serviceLink matches the variables that Kubernetes and Docker put into a container for a Service named myticket

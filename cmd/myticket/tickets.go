@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
@@ -127,36 +126,6 @@ func (c ticketsListCmd) command(after uuid.UUID) string {
 	}
 	fmt.Fprintf(&b, " --limit %d --after %s", c.Limit, after)
 	return b.String()
-}
-
-// shellFlag returns a flag as a shell takes it, whatever its value is: people paste what a ticket may have brought.
-// What is not plain goes into $'…' (POSIX.1-2024, XCU 2.2.4), in which a shell expands nothing and control characters
-// can be escaped for the terminal. A quote is escaped by its number: a shell that does not know $'…' expands nothing
-// either.
-func shellFlag(name, value string) string {
-	separator, plain := " ", true
-	if strings.HasPrefix(value, "-") {
-		separator = "=" // or else it is taken for a flag
-	}
-	var b strings.Builder
-	for i := 0; i < len(value); {
-		r, size := utf8.DecodeRuneInString(value[i:])
-		switch {
-		case r == '\'', r == '\\', r == utf8.RuneError && size == 1, !unicode.IsPrint(r):
-			plain = false
-			for _, c := range []byte(value[i : i+size]) {
-				fmt.Fprintf(&b, `\%03o`, c) // three digits and no more, so what follows cannot be taken for one
-			}
-		default:
-			plain = plain && (unicode.IsLetter(r) || unicode.IsDigit(r) || strings.ContainsRune("-_.:/@%+=, ", r))
-			b.WriteRune(r)
-		}
-		i += size
-	}
-	if plain {
-		return " --" + name + separator + `"` + value + `"`
-	}
-	return " --" + name + separator + `$'` + b.String() + `'`
 }
 
 // describe says a problem in one line.
@@ -315,14 +284,6 @@ func (s selection) run(
 		fmt.Fprintf(std.stdout, "%d tickets %s\n", n, done)
 	}
 	return interrupted(ctx, err)
-}
-
-// interrupted makes an interrupt of a command that changes something a failure, which it is not for a server.
-func interrupted(ctx context.Context, err error) error {
-	if err != nil && ctx.Err() != nil {
-		return errors.New("interrupted; what was done until then stays done")
-	}
-	return err
 }
 
 type ticketsRetryCmd struct{ selection }
