@@ -146,7 +146,7 @@ func TestDrainCommand_StoresTheOthers_AndFailsForWhatIsLeft(t *testing.T) {
 	out, code := command(t, "spool", "drain", "--database-url", databaseURL, dir)
 	require.Equal(t, 1, code, out)
 	require.Contains(t, out, "2 tickets are in the database now, 0 are left in the spool")
-	require.Contains(t, out, "takes 1 tickets in no form")
+	require.Contains(t, out, "the database refuses 1 tickets in every form; they are kept in a .refused file in ")
 	require.Len(t, storedBodies(t, databaseURL), 2)
 	b.exec(t, `ALTER TABLE tickets DROP CONSTRAINT no_poison`)
 	out, code = command(t, "spool", "drain", "--database-url", databaseURL, dir)

@@ -5,10 +5,11 @@ import (
 	"errors"
 )
 
-// interrupted makes an interrupt of a command that changes something a failure, which it is not for a server.
+// interrupted returns an error if ctx was cancelled, for commands that change something. For a server, an interrupt is no
+// failure.
 func interrupted(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() != nil {
-		return errors.New("interrupted; what was done until then stays done")
+		return errors.New("interrupted: what was done before stays done")
 	}
 	return err
 }

@@ -13,17 +13,17 @@ import (
 	"myticket/internal/httpapi"
 )
 
-// assumedMemory is what a server is taken to have when nobody says, in bytes.
+// assumedMemory is the memory that a server is assumed to have if no limit is known, in bytes.
 const assumedMemory = 1 << 30
 
-// mostConnections is the most that is derived. More do not make a server faster, and are there for who asks for them.
+// mostConnections is the highest derived limit of connections. More do not make a server faster. An operator can set more.
 const mostConnections = 4096
 
-// fewestPerPeer is the least limit of a peer that is derived: several tills may share an address.
+// fewestPerPeer is the lowest derived limit of connections from one peer, because several tills may share an address.
 const fewestPerPeer = 16
 
-// memoryLimit returns how many bytes this process may take, and who says so: GOMEMLIMIT, or the container, by the files of
-// its cgroup (version 2, then 1) below root.
+// memoryLimit returns how many bytes this process may use, and where the limit comes from: GOMEMLIMIT, or the files of the
+// container's cgroup (version 2, then 1) below root.
 func memoryLimit(root string) (limit int64, from string) {
 	if limit := debug.SetMemoryLimit(-1); limit < math.MaxInt64 {
 		return limit, "GOMEMLIMIT"
@@ -33,25 +33,25 @@ func memoryLimit(root string) (limit int64, from string) {
 		if err != nil {
 			continue
 		}
-		// Without a limit it is "max", or in version 1 a number beyond all machines.
+		// "max" means no limit; in version 1 a number larger than any machine does.
 		if limit, err := strconv.ParseInt(strings.TrimSpace(string(content)), 10, 64); err == nil && limit > 0 && limit < 1<<46 {
 			return limit, file
 		}
 	}
-	return assumedMemory, "nobody: assumed"
+	return assumedMemory, "no limit found: assumed"
 }
 
-// clientLimits are what clients may make a server hold, as set or as derived.
+// clientLimits bound what clients can make a server hold, as set or as derived.
 type clientLimits struct {
 	bodyBytes, connections, perPeer, waitingBytes int
 }
 
-// leastWaitingBytes is the least that is derived for what waits.
+// leastWaitingBytes is the lowest derived limit of the bytes of waiting tickets.
 const leastWaitingBytes = 4 << 20
 
-// deriveLimits fills in what is not set, from the memory that there is: an eighth for bodies on their way, a sixteenth for
-// tickets that wait (and as much for those that are being read), and a fifth for what connections cost, as long as small
-// bodies of all of them fit into the half of the first that is theirs. docs/server.md adds up what a server takes by that.
+// deriveLimits derives the limits that are not set from the memory: an eighth for bodies that are being read or wait, a
+// sixteenth for tickets that wait (and as much for those that are being read), and a fifth for connections. There are at most
+// as many connections as small bodies fit into half of the memory for bodies. docs/server.md adds up what a server then uses.
 func (f *serverFlags) deriveLimits(memory int64) clientLimits {
 	l := clientLimits{int(f.BodyBytes), f.MaxConnections, f.MaxConnectionsPerPeer, int(f.WaitingBytes)}
 	if l.waitingBytes == 0 {
@@ -72,21 +72,22 @@ func (f *serverFlags) deriveLimits(memory int64) clientLimits {
 	return l
 }
 
-// log says what was derived, and from what.
+// log logs the limits, and the memory that they are derived from.
 func (l clientLimits) log(logger *slog.Logger, memory int64, from string) {
 	logger.Info("limits of clients", "memory", humanize.IBytes(uint64(max(0, memory))), "memory_from", from,
 		"body_bytes", l.bodyBytes,
 		"waiting_bytes", l.waitingBytes, "max_connections", l.connections, "max_connections_per_peer", l.perPeer)
 }
 
-// What a server takes besides what is set, in bytes: doing nothing, a write to its spool, and the key of a spooled ticket.
+// What a server uses besides what is set, in bytes: while it idles, for a write to its spool, and for the key of a spooled
+// ticket.
 const (
 	memoryAtRest  = 32 << 20
 	memoryOfWrite = 8 << 20
 	memoryOfKey   = 150
 )
 
-// memoryNeeded is what a server takes at most, in bytes: the sum in docs/server.md.
+// memoryNeeded returns the most that a server uses, in bytes: the sum in docs/server.md.
 func (f *serverFlags) memoryNeeded(l clientLimits) int64 {
 	needed := memoryAtRest + int64(l.connections)*int64(httpapi.ConnectionCost(int(f.MaxHeader))) + int64(l.bodyBytes) +
 		2*int64(l.waitingBytes) + 2*int64(f.BatchesInFlight)*int64(f.BatchBytes)
@@ -96,16 +97,16 @@ func (f *serverFlags) memoryNeeded(l clientLimits) int64 {
 	return needed
 }
 
-// warnOfLimits warns of limits that do not hold what docs/server.md says of those that are derived.
+// warnOfLimits warns of limits that break what docs/server.md promises of derived ones.
 func (f *serverFlags) warnOfLimits(logger *slog.Logger, l clientLimits, memory int64) {
 	if needed := f.memoryNeeded(l); needed > memory {
-		logger.Warn("the limits let senders make this server take more memory than it has, so it may be killed: what was acknowledged "+
-			"is kept, what was under way is not answered; give it more memory, or lower the limits (docs/server.md, \"Limits to set\")",
+		logger.Warn("the limits let senders make this server use more memory than it has, so it may be killed: acknowledged tickets "+
+			"are kept, tickets in progress get no answer; give it more memory, or lower the limits (docs/server.md, \"Limits to set\")",
 			"needed", humanize.IBytes(uint64(needed)), "memory", humanize.IBytes(uint64(max(0, memory))))
 	}
 	if fit := l.bodyBytes / 2 / httpapi.SmallBody; l.connections > fit {
-		logger.Warn("--max-connections is more than have a small body each in half of --body-bytes: many slow senders may have the "+
-			"tickets of others refused with 503; raise --body-bytes, or lower --max-connections",
+		logger.Warn("--max-connections is more than the small bodies that fit into half of --body-bytes: many slow senders can cause the "+
+			"tickets of others to be refused with 503; raise --body-bytes, or lower --max-connections",
 			"max_connections", l.connections, "fit", fit)
 	}
 }

@@ -7,7 +7,7 @@ import (
 	"github.com/prometheus/common/model"
 )
 
-// moment is a point in time, written as a time, as a day (UTC), or as a span back from now.
+// moment is a point in time, written as a time, as a day (UTC), or as a span before now.
 type moment time.Time
 
 // UnmarshalText reads a moment.
@@ -20,7 +20,7 @@ func (m *moment) UnmarshalText(text []byte) error {
 	}
 	d, err := model.ParseDuration(string(text))
 	if err != nil {
-		return fmt.Errorf("%q is no time: write 2026-11-23T08:00:00Z, 2026-11-23, or 2h or 3d for so long ago", text)
+		return fmt.Errorf("%q is not a time: write 2026-11-23T08:00:00Z, 2026-11-23, or 2h or 3d for a time before now", text)
 	}
 	*m = moment(time.Now().Add(-time.Duration(d)))
 	return nil

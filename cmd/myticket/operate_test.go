@@ -243,12 +243,12 @@ func TestRetention_DropsWhatIsOldAndFinished(t *testing.T) {
 	}
 
 	shown := b.ok(t, "retention", "--keep=90d")
-	assert.Contains(t, shown, "1 expired idempotency keys would be deleted; nothing was changed")
+	assert.Contains(t, shown, "1 expired idempotency keys would be deleted; nothing was changed. Use --apply to drop and delete")
 	assert.Equal(t, "5", count())
 
 	shown = b.ok(t, "retention", "--keep=90d", "--apply")
 	assert.Regexp(t, name(-100)+` .* dropped\n`, shown)
-	assert.Regexp(t, name(-99)+` .* kept: it holds tickets`, shown)
+	assert.Regexp(t, name(-99)+` .* kept: it holds TO_TREAT or ERROR tickets \(--drop-unfinished drops it too\)`, shown)
 	assert.NotContains(t, shown, name(-50))
 	assert.Contains(t, shown, "1 expired idempotency keys deleted")
 	assert.Equal(t, "4", count(), "the default partition, the unfinished one and the young ones stay")

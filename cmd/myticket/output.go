@@ -14,13 +14,13 @@ import (
 	"unicode/utf8"
 )
 
-// outputFlags choose who reads the answer.
+// outputFlags choose between output for people and for programs.
 type outputFlags struct {
 	Output string `short:"o" default:"table" enum:"table,json" help:"table for people, json for programs. Default: ${default}."`
 }
 
-// printJSON writes a value for programs. People look at it as well, so what a terminal would obey, and what makes a text look
-// like another one, is escaped: programs read the same value.
+// printJSON writes a value as JSON. People look at it too, so characters that a terminal would obey, and characters that make
+// a text look like another one, are escaped. For programs the value is the same.
 func printJSON(w io.Writer, value any) error {
 	var plain bytes.Buffer
 	encoder := json.NewEncoder(&plain)
@@ -33,8 +33,8 @@ func printJSON(w io.Writer, value any) error {
 	return err
 }
 
-// escapeJSON escapes the characters of a JSON text that do not print, which stand in its strings only: json.Encoder escapes
-// those below the space by itself, and breaks lines only between values. Those beyond 16 bits are written as two halves
+// escapeJSON escapes the characters of a JSON text that do not print. These are in strings only: json.Encoder escapes control
+// characters by itself, and breaks lines only between values. A character of more than 16 bits is written as two halves
 // (RFC 8259, section 7).
 func escapeJSON(text []byte) []byte {
 	escaped := make([]byte, 0, len(text))
@@ -67,10 +67,10 @@ func printTable(w io.Writer, header []string, rows [][]string) error {
 	return table.Flush()
 }
 
-// printable escapes what a terminal would obey instead of showing: a ticket's text comes from anybody.
+// printable escapes characters that a terminal would obey. A ticket's text may come from anyone.
 func printable(s string) string { return escape(s, false) }
 
-// printableText is printable for a text of several lines.
+// printableText is like printable, but keeps line ends and tabs.
 func printableText(s string) string { return escape(s, true) }
 
 func escape(s string, lines bool) string {

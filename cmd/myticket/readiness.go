@@ -10,9 +10,9 @@ import (
 	"myticket/internal/spool"
 )
 
-// checks is what readiness hangs on: that a ticket can be stored durably right now, in the database or in the spool. A
-// database that answers and is not fit for this program keeps a server from being ready in any case: something is wrong
-// with the rollout, and the servers before it should stay.
+// checks reports whether the server is ready, and what each check says. A server is ready if a ticket can be stored durably
+// right now, in the database or in the spool. If the database answers but does not fit this program, the server is not ready
+// in any case: something is wrong with the rollout, and the old servers should stay.
 func checks(maintainer *postgres.Maintainer, in *intake.Intake, queue *spool.Spool, draining bool) (bool, []admin.Check) {
 	health := maintainer.Health()
 	database := admin.Check{Name: "database", OK: true, Detail: "answers"}
@@ -25,7 +25,7 @@ func checks(maintainer *postgres.Maintainer, in *intake.Intake, queue *spool.Spo
 		schema.Detail = "unknown, because the database does not answer"
 		unknown = !health.Misconfigured
 	case !in.Available():
-		database = admin.Check{Name: "database", Detail: "does not take tickets; it is asked again and again"}
+		database = admin.Check{Name: "database", Detail: "does not take tickets; the server keeps trying"}
 	case health.Schema.Latest == 0:
 		database = admin.Check{Name: "database", Detail: "not asked yet"}
 		schema.Detail = "not asked yet"

@@ -17,15 +17,15 @@ import (
 	"time"
 )
 
-// sendCmd is `myticket send`: a till, to try an installation with.
+// sendCmd is `myticket send`: it sends tickets as a till does, to test an installation.
 type sendCmd struct {
-	Files []string `arg:"" optional:"" name:"FILE" help:"Files that hold a ticket each, as it is; - is standard input. Default: a sample ticket."`
+	Files []string `arg:"" optional:"" name:"FILE" help:"Files to send, with one ticket each. - is standard input. Default: a sample ticket."`
 
-	URL         string        `name:"url" env:"MYTICKET_SEND_URL" default:"http://localhost:9098/ticket" help:"Where to post to; a source is part of the path: /ticket/shop-1. Default: ${default}."`
-	BearerFile  string        `type:"path" placeholder:"FILE" help:"File that holds the bearer token of a source that asks for one (docs/webhook.md)."`
-	Count       int           `default:"1" help:"How often to send each file, as tickets of their own; of the sample, each with its own order number. Default: ${default}."`
-	Concurrency int           `default:"1" help:"Tickets under way at once. Default: ${default}."`
-	RetryFor    time.Duration `default:"30s" help:"How long each ticket is tried again when nobody answers, or with 408, 429 or 5xx. Default: ${default}."`
+	URL         string        `name:"url" env:"MYTICKET_SEND_URL" default:"http://localhost:9098/ticket" help:"URL to post to. Its path can name a source: /ticket/shop-1. Default: ${default}."`
+	BearerFile  string        `type:"path" placeholder:"FILE" help:"File with the bearer token, if the source asks for one (docs/webhook.md)."`
+	Count       int           `default:"1" help:"How often to send each file, each time as a new ticket. The samples get different order numbers. Default: ${default}."`
+	Concurrency int           `default:"1" help:"Tickets to send at the same time. Default: ${default}."`
+	RetryFor    time.Duration `default:"30s" help:"How long to retry each ticket after no answer, 408, 429 or 5xx. Default: ${default}."`
 	Timeout     time.Duration `default:"10s" help:"Longest time of one attempt. Default: ${default}."`
 	Output      string        `short:"o" default:"text" enum:"text,json" help:"text for people, json for programs. Default: ${default}."`
 }
@@ -33,8 +33,8 @@ type sendCmd struct {
 const (
 	maxSent       = 1_000_000 // tickets of one run
 	maxSenders    = 1_000
-	maxSentBytes  = 1 << 30 // of all files, for they are held in memory
-	maxSentLines  = 20      // that say what became of a ticket; above it a summary does
+	maxSentBytes  = 1 << 30 // of all files, because they are held in memory
+	maxSentLines  = 20      // with more tickets than this, one summary replaces their lines
 	sampleOrder   = 123456
 	sampleName    = "sample"
 	standardInput = "-"
@@ -58,7 +58,7 @@ func (c sendCmd) Validate() error {
 	case c.Count < 1:
 		return errors.New("--count must be at least 1")
 	case c.Count > maxSent || c.Count*max(len(c.Files), 1) > maxSent:
-		return fmt.Errorf("--count times the files must be at most %d", maxSent)
+		return fmt.Errorf("--count times the number of files must be at most %d", maxSent)
 	case c.Concurrency < 1 || c.Concurrency > maxSenders:
 		return fmt.Errorf("--concurrency must be 1 to %d", maxSenders)
 	case c.RetryFor < 0:
@@ -75,7 +75,7 @@ type file struct {
 	body []byte
 }
 
-// Run sends all, and fails when one of them is not known to be stored.
+// Run sends all tickets. It fails if one of them is not known to be stored.
 func (c sendCmd) Run(ctx context.Context, std streams) error {
 	files, err := c.read(std.stdin)
 	if err != nil {
@@ -118,7 +118,7 @@ func (c sendCmd) Run(ctx context.Context, std streams) error {
 	return errors.Join(c.print(std, report), report.err(ctx))
 }
 
-// read reads all that is to be sent, so that what cannot be read is known before anything is sent.
+// read reads all files before anything is sent, so that an unreadable one stops the run.
 func (c sendCmd) read(stdin io.Reader) ([]file, error) {
 	if len(c.Files) == 0 {
 		return []file{{sampleName, []byte(sampleTicket)}}, nil
@@ -132,7 +132,7 @@ func (c sendCmd) read(stdin io.Reader) ([]file, error) {
 		case err != nil:
 			return nil, err
 		case len(body) == 0:
-			return nil, fmt.Errorf("%s is empty, which is no ticket", name)
+			return nil, fmt.Errorf("%s is empty: it holds no ticket", name)
 		case room < 0:
 			return nil, fmt.Errorf("the files hold more than %d MiB: send them in parts", maxSentBytes>>20)
 		}
@@ -157,7 +157,7 @@ func readFile(name string, stdin io.Reader, most int64) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, most))
 }
 
-// print prints what is left to say: the lines of a few tickets are printed as they come.
+// print prints the summary. The lines of a few tickets were printed as they came.
 func (c sendCmd) print(std streams, r sendReport) error {
 	if c.Output == "json" {
 		return printJSON(std.stdout, r)

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// sendReport is what became of all.
+// sendReport is what became of all tickets.
 type sendReport struct {
 	Tickets   int            `json:"tickets"` // to send
 	Sent      int            `json:"sent"`
@@ -18,7 +18,7 @@ type sendReport struct {
 	PerSecond float64        `json:"per_second"` // stored
 	Longest   float64        `json:"longest"`    // seconds of one ticket, with its retries
 	Each      []sentTicket   `json:"each,omitempty"`
-	Failed    []sentTicket   `json:"failed,omitempty"` // the first of those that are not known to be stored
+	Failed    []sentTicket   `json:"failed,omitempty"` // the first tickets that are not known to be stored
 	unclear   int
 	failure   string // the first
 }
@@ -89,16 +89,16 @@ func (r *sendReport) err(ctx context.Context) error {
 	}
 	switch {
 	case r.Stored > 0:
-		text += fmt.Sprintf(". A second run sends all with new keys, so the %d that were stored would be there twice: "+
+		text += fmt.Sprintf(". A second run sends all tickets with new keys, so the %d that were stored would be stored twice: "+
 			"send only the others", r.Stored)
 		if r.unclear > 0 {
-			text += fmt.Sprintf("; of those, up to %d may be stored all the same, for no answer tells", r.unclear)
+			text += fmt.Sprintf("; up to %d of the others may be stored too, because no answer says that they are not", r.unclear)
 		}
 	case r.unclear > 0:
-		text += fmt.Sprintf(". Up to %d of them may be stored all the same, for no answer tells; "+
-			"a second run sends all with new keys, so these would be there twice", r.unclear)
+		text += fmt.Sprintf(". Up to %d of them may be stored all the same, because no answer says that they are not; "+
+			"a second run sends all tickets with new keys, so these would be stored twice", r.unclear)
 	default:
-		text += ". It is safe to run it again: nothing was stored"
+		text += ". It is safe to run it again, because nothing was stored"
 	}
 	return errors.New(text)
 }

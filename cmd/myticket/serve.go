@@ -46,13 +46,13 @@ func (c *serveCmd) Run(ctx context.Context, std streams, command *kong.Context) 
 	return c.serve(ctx, c.url, logger, func(net.Addr) {})
 }
 
-// gcPercent lets garbage grow to five times what is in use before it is collected, instead of to two times. A server
-// uses a few MiB and makes garbage with each ticket, so it collects several times less often for tens of MiB
-// (docs/benchmarks.md). GOMEMLIMIT still bounds it all, and GOGC overrules it.
+// gcPercent lets the heap grow to five times what is in use before garbage is collected, instead of twice. A server uses a
+// few MiB and makes garbage with each ticket. So it collects garbage several times less often, and takes tens of MiB more
+// (docs/benchmarks.md). GOMEMLIMIT still bounds the heap, and GOGC overrides this value.
 const gcPercent = 400
 
-// serve runs the server on a database until ctx ends, then lets go of nothing that was accepted. It calls listening
-// when the webhook's address is known.
+// serve runs the server on a database until ctx ends. Then it finishes all tickets that it accepted. It calls listening when
+// the webhook's address is known.
 func (f *serverFlags) serve(
 	ctx context.Context, url func() (string, error), logger *slog.Logger, listening func(webhook net.Addr),
 ) (err error) {
@@ -67,7 +67,7 @@ func (f *serverFlags) serve(
 	}
 	if least := 2 * httpapi.SignatureTolerance; sources.Signed() && f.KeyTTL < least {
 		return fmt.Errorf("--key-ttl must be at least %s, because a source signs its tickets: "+
-			"a captured one could be sent again as a new ticket once its key is forgotten", least)
+			"a captured request could be sent again as a new ticket after its key is forgotten", least)
 	}
 	logSources(logger, sources, f.SourcesFile)
 	memory, memoryFrom := memoryLimit("")
@@ -162,18 +162,18 @@ func (f *serverFlags) serve(
 	var failure error
 	select {
 	case <-ctx.Done():
-		logger.Info("shutting down: not ready from now on, finishing what is in flight",
+		logger.Info("shutting down: not ready from now on, finishing what is in progress",
 			"delay", f.ShutdownDelay.String(), "timeout", f.ShutdownTimeout.String())
 		draining.Store(true)
 		time.Sleep(f.ShutdownDelay)
 	case failure = <-failed:
 		draining.Store(true)
 	}
-	// What follows has its own time: ctx has ended already.
+	// ctx has ended, so the shutdown has a time limit of its own.
 	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.ShutdownTimeout)
 	defer cancel()
 	err = errors.Join(failure, webhook.Shutdown(ending), in.Close(ending))
-	stopBackground() // treatment finishes the ticket it is at
+	stopBackground() // treatment finishes its present ticket
 	err = errors.Join(err, internal.Shutdown(ending))
 	if err := tracing.Shutdown(ending); err != nil {
 		logger.Warn("the last traces could not be sent; tickets are not affected", "error", err)
@@ -190,11 +190,11 @@ func (f *serverFlags) serve(
 	return err
 }
 
-// openSpool opens the spool, where there is one.
+// openSpool opens the spool. Without --spool-dir it returns nil.
 func (f *serverFlags) openSpool(logger *slog.Logger, registry prometheus.Registerer) (*spool.Spool, error) {
 	if f.SpoolDir == "" {
 		logger.Warn("no --spool-dir: while Postgres is away, tickets are refused with 503, " +
-			"and a sender that does not repeat them loses them")
+			"and are lost unless their senders send them again")
 		return nil, nil //nolint:nilnil // no spool is no error
 	}
 	queue, err := spool.Open(spool.Config{

@@ -7,19 +7,19 @@ import (
 	"myticket/internal/postgres"
 )
 
-// logSources says who may send without credentials.
+// logSources logs which sources may send without credentials.
 func logSources(logger *slog.Logger, sources *httpapi.Sources, file string) {
 	open := sources.Open()
 	switch {
 	case file == "":
-		logger.Warn("no --sources-file: every source is open, so whoever reaches the webhook may send tickets")
+		logger.Warn("no --sources-file: no source needs credentials, so everyone who reaches the webhook may send tickets")
 	case sources.None():
-		logger.Warn("the sources file names no source, so every ticket is refused with 403; name those that may send, or \"*\" for all",
+		logger.Warn("the sources file names no source, so every ticket is refused with 403; name the sources that may send, or \"*\" for all",
 			"file", file)
 		return
 	case len(open) > 0:
-		logger.Warn("these sources ask for no credentials, so whoever reaches the webhook may send tickets as them; "+
-			"\"*\" is every source without an entry", "open", open)
+		logger.Warn("these sources need no credentials, so everyone who reaches the webhook may send tickets as them; "+
+			"\"*\" stands for every source without an entry", "open", open)
 	case sources.Others():
 		logger.Info("every source asks for credentials")
 	default:
@@ -31,7 +31,7 @@ func logSources(logger *slog.Logger, sources *httpapi.Sources, file string) {
 	}
 }
 
-// productPolicies is what the sources file says about the products that tickets name, and the settings where it says nothing.
+// productPolicies returns what the sources file says about the products that tickets name. The settings fill in the rest.
 func (f *serverFlags) productPolicies(sources *httpapi.Sources) postgres.Sources {
 	policies := map[string]postgres.SourcePolicy{}
 	for name, entry := range sources.ProductPolicies() {

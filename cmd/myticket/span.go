@@ -14,7 +14,7 @@ type span time.Duration
 func (s *span) UnmarshalText(text []byte) error {
 	d, err := model.ParseDuration(string(text))
 	if err != nil {
-		return fmt.Errorf("%q is no length of time: write 90d, 2w, 36h or 1h30m", text)
+		return fmt.Errorf("%q is not a length of time: write 90d, 2w, 36h or 1h30m", text)
 	}
 	*s = span(d)
 	return nil

@@ -37,21 +37,21 @@ func (c sendCmd) newTill() (*till, error) {
 		}
 		t.token = strings.TrimSpace(string(token))
 		if t.token == "" || strings.ContainsFunc(t.token, func(r rune) bool { return r <= ' ' || r > '~' }) {
-			return nil, fmt.Errorf("--bearer-file: %s does not hold one token and nothing else", c.BearerFile)
+			return nil, fmt.Errorf("--bearer-file: %s must hold one token and nothing else", c.BearerFile)
 		}
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone() //nolint:forcetypeassert // it is one
 	transport.MaxIdleConns, transport.MaxIdleConnsPerHost = c.Concurrency, c.Concurrency
 	t.client = &http.Client{
 		Transport: transport,
-		// A POST that is sent elsewhere becomes a GET, whose 200 stores nothing.
+		// A redirected POST becomes a GET, and its 200 stores nothing.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	return t, nil
 }
 
-// deliver sends a ticket until it is answered for good or the time is over. All attempts have the same key, so that it
-// is stored once, whatever became of the answers.
+// deliver sends a ticket until it has a final answer or the time is over. All attempts have the same key, so the ticket is
+// stored once even if answers were lost.
 func (t *till) deliver(ctx context.Context, f file) sentTicket {
 	began := time.Now()
 	pace := backoff.NewExponentialBackOff()
@@ -65,7 +65,7 @@ func (t *till) deliver(ctx context.Context, f file) sentTicket {
 			sent.Error = err.Error()
 		}
 		return struct{}{}, err
-	}, backoff.WithBackOff(pace), backoff.WithMaxElapsedTime(max(t.retryFor, 1))) // 0 would be for ever
+	}, backoff.WithBackOff(pace), backoff.WithMaxElapsedTime(max(t.retryFor, 1))) // 0 would mean no limit
 	switch {
 	case err == nil:
 		sent.Error = ""
@@ -98,7 +98,7 @@ func (t *till) post(ctx context.Context, body []byte, key string, sent *sentTick
 	if t.token != "" {
 		request.Header.Set("Authorization", "Bearer "+t.token)
 	}
-	var reached atomic.Bool // somebody who may have stored it
+	var reached atomic.Bool // a server, which may have stored it
 	request = request.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		WroteHeaders: func() { reached.Store(true) },
 	}))
@@ -113,7 +113,7 @@ func (t *till) post(ctx context.Context, body []byte, key string, sent *sentTick
 	content, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
 	if err != nil {
 		sent.unclear = true
-		return fmt.Errorf("%s, and the answer broke off: %w", response.Status, err)
+		return fmt.Errorf("%s, but the answer is incomplete: %w", response.Status, err)
 	}
 	if response.StatusCode/100 == 2 {
 		return sent.receive(response.Status, content)
@@ -121,7 +121,7 @@ func (t *till) post(ctx context.Context, body []byte, key string, sent *sentTick
 	return sent.refuse(response, content)
 }
 
-// receive reads a receipt. Another web server's 200 is none.
+// receive reads a receipt. A 200 of another web server is not a receipt.
 func (s *sentTicket) receive(status string, content []byte) error {
 	var receipt struct {
 		ID        string `json:"id"`
@@ -129,22 +129,22 @@ func (s *sentTicket) receive(status string, content []byte) error {
 		Duplicate bool   `json:"duplicate"`
 	}
 	if err := json.Unmarshal(content, &receipt); err != nil || receipt.ID == "" {
-		return backoff.Permanent(fmt.Errorf("%s, but without a ticket's id: is it MyTicket who answers on this URL?", status))
+		return backoff.Permanent(fmt.Errorf("%s, but the answer has no ticket id: check that the URL is MyTicket's", status))
 	}
 	s.ID, s.Status, s.Duplicate = receipt.ID, receipt.Status, receipt.Duplicate
 	return nil
 }
 
-// notStored are the codes of 5xx that are sure of it (docs/webhook.md).
+// notStored are the codes of 5xx after which the ticket is certainly not stored (docs/webhook.md).
 var notStored = []string{"draining", "internal_error", "overloaded", "spool_full"}
 
-// refuse reads a problem (RFC 9457), or what a proxy said in its own words, and tells whether to try again.
+// refuse reads a problem (RFC 9457), or the answer of a proxy in another format. The error says whether to try again.
 func (s *sentTicket) refuse(response *http.Response, content []byte) error {
 	var problem struct {
 		Code   string `json:"code"`
 		Detail string `json:"detail"`
 	}
-	_ = json.Unmarshal(content, &problem) // what is not JSON leaves it empty
+	_ = json.Unmarshal(content, &problem) // if the content is not JSON, problem stays empty
 	refused := errors.New(strings.TrimRight(fmt.Sprintf("%s %s: %s", response.Status, problem.Code, problem.Detail), ": "))
 	switch code := response.StatusCode; {
 	case code >= http.StatusInternalServerError:
@@ -161,12 +161,12 @@ func (s *sentTicket) refuse(response *http.Response, content []byte) error {
 // sentTicket is what became of a ticket.
 type sentTicket struct {
 	File      string  `json:"file"`
-	Code      int     `json:"code,omitempty"` // of the last answer; 0 when nobody answered
+	Code      int     `json:"code,omitempty"` // of the last answer; 0 for no answer
 	ID        string  `json:"id,omitempty"`
 	Status    string  `json:"status,omitempty"`
-	Duplicate bool    `json:"duplicate,omitempty"` // stored by an attempt before the one that was answered
+	Duplicate bool    `json:"duplicate,omitempty"` // an earlier attempt, whose answer was lost, stored it
 	Attempts  int     `json:"attempts"`
 	Seconds   float64 `json:"seconds"`
 	Error     string  `json:"error,omitempty"` // why it is not known to be stored
-	unclear   bool    // it is not known not to be stored either
+	unclear   bool    // an attempt may have stored it, and no answer says so
 }

@@ -14,12 +14,12 @@ import (
 	"time"
 )
 
-// SignatureTolerance is by how much the time of a signature may differ from the server's, as Standard Webhooks has it. Within
-// twice this time a signed request that somebody captured is known again by its webhook-id only.
+// SignatureTolerance is how much the time of a signature may differ from the server's time, as in Standard Webhooks. For twice
+// this time, only its webhook-id shows that a captured signed request is sent again.
 const SignatureTolerance = 5 * time.Minute
 
-// minSecret is the least length of a bearer token or a password, in bytes. There is no limit to how often somebody may try
-// that would not also lock out the source itself, so they must not be guessable.
+// minSecret is the minimum length of a bearer token or a password, in bytes. Any limit on attempts would also lock out the
+// source itself, so the secrets must be too long to guess.
 const minSecret = 16
 
 // credentials are those of an entry. Secrets are kept as hashes, so that each comparison takes the same time.
@@ -38,7 +38,7 @@ func (c sourceConfig) credentials() (credentials, error) {
 	for _, token := range c.BearerTokens {
 		if len(token) < minSecret {
 			return credentials{}, fmt.Errorf("a bearer token is too short: it must have at least %d characters, "+
-				"so that nobody guesses it", minSecret)
+				"so that it cannot be guessed", minSecret)
 		}
 		s.tokens = append(s.tokens, sha256.Sum256([]byte(token)))
 	}
@@ -48,7 +48,7 @@ func (c sourceConfig) credentials() (credentials, error) {
 		}
 		if len(user.Password) < minSecret {
 			return credentials{}, fmt.Errorf("the password of a basic user is too short: it must have at least %d characters, "+
-				"so that nobody guesses it", minSecret)
+				"so that it cannot be guessed", minSecret)
 		}
 		s.basics = append(s.basics, sha256.Sum256([]byte(user.Username+":"+user.Password)))
 	}
@@ -56,31 +56,31 @@ func (c sourceConfig) credentials() (credentials, error) {
 		encoded := strings.TrimPrefix(secret, "whsec_")
 		key, err := base64.StdEncoding.DecodeString(encoded)
 		if err != nil || len(encoded) < 24 {
-			return credentials{}, errors.New("a webhook secret is \"whsec_\" and at least 24 characters of base64")
+			return credentials{}, errors.New("a webhook secret must be \"whsec_\" and at least 24 characters of base64")
 		}
 		s.signatures = append(s.signatures, key)
 	}
 	return s, nil
 }
 
-// open reports whether the source takes tickets from everybody.
+// open reports whether no credentials are needed.
 func (s *credentials) open() bool {
 	return len(s.tokens) == 0 && len(s.basics) == 0 && len(s.signatures) == 0
 }
 
-// trust is how the sender of a request showed who it is.
+// trust says how the sender of a request was authenticated.
 type trust int
 
 const (
-	nobody   trust = iota // the source asks for no credentials, so the sender may be anybody
-	byHeader              // by credentials in Authorization
-	bySigned              // by a signature of the body, webhook-id and webhook-timestamp
+	unauthenticated trust = iota // not at all: the source asks for no credentials
+	byHeader                     // by credentials in Authorization
+	bySigned                     // by a signature of the body, webhook-id and webhook-timestamp
 )
 
-// expected is how a request has to show who sent it.
+// expected returns how a request must be authenticated.
 func (s *credentials) expected(authorization string) trust {
 	if s.open() {
-		return nobody
+		return unauthenticated
 	}
 	if bearer, basic := schemeOf(authorization); bearer || basic {
 		return byHeader
@@ -88,8 +88,8 @@ func (s *credentials) expected(authorization string) trust {
 	return bySigned
 }
 
-// admits reports whether the headers of a request have one of the credentials that the source asks for, if it asks for any,
-// as far as that can be seen without the body: of a signature everything but that it is right.
+// admits reports whether the headers of a request have valid credentials, or need none. Without the body it cannot verify a
+// signature; it checks only the rest of a signed request.
 func (s *credentials) admits(h Headers, now time.Time) bool {
 	switch s.expected(h.Authorization) {
 	case byHeader:
@@ -110,14 +110,14 @@ func (s *credentials) admits(h Headers, now time.Time) bool {
 		}
 		at := time.Unix(seconds, 0)
 		return now.Sub(at) <= SignatureTolerance && at.Sub(now) <= SignatureTolerance
-	case nobody:
+	case unauthenticated:
 	}
 	return true
 }
 
-// signed reports whether the body and its headers have a signature of the source
-// (https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md). It takes no memory for the
-// body, as the module of Standard Webhooks does.
+// signed reports whether the request has a valid signature of the source
+// (https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md). Unlike the module of Standard
+// Webhooks, it does not copy the body.
 func (s *credentials) signed(h Headers, body []byte) bool {
 	claimed := signaturesIn(h.WebhookSignature)
 	for _, key := range s.signatures {
@@ -145,7 +145,7 @@ func signaturesIn(header string) (found [][]byte) {
 	return found
 }
 
-// schemeOf returns which of the known schemes an Authorization header has.
+// schemeOf reports which of the two known schemes an Authorization header has.
 func schemeOf(authorization string) (bearer, basic bool) {
 	if authorization == "" {
 		return false, false

@@ -11,8 +11,8 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// peerOf returns the address that a peer is counted by: that of IPv4, or the first 64 bits of IPv6, because whoever has one
-// address of such a network mostly has all. Without an IP address it is not valid.
+// peerOf returns the address that a peer is counted by: its IPv4 address, or the first 64 bits of its IPv6 address, because a
+// peer usually has all addresses of such a network. Without an IP address the result is not valid.
 func peerOf(address net.Addr) netip.Addr {
 	tcp, ok := address.(*net.TCPAddr)
 	if !ok {
@@ -31,18 +31,19 @@ func network(address netip.Addr) netip.Addr {
 	return address
 }
 
-// peers bounds the requests under way of each peer that a proxy in front names, in place of its connections.
+// peers bounds the requests in progress of each peer, where a proxy in front names the peers and all connections come from it.
 type peers struct {
 	header string
 	max    int
 
 	refused atomic.Int64
-	mu      sync.Mutex
-	busy    map[netip.Addr]int
+
+	mu   sync.Mutex
+	busy map[netip.Addr]int // requests in progress of each peer that has any; guarded by mu
 }
 
-// of returns the peer of a request: the last element of the header, which the proxy in front wrote; what is before it may be
-// the sender's own. Without such an address it is the connection's.
+// of returns the peer of a request: the last element of the header, which the proxy in front wrote. The sender may have written
+// the elements before it. If the last element is no address, the peer is that of the connection.
 func (p *peers) of(ctx *fasthttp.RequestCtx) netip.Addr {
 	all := ctx.Request.Header.PeekAll(p.header)
 	if len(all) > 0 {
@@ -50,7 +51,7 @@ func (p *peers) of(ctx *fasthttp.RequestCtx) netip.Addr {
 		if address, err := netip.ParseAddr(last); err == nil {
 			return network(address)
 		}
-		if address, err := netip.ParseAddrPort(last); err == nil { // some proxies name the port as well
+		if address, err := netip.ParseAddrPort(last); err == nil { // some proxies add the port
 			return network(address.Addr())
 		}
 	}
@@ -61,7 +62,7 @@ func lastElement(list []byte) string {
 	return string(bytes.TrimSpace(list[bytes.LastIndexByte(list, ',')+1:]))
 }
 
-// enter counts a request and reports whether its peer may have one more.
+// enter counts a request of a peer. It returns false, and counts nothing, if the peer has max requests in progress.
 func (p *peers) enter(peer netip.Addr) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -83,5 +84,5 @@ func (p *peers) leave(peer netip.Addr) {
 
 func peerBusy() Response {
 	return retryLater(http.StatusTooManyRequests, "peer_busy", retryOverloaded,
-		"As many requests of your address as may be are under way. The ticket was not stored; send it again later.")
+		"Your address has as many requests in progress as it may have. The ticket was not stored; send it again later.")
 }

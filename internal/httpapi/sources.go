@@ -17,25 +17,25 @@ import (
 	"myticket/internal/ticket"
 )
 
-// Sources says what each source must bring along, and how fast it may send.
+// Sources says which credentials each source needs, and how fast it may send.
 type Sources struct {
 	named map[string]*source
-	other *source       // for every source without an entry of its own; nil if those may not send
-	wrong *rate.Limiter // wrong credentials of all sources that are answered as such
+	other *source       // for every source without an entry of its own; nil if such sources may not send
+	wrong *rate.Limiter // requests with wrong credentials, over all sources, that are answered 401
 	now   func() time.Time
 }
 
-// How many wrong credentials a second are answered as such. Beyond it they are answered 429, which says to back off; right
-// ones are always taken.
+// How many requests a second with wrong credentials are answered 401. More are answered 429, which tells the sender to back
+// off. Right credentials are always accepted.
 const (
 	wrongOfSource, wrongOfSourceBurst = 10, 50
 	wrongOfAll, wrongOfAllBurst       = 100, 200
 )
 
-// maxRate is beyond what any source sends, in tickets a second.
+// maxRate is more than any source sends, in tickets a second.
 const maxRate = 1_000_000
 
-// otherSources is the entry for every source without one of its own. All of those share its rate.
+// otherSources is the entry for all sources without an entry of their own. They share its rate.
 const otherSources = "*"
 
 // sourceConfig is one entry of the sources file. A request needs one of the credentials. With two, the old one can be replaced
@@ -56,24 +56,24 @@ type basicUser struct {
 	Password string `json:"password"`
 }
 
-// source is an entry that was checked.
+// source is a checked entry.
 type source struct {
 	credentials
 
 	name     string // empty for a source without an entry
 	limiter  *rate.Limiter
-	wrong    *rate.Limiter // wrong credentials that are answered as such
+	wrong    *rate.Limiter // requests with wrong credentials that are answered 401
 	products ProductPolicy
 }
 
-// ProductPolicy is what an entry says about the products that tickets name. Nil is what it does not say.
+// ProductPolicy is what an entry says about the products that tickets name. Nil means that it does not say.
 type ProductPolicy struct {
 	NewProductsRate  *float64 // products a second that tickets may add; 0 for no limit
 	NewProductsBurst *int     // products at once; at least 1
 	Authenticated    bool     // the entry asks for credentials
 }
 
-// OpenSources is what holds without a sources file: everybody may send, as fast as they can.
+// OpenSources returns the Sources of a server without a sources file: every source may send, without credentials and limits.
 func OpenSources() *Sources {
 	s := newSources()
 	s.other = newSource()
@@ -86,9 +86,8 @@ func newSources() *Sources {
 
 func newSource() *source { return &source{wrong: rate.NewLimiter(wrongOfSource, wrongOfSourceBurst)} }
 
-// ReadSources reads a sources file: a JSON object with an entry per source, and "*" for all others, which may not send
-// without one. Keys that it does not know, a source that is there twice, names that no source can have, and credentials that
-// cannot be used are errors.
+// ReadSources reads a sources file: a JSON object with an entry per source. The entry "*" is for all others, which otherwise may
+// not send. Unknown keys, a source that is named twice, invalid names and unusable credentials are errors.
 func ReadSources(file string) (*Sources, error) {
 	content, err := os.ReadFile(file)
 	if err != nil {
@@ -101,7 +100,7 @@ func ReadSources(file string) (*Sources, error) {
 	return sources, nil
 }
 
-// Open returns the names of the sources that take tickets from everybody, in order; "*" is every source without an entry.
+// Open returns the names of the sources that need no credentials, in order. "*" stands for every source without an entry.
 func (s *Sources) Open() []string {
 	if len(s.named) == 0 && s.other != nil {
 		return []string{otherSources}
@@ -121,7 +120,7 @@ func (s *Sources) None() bool { return len(s.named) == 0 && s.other == nil }
 // Others reports whether sources without an entry of their own may send.
 func (s *Sources) Others() bool { return s.other != nil }
 
-// Signed reports whether a source takes signed requests. Their keys must be remembered for 2 × SignatureTolerance.
+// Signed reports whether a source accepts signed requests. Their keys must be remembered for 2 × SignatureTolerance.
 func (s *Sources) Signed() bool {
 	for _, source := range s.named {
 		if len(source.signatures) > 0 {
@@ -131,12 +130,12 @@ func (s *Sources) Signed() bool {
 	return false
 }
 
-// read reads entry by entry: decoded at once, the second of two entries of one name would silently replace the first.
+// read reads entry by entry. Decoded as a whole, the second of two entries with one name would silently replace the first.
 func (s *Sources) read(content []byte) error {
 	decoder := json.NewDecoder(bytes.NewReader(content))
 	decoder.DisallowUnknownFields()
 	if token, err := decoder.Token(); err != nil || token != json.Delim('{') {
-		return errors.Join(errors.New("it is no JSON object"), err)
+		return errors.Join(errors.New("it is not a JSON object"), err)
 	}
 	for decoder.More() {
 		token, err := decoder.Token()
@@ -156,7 +155,7 @@ func (s *Sources) read(content []byte) error {
 		return err
 	}
 	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("something comes after its end")
+		return errors.New("there is more after the end of the JSON object")
 	}
 	return nil
 }
@@ -164,27 +163,28 @@ func (s *Sources) read(content []byte) error {
 func (s *Sources) add(name string, config *sourceConfig) error {
 	switch {
 	case name != otherSources && !validSource(name):
-		return fmt.Errorf("%q cannot be a source: a name has 1 to 63 of a-z, 0-9 and -", name)
+		return fmt.Errorf("%q cannot be a source: a name has 1 to 63 of the characters a-z, 0-9 and -", name)
 	case config == nil:
-		return fmt.Errorf("source %q: null is no entry; an open source is {}", name)
+		return fmt.Errorf("source %q: null is not an entry; {} is one for a source without credentials", name)
 	case s.named[name] != nil:
-		return fmt.Errorf("source %q is there twice", name)
+		return fmt.Errorf("source %q is named twice", name)
 	}
 	checked, err := config.check()
 	if err != nil {
 		return fmt.Errorf("source %q: %w", name, err)
 	}
-	// What is signed does not name the source: whoever captured a delivery to one could send it to the other as a new one.
+	// A signature does not cover the source's name. An attacker who captured a delivery of one source could send it again as a
+	// new one of the other.
 	if name == otherSources && len(checked.signatures) > 0 {
-		return errors.New(`source "*": it cannot have webhook secrets, because a signature does not say whose it is, and a ` +
-			"captured delivery could be sent again under any other name; give each source that signs an entry")
+		return errors.New(`source "*": it cannot have webhook secrets, because a signature does not say which source it is ` +
+			"from, and a captured delivery could be sent again under any other name; give each source that signs an entry of its own")
 	}
 	for other, before := range s.named {
 		if slices.ContainsFunc(checked.signatures, func(key []byte) bool {
 			return slices.ContainsFunc(before.signatures, func(theirs []byte) bool { return bytes.Equal(key, theirs) })
 		}) {
 			return fmt.Errorf("sources %q and %q have the same webhook secret: a captured delivery of one could be sent again "+
-				"as one of the other; give each its own", other, name)
+				"as a delivery of the other; give each source a secret of its own", other, name)
 		}
 	}
 	s.named[name] = checked
@@ -196,7 +196,7 @@ func (s *Sources) add(name string, config *sourceConfig) error {
 	return nil
 }
 
-// Entry returns the name of the entry that holds for a source: its own, or else "*", which is no source's name.
+// Entry returns the name of the entry that applies to a source: its own, or "*", which cannot be the name of a source.
 func (s *Sources) Entry(source string) string {
 	if s.named[source] != nil {
 		return source
@@ -204,7 +204,7 @@ func (s *Sources) Entry(source string) string {
 	return otherSources
 }
 
-// ProductPolicies returns what holds for each entry, and for "*" whether there is one or not.
+// ProductPolicies returns the policy of each entry, and one for "*" in any case.
 func (s *Sources) ProductPolicies() map[string]ProductPolicy {
 	policies := map[string]ProductPolicy{otherSources: {}}
 	for name, source := range s.named {
@@ -238,13 +238,13 @@ func (c sourceConfig) check() (*source, error) {
 	s.products = ProductPolicy{c.NewProductsRate, c.NewProductsBurst, !s.open()}
 	switch {
 	case c.NewProductsRate != nil && (*c.NewProductsRate < 0 || *c.NewProductsRate > maxRate):
-		return nil, fmt.Errorf("new_products_rate must be 0 to %d a second; 0 is for no limit", maxRate)
+		return nil, fmt.Errorf("new_products_rate must be 0 to %d a second; 0 means no limit", maxRate)
 	case c.NewProductsBurst != nil && *c.NewProductsBurst < 1:
-		return nil, errors.New("new_products_burst must be at least 1; a new_products_rate of 0 is for no limit")
+		return nil, errors.New("new_products_burst must be at least 1; for no limit, set new_products_rate to 0")
 	case c.Rate < 0 || c.Burst < 0:
 		return nil, errors.New("rate and burst must not be negative")
 	case c.Rate > maxRate:
-		return nil, fmt.Errorf("rate must be at most %d a second; 0 is for no limit", maxRate)
+		return nil, fmt.Errorf("rate must be at most %d a second; 0 means no limit", maxRate)
 	case c.Rate == 0 && c.Burst > 0:
 		return nil, errors.New("a burst needs a rate")
 	case c.Rate > 0:
@@ -257,7 +257,7 @@ func (c sourceConfig) check() (*source, error) {
 	return s, nil
 }
 
-// find returns the entry of a source; nil for one that may not send.
+// find returns the entry of a source, or nil if the source may not send.
 func (s *Sources) find(name string) *source {
 	if named := s.named[name]; named != nil {
 		return named
@@ -265,7 +265,8 @@ func (s *Sources) find(name string) *source {
 	return s.other
 }
 
-// wait takes a place in the source's rate, and returns 0, or else after how many seconds there will be one.
+// wait takes a place in the source's rate and returns 0. If there is no place, it returns after how many seconds there will be
+// one.
 func (s *source) wait() int {
 	if s.limiter == nil || s.limiter.Allow() {
 		return 0
@@ -273,7 +274,7 @@ func (s *source) wait() int {
 	return s.delay()
 }
 
-// over reports after how many seconds the source's rate has a place; 0 when it has one. It takes none.
+// over returns after how many seconds the source's rate will have a place; 0 if it has one now. It takes no place.
 func (s *source) over() int {
 	if s.limiter == nil || s.limiter.Tokens() >= 1 {
 		return 0
