@@ -1,10 +1,10 @@
 package ticket
 
-// fewLines is up to how many lines looking through all of them is faster than a map (BenchmarkProducts).
+// fewLines is the number of lines up to which a linear search is faster than a map (BenchmarkProducts).
 const fewLines = 24
 
-// Products returns what an order says about products: each once, in the order of its first line, with the words of its
-// last one.
+// Products returns the products of an order. Each is there once, in the order of its first line, with the name and price of its
+// last line.
 func (o *Order) Products() []Product {
 	products := make([]Product, 0, len(o.Lines))
 	if len(o.Lines) <= fewLines {
