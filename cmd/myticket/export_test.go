@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Somebody who knows where an operator exports to, often as root, puts something into the way.
+// An attacker who knows the folder that an operator exports to, often as root, puts a link or a file in its place.
 func TestSpoolExport_FolderThatSomebodyPrepared_IsNotWrittenTo(t *testing.T) {
 	t.Parallel()
 	for name, prepare := range map[string]func(t *testing.T, to, other string){

@@ -126,7 +126,7 @@ func TestSend_AnswerThatIsLost_IsADuplicate(t *testing.T) {
 			pass(w)
 			return
 		}
-		pass(httptest.NewRecorder()) // stored, but nobody says so
+		pass(httptest.NewRecorder()) // stored, but without an answer
 		panic(http.ErrAbortHandler)
 	})
 	o, r := sendReported(t, "--url", address)
@@ -158,8 +158,7 @@ func TestSend_ServerThatStartsLater_IsWaitedFor(t *testing.T) {
 	require.Equal(t, 1, b.count(t, `SELECT count(*) FROM tickets`))
 }
 
-// reserve takes a port on which nobody listens until listen is called. One that was only free a moment ago may be another
-// test's by then.
+// reserve takes a port on which nothing listens until listen is called. Another test could take a port that is only free.
 func reserve(t *testing.T) (address string, listen func() net.Listener) {
 	t.Helper()
 	socket, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK, 0)
@@ -254,14 +253,14 @@ func TestSend_AnswersThatAreNotAReceipt_AreFailures(t *testing.T) {
 		},
 		"none in time": {
 			func(_ http.ResponseWriter, r *http.Request) {
-				_, _ = io.Copy(io.Discard, r.Body) // only then the end of the connection is noticed
+				_, _ = io.Copy(io.Discard, r.Body) // only after that the end of the connection is noticed
 				<-r.Context().Done()
 			},
 			[]string{"deadline exceeded", "Up to 1 of them may be stored"},
 		},
 		"full": {
 			func(w http.ResponseWriter, _ *http.Request) {
-				w.Header().Set("Retry-After", "3600") // longer than anybody waits here
+				w.Header().Set("Retry-After", "3600") // longer than this test waits
 				w.WriteHeader(http.StatusServiceUnavailable)
 				fmt.Fprint(w, `{"code": "spool_full", "detail": "later", "status": 503}`)
 			},
