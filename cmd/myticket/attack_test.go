@@ -69,7 +69,7 @@ func TestAttack_TicketsThatBecomeMoreThanTheyAre_AreStoredSmall(t *testing.T) {
 }
 
 // One address may hold any number of connections: senders from other addresses are still served.
-func TestAttack_IdleConnectionsOfOneAddress_LockNobodyOut(t *testing.T) {
+func TestAttack_IdleConnectionsOfOneAddress_LockNoOtherOut(t *testing.T) {
 	t.Parallel()
 	const connections = 64
 	b := setup(t, "--max-connections", fmt.Sprint(connections), "--max-connections-per-peer", fmt.Sprint(connections/2))
@@ -134,7 +134,7 @@ func TestAttack_CommandLineOfTheProcess_IsNotServed(t *testing.T) {
 }
 
 // A product whose tickets are gone settles, and does not keep others from settling.
-func TestAttack_ProductsWithoutTickets_SettleAndHoldUpNobody(t *testing.T) {
+func TestAttack_ProductsWithoutTickets_SettleAndHoldUpNoOther(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.submit(t, "/ticket", body("1", "Coffee,c,2"))

@@ -34,7 +34,7 @@ const statementTimeout = `
 	DO $$ BEGIN EXECUTE format('ALTER ROLE %I IN DATABASE %I SET statement_timeout = ''500ms''', current_user, current_database()); END $$;`
 
 // Postgres never takes the oldest ticket of the spool in time. This must not affect the other tickets.
-func TestSpool_SlowTicketAtItsHead_HoldsUpNobody(t *testing.T) {
+func TestSpool_SlowTicketAtItsHead_HoldsUpNoOther(t *testing.T) {
 	t.Parallel()
 	for name, sql := range map[string]string{
 		"takes for ever":                    slowTickets,

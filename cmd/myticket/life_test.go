@@ -261,7 +261,7 @@ func TestPostgresKilled_SendersAreToldAtOnce_AndNothingIsLost(t *testing.T) {
 	}
 }
 
-func TestPostgresThatSaysNothing_NobodyWaitsBeyondTheTimeout(t *testing.T) {
+func TestPostgresThatSaysNothing_NoSenderWaitsBeyondTheTimeout(t *testing.T) {
 	t.Parallel()
 	database, databaseURL := pgtest.NewServer(t)
 	s := serve(t, databaseURL)
@@ -397,8 +397,8 @@ func TestSlowClient_IsCutOff_WhileOthersAreServed(t *testing.T) {
 	}
 }
 
-// TestPoison_CostsNobodyElse: the database refuses the content of one ticket of a batch.
-func TestPoison_CostsNobodyElse(t *testing.T) {
+// TestPoison_CostsNoOtherTicket: the database refuses the content of one ticket of a batch.
+func TestPoison_CostsNoOtherTicket(t *testing.T) {
 	t.Parallel()
 	const tickets, poison = 128, 77
 	b := setup(t, "--batches-in-flight=1")

@@ -14,7 +14,7 @@ import (
 // productsCmd is `myticket products`.
 type productsCmd struct {
 	List  productsListCmd  `cmd:"" help:"List products, ordered by id."`
-	Prune productsPruneCmd `cmd:"" help:"Remove products that only the named tickets created, such as those of a test. Tickets are not changed."`
+	Prune productsPruneCmd `cmd:"" help:"Remove products that only the selected tickets created, such as those of a test. Tickets are not changed."`
 }
 
 type productsListCmd struct {

@@ -72,7 +72,7 @@ func TestNewProducts_BeyondTheRateOfASource_AreAnsweredErrorAndCounted(t *testin
 	require.NotContains(t, metrics, `myticket_new_products_limited_total{source="c"}`)
 }
 
-func TestAuthenticatedProducts_AreNotOverruledByWhoeverPosts(t *testing.T) {
+func TestAuthenticatedProducts_AreNotOverruledByOtherSources(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "sources.json")
 	const token = "a-long-random-token-of-a-till"

@@ -104,7 +104,7 @@ func TestSettings_FlagWinsOverEnvironment(t *testing.T) {
 	require.Equal(t, "3", settings["batches-in-flight"])
 }
 
-func TestEnvironment_WithASettingThatNobodyKnows_IsAnError(t *testing.T) {
+func TestEnvironment_WithAnUnknownSetting_IsAnError(t *testing.T) {
 	t.Parallel()
 	for _, variable := range []string{
 		"MYTICKET_BATCH_TICKET=5", "MYTICKET_DATABASE_URL=" + unreachable, "MYTICKET_SERVICE=1", "MYTICKET_PORTS=1",

@@ -182,7 +182,7 @@ func TestTracing_LinksRequestsWithTheirBatch(t *testing.T) {
 }
 
 // A sender without credentials must not make the servers trace more than they otherwise would, nor add to another's trace.
-func TestTracing_OfASenderThatMayBeAnybody_IsItsOwn(t *testing.T) {
+func TestTracing_OfASenderWithoutCredentials_IsItsOwn(t *testing.T) {
 	for sampler, traced := range map[string]bool{"parentbased_always_off": false, "parentbased_always_on": true} {
 		t.Run(sampler, func(t *testing.T) {
 			tb := setup(t)

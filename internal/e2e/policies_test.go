@@ -15,7 +15,7 @@ import (
 
 // Ways that are not needed are closed. Without the policies they are open, which shows that the policies close them. The needed
 // ways are open: every other test shows this, because the policies are on in all of them.
-func TestNetworkPolicies_CloseWhatNobodyNeeds(t *testing.T) {
+func TestNetworkPolicies_CloseWhatIsNotNeeded(t *testing.T) {
 	t.Parallel()
 	r := newRelease(t, "policies", 10*time.Minute)
 	outside := newRelease(t, "outside", 10*time.Minute)

@@ -248,7 +248,7 @@ func TestConnection_CostsWhatIsCounted(t *testing.T) {
 // parallel, because it measures this process.
 //
 //nolint:paralleltest // see above
-func TestMetrics_ThatNobodyReads_AreHeldForAFewOnly(t *testing.T) {
+func TestMetrics_ThatAreNotRead_AreHeldForAFewOnly(t *testing.T) {
 	const connections, size, few = 200, 100 << 10, 16
 	registry := prometheus.NewRegistry()
 	for i := range 100 {

@@ -125,7 +125,7 @@ type accepterFunc func(intake.Delivery) (intake.Receipt, error)
 
 func (f accepterFunc) Accept(d intake.Delivery) (intake.Receipt, error) { return f(d) }
 
-func TestPanic_CostsNobodyElse(t *testing.T) {
+func TestPanic_CostsNoOtherRequest(t *testing.T) {
 	t.Parallel()
 	accepter := &keeper{}
 	c := connect(t, listen(t, accepterFunc(func(d intake.Delivery) (intake.Receipt, error) {
