@@ -23,8 +23,8 @@ func newFolder(path string) (root *os.Root, err error) {
 	case !found.IsDir():
 		return nil, fmt.Errorf("%s is not a folder (a link to a folder is not accepted): nothing was written; name a new folder", path)
 	case !ownedByUser(found) || found.Mode().Perm()&0o077 != 0:
-		return nil, fmt.Errorf("%s is not accessible to you alone (%s), so others could read or change its files: nothing was written; "+
-			"name a new folder", path, found.Mode())
+		return nil, fmt.Errorf("%s is not accessible to you alone (%s), so others could read or change its files: nothing was "+
+			"written; name a new folder", path, found.Mode())
 	}
 	if root, err = os.OpenRoot(path); err != nil {
 		return nil, err

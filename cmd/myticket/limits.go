@@ -33,7 +33,7 @@ func memoryLimit(root string) (limit int64, from string) {
 		if err != nil {
 			continue
 		}
-		// "max" means no limit; in version 1 a number larger than any machine does.
+		// Without a limit it is "max", or in version 1 a number larger than the memory of any machine.
 		if limit, err := strconv.ParseInt(strings.TrimSpace(string(content)), 10, 64); err == nil && limit > 0 && limit < 1<<46 {
 			return limit, file
 		}
@@ -105,8 +105,8 @@ func (f *serverFlags) warnOfLimits(logger *slog.Logger, l clientLimits, memory i
 			"needed", humanize.IBytes(uint64(needed)), "memory", humanize.IBytes(uint64(max(0, memory))))
 	}
 	if fit := l.bodyBytes / 2 / httpapi.SmallBody; l.connections > fit {
-		logger.Warn("--max-connections is more than the small bodies that fit into half of --body-bytes: many slow senders can cause the "+
-			"tickets of others to be refused with 503; raise --body-bytes, or lower --max-connections",
+		logger.Warn("--max-connections is more than the small bodies that fit into half of --body-bytes: many slow senders can "+
+			"cause the tickets of others to be refused with 503; raise --body-bytes, or lower --max-connections",
 			"max_connections", l.connections, "fit", fit)
 	}
 }

@@ -169,7 +169,7 @@ func (f *serverFlags) serve(
 	case failure = <-failed:
 		draining.Store(true)
 	}
-	// ctx has ended, so the shutdown has a time limit of its own.
+	// The shutdown has a time limit of its own, because ctx may have ended.
 	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.ShutdownTimeout)
 	defer cancel()
 	err = errors.Join(failure, webhook.Shutdown(ending), in.Close(ending))

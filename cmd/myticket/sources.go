@@ -14,7 +14,8 @@ func logSources(logger *slog.Logger, sources *httpapi.Sources, file string) {
 	case file == "":
 		logger.Warn("no --sources-file: no source needs credentials, so everyone who reaches the webhook may send tickets")
 	case sources.None():
-		logger.Warn("the sources file names no source, so every ticket is refused with 403; name the sources that may send, or \"*\" for all",
+		logger.Warn("the sources file names no source, so every ticket is refused with 403; "+
+			"name the sources that may send, or \"*\" for all",
 			"file", file)
 		return
 	case len(open) > 0:

@@ -35,7 +35,7 @@ func (f spoolFlags) open(std streams, readOnly bool) (*spool.Spool, *slog.Logger
 	}
 	queue, err := spool.Open(spool.Config{Dir: f.Dir, ReadOnly: readOnly, Logger: logger})
 	if errors.Is(err, spool.ErrInUse) {
-		err = fmt.Errorf("%w; a running server drains its folder by itself, and shows what the folder holds on /readyz and /metrics", err)
+		err = fmt.Errorf("%w; a running server drains its folder by itself, and shows what it holds on /readyz and /metrics", err)
 	}
 	return queue, logger, err
 }

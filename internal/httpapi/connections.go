@@ -207,9 +207,9 @@ func (l *connections) refuse(c net.Conn, status int) {
 	go func() {
 		defer l.refusing.Add(-1)
 		defer c.Close()
-		detail := "As many connections as the server allows are open, each with a request in progress. Nothing was stored; send it again."
+		detail := "The maximum of connections is open, each with a request in progress. Nothing was stored; send it again."
 		if status == http.StatusTooManyRequests {
-			detail = "Your address has as many connections as it may have. Nothing was stored; use those connections, or send it again later."
+			detail = "Your address has the maximum of connections. Nothing was stored; use those connections, or send it again later."
 		}
 		r := retryLater(status, "too_many_connections", retryOverloaded, detail)
 		_ = c.SetWriteDeadline(time.Now().Add(lingerTime))

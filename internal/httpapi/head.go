@@ -55,7 +55,10 @@ const maxHeadParts = 128
 
 func tooManyParts(h *fasthttp.RequestHeader) bool {
 	raw := h.RawHeaders()
-	return len(raw) > maxHeadParts && bytes.Count(raw, []byte{'\n'})+bytes.Count(raw, []byte{';'})+bytes.Count(raw, []byte{','}) > maxHeadParts
+	if len(raw) <= maxHeadParts {
+		return false
+	}
+	return bytes.Count(raw, []byte{'\n'})+bytes.Count(raw, []byte{';'})+bytes.Count(raw, []byte{','}) > maxHeadParts
 }
 
 // headTooLarge refuses a request to the webhook, frees the memory of its head, and closes its connection.

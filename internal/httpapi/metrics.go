@@ -49,7 +49,7 @@ func newMetrics(r prometheus.Registerer, sources *Sources) *metrics {
 		duration: auto.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "myticket_http_request_duration_seconds",
 			Help: "Time from the end of reading a request to the webhook to its answer, by status code.",
-			// From a commit on a fast disk, over the webhook's latency objective (0.5 s) and overflow (1 s), to when senders give up (5 s).
+			// From a commit on a fast disk to when senders give up (5 s), with the latency objective (0.5 s) and overflow (1 s).
 			Buckets:                         []float64{.0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5},
 			NativeHistogramBucketFactor:     1.1,
 			NativeHistogramMaxBucketNumber:  100,

@@ -84,5 +84,5 @@ func (p *peers) leave(peer netip.Addr) {
 
 func peerBusy() Response {
 	return retryLater(http.StatusTooManyRequests, "peer_busy", retryOverloaded,
-		"Your address has as many requests in progress as it may have. The ticket was not stored; send it again later.")
+		"Your address has the maximum of requests in progress. The ticket was not stored; send it again later.")
 }

@@ -34,7 +34,7 @@ type Config struct {
 	BodyBytes      int           // bytes of all bodies that are being read or wait for their answer. Defaults to 128 MiB.
 	MaxConnections int           // open connections. Defaults to 4096. Each costs ConnectionCost.
 	MaxPerPeer     int           // connections of one peer: an IPv4 address, or the first 64 bits of IPv6. Defaults to 0: no limit.
-	PeerHeader     string        // header in which a proxy in front names the peer; then MaxPerPeer bounds its requests. Defaults to none.
+	PeerHeader     string        // header in which a proxy in front names the peer, whose requests MaxPerPeer then bounds.
 	ReadTimeout    time.Duration // for a whole request, headers and body. Defaults to 10 s.
 	WriteTimeout   time.Duration // for a whole response. Defaults to 10 s.
 	IdleTimeout    time.Duration // for a connection between requests; longer than that of a proxy in front. Defaults to 75 s.
@@ -142,7 +142,8 @@ const maxScrapes = 16
 func (s *Server) scrape(c *fiber.Ctx, exposition fasthttp.RequestHandler) error {
 	if s.scraping.Add(1) > maxScrapes {
 		s.scraping.Add(-1)
-		write(c, retryLater(http.StatusServiceUnavailable, "overloaded", retryOverloaded, "Too many requests read the metrics at the same time. Send the request again later."))
+		write(c, retryLater(http.StatusServiceUnavailable, "overloaded", retryOverloaded,
+			"Too many requests read the metrics at the same time. Send the request again later."))
 		return nil
 	}
 	if conn, ok := c.Context().Conn().(*conn); ok {
@@ -351,9 +352,11 @@ func (s *Server) fiberError(c *fiber.Ctx, err error) error {
 	r := problem(fiberErr.Code, "bad_request", "The request is not valid HTTP. Nothing was stored.")
 	switch fiberErr.Code {
 	case http.StatusNotFound:
-		r = problem(fiberErr.Code, "not_found", "There is no such path. Nothing was stored; send tickets by POST /ticket or POST /ticket/{source}.")
+		r = problem(fiberErr.Code, "not_found",
+			"There is no such path. Nothing was stored; send tickets by POST /ticket or POST /ticket/{source}.")
 	case http.StatusMethodNotAllowed:
-		r = problem(fiberErr.Code, "method_not_allowed", "This path does not take the request's method. Nothing was stored; send tickets by POST.")
+		r = problem(fiberErr.Code, "method_not_allowed",
+			"This path does not take the request's method. Nothing was stored; send tickets by POST.")
 	case http.StatusRequestHeaderFieldsTooLarge:
 		r = headerTooLarge()
 	case http.StatusRequestTimeout:

@@ -118,13 +118,13 @@ func (r Request) logAttr(id uuid.UUID) slog.Attr {
 func (w *Webhook) Admit(name string, h Headers, length int) (Response, bool) {
 	if !validSource(name) {
 		return problem(http.StatusNotFound, "source_invalid",
-			"The URL names an invalid source: a name has 1 to 63 of the characters a-z, 0-9 and -. The ticket was not stored; correct the URL."), false
+			"The name of a source has 1 to 63 of the characters a-z, 0-9 and -. The ticket was not stored; correct the URL."), false
 	}
 	source := w.sources.find(name)
 	if source == nil {
 		return problem(http.StatusForbidden, "source_unknown",
-			"The server does not know this source, and accepts tickets only from the sources that it knows. The ticket was not stored; correct the "+
-				"source in the URL, or ask the operator to add the source."), false
+			"The server accepts only tickets of sources that it knows, and it does not know this one. The ticket was not stored; "+
+				"correct the URL, or ask the operator to add the source."), false
 	}
 	if h.Repeated != "" {
 		return problem(http.StatusBadRequest, "header_repeated",
