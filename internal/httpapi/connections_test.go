@@ -117,12 +117,11 @@ func TestConnections_WhoseRequestsComeSlowly_AreClosedForNewOnes(t *testing.T) {
 	}
 	status, _, _ := slow[2].answer(t)
 	require.Equal(t, http.StatusOK, status)
-	for i := range slow {
-		await(t, "a slow one is closed", func() bool {
-			connect(t, address).writef(t, small) // it is refused, or takes the place of a slow one and stays
-			return metric(t, registry, "myticket_http_connections_closed_slow_total") == float64(i+1)
-		})
-	}
+	// Not one by one: on a busy machine the server may accept two connections between two looks at the metric.
+	await(t, "the slow ones are closed", func() bool {
+		connect(t, address).writef(t, small) // it is refused, or takes the place of a slow one and stays
+		return metric(t, registry, "myticket_http_connections_closed_slow_total") == float64(len(slow))
+	})
 	for _, c := range slow {
 		c.requireClosed(t)
 	}
