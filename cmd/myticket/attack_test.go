@@ -19,10 +19,10 @@ import (
 	"myticket/internal/ticket"
 )
 
-// The tests of this file do what an attacker or bad luck did, over the whole program, and look at what is stored. What many of
-// them at once cost is shown by `make chaos -only hostile`.
+// The tests of this file repeat attacks and accidents against the whole program, and check what is stored. `make chaos -only
+// hostile` shows what many of them at the same time cost.
 
-// wide is a ticket of 1 MiB with 97 columns beside those that are known, and lines of nothing but commas.
+// wide is a ticket of 1 MiB with 97 unknown columns, and lines of only commas.
 func wide(char string) string {
 	const columns, nameLength = 97, 64
 	var b strings.Builder
@@ -59,7 +59,7 @@ func TestAttack_TicketsThatBecomeMoreThanTheyAre_AreStoredSmall(t *testing.T) {
 			requireSameBytes(t, text, stored.Body)
 			require.Equal(t, r.Status, stored.Status)
 			if r.Status == ticket.Error {
-				require.NotEmpty(t, r.Problems, "whoever sent it is told why")
+				require.NotEmpty(t, r.Problems, "the sender is told why")
 			}
 			besides := b.count(t, `SELECT coalesce(octet_length(lines::text), 0) + coalesce(octet_length(extra::text), 0) +
 				coalesce(octet_length(problems::text), 0) FROM tickets WHERE id = $1`, r.ID)
@@ -68,8 +68,8 @@ func TestAttack_TicketsThatBecomeMoreThanTheyAre_AreStoredSmall(t *testing.T) {
 	}
 }
 
-// One address may hold as many connections as it likes: whoever comes from another one is served.
-func TestAttack_IdleConnectionsOfOneAddress_LockNobodyOut(t *testing.T) {
+// One address may hold any number of connections: senders from other addresses are still served.
+func TestAttack_IdleConnectionsOfOneAddress_LockNoOtherOut(t *testing.T) {
 	t.Parallel()
 	const connections = 64
 	b := setup(t, "--max-connections", fmt.Sprint(connections), "--max-connections-per-peer", fmt.Sprint(connections/2))
@@ -77,7 +77,7 @@ func TestAttack_IdleConnectionsOfOneAddress_LockNobodyOut(t *testing.T) {
 		conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 3)}}).
 			DialContext(t.Context(), "tcp", strings.TrimPrefix(b.webhook, "http://"))
 		if err != nil {
-			continue // so many are enough for the server
+			continue // this many are enough for the server
 		}
 		defer conn.Close()
 		if i%2 == 0 {
@@ -92,7 +92,7 @@ func TestAttack_IdleConnectionsOfOneAddress_LockNobodyOut(t *testing.T) {
 	require.Equal(t, 10, b.count(t, `SELECT count(*) FROM tickets`))
 }
 
-// A signature is of the id, the time and the body. Whatever else a captured request is given, it is the same delivery.
+// A signature covers the id, the time and the body. A captured request with other changes is still the same delivery.
 func TestAttack_SignedRequestSentAgainWithAnotherKey_IsNoNewTicket(t *testing.T) {
 	t.Parallel()
 	b := setupSources(t)
@@ -104,7 +104,7 @@ func TestAttack_SignedRequestSentAgainWithAnotherKey_IsNoNewTicket(t *testing.T)
 		require.True(t, again.Duplicate)
 		require.Equal(t, first.ID, again.ID)
 	}
-	// And nobody can use up a key that a signed delivery will have.
+	// And no other request can use up the key of a future signed delivery.
 	other := sign(t, webhookSecret, "msg_2", time.Now(), text+"\n")
 	b.submit(t, "/ticket/signed", text+"\n", append(other, "Idempotency-Key", "msg_3")...)
 	true3 := b.submit(t, "/ticket/signed", text, sign(t, webhookSecret, "msg_3", time.Now(), text)...)
@@ -133,8 +133,8 @@ func TestAttack_CommandLineOfTheProcess_IsNotServed(t *testing.T) {
 	require.Equal(t, http.StatusOK, b.get(t, b.internal+"/debug/pprof/goroutine?debug=1").status)
 }
 
-// A product whose tickets are gone settles, and keeps no other from it.
-func TestAttack_ProductsWithoutTickets_SettleAndHoldUpNobody(t *testing.T) {
+// A product whose tickets are gone settles, and does not keep others from settling.
+func TestAttack_ProductsWithoutTickets_SettleAndHoldUpNoOther(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.submit(t, "/ticket", body("1", "Coffee,c,2"))
@@ -148,8 +148,8 @@ func TestAttack_ProductsWithoutTickets_SettleAndHoldUpNobody(t *testing.T) {
 	require.Equal(t, "Coffee 2", b.products(t)["c"])
 }
 
-// Strays of a day whose partition somebody has detached are moved all the same. Those that cannot be moved at all keep no
-// others from it, nor the partitions that are made ahead.
+// Strays of a day whose partition was detached are moved too. Strays that cannot be moved hold up neither the others nor the
+// partitions that are made ahead.
 func TestAttack_StraysThatCannotBeMoved_HoldUpNoPartition(t *testing.T) {
 	t.Parallel()
 	b := &testBundle{databaseURL: pgtest.New(t)}
@@ -174,8 +174,8 @@ func TestAttack_StraysThatCannotBeMoved_HoldUpNoPartition(t *testing.T) {
 	require.Equal(t, 1, b.count(t, `SELECT count(*) FROM tickets WHERE id = $1 AND tableoid <> 'tickets_default'::regclass`, r.ID))
 }
 
-// silentProxy stands before Postgres. It can fall silent on the connections that there are, as a firewall does that has
-// forgotten them: they stay open, and nobody answers. New ones are well.
+// silentProxy is between a server and Postgres. It can stop passing data on its open connections, as a firewall does that has
+// forgotten them: they stay open without an answer. New connections work.
 type silentProxy struct {
 	mu     sync.Mutex
 	silent chan struct{} // closed for the connections that were opened before
@@ -228,7 +228,7 @@ func pipe(ctx context.Context, front net.Conn, backend string, silent <-chan str
 			n, err := from.Read(buffer)
 			select {
 			case <-silent:
-				<-ctx.Done() // what came is lost, and nobody is told
+				<-ctx.Done() // what came is lost, and neither side is told
 				return
 			default:
 			}
@@ -250,7 +250,7 @@ func pipe(ctx context.Context, front net.Conn, backend string, silent <-chan str
 	}
 }
 
-// fallSilent makes every connection that is open now useless.
+// fallSilent stops passing data on every open connection.
 func (p *silentProxy) fallSilent() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -258,7 +258,7 @@ func (p *silentProxy) fallSilent() {
 	p.silent = make(chan struct{})
 }
 
-// Whatever a server does in the background goes on when its connections go silent.
+// All work of a server in the background goes on after its connections fall silent.
 func TestAttack_ConnectionsThatGoSilent_StopNeitherTicketsNorTreatment(t *testing.T) {
 	t.Parallel()
 	b := &testBundle{databaseURL: pgtest.New(t)}
@@ -275,7 +275,7 @@ func TestAttack_ConnectionsThatGoSilent_StopNeitherTicketsNorTreatment(t *testin
 		await(t, "all tickets are treated again", func() bool {
 			return b.count(t, `SELECT count(*) FROM tickets WHERE status = 'TO_TREAT'`) == 0
 		})
-		await(t, "tickets are stored at once again", func() bool {
+		await(t, "tickets are stored quickly again", func() bool {
 			return b.post(t, "/ticket", sample(t)).status == http.StatusOK
 		})
 	}

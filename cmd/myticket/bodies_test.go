@@ -75,7 +75,7 @@ func TestTicket_IsReadAsItsSenderMeantIt(t *testing.T) {
 			r := b.submit(t, "/ticket", test.body)
 			require.Equal(t, ticket.Treated, r.Status, "problems: %v", r.Problems)
 			stored := b.ticket(t, r.ID)
-			require.Equal(t, test.body, stored.Body, "the bytes that came, not what they mean")
+			require.Equal(t, test.body, stored.Body, "the bytes that were sent, unchanged")
 			order, vat, total := "123456", "3.10", "16.90"
 			require.Equal(t, storedTicket{
 				Source: "default", Body: stored.Body, Status: ticket.Treated, Problems: []ticket.Problem{},
@@ -100,7 +100,7 @@ func TestTicket_ThatCannotBeRead_IsStoredWithTheReason(t *testing.T) {
 	b := setup(t)
 	for _, test := range []struct {
 		name, body string
-		problem    problem // must be among those that are named
+		problem    problem // must be one of those that are named
 	}{
 		{"a comma in a name without quotes", body("1", "Coffee,c,2", "Cheese, blue,d,4.20"), problem{7, "fields_count"}},
 		{"a text without a newline", "a till speaks", problem{1, "header_unreadable"}},
@@ -186,7 +186,7 @@ func TestTicket_SentFourTimes_IsFourTickets_WithAKeyOne(t *testing.T) {
 	require.Equal(t, 5, b.count(t, `SELECT count(*) FROM tickets`))
 }
 
-// TestTicket_IsStoredByteForByte: nothing between the wire and the database takes a body apart.
+// TestTicket_IsStoredByteForByte: no part between the connection and the database changes a body.
 func TestTicket_IsStoredByteForByte(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -252,7 +252,7 @@ func TestTicket_IsStoredByteForByte(t *testing.T) {
 	})
 }
 
-// pieces is a text of which the length is not known, so it is sent chunked, and in chunks of all sizes.
+// pieces is a text of unknown length, so it is sent in chunks, of many sizes.
 type pieces struct {
 	text string
 	next int
@@ -268,7 +268,7 @@ func (p *pieces) Read(into []byte) (int, error) {
 	return n, nil
 }
 
-// TestTickets_20000InABurst_EachIsStoredOnceWithItsBytes shows as well that products that tickets share come out right.
+// TestTickets_20000InABurst_EachIsStoredOnceWithItsBytes also shows that products that tickets share are right.
 func TestTickets_20000InABurst_EachIsStoredOnceWithItsBytes(t *testing.T) {
 	t.Parallel()
 	const tickets, concurrency, menus, specials = 20_000, 200, 500, 10

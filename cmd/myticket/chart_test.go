@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestChart_KnowsEverySetting keeps the list that the chart refuses misspelled settings by.
+// TestChart_KnowsEverySetting keeps the list of settings by which the chart refuses misspelled ones.
 func TestChart_KnowsEverySetting(t *testing.T) {
 	t.Parallel()
 	const list = "../../charts/myticket/settings.txt"

@@ -248,8 +248,8 @@ func TestSource_ThatAsksForCredentials_TakesOnlyItsOwn(t *testing.T) {
 	basic := func(pair string) []string {
 		return []string{"Authorization", "Basic " + base64.StdEncoding.EncodeToString([]byte(pair))}
 	}
-	// Signed when it is sent: a signature is good for a time, and the test may have to wait. What is too old or too new is so
-	// by much more.
+	// Signed when it is sent, because a signature is valid for a limited time and the test may have to wait. Requests that are
+	// too old or too new are so by much more.
 	signed := func(id string, from time.Duration, change func([]string) []string) func() []string {
 		return func() []string {
 			headers := sign(t, webhookSecret, id, time.Now().Add(from), text)
@@ -327,7 +327,7 @@ func TestSource_ThatSendsTooFast_IsAskedToWait(t *testing.T) {
 	for range 5 {
 		requireProblem(t, b.post(t, "/ticket/both", "5"), http.StatusUnauthorized, "unauthorized")
 	}
-	b.submit(t, "/ticket/both", "a stranger uses up nobody's rate", "Authorization", "Bearer "+bearerToken)
+	b.submit(t, "/ticket/both", "a stranger does not use up the rate", "Authorization", "Bearer "+bearerToken)
 	requireWait(b.post(t, "/ticket/both", "6", "Authorization", "Bearer "+bearerToken))
 	require.Equal(t, 4, b.count(t, `SELECT count(*) FROM tickets`))
 }
@@ -356,7 +356,7 @@ func TestAnswer_WhenTooMuchWaits_Is503AtOnce(t *testing.T) {
 	require.Equal(t, 3, b.count(t, `SELECT count(*) FROM tickets`))
 }
 
-// requireRetryAfter wants an integer: RFC 9110 allows a date as well, which senders seldom understand.
+// requireRetryAfter wants an integer. RFC 9110 also allows a date, but few senders understand it.
 func requireRetryAfter(t *testing.T, a answer) {
 	t.Helper()
 	seconds, err := strconv.Atoi(a.header.Get("Retry-After"))

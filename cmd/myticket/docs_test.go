@@ -13,7 +13,7 @@ import (
 
 var update = flag.Bool("update", false, "write docs/settings.md and docs/metrics.md anew")
 
-// TestSettingsPage_IsWhatTheProgramSays keeps docs/settings.md true: it is made from the command line's own model.
+// TestSettingsPage_IsWhatTheProgramSays keeps docs/settings.md true: the page is made from the model of the command line.
 func TestSettingsPage_IsWhatTheProgramSays(t *testing.T) {
 	t.Parallel()
 	const page = "../../docs/settings.md"

@@ -18,14 +18,14 @@ import (
 	"myticket/internal/ticket"
 )
 
-// slowTickets has Postgres take its time for tickets whose text holds "slow", in whatever form they come. A statement
-// timeout ends that, as roles often have one.
+// slowTickets makes Postgres slow for tickets whose text contains "slow", in every form. A statement timeout ends the statement,
+// because roles often have one.
 const slowTickets = `
 	CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(3600); RETURN NEW; END $$;
 	CREATE TRIGGER slow BEFORE INSERT ON tickets FOR EACH ROW
 	WHEN (position('slow'::bytea IN NEW.body) > 0) EXECUTE FUNCTION slow();`
 
-// slowProducts does so only when they have been read: for the product that they name.
+// slowProducts does so only for tickets that have been read, by the product that they name.
 const slowProducts = `
 	CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(3600); RETURN NEW; END $$;
 	CREATE TRIGGER slow BEFORE INSERT ON products FOR EACH ROW WHEN (NEW.product_id = 'slow') EXECUTE FUNCTION slow();`
@@ -33,8 +33,8 @@ const slowProducts = `
 const statementTimeout = `
 	DO $$ BEGIN EXECUTE format('ALTER ROLE %I IN DATABASE %I SET statement_timeout = ''500ms''', current_user, current_database()); END $$;`
 
-// The oldest ticket of the spool is one that Postgres never takes in time. It must be nobody's concern but its own.
-func TestSpool_SlowTicketAtItsHead_HoldsUpNobody(t *testing.T) {
+// Postgres never takes the oldest ticket of the spool in time. This must not affect the other tickets.
+func TestSpool_SlowTicketAtItsHead_HoldsUpNoOther(t *testing.T) {
 	t.Parallel()
 	for name, sql := range map[string]string{
 		"takes for ever":                    slowTickets,
@@ -81,7 +81,7 @@ func TestSpool_SlowTicketAtItsHead_HoldsUpNobody(t *testing.T) {
 	}
 }
 
-// spoolOf returns a folder with tickets in it that no server uses.
+// spoolOf returns a spool folder with tickets that no server uses.
 func spoolOf(t *testing.T, bodies ...string) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -137,7 +137,7 @@ func TestDrain_ATicketThatIsNeverTaken_IsSetAside_AndTriedAgainByTheNext(t *test
 	require.Len(t, storedBodies(t, databaseURL), 100)
 }
 
-// The command does as a server does, and says what is left.
+// The command drains as a server does, and says how many tickets are left.
 func TestDrainCommand_StoresTheOthers_AndFailsForWhatIsLeft(t *testing.T) {
 	t.Parallel()
 	databaseURL := pgtest.New(t)
@@ -147,7 +147,7 @@ func TestDrainCommand_StoresTheOthers_AndFailsForWhatIsLeft(t *testing.T) {
 	out, code := command(t, "spool", "drain", "--database-url", databaseURL, dir)
 	require.Equal(t, 1, code, out)
 	require.Contains(t, out, "2 tickets are in the database now, 0 are left in the spool")
-	require.Contains(t, out, "takes 1 tickets in no form")
+	require.Contains(t, out, "the database refuses 1 tickets in every form; they are kept in a .refused file in ")
 	require.Len(t, storedBodies(t, databaseURL), 2)
 	b.exec(t, `ALTER TABLE tickets DROP CONSTRAINT no_poison`)
 	out, code = command(t, "spool", "drain", "--database-url", databaseURL, dir)
@@ -155,7 +155,7 @@ func TestDrainCommand_StoresTheOthers_AndFailsForWhatIsLeft(t *testing.T) {
 	require.Len(t, storedBodies(t, databaseURL), 3)
 }
 
-// A database that answers and has no schema takes no tickets, whatever it says to other questions.
+// A database without a schema answers, but takes no tickets.
 func TestUnmigratedDatabase_WithoutASpool_StaysAway(t *testing.T) {
 	t.Parallel()
 	databaseURL := pgtest.Empty(t)

@@ -9,9 +9,9 @@ import (
 	"os"
 )
 
-// newFolder makes a folder that only this user can reach, or takes one that is this user's, is closed to others and is
-// empty, and opens it. Who writes through what it returns never leaves that folder: a link that somebody put into the way,
-// or exchanges meanwhile, is an error and not followed.
+// newFolder opens an empty folder that only this user can access. It creates the folder, or takes one that exists. Files
+// that are written through the returned root never leave that folder: a link that another user put in the path, or put in
+// place of the folder, is an error and is not followed.
 func newFolder(path string) (root *os.Root, err error) {
 	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
@@ -21,10 +21,10 @@ func newFolder(path string) (root *os.Root, err error) {
 	case err != nil:
 		return nil, err
 	case !found.IsDir():
-		return nil, fmt.Errorf("%s is not a folder (a link to one is none): nothing was written; name a new one", path)
+		return nil, fmt.Errorf("%s is not a folder (a link to a folder is not accepted): nothing was written; name a new folder", path)
 	case !ownedByUser(found) || found.Mode().Perm()&0o077 != 0:
-		return nil, fmt.Errorf("%s is not yours alone (%s), so others could read or change what is in it: nothing was written; "+
-			"name a new folder", path, found.Mode())
+		return nil, fmt.Errorf("%s is not accessible to you alone (%s), so others could read or change its files: nothing was "+
+			"written; name a new folder", path, found.Mode())
 	}
 	if root, err = os.OpenRoot(path); err != nil {
 		return nil, err
@@ -40,7 +40,7 @@ func newFolder(path string) (root *os.Root, err error) {
 		return root, err
 	}
 	if !os.SameFile(found, opened) {
-		return root, fmt.Errorf("%s was exchanged for another folder meanwhile: nothing was written", path)
+		return root, fmt.Errorf("%s was replaced by another folder while it was opened: nothing was written; name a new folder", path)
 	}
 	dir, err := root.Open(".")
 	if err != nil {
@@ -48,17 +48,17 @@ func newFolder(path string) (root *os.Root, err error) {
 	}
 	defer dir.Close()
 	if _, err := dir.Readdirnames(1); !errors.Is(err, io.EOF) {
-		return root, errors.Join(fmt.Errorf("%s is not empty: nothing was written", path), err)
+		return root, errors.Join(fmt.Errorf("%s is not empty: nothing was written; name a new folder", path), err)
 	}
 	return root, nil
 }
 
-// createIn makes a file of this user alone, which must not be there.
+// createIn creates a file that only this user can access. It must not exist.
 func createIn(root *os.Root, name string) (*os.File, error) {
 	return root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 }
 
-// writeIn makes a file with a content. One that is there with the same content is left.
+// writeIn creates a file with a content. A file that has this content already is left as it is.
 func writeIn(root *os.Root, name string, content []byte) error {
 	file, err := createIn(root, name)
 	if errors.Is(err, fs.ErrExist) {

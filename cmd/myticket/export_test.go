@@ -9,8 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Somebody who knows where an operator exports to, often as root, puts something into the way.
-func TestSpoolExport_FolderThatSomebodyPrepared_IsNotWrittenTo(t *testing.T) {
+// An attacker who knows the folder that an operator exports to, often as root, puts a link or a file in its place.
+func TestSpoolExport_FolderThatAnAttackerPrepared_IsNotWrittenTo(t *testing.T) {
 	t.Parallel()
 	for name, prepare := range map[string]func(t *testing.T, to, other string){
 		"a link to another folder": func(t *testing.T, to, other string) {
@@ -64,7 +64,7 @@ func TestSpoolExport_FolderThatSomebodyPrepared_IsNotWrittenTo(t *testing.T) {
 	}
 }
 
-func TestSpoolExport_IsForNobodyElse(t *testing.T) {
+func TestSpoolExport_IsForThisUserOnly(t *testing.T) {
 	t.Parallel()
 	dir, to := spoolOf(t, "first", "second"), filepath.Join(t.TempDir(), "export")
 	out, code := command(t, "spool", "export", "--to", to, dir)

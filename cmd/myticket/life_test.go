@@ -45,7 +45,7 @@ func (e exchange) String() string {
 	return fmt.Sprintf("%s, after %s: %s %v", e.begin.Format("15:04:05.000"), e.took(), e.answer, e.err)
 }
 
-// load is a crowd of tills that post ticket after ticket, each with a body of its own.
+// load is many tills that post ticket after ticket, each with a body of its own.
 type load struct {
 	stopped atomic.Bool
 	tills   sync.WaitGroup
@@ -67,7 +67,7 @@ func startLoad(t *testing.T, s *server, tills int) *load {
 				l.exchanges = append(l.exchanges, e)
 				l.mu.Unlock()
 				if !e.is(http.StatusOK) {
-					time.Sleep(10 * time.Millisecond) // who is refused is not in a hurry: it would drown the log
+					time.Sleep(10 * time.Millisecond) // a pause after a refusal, so that the log does not get too long
 				}
 			}
 		})
@@ -76,14 +76,14 @@ func startLoad(t *testing.T, s *server, tills int) *load {
 	return l
 }
 
-// stop ends the load, and returns everything that was said.
+// stop ends the load, and returns all exchanges.
 func (l *load) stop() []exchange {
 	l.stopped.Store(true)
 	l.tills.Wait()
 	return l.exchanges
 }
 
-// awaitMore waits until so many more requests that began from now on were answered with a status.
+// awaitMore waits until this many more requests that began from now on were answered with a status.
 func (l *load) awaitMore(t *testing.T, answers, status int) {
 	t.Helper()
 	from := time.Now()
@@ -100,8 +100,8 @@ func (l *load) awaitMore(t *testing.T, answers, status int) {
 	})
 }
 
-// requireKept wants every request answered in time, by 200 or by 503 with Retry-After, and each ticket of a 200 in the
-// database with its bytes.
+// requireKept requires that every request was answered in time, by 200 or by 503 with Retry-After, and that each ticket that was
+// answered 200 is in the database with its bytes.
 func requireKept(t *testing.T, databaseURL string, exchanges []exchange, h *hiccups) {
 	t.Helper()
 	stored := storedBodies(t, databaseURL)
@@ -139,7 +139,7 @@ func (s *server) readiness(t *testing.T) readiness {
 	return r
 }
 
-// failing returns why a check fails, and "" when it does not.
+// failing returns why a check fails, or "" if it does not.
 func (r readiness) failing(check string) string {
 	for _, c := range r.Checks {
 		if c.Name == check && !c.OK {
@@ -256,12 +256,12 @@ func TestPostgresKilled_SendersAreToldAtOnce_AndNothingIsLost(t *testing.T) {
 	for _, e := range exchanges {
 		if e.begin.After(noticed) && e.end.Before(restarting) {
 			require.True(t, e.is(http.StatusServiceUnavailable), "%s", e)
-			require.Less(t, e.took(), h.beyond(1500*time.Millisecond), "once it is known, nobody waits: %s", e)
+			require.Less(t, e.took(), h.beyond(1500*time.Millisecond), "once it is known, no sender waits: %s", e)
 		}
 	}
 }
 
-func TestPostgresThatSaysNothing_NobodyWaitsBeyondTheTimeout(t *testing.T) {
+func TestPostgresThatSaysNothing_NoSenderWaitsBeyondTheTimeout(t *testing.T) {
 	t.Parallel()
 	database, databaseURL := pgtest.NewServer(t)
 	s := serve(t, databaseURL)
@@ -397,8 +397,8 @@ func TestSlowClient_IsCutOff_WhileOthersAreServed(t *testing.T) {
 	}
 }
 
-// TestPoison_CostsNobodyElse: the database refuses what one ticket of a batch says.
-func TestPoison_CostsNobodyElse(t *testing.T) {
+// TestPoison_CostsNoOtherTicket: the database refuses the content of one ticket of a batch.
+func TestPoison_CostsNoOtherTicket(t *testing.T) {
 	t.Parallel()
 	const tickets, poison = 128, 77
 	b := setup(t, "--batches-in-flight=1")

@@ -10,32 +10,32 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
-	_ "time/tzdata" // the image has no files but this program: used only where the system has no time zones
+	_ "time/tzdata" // for systems without time zone files, such as the image
 
 	"github.com/alecthomas/kong"
-	_ "golang.org/x/crypto/x509roots/fallback" // likewise, where the system has no CA certificates
+	_ "golang.org/x/crypto/x509roots/fallback" // for systems without CA certificates
 )
 
 // version is set by the linker (make build).
 var version = "dev"
 
-// cli is the command line. Every setting is a flag and an environment variable; an unknown one is an error.
+// cli is the command line. Every setting is a flag and an environment variable. An unknown one is an error.
 type cli struct {
-	Serve     serveCmd     `cmd:"" help:"Serve the webhook, for a Postgres that is there."`
-	Migrate   migrateCmd   `cmd:"" help:"Bring the database's schema up to date, or look at it."`
+	Serve     serveCmd     `cmd:"" help:"Serve the webhook. Needs a Postgres database."`
+	Migrate   migrateCmd   `cmd:"" help:"Update the database's schema, or show its version."`
 	Tickets   ticketsCmd   `cmd:"" help:"Find, show, retry and dismiss tickets."`
-	Products  productsCmd  `cmd:"" help:"Look at the product base."`
-	Spool     spoolCmd     `cmd:"" help:"Look into, drain or export the spool folder of a server that is gone."`
-	Retention retentionCmd `cmd:"" help:"Drop old partitions and expired idempotency keys. Shows what it would do unless told to do it."`
-	Send      sendCmd      `cmd:"" help:"Post tickets to a MyTicket, as a till would: to try an installation, or to send files again."`
+	Products  productsCmd  `cmd:"" help:"List or prune the product base."`
+	Spool     spoolCmd     `cmd:"" help:"Show, drain or export the spool folder of a server that no longer runs."`
+	Retention retentionCmd `cmd:"" help:"Drop old partitions and delete expired idempotency keys. Without --apply it only shows what it would do."`
+	Send      sendCmd      `cmd:"" help:"Post tickets to MyTicket as a till does, to test an installation or to send files again."`
 	Version   versionCmd   `cmd:"" help:"Print the version."`
 }
 
-// streams is where a command reads and writes: the process's own, or a test's.
+// streams is where a command reads and writes: the streams of the process, or those of a test.
 type streams struct {
-	stdin  io.Reader // for commands that read it
-	stdout io.Writer // what was asked for
-	stderr io.Writer // the log, and what a person should know besides
+	stdin  io.Reader
+	stdout io.Writer // the result
+	stderr io.Writer // the log, and messages for a person
 }
 
 func main() {
@@ -45,8 +45,8 @@ func main() {
 	os.Exit(code)
 }
 
-// run is the whole program, so that a test can call it. It returns the exit code: 0 for success, 1 when the command
-// failed, 2 when it was not understood.
+// run is the whole program. A test can call it. It returns the exit code: 0 for success, 1 if the command failed, 2 if the
+// arguments or the environment are wrong.
 func run(ctx context.Context, args, environ []string, std streams) int {
 	var c cli
 	exited, code := false, 0

@@ -24,7 +24,7 @@ import (
 	"myticket/internal/ticket"
 )
 
-// TestMain keeps the settings of whoever runs the tests away from the program: it reads the real environment.
+// TestMain removes the settings in the environment of the tests, because the program reads the real environment.
 func TestMain(m *testing.M) {
 	for _, variable := range os.Environ() {
 		name, _, _ := strings.Cut(variable, "=")
@@ -38,14 +38,14 @@ func TestMain(m *testing.M) {
 	pgtest.Main(m)
 }
 
-// patience bounds every wait for a condition. Nothing takes nearly as long.
+// patience bounds every wait for a condition. No condition takes nearly as long.
 const patience = 2 * time.Minute
 
 // testBundle is the real program, on a real Postgres.
 type testBundle struct {
 	*server
 	databaseURL string
-	pool        *pgxpool.Pool // to look behind the program
+	pool        *pgxpool.Pool // for checks in the database
 }
 
 // setup serves on a database of the test's own, and returns when it is ready.
@@ -193,7 +193,7 @@ type receipt struct {
 	Duplicate bool             `json:"duplicate"`
 }
 
-// readReceipt reads a 200, and refuses anything else. It can be called from any goroutine.
+// readReceipt reads a 200. Any other answer is an error. It can be called from any goroutine.
 func readReceipt(a answer) (receipt, error) {
 	var r receipt
 	if a.status != http.StatusOK || a.header.Get("Content-Type") != "application/json" {
@@ -282,7 +282,7 @@ func (b *testBundle) ticket(t *testing.T, id uuid.UUID) storedTicket {
 	return found
 }
 
-// requireSameBytes does not print them, for there may be many.
+// requireSameBytes does not print the bytes, because there may be many.
 func requireSameBytes(t *testing.T, sent, stored string) {
 	t.Helper()
 	if sent != stored {
@@ -315,7 +315,7 @@ func (b *testBundle) count(t *testing.T, sql string, args ...any) int {
 	return n
 }
 
-// lockTickets keeps every batch from being stored until release is called, or the test ends.
+// lockTickets prevents every batch from being stored until release is called, or the test ends.
 func (b *testBundle) lockTickets(t *testing.T) (release func()) {
 	t.Helper()
 	tx, err := b.pool.Begin(t.Context())
@@ -336,7 +336,7 @@ func (b *testBundle) awaitBlocked(t *testing.T) {
 	})
 }
 
-// awaitWaiting waits until so many tickets wait for a transaction.
+// awaitWaiting waits until this many tickets wait for a transaction.
 func (b *testBundle) awaitWaiting(t *testing.T, tickets int) {
 	t.Helper()
 	await(t, fmt.Sprintf("%d tickets wait for a transaction", tickets), func() bool {
@@ -344,7 +344,7 @@ func (b *testBundle) awaitWaiting(t *testing.T, tickets int) {
 	})
 }
 
-// metric returns a value of the internal listener's /metrics, and 0 for one that is not there.
+// metric returns a value of the internal listener's /metrics, or 0 if the metric is not there.
 func (s *server) metric(t *testing.T, series string) float64 {
 	t.Helper()
 	return metricIn(t, s.get(t, s.internal+"/metrics"), series)
@@ -363,7 +363,7 @@ func metricIn(t *testing.T, exposition answer, series string) float64 {
 	return 0
 }
 
-// storedBodies reads all tickets, on a connection of its own: those of a pool may have lost their server.
+// storedBodies reads all tickets on a connection of its own, because those of a pool may have lost their server.
 func storedBodies(t *testing.T, databaseURL string) map[uuid.UUID]string {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), databaseURL)
@@ -393,8 +393,8 @@ func await(t *testing.T, what string, holds func() bool) {
 	}
 }
 
-// hiccups is the longest time for which the machine keeps a request waiting that has nothing to wait for. Whatever a test
-// demands in time, it demands beyond that: else it would be the machine that it tests, which may be busy with others.
+// hiccups is the longest time that this machine makes a request wait that has nothing to wait for. A test adds it to each time
+// limit. Otherwise the test would measure the machine, which may be busy with other work.
 type hiccups struct{ longest atomic.Int64 }
 
 // watchHiccups asks for /livez, which depends on nothing, until the test ends.
@@ -419,7 +419,7 @@ func watchHiccups(t *testing.T, s *server) *hiccups {
 // beyond returns a time limit for what should take no longer than d on a machine that is not busy.
 func (h *hiccups) beyond(d time.Duration) time.Duration { return d + time.Duration(h.longest.Load()) }
 
-// logText collects what the program writes.
+// logText collects the output of the program.
 type logText struct {
 	mu   sync.Mutex
 	text []byte

@@ -22,7 +22,7 @@ import (
 
 const metricsPage = "../../docs/metrics.md"
 
-// Dashboards and alerts are made of metrics, ours and those of operators: none changes unannounced.
+// Dashboards and alerts depend on metrics, ours and those of operators. No metric changes without notice.
 func TestMetricsPage_ListsWhatAServerExports(t *testing.T) {
 	t.Parallel()
 	b := setup(t, "--spool-dir", t.TempDir())
@@ -91,7 +91,7 @@ func TestMetrics_HistogramsAreNativeAndClassic(t *testing.T) {
 	require.Equal(t, 6, histograms)
 }
 
-// Each value of a label is a series, kept for ever: whoever sends must not be able to make any.
+// Each value of a label is a series that is never removed, so senders must not be able to make any.
 func TestMetrics_SendersAddNoSeries(t *testing.T) {
 	t.Parallel()
 	sources := filepath.Join(t.TempDir(), "sources.json")
@@ -137,10 +137,11 @@ func TestMetrics_CountConnectionsThatAreRefused(t *testing.T) {
 	require.NoError(t, err)
 	interim := make([]byte, len("HTTP/1.1 100 Continue\r\n\r\n"))
 	_, err = io.ReadFull(held, interim)
-	require.NoError(t, err, "now a request is under way")
+	require.NoError(t, err, "now a request is in progress")
 	require.Contains(t, string(interim), "100 Continue")
 
-	// The answer may come before there is a request, which Go's client takes for an error of the server.
+	// The server refuses a connection before it reads a request, so this one sends none: net/http would take the answer for an
+	// unsolicited one if it came before the request was written.
 	other, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(b.webhook, "http://"))
 	require.NoError(t, err)
 	defer other.Close()
@@ -157,7 +158,7 @@ func TestMetrics_CountConnectionsThatAreRefused(t *testing.T) {
 	require.InDelta(t, 1, b.metric(t, "myticket_http_max_connections"), 0)
 }
 
-// A line for each ticket would be most of the log: only who asks for it gets it.
+// A line for each ticket would be most of the log, so it is written only at level debug.
 func TestLog_NamesEachTicketAtDebugOnly(t *testing.T) {
 	t.Parallel()
 	quiet := setup(t)

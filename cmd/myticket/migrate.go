@@ -11,16 +11,16 @@ import (
 	"myticket/internal/telemetry"
 )
 
-// migrateCmd is `myticket migrate`. Only it ever changes the schema.
+// migrateCmd is `myticket migrate`. Nothing else changes the schema.
 type migrateCmd struct {
-	Up     migrateUpCmd     `cmd:"" help:"Run every migration that the database does not have yet."`
-	Status migrateStatusCmd `cmd:"" help:"Say where the schema stands. Exit code 1 when the server could not work on it."`
-	Force  migrateForceCmd  `cmd:"" help:"Declare that the schema is at a version, after you mended what a failed migration left."`
+	Up     migrateUpCmd     `cmd:"" help:"Run the migrations that the database does not have yet."`
+	Status migrateStatusCmd `cmd:"" help:"Show the version of the schema. The exit code is 1 if a server cannot work on it."`
+	Force  migrateForceCmd  `cmd:"" help:"Set the recorded version of the schema, after you repaired what a failed migration left."`
 }
 
 type migrateFlags struct {
 	databaseFlags
-	LockTimeout time.Duration `env:"MYTICKET_MIGRATE_LOCK_TIMEOUT" default:"5m" help:"How long to wait for another migration to end. Default: ${default}."`
+	LockTimeout time.Duration `env:"MYTICKET_MIGRATE_LOCK_TIMEOUT" default:"5m" help:"Longest wait for another migration to end. Default: ${default}."`
 }
 
 func (f migrateFlags) config(std streams) (postgres.MigrateConfig, error) {
@@ -30,7 +30,7 @@ func (f migrateFlags) config(std streams) (postgres.MigrateConfig, error) {
 
 type migrateUpCmd struct {
 	migrateFlags
-	Wait time.Duration `env:"MYTICKET_MIGRATE_WAIT" default:"0s" help:"How long to wait for the database to let us in, when it does not yet: for a job that starts before Postgres. Default: ${default}, do not wait."`
+	Wait time.Duration `env:"MYTICKET_MIGRATE_WAIT" default:"0s" help:"Longest wait until the database accepts the login, for a job that may start before Postgres. Default: ${default}, which does not wait."`
 }
 
 // Validate is called by kong.
@@ -76,20 +76,20 @@ func (c migrateStatusCmd) Run(ctx context.Context, std streams) error {
 		_, err = fmt.Fprintln(std.stdout, status)
 	}
 	if err == nil && !status.Ready() {
-		return errors.New("the server cannot work on this schema")
+		return errors.New("a server cannot work on this schema")
 	}
 	return err
 }
 
 type migrateForceCmd struct {
 	migrateFlags
-	Version int `arg:"" help:"The version that the schema really is at."`
+	Version int `arg:"" help:"The version that the schema really has."`
 }
 
 func (c migrateForceCmd) Validate() error {
 	latest, err := postgres.LatestSchema()
 	if err == nil && (c.Version < 1 || uint(c.Version) > latest) {
-		err = fmt.Errorf("VERSION must be 1 to %d, which are the migrations that this program has", latest)
+		err = fmt.Errorf("VERSION must be 1 to %d, the migrations that this program has", latest)
 	}
 	return err
 }

@@ -67,7 +67,7 @@ func TestMigrateUp_WithWait_LastsUntilTheDatabaseIsMade(t *testing.T) {
 	m := startMigration(t, "--wait=1m", "--database-url", u.String())
 	m.awaitReason(t, "connection refused")
 	require.NoError(t, server.Restart(t.Context()))
-	m.awaitReason(t, "28P01") // no such role is said like a wrong password
+	m.awaitReason(t, "28P01") // Postgres answers an unknown role like a wrong password
 	superuser(`CREATE ROLE till LOGIN PASSWORD 'hunter2'`)
 	m.awaitReason(t, "3D000")
 	superuser(`CREATE DATABASE later OWNER till`)

@@ -19,7 +19,7 @@ import (
 	"myticket/internal/ticket"
 )
 
-// operatorBundle is a database with tickets in it, and the command line in front of it.
+// operatorBundle is a database with tickets, and the command line that works on it.
 type operatorBundle struct {
 	url  string
 	pool *pgxpool.Pool
@@ -63,7 +63,7 @@ func (b *operatorBundle) insert(t *testing.T, status ticket.Status, source, orde
 	return id
 }
 
-// myticket runs a command and returns its exit code and what it wrote.
+// myticket runs a command and returns its exit code and its output.
 func (b *operatorBundle) myticket(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	var out, errs bytes.Buffer
@@ -106,7 +106,7 @@ func TestTicketsList_FiltersAndPages(t *testing.T) {
 		}
 	}
 
-	// Page by page, each ticket once, the newest first.
+	// Page by page, each ticket once, newest first.
 	var seen []string
 	after := uuid.Nil.String()
 	for range 10 {
@@ -243,12 +243,12 @@ func TestRetention_DropsWhatIsOldAndFinished(t *testing.T) {
 	}
 
 	shown := b.ok(t, "retention", "--keep=90d")
-	assert.Contains(t, shown, "1 expired idempotency keys would be deleted; nothing was changed")
+	assert.Contains(t, shown, "1 expired idempotency keys would be deleted; nothing was changed. Use --apply to drop and delete")
 	assert.Equal(t, "5", count())
 
 	shown = b.ok(t, "retention", "--keep=90d", "--apply")
 	assert.Regexp(t, name(-100)+` .* dropped\n`, shown)
-	assert.Regexp(t, name(-99)+` .* kept: it holds tickets`, shown)
+	assert.Regexp(t, name(-99)+` .* kept: it holds TO_TREAT or ERROR tickets \(--drop-unfinished drops it too\)`, shown)
 	assert.NotContains(t, shown, name(-50))
 	assert.Contains(t, shown, "1 expired idempotency keys deleted")
 	assert.Equal(t, "4", count(), "the default partition, the unfinished one and the young ones stay")
@@ -278,7 +278,7 @@ func TestRetention_TicketThatIsSentBackMeanwhile_KeepsItsPartition(t *testing.T)
 	require.ErrorIs(t, store.DropPartition(t.Context(), made[0], false), postgres.ErrUnfinished)
 	assert.Equal(t, "1", b.text(t, `SELECT count(*)::text FROM tickets`))
 
-	// Somebody holds the table: the drop gives up in time, and says so.
+	// Another transaction holds the table: the drop gives up in time, and says so.
 	tx, err := b.pool.Begin(t.Context())
 	require.NoError(t, err)
 	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()

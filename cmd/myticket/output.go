@@ -12,17 +12,15 @@ import (
 	"unicode"
 	"unicode/utf16"
 	"unicode/utf8"
-
-	"github.com/prometheus/common/model"
 )
 
-// outputFlags choose who reads the answer.
+// outputFlags choose between output for people and for programs.
 type outputFlags struct {
 	Output string `short:"o" default:"table" enum:"table,json" help:"table for people, json for programs. Default: ${default}."`
 }
 
-// printJSON writes a value for programs. People look at it as well, so what a terminal would obey, and what makes a text look
-// like another one, is escaped: programs read the same value.
+// printJSON writes a value as JSON. People look at it too, so characters that a terminal would obey, and characters that make
+// a text look like another one, are escaped. For programs the value is the same.
 func printJSON(w io.Writer, value any) error {
 	var plain bytes.Buffer
 	encoder := json.NewEncoder(&plain)
@@ -35,8 +33,8 @@ func printJSON(w io.Writer, value any) error {
 	return err
 }
 
-// escapeJSON escapes the characters of a JSON text that do not print, which stand in its strings only: json.Encoder escapes
-// those below the space by itself, and breaks lines only between values. Those beyond 16 bits are written as two halves
+// escapeJSON escapes the characters of a JSON text that do not print. These are in strings only: json.Encoder escapes control
+// characters by itself, and breaks lines only between values. A character of more than 16 bits is written as two halves
 // (RFC 8259, section 7).
 func escapeJSON(text []byte) []byte {
 	escaped := make([]byte, 0, len(text))
@@ -69,10 +67,10 @@ func printTable(w io.Writer, header []string, rows [][]string) error {
 	return table.Flush()
 }
 
-// printable escapes what a terminal would obey instead of showing: a ticket's text comes from anybody.
+// printable escapes characters that a terminal would obey. A ticket's text may come from anyone.
 func printable(s string) string { return escape(s, false) }
 
-// printableText is printable for a text of several lines.
+// printableText is like printable, but keeps line ends and tabs.
 func printableText(s string) string { return escape(s, true) }
 
 func escape(s string, lines bool) string {
@@ -101,35 +99,3 @@ func cut(s string, most int) string {
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
-
-// span is a length of time, written as 90d, 2w, 36h or 1h30m.
-type span time.Duration
-
-// UnmarshalText reads a span.
-func (s *span) UnmarshalText(text []byte) error {
-	d, err := model.ParseDuration(string(text))
-	if err != nil {
-		return fmt.Errorf("%q is no length of time: write 90d, 2w, 36h or 1h30m", text)
-	}
-	*s = span(d)
-	return nil
-}
-
-// moment is a point in time, written as a time, as a day (UTC), or as a span back from now.
-type moment time.Time
-
-// UnmarshalText reads a moment.
-func (m *moment) UnmarshalText(text []byte) error {
-	for _, layout := range []string{time.RFC3339, time.DateOnly} {
-		if t, err := time.Parse(layout, string(text)); err == nil {
-			*m = moment(t)
-			return nil
-		}
-	}
-	d, err := model.ParseDuration(string(text))
-	if err != nil {
-		return fmt.Errorf("%q is no time: write 2026-11-23T08:00:00Z, 2026-11-23, or 2h or 3d for so long ago", text)
-	}
-	*m = moment(time.Now().Add(-time.Duration(d)))
-	return nil
-}

@@ -14,7 +14,7 @@ import (
 	"myticket/internal/httpapi"
 )
 
-// A ticket's text comes from anybody, and people look at JSON on a terminal.
+// A ticket's text may come from anyone, and people look at JSON on a terminal.
 func TestPrintJSON_ShowsNothingThatATerminalObeys_AndMeansTheSame(t *testing.T) {
 	t.Parallel()
 	value := map[string]string{
@@ -100,7 +100,7 @@ func TestLimits_FollowFromTheMemory(t *testing.T) {
 	requireLimit(512 << 20)
 }
 
-// docs/server.md adds it up: a server that cannot have that much says so at its start.
+// docs/server.md has the sum. A server with less memory warns at its start.
 func TestLimits_ThatDoNotFitIntoTheMemory_AreWarnedOf(t *testing.T) {
 	t.Parallel()
 	flags := serverFlags{
@@ -121,7 +121,7 @@ func TestLimits_ThatDoNotFitIntoTheMemory_AreWarnedOf(t *testing.T) {
 	require.Contains(t, warnings(1<<30), "--max-connections is more than", "docs/server.md promises that for derived ones")
 }
 
-// A server says at its start whom it takes no ticket from: a file that was open before is closed now.
+// A server says at its start which sources may not send, because a file that allowed them before no longer does.
 func TestLog_SaysWhomTheSourcesFileClosesTheWebhookTo(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "sources.json")
@@ -141,7 +141,7 @@ func TestLog_SaysWhomTheSourcesFileClosesTheWebhookTo(t *testing.T) {
 	}
 }
 
-// A captured ticket is known by its key for as long as its signature is good.
+// A captured ticket is recognized by its key for as long as its signature is valid.
 func TestServe_ForgetsNoKeyOfASignedTicketTooEarly(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "sources.json")

@@ -8,7 +8,7 @@ import (
 	"syscall"
 )
 
-// ownedByUser reports whether a file is the user's.
+// ownedByUser reports whether a file belongs to the user.
 func ownedByUser(info fs.FileInfo) bool {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	return ok && int(stat.Uid) == os.Geteuid()

@@ -13,18 +13,18 @@ import (
 
 // productsCmd is `myticket products`.
 type productsCmd struct {
-	List  productsListCmd  `cmd:"" help:"List products in the order of their ids."`
-	Prune productsPruneCmd `cmd:"" help:"Remove products that only the named tickets made: a test, a source that sent nonsense. No ticket is changed."`
+	List  productsListCmd  `cmd:"" help:"List products, ordered by id."`
+	Prune productsPruneCmd `cmd:"" help:"Remove products that only the selected tickets created, such as those of a test. Tickets are not changed."`
 }
 
 type productsListCmd struct {
 	databaseFlags
 	outputFlags
-	ID           string `group:"Filter" help:"Product id, exactly."`
-	Name         string `group:"Filter" placeholder:"TEXT" help:"A part of the name, in any case."`
-	ChangedSince moment `group:"Filter" placeholder:"TIME" help:"Name or price changed then or later: 2026-11-23T08:00:00Z, 2026-11-23 (UTC), or 2h, 3d, 1w ago."`
-	Limit        int    `default:"50" help:"Products at most. Default: ${default}."`
-	After        string `placeholder:"ID" help:"The last product of the page before."`
+	ID           string `group:"Filter" help:"Exact product id."`
+	Name         string `group:"Filter" placeholder:"TEXT" help:"Part of the name, in upper or lower case."`
+	ChangedSince moment `group:"Filter" placeholder:"TIME" help:"Name or price changed at this time or later: 2026-11-23T08:00:00Z, 2026-11-23 (UTC), or 2h, 3d or 1w before now."`
+	Limit        int    `default:"50" help:"Maximum number of products. Default: ${default}."`
+	After        string `placeholder:"ID" help:"Id of the last product of the previous page."`
 }
 
 // Validate is called by kong.
@@ -42,7 +42,7 @@ func (c productsListCmd) Run(ctx context.Context, std streams) error {
 	}
 	defer store.Close()
 	filter := postgres.ProductFilter{ID: c.ID, Name: c.Name, ChangedSince: time.Time(c.ChangedSince)}
-	products, err := store.Products(ctx, filter, c.After, c.Limit+1) // one more tells whether there is a next page
+	products, err := store.Products(ctx, filter, c.After, c.Limit+1) // if there is one more, there is a next page
 	if err != nil {
 		return err
 	}
@@ -64,7 +64,7 @@ func (c productsListCmd) Run(ctx context.Context, std streams) error {
 	return printTable(std.stdout, header, rows)
 }
 
-// command returns the command line of the page behind a product. See that of ticketsListCmd.
+// command returns the command line for the page after a product. See ticketsListCmd.command.
 func (c productsListCmd) command(after string) string {
 	command := "myticket products list"
 	if c.Name != "" {
@@ -83,12 +83,12 @@ func (c productsListCmd) command(after string) string {
 type productsPruneCmd struct {
 	databaseFlags
 	outputFlags
-	IDs    []uuid.UUID `arg:"" name:"id" optional:"" help:"Ids of tickets; or else a filter."`
-	Source string      `group:"Filter" help:"Tickets of this source, exactly."`
-	Since  moment      `group:"Filter" placeholder:"TIME" help:"Received then or later: 2026-11-23T08:00:00Z, 2026-11-23 (UTC), or 2h, 3d, 1w ago."`
-	Until  moment      `group:"Filter" placeholder:"TIME" help:"Received before then; written as --since."`
-	Limit  int         `default:"1000000" help:"Products that are looked at, at most. Default: ${default}."`
-	Apply  bool        `help:"Do it; without this, only say what would be done."`
+	IDs    []uuid.UUID `arg:"" name:"id" optional:"" help:"Ids of tickets. Use a filter instead to select many."`
+	Source string      `group:"Filter" help:"Exact name of the tickets' source."`
+	Since  moment      `group:"Filter" placeholder:"TIME" help:"Received at this time or later: 2026-11-23T08:00:00Z, 2026-11-23 (UTC), or 2h, 3d or 1w before now."`
+	Until  moment      `group:"Filter" placeholder:"TIME" help:"Received before this time, written as in --since."`
+	Limit  int         `default:"1000000" help:"Maximum number of products to look at. Default: ${default}."`
+	Apply  bool        `help:"Remove the products. Without this flag, only show what would be removed."`
 }
 
 // Validate is called by kong.
@@ -98,7 +98,7 @@ func (c productsPruneCmd) Validate() error {
 	case len(c.IDs) > 0 && filtered:
 		return errors.New("give ids or a filter, not both")
 	case len(c.IDs) == 0 && !filtered:
-		return errors.New("name the tickets: by their ids, or by --source, --since and --until")
+		return errors.New("give ids of tickets, or a filter: --source, --since, --until")
 	case c.Limit < 1 || c.Limit > 1_000_000:
 		return errors.New("--limit must be 1 to 1000000")
 	}
@@ -126,15 +126,15 @@ func (c productsPruneCmd) print(std streams, pruned postgres.Pruned) error {
 			postgres.Pruned
 		}{c.Apply, pruned})
 	}
-	what := "would be removed; nothing was changed, --apply does it"
+	what := "would be removed; nothing was changed. Use --apply to remove them"
 	if c.Apply {
 		what = "removed"
 	}
 	fmt.Fprintf(std.stdout, "%d products have their name and price from these tickets, "+
 		"and no ticket has named them for two minutes\n", pruned.Candidates)
-	fmt.Fprintf(std.stdout, "%d are named by other tickets, too, and stay\n", pruned.Kept)
+	fmt.Fprintf(std.stdout, "%d of them stay, because other tickets name them too\n", pruned.Kept)
 	if pruned.Changed > 0 {
-		fmt.Fprintf(std.stdout, "%d were being changed, and stay: run it again\n", pruned.Changed)
+		fmt.Fprintf(std.stdout, "%d of them stay, because they were being changed: run the command again\n", pruned.Changed)
 	}
 	fmt.Fprintf(std.stdout, "%d %s\n", pruned.Products, what)
 	for i, id := range pruned.Examples {
@@ -144,7 +144,7 @@ func (c productsPruneCmd) print(std streams, pruned postgres.Pruned) error {
 		fmt.Fprintf(std.stdout, "  %s\n", printable(id))
 	}
 	if pruned.More {
-		fmt.Fprintf(std.stdout, "There are more than %d: run it again\n", c.Limit)
+		fmt.Fprintf(std.stdout, "There are more than %d: run the command again\n", c.Limit)
 	}
 	return nil
 }

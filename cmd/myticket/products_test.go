@@ -72,7 +72,7 @@ func TestNewProducts_BeyondTheRateOfASource_AreAnsweredErrorAndCounted(t *testin
 	require.NotContains(t, metrics, `myticket_new_products_limited_total{source="c"}`)
 }
 
-func TestAuthenticatedProducts_AreNotOverruledByWhoeverPosts(t *testing.T) {
+func TestAuthenticatedProducts_AreNotOverruledByOtherSources(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "sources.json")
 	const token = "a-long-random-token-of-a-till"
@@ -100,7 +100,7 @@ func TestProductsPrune_ShowsFirst_AndRemovesWithApply(t *testing.T) {
 	b.exec(t, `UPDATE tickets SET received_at = received_at - interval '1 hour'`)
 	b.exec(t, `UPDATE products SET first_seen_at = t.received_at, last_seen_at = t.received_at, changed_at = t.received_at FROM tickets t`)
 	shown := b.ok(t, "products", "prune", id)
-	assert.Contains(t, shown, "1 would be removed; nothing was changed, --apply does it")
+	assert.Contains(t, shown, "1 would be removed; nothing was changed. Use --apply to remove them")
 	assert.Contains(t, shown, "The first of them:\n  a\n")
 	assert.Equal(t, "1", count())
 	assert.JSONEq(t, `{"applied": true, "candidates": 1, "kept": 0, "products": 1, "changed": 0, "examples": ["a"], "more": false}`,

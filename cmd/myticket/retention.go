@@ -17,9 +17,9 @@ import (
 type retentionCmd struct {
 	databaseFlags
 	outputFlags
-	Keep           span `required:"" env:"MYTICKET_RETENTION_KEEP" placeholder:"TIME" help:"How long tickets are kept, by days or weeks: 90d, 12w; at least 1d. No default. A partition goes when all of it is older."`
-	Apply          bool `help:"Do it; without this, only show what would be done."`
-	DropUnfinished bool `help:"Drop a partition even if it holds tickets that are TO_TREAT or ERROR."`
+	Keep           span `required:"" env:"MYTICKET_RETENTION_KEEP" placeholder:"TIME" help:"How long to keep tickets, in days or weeks: 90d, 12w; at least 1d. There is no default. A partition is dropped when its whole period is older."`
+	Apply          bool `help:"Drop and delete. Without this flag, only show what would be dropped and deleted."`
+	DropUnfinished bool `help:"Also drop partitions that hold TO_TREAT or ERROR tickets."`
 }
 
 // Validate is called by kong.
@@ -69,11 +69,11 @@ func (c retentionCmd) Run(ctx context.Context, std streams) error {
 	return errors.Join(interrupted(ctx, errors.Join(err, keysErr)), c.print(std, report))
 }
 
-// drop does with one partition what it should, or says what that would be.
+// drop drops one partition, or says what would be done with it.
 func (c retentionCmd) drop(
 	ctx context.Context, store *postgres.Store, p postgres.OldPartition,
 ) (partitionReport, error) {
-	const unfinished = "kept: it holds tickets that are TO_TREAT or ERROR (--drop-unfinished drops them)"
+	const unfinished = "kept: it holds TO_TREAT or ERROR tickets (--drop-unfinished drops it too)"
 	report := partitionReport{OldPartition: p, Unfinished: p.Unfinished()}
 	switch {
 	case report.Unfinished > 0 && !c.DropUnfinished:
@@ -84,11 +84,11 @@ func (c retentionCmd) drop(
 		return report, nil
 	}
 	switch err := store.DropPartition(ctx, p.Name, c.DropUnfinished); {
-	case errors.Is(err, postgres.ErrUnfinished): // one came in meanwhile
+	case errors.Is(err, postgres.ErrUnfinished): // one was added in the meantime
 		report.Verdict = unfinished
 		return report, nil
 	case errors.Is(err, postgres.ErrNoPartition):
-		report.Verdict = "gone: another process has dropped it meanwhile"
+		report.Verdict = "gone: another process has dropped it"
 		return report, nil
 	case err != nil:
 		report.Verdict = "kept: it could not be dropped"
@@ -124,13 +124,13 @@ func (c retentionCmd) print(std streams, report retentionReport) error {
 	}
 	what := "expired idempotency keys deleted"
 	if !c.Apply {
-		what = "expired idempotency keys would be deleted; nothing was changed, --apply does it"
+		what = "expired idempotency keys would be deleted; nothing was changed. Use --apply to drop and delete"
 	}
 	_, err := fmt.Fprintf(std.stdout, "%d %s\n", report.ExpiredKeys, what)
 	return err
 }
 
-// day is a bound of a partition: a day, in UTC, where it is one.
+// day returns a bound of a partition: a date if it is midnight UTC, otherwise a time.
 func day(t time.Time) string {
 	if t.Equal(t.Truncate(24 * time.Hour)) {
 		return t.Format(time.DateOnly)

@@ -126,7 +126,7 @@ func TestSend_AnswerThatIsLost_IsADuplicate(t *testing.T) {
 			pass(w)
 			return
 		}
-		pass(httptest.NewRecorder()) // stored, but nobody says so
+		pass(httptest.NewRecorder()) // stored, but without an answer
 		panic(http.ErrAbortHandler)
 	})
 	o, r := sendReported(t, "--url", address)
@@ -158,8 +158,7 @@ func TestSend_ServerThatStartsLater_IsWaitedFor(t *testing.T) {
 	require.Equal(t, 1, b.count(t, `SELECT count(*) FROM tickets`))
 }
 
-// reserve takes a port on which nobody listens until listen is called. One that was only free a moment ago may be another
-// test's by then.
+// reserve takes a port on which nothing listens until listen is called. Another test could take a port that is only free.
 func reserve(t *testing.T) (address string, listen func() net.Listener) {
 	t.Helper()
 	socket, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK, 0)
@@ -187,7 +186,7 @@ func TestSend_BearerToken(t *testing.T) {
 	o = runCommand(t, nil, "send", "--url", address, "--bearer-file", write(t, "token", "no-token-0123456789"))
 	require.Equal(t, 1, o.code)
 	require.Contains(t, o.stderr, "1 of 1 tickets were not stored; the first was sample: 401 Unauthorized unauthorized")
-	require.Contains(t, o.stderr, "It is safe to run it again")
+	require.Contains(t, o.stderr, "It is safe to run it again, because nothing was stored")
 	require.Contains(t, o.stdout, "401  -  -  ")
 
 	for _, token := range []string{"", "two tokens"} {
@@ -221,7 +220,7 @@ func TestSend_SomeThatAreRefused_SaysWhichAndWhatASecondRunDoes(t *testing.T) {
 	o, r := sendReported(t, "--url", b.webhook+"/ticket", "--count=15", write(t, "good", sample(t)), large)
 	require.Equal(t, 1, o.code)
 	require.Contains(t, o.stderr, "15 of 30 tickets were not stored; the first was "+large+": 413 ")
-	require.Contains(t, o.stderr, "the 15 that were stored would be there twice")
+	require.Contains(t, o.stderr, "A second run sends all tickets with new keys, so the 15 that were stored would be stored twice: send only the others")
 	require.NotContains(t, o.stderr, "may be stored")
 	require.Equal(t, map[string]int{"200": 15, "413": 15}, r.Answers)
 	require.Equal(t, []int{30, 30, 15, 15}, []int{r.Tickets, r.Sent, r.Stored, len(r.Failed)})
@@ -237,15 +236,16 @@ func TestSend_AnswersThatAreNotAReceipt_AreFailures(t *testing.T) {
 	}{
 		"another web server": {
 			func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<h1>\x1b[2JIt works!</h1>") },
-			[]string{"is it MyTicket who answers", "It is safe to run it again"},
+			[]string{"200 OK, but the answer has no ticket id: check that the URL is MyTicket's", "It is safe to run it again, because nothing was stored"},
 		},
 		"sent elsewhere": {
 			func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/login", http.StatusFound) },
-			[]string{"302 Found", "It is safe to run it again"},
+			[]string{"302 Found", "It is safe to run it again, because nothing was stored"},
 		},
 		"a proxy's own": {
 			func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusGatewayTimeout) },
-			[]string{"504 Gateway Timeout", "Up to 1 of them may be stored", "would be there twice"},
+			[]string{"504 Gateway Timeout", "Up to 1 of them may be stored all the same, because no answer says that they are not; a second run sends all tickets with new keys, " +
+				"so these would be stored twice"},
 		},
 		"cut off": {
 			func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
@@ -253,18 +253,18 @@ func TestSend_AnswersThatAreNotAReceipt_AreFailures(t *testing.T) {
 		},
 		"none in time": {
 			func(_ http.ResponseWriter, r *http.Request) {
-				_, _ = io.Copy(io.Discard, r.Body) // only then the end of the connection is noticed
+				_, _ = io.Copy(io.Discard, r.Body) // only after that the end of the connection is noticed
 				<-r.Context().Done()
 			},
 			[]string{"deadline exceeded", "Up to 1 of them may be stored"},
 		},
 		"full": {
 			func(w http.ResponseWriter, _ *http.Request) {
-				w.Header().Set("Retry-After", "3600") // longer than anybody waits here
+				w.Header().Set("Retry-After", "3600") // longer than this test waits
 				w.WriteHeader(http.StatusServiceUnavailable)
 				fmt.Fprint(w, `{"code": "spool_full", "detail": "later", "status": 503}`)
 			},
-			[]string{"503 Service Unavailable spool_full: later", "It is safe to run it again"},
+			[]string{"503 Service Unavailable spool_full: later", "It is safe to run it again, because nothing was stored"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -286,7 +286,7 @@ func TestSend_WithoutAServer_FailsInTime(t *testing.T) {
 	o, r := sendReported(t, "--url=http://127.0.0.1:1/ticket", "--retry-for=1s")
 	require.Equal(t, 1, o.code)
 	require.Contains(t, o.stderr, "connection refused")
-	require.Contains(t, o.stderr, "It is safe to run it again")
+	require.Contains(t, o.stderr, "It is safe to run it again, because nothing was stored")
 	require.Greater(t, r.Each[0].Attempts, 1)
 	require.Equal(t, map[string]int{"none": 1}, r.Answers)
 }

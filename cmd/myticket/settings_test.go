@@ -17,14 +17,14 @@ import (
 	"myticket/internal/devdb/pgtest"
 )
 
-// outcome is what a run of the program left.
+// outcome is the result of a run of the program.
 type outcome struct {
 	code           int
 	stdout, stderr string
 }
 
-// runCommand runs the program as `myticket args…` would, with an environment that is looked through for settings that
-// nobody knows. Values of settings come from the real environment.
+// runCommand runs the program as `myticket args…` would. The environment is only searched for unknown settings. Values of
+// settings come from the real environment.
 func runCommand(t *testing.T, environ []string, args ...string) outcome {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -35,7 +35,7 @@ func runCommand(t *testing.T, environ []string, args ...string) outcome {
 	return outcome{code, stdout.String(), stderr.String()}
 }
 
-// requireNotUnderstood wants exit code 2, and the setting named.
+// requireNotUnderstood requires exit code 2, and that the setting is named.
 func requireNotUnderstood(t *testing.T, o outcome, setting string) {
 	t.Helper()
 	require.Equal(t, 2, o.code, "%s", o.stderr)
@@ -65,7 +65,7 @@ func TestSettings_ThatCannotBe_AreNamed(t *testing.T) {
 	}
 }
 
-// With such settings a limit that somebody asked for would not be there, without a word.
+// With such settings a requested limit would be missing without a warning.
 func TestSettings_ThatContradictEachOther_AreNamed(t *testing.T) {
 	t.Parallel()
 	o := runCommand(t, nil, "serve", "--database-url", unreachable, "--peer-header=X-Forwarded-For", "--max-connections-per-peer=0")
@@ -73,7 +73,7 @@ func TestSettings_ThatContradictEachOther_AreNamed(t *testing.T) {
 	require.Contains(t, o.stderr, "--max-connections-per-peer")
 }
 
-// unreachable is a database that nobody answers for.
+// unreachable is the URL of a database that does not answer.
 const unreachable = "postgresql://myticket:hunter2@127.0.0.1:1/myticket"
 
 func TestSettings_FromTheEnvironment_ThatCannotBe_AreNamed(t *testing.T) {
@@ -104,7 +104,7 @@ func TestSettings_FlagWinsOverEnvironment(t *testing.T) {
 	require.Equal(t, "3", settings["batches-in-flight"])
 }
 
-func TestEnvironment_WithASettingThatNobodyKnows_IsAnError(t *testing.T) {
+func TestEnvironment_WithAnUnknownSetting_IsAnError(t *testing.T) {
 	t.Parallel()
 	for _, variable := range []string{
 		"MYTICKET_BATCH_TICKET=5", "MYTICKET_DATABASE_URL=" + unreachable, "MYTICKET_SERVICE=1", "MYTICKET_PORTS=1",
@@ -122,7 +122,7 @@ func TestEnvironment_WithASettingThatNobodyKnows_IsAnError(t *testing.T) {
 	}
 }
 
-// TestEnvironment_OfAServiceLink_IsIgnored: Kubernetes puts these into every container beside a Service named myticket.
+// TestEnvironment_OfAServiceLink_IsIgnored: Kubernetes sets these in every container of a namespace with a Service named myticket.
 func TestEnvironment_OfAServiceLink_IsIgnored(t *testing.T) {
 	t.Parallel()
 	for _, variable := range []string{

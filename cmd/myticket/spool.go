@@ -15,19 +15,19 @@ import (
 	"myticket/internal/telemetry"
 )
 
-// spoolCmd is `myticket spool`: for the operator of a server that will not come back.
+// spoolCmd is `myticket spool`: for the spool folder of a server that will not start again.
 type spoolCmd struct {
-	Status spoolStatusCmd `cmd:"" help:"Tell what is in a spool folder that no server uses, and whether its files are whole."`
-	Drain  spoolDrainCmd  `cmd:"" help:"Bring the tickets of a spool folder that no server uses into the database."`
-	Export spoolExportCmd `cmd:"" help:"Copy the tickets of a spool folder that no server uses into plain files."`
+	Status spoolStatusCmd `cmd:"" help:"Show what a spool folder holds, and whether its files are whole. No server may be using the folder."`
+	Drain  spoolDrainCmd  `cmd:"" help:"Store the tickets of a spool folder in the database. No server may be using the folder."`
+	Export spoolExportCmd `cmd:"" help:"Copy the tickets of a spool folder to plain files. No server may be using the folder."`
 }
 
-// spoolFlags say which folder.
+// spoolFlags name the folder.
 type spoolFlags struct {
 	Dir string `arg:"" type:"existingdir" placeholder:"DIR" help:"The spool folder, or a copy of it."`
 }
 
-// open opens the folder, and writes what is wrong with it to stderr.
+// open opens the folder. What is wrong with it is logged to stderr.
 func (f spoolFlags) open(std streams, readOnly bool) (*spool.Spool, *slog.Logger, error) {
 	logger, err := telemetry.NewLogger(std.stderr, "text", "info")
 	if err != nil {
@@ -35,7 +35,7 @@ func (f spoolFlags) open(std streams, readOnly bool) (*spool.Spool, *slog.Logger
 	}
 	queue, err := spool.Open(spool.Config{Dir: f.Dir, ReadOnly: readOnly, Logger: logger})
 	if errors.Is(err, spool.ErrInUse) {
-		err = fmt.Errorf("%w; a running server drains it by itself and tells what it holds on /readyz and /metrics", err)
+		err = fmt.Errorf("%w; a running server drains its folder by itself, and shows what it holds on /readyz and /metrics", err)
 	}
 	return queue, logger, err
 }
@@ -96,20 +96,20 @@ func (c spoolDrainCmd) Run(ctx context.Context, std streams) (err error) {
 	fmt.Fprintf(std.stdout, "%d tickets are in the database now, %d are left in the spool\n", drained.Stored, left)
 	switch aside := queue.Stats().Aside; {
 	case drained.Refused > 0:
-		err = errors.Join(err, fmt.Errorf("the database takes %d tickets in no form; they are kept in a .refused file in %s, "+
-			"and tried again by the next drain: the log above says why (docs/durability.md)", drained.Refused, c.Dir))
+		err = errors.Join(err, fmt.Errorf("the database refuses %d tickets in every form; they are kept in a .refused file in %s, "+
+			"and the next drain tries them again. The log above says why (docs/durability.md)", drained.Refused, c.Dir))
 	case aside > 0:
 		fmt.Fprintf(std.stdout, "%d files were set aside in %s: see docs/durability.md\n", aside, c.Dir)
 	}
 	if err == nil && left > 0 {
-		err = fmt.Errorf("%d tickets are left in the spool in %s: run it again", left, c.Dir)
+		err = fmt.Errorf("%d tickets are left in the spool in %s: run the command again", left, c.Dir)
 	}
 	return interrupted(ctx, err)
 }
 
 type spoolExportCmd struct {
 	spoolFlags
-	To string `required:"" type:"path" placeholder:"DIR" help:"Folder to write to: a file of each ticket's bytes, named by its id, and tickets.jsonl with what else is known of it. It is made, or must be empty and yours alone."`
+	To string `required:"" type:"path" placeholder:"DIR" help:"Folder to write to. Each ticket's bytes become a file named by the ticket's id; tickets.jsonl holds the rest. The folder is created, or must be empty and accessible to you alone."`
 }
 
 // exported is a line of tickets.jsonl.

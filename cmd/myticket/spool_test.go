@@ -110,7 +110,7 @@ func TestSpool_ADatabaseThatIsNotFit_KeepsAServerFromBeingReady(t *testing.T) {
 				return !strings.Contains(s.readiness(t).failing("schema"), "not asked yet")
 			})
 			require.False(t, s.readiness(t).Ready, "%v", s.readiness(t))
-			spooled(t, s.post(t, "/ticket", sample(t))) // but no ticket is turned away
+			spooled(t, s.post(t, "/ticket", sample(t))) // but no ticket is refused
 		})
 	}
 }
@@ -172,7 +172,7 @@ func TestSpoolCommands_GetTheTicketsOut(t *testing.T) {
 	require.Equal(t, sample(t), bodies[first.ID])
 }
 
-// command runs a command of the program, and returns all that it writes.
+// command runs a command of the program, and returns all its output.
 func command(t *testing.T, args ...string) (string, int) {
 	t.Helper()
 	out := &logText{}

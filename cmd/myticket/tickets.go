@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
@@ -21,20 +20,20 @@ import (
 
 // ticketsCmd is `myticket tickets`.
 type ticketsCmd struct {
-	List    ticketsListCmd    `cmd:"" help:"List tickets, the newest first."`
+	List    ticketsListCmd    `cmd:"" help:"List tickets, newest first."`
 	Show    ticketsShowCmd    `cmd:"" help:"Show one ticket: what was sent, what was read, and what was not understood."`
-	Retry   ticketsRetryCmd   `cmd:"" help:"Send ERROR and DISMISSED tickets back: a server reads them again from the bytes that were sent."`
-	Dismiss ticketsDismissCmd `cmd:"" help:"Set ERROR tickets aside, with a reason. What is TO_TREAT is left alone: a server may be reading it."`
+	Retry   ticketsRetryCmd   `cmd:"" help:"Send ERROR and DISMISSED tickets back to treatment. A server reads them again from the bytes that were sent."`
+	Dismiss ticketsDismissCmd `cmd:"" help:"Mark ERROR tickets as DISMISSED, with a reason. TO_TREAT tickets are not changed, because a server may be reading them."`
 }
 
 // filterFlags select tickets.
 type filterFlags struct {
-	Status  []string `group:"Filter" enum:"TO_TREAT,TREATED,ERROR,DISMISSED" placeholder:"STATUS" help:"TO_TREAT, TREATED, ERROR or DISMISSED; several by commas, or the flag several times."`
-	Source  string   `group:"Filter" help:"Source, exactly."`
-	Order   string   `group:"Filter" placeholder:"NUMBER" help:"Order number, exactly."`
-	Problem string   `group:"Filter" placeholder:"CODE" help:"Code of one of its problems, such as fields_count."`
-	Since   moment   `group:"Filter" placeholder:"TIME" help:"Received then or later: 2026-11-23T08:00:00Z, 2026-11-23 (UTC), or 2h, 3d, 1w ago."`
-	Until   moment   `group:"Filter" placeholder:"TIME" help:"Received before then; written as --since."`
+	Status  []string `group:"Filter" enum:"TO_TREAT,TREATED,ERROR,DISMISSED" placeholder:"STATUS" help:"TO_TREAT, TREATED, ERROR or DISMISSED. Separate several with commas, or repeat the flag."`
+	Source  string   `group:"Filter" help:"Exact name of the source."`
+	Order   string   `group:"Filter" placeholder:"NUMBER" help:"Exact order number."`
+	Problem string   `group:"Filter" placeholder:"CODE" help:"Code of one of the ticket's problems, such as fields_count."`
+	Since   moment   `group:"Filter" placeholder:"TIME" help:"Received at this time or later: 2026-11-23T08:00:00Z, 2026-11-23 (UTC), or 2h, 3d or 1w before now."`
+	Until   moment   `group:"Filter" placeholder:"TIME" help:"Received before this time, written as in --since."`
 }
 
 func (f filterFlags) filter() postgres.TicketFilter {
@@ -56,8 +55,8 @@ type ticketsListCmd struct {
 	databaseFlags
 	filterFlags
 	outputFlags
-	Limit int       `default:"50" help:"Tickets at most. Default: ${default}."`
-	After uuid.UUID `placeholder:"ID" help:"The last ticket of the page before."`
+	Limit int       `default:"50" help:"Maximum number of tickets. Default: ${default}."`
+	After uuid.UUID `placeholder:"ID" help:"Id of the last ticket of the previous page."`
 }
 
 // Validate is called by kong.
@@ -74,7 +73,7 @@ func (c ticketsListCmd) Run(ctx context.Context, std streams) error {
 		return err
 	}
 	defer store.Close()
-	tickets, err := store.Tickets(ctx, c.filter(), c.After, c.Limit+1) // one more tells whether there is a next page
+	tickets, err := store.Tickets(ctx, c.filter(), c.After, c.Limit+1) // if there is one more, there is a next page
 	if err != nil {
 		return err
 	}
@@ -103,8 +102,8 @@ func (c ticketsListCmd) Run(ctx context.Context, std streams) error {
 	return printTable(std.stdout, header, rows)
 }
 
-// command returns the command line of the page behind a ticket. Its times are absolute, so that "2h ago" does not move
-// from page to page; the database is left out, for its URL may hold a password.
+// command returns the command line for the page after a ticket. Its times are absolute, so that "2h" is the same moment on
+// every page. The database URL is left out, because it may hold a password.
 func (c ticketsListCmd) command(after uuid.UUID) string {
 	var b strings.Builder
 	b.WriteString("myticket tickets list")
@@ -129,37 +128,7 @@ func (c ticketsListCmd) command(after uuid.UUID) string {
 	return b.String()
 }
 
-// shellFlag returns a flag as a shell takes it, whatever its value is: people paste what a ticket may have brought.
-// What is not plain goes into $'…' (POSIX.1-2024, XCU 2.2.4), in which a shell expands nothing and control characters
-// can be escaped for the terminal. A quote is escaped by its number: a shell that does not know $'…' expands nothing
-// either.
-func shellFlag(name, value string) string {
-	separator, plain := " ", true
-	if strings.HasPrefix(value, "-") {
-		separator = "=" // or else it is taken for a flag
-	}
-	var b strings.Builder
-	for i := 0; i < len(value); {
-		r, size := utf8.DecodeRuneInString(value[i:])
-		switch {
-		case r == '\'', r == '\\', r == utf8.RuneError && size == 1, !unicode.IsPrint(r):
-			plain = false
-			for _, c := range []byte(value[i : i+size]) {
-				fmt.Fprintf(&b, `\%03o`, c) // three digits and no more, so what follows cannot be taken for one
-			}
-		default:
-			plain = plain && (unicode.IsLetter(r) || unicode.IsDigit(r) || strings.ContainsRune("-_.:/@%+=, ", r))
-			b.WriteRune(r)
-		}
-		i += size
-	}
-	if plain {
-		return " --" + name + separator + `"` + value + `"`
-	}
-	return " --" + name + separator + `$'` + b.String() + `'`
-}
-
-// describe says a problem in one line.
+// describe returns a problem as one line.
 func describe(p ticket.Problem) string {
 	if p.Line == 0 {
 		return fmt.Sprintf("%s: %s", p.Code, p.Message)
@@ -171,7 +140,7 @@ type ticketsShowCmd struct {
 	databaseFlags
 	outputFlags
 	ID  uuid.UUID `arg:"" help:"The ticket's id."`
-	Raw bool      `help:"Write the bytes that were sent, and nothing else."`
+	Raw bool      `help:"Write only the bytes that were sent."`
 }
 
 func (c ticketsShowCmd) Run(ctx context.Context, std streams) error {
@@ -190,7 +159,7 @@ func (c ticketsShowCmd) Run(ctx context.Context, std streams) error {
 	case c.Output == "json":
 		shown := struct {
 			postgres.StoredTicket
-			Body       *string `json:"body,omitempty"` // when it is valid UTF-8
+			Body       *string `json:"body,omitempty"` // if it is valid UTF-8
 			BodyBase64 string  `json:"body_base64"`
 		}{StoredTicket: t, BodyBase64: base64.StdEncoding.EncodeToString(t.Body)}
 		if text := string(t.Body); utf8.ValidString(text) {
@@ -201,7 +170,7 @@ func (c ticketsShowCmd) Run(ctx context.Context, std streams) error {
 	return showTicket(std.stdout, t)
 }
 
-// showTicket writes a ticket for a person.
+// showTicket writes a ticket as text for a person.
 func showTicket(w io.Writer, t postgres.StoredTicket) error {
 	rows := [][]string{
 		{"Received", t.ReceivedAt.Format("2006-01-02T15:04:05.000Z07:00")},
@@ -209,7 +178,7 @@ func showTicket(w io.Writer, t postgres.StoredTicket) error {
 		{"Order", t.OrderNumber}, {"VAT", t.VAT.String()}, {"Total", t.Total.String()},
 	}
 	for _, f := range t.Extra {
-		rows = append(rows, []string{"Header " + f.Name, f.Value}) // it may be called Status
+		rows = append(rows, []string{"Header " + f.Name, f.Value}) // a sender may have named it Status
 	}
 	rows = append(rows, []string{"Content-Type", t.ContentType}, []string{"Traceparent", t.Traceparent},
 		[]string{"Parser", strconv.Itoa(t.ParserVersion)}, []string{"Attempts", strconv.Itoa(t.Attempts)})
@@ -243,7 +212,7 @@ func showTicket(w io.Writer, t postgres.StoredTicket) error {
 			}
 		}
 	}
-	fmt.Fprintf(w, "\nBody (%d bytes; --raw for the bytes as they came):\n", len(t.Body))
+	fmt.Fprintf(w, "\nBody (%d bytes; --raw writes them unchanged):\n", len(t.Body))
 	_, err := fmt.Fprintln(w, printableText(strings.ReplaceAll(string(t.Body), "\r\n", "\n")))
 	return err
 }
@@ -254,13 +223,13 @@ func bodyLines(body []byte) []string {
 	return strings.Split(strings.ReplaceAll(text, "\r", "\n"), "\n")
 }
 
-// selection is which tickets a change is meant for: ids, or a filter.
+// selection says which tickets to change: by their ids, or by a filter.
 type selection struct {
 	databaseFlags
 	filterFlags
-	IDs    []uuid.UUID `arg:"" name:"id" optional:"" help:"Ids of tickets; or else a filter."`
-	All    bool        `group:"Filter" help:"All, where no other filter is given."`
-	DryRun bool        `help:"Only say how many tickets a filter selects."`
+	IDs    []uuid.UUID `arg:"" name:"id" optional:"" help:"Ids of tickets. Use a filter instead to select many."`
+	All    bool        `group:"Filter" help:"Select all tickets, if there is no other filter."`
+	DryRun bool        `help:"Only show how many tickets the filter selects."`
 }
 
 // Validate is called by kong.
@@ -269,14 +238,14 @@ func (s selection) Validate() error {
 	case len(s.IDs) > 0 && (!s.isEmpty() || s.All):
 		return errors.New("give ids or a filter, not both")
 	case len(s.IDs) > 0 && s.DryRun:
-		return errors.New("--dry-run is for a filter")
+		return errors.New("--dry-run needs a filter, not ids")
 	case len(s.IDs) == 0 && s.isEmpty() && !s.All:
 		return errors.New("give ids, a filter such as --status ERROR, or --all")
 	}
 	return nil
 }
 
-// run changes what is selected. done is the word for what happened.
+// run changes the selected tickets. done is the word for the change, such as "dismissed".
 func (s selection) run(
 	ctx context.Context, std streams, done string, allowed []ticket.Status,
 	one func(*postgres.Store, uuid.UUID) error, all func(*postgres.Store, postgres.TicketFilter) (int, error),
@@ -302,7 +271,7 @@ func (s selection) run(
 			}
 			err = errors.Join(err, oneErr)
 			if errors.Is(oneErr, ticket.ErrUnavailable) {
-				break // as the others would be
+				break // the other ids would fail in the same way
 			}
 		}
 		fmt.Fprintf(std.stdout, "%d of %d tickets %s\n", changed, len(s.IDs), done)
@@ -317,14 +286,6 @@ func (s selection) run(
 	return interrupted(ctx, err)
 }
 
-// interrupted makes an interrupt of a command that changes something a failure, which it is not for a server.
-func interrupted(ctx context.Context, err error) error {
-	if err != nil && ctx.Err() != nil {
-		return errors.New("interrupted; what was done until then stays done")
-	}
-	return err
-}
-
 type ticketsRetryCmd struct{ selection }
 
 func (c ticketsRetryCmd) Run(ctx context.Context, std streams) error {
@@ -337,16 +298,16 @@ func (c ticketsRetryCmd) Run(ctx context.Context, std streams) error {
 
 type ticketsDismissCmd struct {
 	selection
-	Reason string `required:"" placeholder:"TEXT" help:"Why, in at most 1000 bytes; it is kept with the ticket."`
+	Reason string `required:"" placeholder:"TEXT" help:"The reason, at most 1000 bytes. It is stored with the ticket."`
 }
 
 // Validate is called by kong.
 func (c ticketsDismissCmd) Validate() error {
 	switch {
 	case strings.TrimSpace(c.Reason) == "":
-		return errors.New("--reason must say why")
+		return errors.New("--reason must not be empty")
 	case len(c.Reason) > postgres.MaxReason:
-		return fmt.Errorf("--reason has %d bytes, and %d are kept", len(c.Reason), postgres.MaxReason)
+		return fmt.Errorf("--reason has %d bytes, which is more than the limit of %d", len(c.Reason), postgres.MaxReason)
 	}
 	return c.selection.Validate()
 }

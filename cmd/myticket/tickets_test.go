@@ -15,10 +15,10 @@ import (
 	"myticket/internal/ticket"
 )
 
-// hostile is what a till must not be able to make a terminal or a shell do.
+// hostile is a text that tries to make a terminal or a shell do something.
 const hostile = "\x1b[2J\x1b]0;owned\a\r\u202etxt.\u2028\u009b31m\x7f\xff $(touch owned) `touch owned` \"'; touch owned #\\!"
 
-// assertHarmless fails when a terminal would obey something of a text.
+// assertHarmless fails if a terminal would obey a part of a text.
 func assertHarmless(t *testing.T, text string) {
 	t.Helper()
 	for _, r := range text {

@@ -22,7 +22,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// receiver takes spans, as OpenTelemetry's collector does.
+// receiver receives spans, as OpenTelemetry's collector does.
 type receiver struct {
 	collector.UnimplementedTraceServiceServer
 
@@ -117,7 +117,7 @@ const (
 	senderSpan  = "b7ad6b7169203331"
 )
 
-// trustedToken is what a source has to bring along before its trace counts.
+// trustedToken is the credential of the sources whose traces are followed.
 const trustedToken = "very-secret-0123456789"
 
 // trustedSources returns a sources file with an open source, and some that ask for trustedToken.
@@ -163,7 +163,7 @@ func TestTracing_LinksRequestsWithTheirBatch(t *testing.T) {
 			require.Contains(t, attributes(request)["url.scheme"], "https")
 
 			batch := r.one(t, "store batch")
-			require.Empty(t, batch.GetParentSpanId(), "a batch is nobody's child")
+			require.Empty(t, batch.GetParentSpanId(), "a batch has no parent")
 			require.Len(t, batch.GetLinks(), 1)
 			require.Equal(t, request.GetSpanId(), batch.GetLinks()[0].GetSpanId())
 			require.Len(t, request.GetLinks(), 1)
@@ -181,8 +181,8 @@ func TestTracing_LinksRequestsWithTheirBatch(t *testing.T) {
 	}
 }
 
-// A sender that may be anybody must not have the servers trace what they otherwise would not, nor hide in somebody's trace.
-func TestTracing_OfASenderThatMayBeAnybody_IsItsOwn(t *testing.T) {
+// A sender without credentials must not make the servers trace more than they otherwise would, nor add to another's trace.
+func TestTracing_OfASenderWithoutCredentials_IsItsOwn(t *testing.T) {
 	for sampler, traced := range map[string]bool{"parentbased_always_off": false, "parentbased_always_on": true} {
 		t.Run(sampler, func(t *testing.T) {
 			tb := setup(t)
@@ -261,7 +261,7 @@ func TestTracing_FollowsATicketThroughSpoolAndTreatment(t *testing.T) {
 	}
 }
 
-// Postgres quotes in its errors what it refuses.
+// Postgres' errors quote the content that it refuses.
 func TestTracing_ShowsNothingOfATicketThatTheDatabaseRefuses(t *testing.T) {
 	tb := setup(t)
 	r := &receiver{}
@@ -291,7 +291,7 @@ func TestTracing_RefusesWhatItDoesNotKnow(t *testing.T) {
 	require.Contains(t, out.String(), `OTEL_EXPORTER_OTLP_PROTOCOL="carrier-pigeon": use http/protobuf or grpc`)
 }
 
-// Neither that it is away, nor that it takes spans and says nothing, nor that it wants them later may hold up a server.
+// A collector that is away, that never answers, or that asks for spans later must not hold up a server.
 func TestTracing_ACollectorThatFailsCostsNoTicketAndNoTime(t *testing.T) {
 	for name, handler := range map[string]http.HandlerFunc{
 		"hangs": func(_ http.ResponseWriter, request *http.Request) {

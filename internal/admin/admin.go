@@ -14,19 +14,19 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Check is one thing that readiness looks at.
+// Check is one condition of readiness.
 type Check struct {
 	Name   string `json:"name"`
 	OK     bool   `json:"ok"`
-	Detail string `json:"detail"` // for the person who looks: what is wrong and what to do
+	Detail string `json:"detail"` // for a person: what is wrong and what to do
 }
 
-// NewServer returns the internal server. Checks tells whether the server is ready, and what that hangs on right now; it
-// must not wait for anything.
+// NewServer returns the internal server. The function checks reports whether the server is ready, and the state of each check.
+// It must not block.
 func NewServer(registry *prometheus.Registry, checks func() (ready bool, checks []Check)) *http.Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
-		// The process answers, so it lives. It never asks the database: a restart would not bring that back.
+		// The process answers, so it lives. The database is not checked, because a restart would not bring it back.
 		writeJSON(w, http.StatusOK, map[string]bool{"alive": true})
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
@@ -34,7 +34,7 @@ func NewServer(registry *prometheus.Registry, checks func() (ready bool, checks 
 		ready(w, isReady, list)
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{EnableOpenMetrics: true}))
-	// Without pprof.Cmdline, which shows a password that was given as a flag, and pprof.Index, which leads to it.
+	// Without pprof.Cmdline, which would show a password that was given as a flag, and pprof.Index, which links to it.
 	mux.HandleFunc("/debug/pprof/{$}", profiles)
 	mux.HandleFunc("/debug/pprof/{name}", func(w http.ResponseWriter, r *http.Request) {
 		pprof.Handler(r.PathValue("name")).ServeHTTP(w, r)
@@ -49,7 +49,7 @@ func NewServer(registry *prometheus.Registry, checks func() (ready bool, checks 
 	}
 }
 
-// profiles lists the profiles that there are.
+// profiles lists the profiles.
 func profiles(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
@@ -57,7 +57,7 @@ func profiles(w http.ResponseWriter, _ *http.Request) {
 	for _, p := range runtimepprof.Profiles() {
 		_, _ = fmt.Fprintf(w, "<li><a href=\"%[1]s?debug=1\">%[1]s</a>: %[2]d\n", p.Name(), p.Count())
 	}
-	_, _ = io.WriteString(w, "<li><a href=\"profile\">profile</a>: the CPU, for ?seconds=30\n"+
+	_, _ = io.WriteString(w, "<li><a href=\"profile\">profile</a>: CPU use, for ?seconds=30\n"+
 		"<li><a href=\"trace\">trace</a>: an execution trace, for ?seconds=1\n</ul>\n")
 }
 
@@ -75,5 +75,5 @@ func ready(w http.ResponseWriter, isReady bool, checks []Check) {
 func writeJSON(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(body) //nolint:errchkjson // what fails is writing, when the client went away
+	_ = json.NewEncoder(w).Encode(body) //nolint:errchkjson // only writing can fail, if the client is gone
 }

@@ -18,7 +18,7 @@ import (
 
 func itoa(n int) string { return strconv.Itoa(n) }
 
-// A new image under load: what was refused is served when it is sent again, within 5 s.
+// A new image under load: a refused ticket is accepted when it is sent again, within 5 s.
 func TestUpgrade_UnderLoad(t *testing.T) {
 	t.Parallel()
 	r := newRelease(t, "upgrade", 6*time.Minute)
@@ -32,7 +32,7 @@ func TestUpgrade_UnderLoad(t *testing.T) {
 	r.nothingLost(deliveries)
 }
 
-// A migration that fails ends the upgrade before a server was touched, and says why.
+// A migration that fails ends the upgrade before a server is changed, and says why.
 func TestUpgrade_WhoseMigrationFails(t *testing.T) {
 	t.Parallel()
 	r := newRelease(t, "broken", 8*time.Minute)
@@ -71,7 +71,7 @@ func TestUpgrade_WhoseMigrationFails(t *testing.T) {
 }
 
 // The primary's pod is deleted under load: three instances, every commit on two of them. First in order, as when its node is
-// drained; then by force, as when its node is lost: then nobody gives the primary's lease back, which has to run out.
+// drained; then by force, as when its node is lost. Then the primary's lease is not given back and has to expire.
 func TestFailover_OfThePrimary(t *testing.T) {
 	t.Parallel()
 	r := newRelease(t, "failover", 12*time.Minute)
@@ -99,8 +99,8 @@ func TestFailover_OfThePrimary(t *testing.T) {
 	}
 }
 
-// noStandbyIsLeft has the primary answer and commit nothing, for each commit waits for a standby. Servers must not believe
-// that it is back because it answers: each batch that tried would make its senders wait for the whole --database-timeout.
+// noStandbyIsLeft makes the primary answer but commit nothing, because each commit waits for a standby. Servers must not take an
+// answer for a sign that it is back: the senders of each batch that tried would wait for the whole --database-timeout.
 func noStandbyIsLeft(r *release, l *load) {
 	r.t.Helper()
 	primary, standbys := r.instances()
@@ -140,13 +140,13 @@ func (r *release) instances() (primary string, standbys []string) {
 	return primary, standbys
 }
 
-// A commit whose wait for a standby was cut off is a commit on the primary alone. What is sent again must wait for a standby, too: if
-// Postgres only finds that it is there, the spool gives up the one copy that outlives the primary.
+// A commit whose wait for a standby was interrupted is only on the primary. If it is sent again, it must wait for a standby too.
+// Otherwise Postgres only finds that the rows exist, and the spool deletes the one copy that outlives the primary.
 func TestFailover_WithTheStandbysMissing(t *testing.T) {
 	t.Parallel()
 	r := newRelease(t, "standbys", 15*time.Minute)
 	r.upgrade(helm4, imageOne, "replicas=1", "shutdown.preStopSeconds=0", "shutdown.timeoutSeconds=10",
-		// By quorum nobody is promoted before both standbys are back, and then the other one may have what this one lacks.
+		// By quorum no standby is promoted before both are back, and then the other one may have what this one lacks.
 		"database.cluster.instances=3", "database.cluster.synchronous.enabled=true", "database.cluster.synchronous.failoverQuorum=false")
 	r.routed()
 	var sent []delivery
@@ -191,7 +191,7 @@ func TestFailover_WithTheStandbysMissing(t *testing.T) {
 			})
 
 			r.restartServer()
-			// Whatever the new server sends again must wait for a standby; without one it never has an answer.
+			// A ticket that the new server sends again must wait for a standby; without one it never gets an answer.
 			since := r.sql("SELECT now()")
 			r.until("the server waits for a standby, or has given up the spool", func() (bool, string) {
 				have, err := r.spooled()
@@ -209,7 +209,7 @@ func TestFailover_WithTheStandbysMissing(t *testing.T) {
 	}
 }
 
-// restartServer stops the only server in order, and waits until another pod is in its place and takes tickets.
+// restartServer stops the only server in order, and waits until another pod has its place and takes tickets.
 func (r *release) restartServer() {
 	r.t.Helper()
 	const uid, ready = "jsonpath={.metadata.uid}", "jsonpath={.metadata.uid} {.status.containerStatuses[0].ready}"
@@ -221,7 +221,7 @@ func (r *release) restartServer() {
 	})
 }
 
-// primary is the pod that CloudNativePG takes for the primary.
+// primary returns the pod that CloudNativePG considers the primary.
 func (r *release) primary() string {
 	r.t.Helper()
 	return r.kubectl("get", "clusters.postgresql.cnpg.io", "myticket-db", "-o", "jsonpath={.status.currentPrimary}")
@@ -256,8 +256,8 @@ func TestSpool_OutlivesItsPod(t *testing.T) {
 	servedAgainWithin(r, deliveries, 20*time.Second)
 }
 
-// killServer kills the process of a pod's server by SIGKILL, as the kernel does. A process cannot do that to itself from
-// inside: it is the first of its container.
+// killServer kills the process of a pod's server by SIGKILL, as the kernel does. This is not possible from inside the container,
+// because the process is its first.
 func (r *release) killServer(pod string) {
 	r.t.Helper()
 	on := func(args ...string) string {
@@ -271,7 +271,7 @@ func (r *release) killServer(pod string) {
 	on("kill", "-9", pid)
 }
 
-// More servers and fewer again: who goes drains its spool, and its volume stays.
+// More servers, then fewer: a server that is removed drains its spool, and its volume stays.
 func TestScale_UpAndDown(t *testing.T) {
 	t.Parallel()
 	r := newRelease(t, "scale", 8*time.Minute)
@@ -314,7 +314,7 @@ func TestSpool_OfAServerThatIsGone(t *testing.T) {
 	r.nothingLost(deliveries)
 }
 
-// fence stops Postgres on these instances and on no others, leaves their pods, and has the operator leave it so
+// fence stops Postgres on these instances only, keeps their pods, and makes the operator leave them so
 // (https://cloudnative-pg.io/documentation/current/fencing/).
 func (r *release) fence(instances ...string) {
 	r.t.Helper()
@@ -335,7 +335,7 @@ func (r *release) unfence() {
 	r.kubectl("wait", "--for=condition=Ready", "clusters.postgresql.cnpg.io/myticket-db", "--timeout=180s")
 }
 
-// gone waits until these pods are.
+// gone waits until these pods no longer exist.
 func (r *release) gone(pods ...string) {
 	r.t.Helper()
 	for _, pod := range pods {

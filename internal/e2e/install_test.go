@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// From nothing, with one command, in a namespace that enforces Pod Security's level restricted (all of them do).
+// An installation with one command, in a namespace that enforces Pod Security's level restricted, as all test namespaces do.
 func TestInstall_FromNothing(t *testing.T) {
 	t.Parallel()
 	r := newRelease(t, "install", 6*time.Minute)
@@ -66,7 +66,7 @@ func TestInstall_FromNothing(t *testing.T) {
 	})
 }
 
-// noRightsOfHooks says that what hooks made for themselves is gone.
+// noRightsOfHooks checks that the rights that hooks created for themselves are gone.
 func (r *release) noRightsOfHooks() {
 	r.t.Helper()
 	require.Empty(r.t, r.kubectl("get", "serviceaccounts,roles,rolebindings,configmaps,networkpolicies",
@@ -89,7 +89,7 @@ func TestInstall_WhoseFirstHookFails(t *testing.T) {
 	require.Equal(t, 2, r.ready())
 }
 
-// routed waits until the ingress controller knows the way.
+// routed waits until the ingress controller knows the route.
 func (r *release) routed() {
 	r.t.Helper()
 	r.until("the ingress controller knows the way", func() (bool, string) {
@@ -110,7 +110,7 @@ func (r *release) get(path string) int {
 	return response.StatusCode
 }
 
-// Helm does not own the Cluster, so that neither an uninstall nor another Helm takes the tickets along.
+// Helm does not own the Cluster, so that neither an uninstall nor another Helm deletes the tickets.
 func TestUninstall_KeepsEveryTicket(t *testing.T) {
 	t.Parallel()
 	r := newRelease(t, "uninstall", 8*time.Minute)
@@ -138,12 +138,12 @@ func TestUninstall_KeepsEveryTicket(t *testing.T) {
 	})
 }
 
-// image is what the servers run.
+// image returns the image of the servers.
 func (r *release) image() string {
 	return r.kubectl("get", "statefulset", "myticket", "-o", "jsonpath={.spec.template.spec.containers[0].image}")
 }
 
-// A Postgres that the chart did not make; no operator has a part in it.
+// A Postgres that the chart did not create, without an operator.
 func TestExternal_Database(t *testing.T) {
 	t.Parallel()
 	r := newRelease(t, "external", 6*time.Minute)
@@ -195,7 +195,7 @@ spec:
   volumes: [{name: data, emptyDir: {}}]
 `
 
-// As Argo CD applies it: everything at once, no hooks, and again for each change.
+// As Argo CD applies it: everything together, without hooks, and again for each change.
 func TestInline_AsGitOpsAppliesIt(t *testing.T) {
 	t.Parallel()
 	r := newRelease(t, "inline", 6*time.Minute)

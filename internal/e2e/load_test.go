@@ -29,7 +29,7 @@ type delivery struct {
 	refusal  string // what the first refusal was
 }
 
-// load is tills that post tickets through the ingress until it is stopped.
+// load is a group of tills that post tickets through the ingress until it is stopped.
 type load struct {
 	r      *release
 	cancel context.CancelFunc
@@ -75,7 +75,7 @@ func newClient() *http.Client {
 	return &http.Client{Timeout: 15 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: tills}}
 }
 
-// await waits until so many more tickets are acknowledged.
+// await waits until this many more tickets are acknowledged.
 func (l *load) await(more int) {
 	l.r.t.Helper()
 	before := l.acknowledged()
@@ -178,7 +178,7 @@ func (l *load) stop() []delivery {
 	return l.deliveries
 }
 
-// nothingLost compares what was acknowledged with what is stored.
+// nothingLost checks that all acknowledged tickets are stored.
 func (r *release) nothingLost(deliveries []delivery) {
 	r.t.Helper()
 	r.drained()
@@ -186,8 +186,8 @@ func (r *release) nothingLost(deliveries []delivery) {
 	lost := 0
 	for _, d := range deliveries {
 		require.NotEmpty(r.t, d.id, "a ticket was not acknowledged for %s: first %s", giveUp, d.refusal)
-		// A ticket whose first answer was lost may have been promised a second id by another server's spool, which gives
-		// way to the first when it is drained. It is there once.
+		// If the first answer of a ticket was lost, the spool of another server may have acknowledged it with a second id. When that
+		// spool is drained, the first id stays. The ticket is stored once.
 		if ids[d.id] == d.body || d.status == http.StatusAccepted && !d.refused.IsZero() && bodies[d.body] == 1 {
 			continue
 		}
@@ -204,7 +204,7 @@ func (r *release) nothingLost(deliveries []delivery) {
 	r.t.Logf("%d acknowledged tickets, all stored once as they were sent", len(deliveries))
 }
 
-// servedAgainWithin says that each ticket that was refused was acknowledged soon after.
+// servedAgainWithin checks that each refused ticket was acknowledged soon after.
 func servedAgainWithin(r *release, deliveries []delivery, bound time.Duration) {
 	r.t.Helper()
 	for _, d := range deliveries {

@@ -14,10 +14,10 @@ import (
 	"time"
 )
 
-// The cluster that the tests may use. It is never another: they kill pods.
+// The only cluster that the tests may use, because they kill pods.
 const kubeContext = "kind-myticket"
 
-// What is under test: the same program under two versions, and one whose migration fails.
+// The images under test: the same program under two versions, and one whose migration fails.
 const (
 	imageOne    = "myticket:e2e-one"
 	imageTwo    = "myticket:e2e-two"
@@ -48,7 +48,7 @@ func TestMain(m *testing.M) {
 // root is the top of the repository.
 func root() string { return filepath.Join("..", "..") }
 
-// output runs a program to its end and returns what it printed; what it complained about is in the error.
+// output runs a program to its end and returns what it printed. The error has what it wrote to stderr.
 func output(ctx context.Context, dir, stdin, name string, args ...string) (string, error) {
 	command := exec.CommandContext(ctx, name, args...)
 	command.Dir = dir
@@ -65,7 +65,7 @@ func output(ctx context.Context, dir, stdin, name string, args ...string) (strin
 	return string(printed), err
 }
 
-// prepare clears away what an interrupted run left, builds the images and puts them on the node.
+// prepare deletes what an interrupted run left, builds the images and loads them on the node.
 func prepare() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	defer cancel()
@@ -91,7 +91,7 @@ func prepare() error {
 	return err
 }
 
-// brokenCopy returns a copy of the sources, with one migration more, that Postgres refuses half-way.
+// brokenCopy returns a copy of the sources with one more migration, which Postgres refuses half-way.
 func brokenCopy() (string, error) {
 	dir, err := os.MkdirTemp("", "myticket-e2e")
 	if err != nil {
@@ -115,7 +115,7 @@ func brokenCopy() (string, error) {
 	return dir, os.WriteFile(filepath.Join(dir, "migrations", "9999_broken.up.sql"), []byte(sql), 0o644)
 }
 
-// leaveNothing deletes the namespaces of all tests, those of a run that was interrupted too, and waits until they are gone.
+// leaveNothing deletes the namespaces of all tests, also those of an interrupted run, and waits until they are gone.
 func leaveNothing() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 6*time.Minute)
 	defer cancel()

@@ -13,15 +13,15 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// What nobody needs is closed. That it is the policies that close it, and not the cluster, is seen when they are turned off; that what is
-// needed is open, in every other test, for they are on in all of them.
-func TestNetworkPolicies_CloseWhatNobodyNeeds(t *testing.T) {
+// Ways that are not needed are closed. Without the policies they are open, which shows that the policies close them. The needed
+// ways are open: every other test shows this, because the policies are on in all of them.
+func TestNetworkPolicies_CloseWhatIsNotNeeded(t *testing.T) {
 	t.Parallel()
 	r := newRelease(t, "policies", 10*time.Minute)
 	outside := newRelease(t, "outside", 10*time.Minute)
 	r.upgrade(helm4, imageOne, "networkPolicy.ingressNamespace=")
 	for name, labels := range map[string]string{
-		"anybody": "", "prometheus": "app.kubernetes.io/name: prometheus", "operator": "app.kubernetes.io/name: cloudnative-pg",
+		"anyone": "", "prometheus": "app.kubernetes.io/name: prometheus", "operator": "app.kubernetes.io/name: cloudnative-pg",
 	} {
 		outside.apply(bystander(name, labels))
 	}
@@ -53,21 +53,21 @@ func TestNetworkPolicies_CloseWhatNobodyNeeds(t *testing.T) {
 	}
 
 	closed := []way{
-		{outside, "anybody", server, 9099}, {outside, "operator", server, 9099}, {r, "neighbour", server, 9099},
-		{outside, "anybody", database, 5432}, {outside, "prometheus", database, 5432}, {r, "neighbour", database, 5432}, {r, "test", database, 5432},
-		{outside, "anybody", database, 8000}, {r, "neighbour", database, 8000},
-		{outside, "anybody", database, 9187},
-		{r, "chore", api, 443}, {r, "chore", database, 8000}, {r, "chore", server, 9098}, // what comes out of a chore
+		{outside, "anyone", server, 9099}, {outside, "operator", server, 9099}, {r, "neighbour", server, 9099},
+		{outside, "anyone", database, 5432}, {outside, "prometheus", database, 5432}, {r, "neighbour", database, 5432}, {r, "test", database, 5432},
+		{outside, "anyone", database, 8000}, {r, "neighbour", database, 8000},
+		{outside, "anyone", database, 9187},
+		{r, "chore", api, 443}, {r, "chore", database, 8000}, {r, "chore", server, 9098}, // ways out of a chore's pod
 	}
 	open := []way{
 		{outside, "prometheus", server, 9099}, {outside, "prometheus", database, 9187},
 		{r, "chore", database, 5432}, {r, "test", server, 9098}, {r, "neighbour", api, 443},
 	}
-	ways("by default", true, append(open, way{outside, "anybody", server, 9098}, way{outside, "operator", database, 5432}, way{outside, "operator", database, 8000})...)
+	ways("by default", true, append(open, way{outside, "anyone", server, 9098}, way{outside, "operator", database, 5432}, way{outside, "operator", database, 8000})...)
 	ways("by default", false, closed...)
 
 	r.upgrade(helm4, imageOne, "networkPolicy.operatorNamespace=cnpg-system")
-	ways("with namespaces", false, append(closed, way{outside, "anybody", server, 9098}, way{outside, "prometheus", server, 9098},
+	ways("with namespaces", false, append(closed, way{outside, "anyone", server, 9098}, way{outside, "prometheus", server, 9098},
 		way{outside, "operator", database, 5432}, way{outside, "operator", database, 8000})...)
 	ways("with namespaces", true, open...)
 	r.routed()
@@ -75,24 +75,24 @@ func TestNetworkPolicies_CloseWhatNobodyNeeds(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, http.StatusOK, status)
 	r.helm(helm4, "test", "myticket", "--timeout", "2m")
-	// The operator still reaches its instance, which alone can tell it the id of its data; while Postgres is stopped it does not.
+	// The operator still reaches its instance: only the instance knows the id of its data, and says nothing while Postgres is stopped.
 	const heard = "--for=condition=ConsistentSystemID="
 	r.fence("*")
 	r.kubectl("wait", heard+"False", "clusters.postgresql.cnpg.io/myticket-db", "--timeout=120s")
 	r.unfence()
 	r.until("the operator hears from its instance again", func() (bool, string) {
-		r.lookAgain() // it may have looked while Postgres was starting
+		r.lookAgain() // it may have asked while Postgres was starting
 		is := r.kubectl("get", "clusters.postgresql.cnpg.io/myticket-db", "-o",
 			`jsonpath={.status.conditions[?(@.type=="ConsistentSystemID")].status}`)
 		return is == "True", is
 	})
 
 	r.upgrade(helm4, imageOne, "networkPolicy.enabled=false")
-	require.Empty(t, r.kubectl("get", "networkpolicies", "-o", "name"), "none may be left behind")
+	require.Empty(t, r.kubectl("get", "networkpolicies", "-o", "name"), "none may be left")
 	ways("without policies", true, closed...)
 }
 
-// bystander is a pod with a shell, and with nothing to do. It is of the image that the database's pods have.
+// bystander is an idle pod with a shell, of the image of the database's pods.
 func bystander(name, labels string) string {
 	if labels != "" {
 		labels += ", "

@@ -21,7 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Programs that install: `make e2e` builds them.
+// The two versions of Helm, which `make e2e` builds.
 const (
 	helm4 = "bin/helm"
 	helm3 = "bin/helm3"
@@ -35,7 +35,7 @@ type release struct {
 	host      string // by which the ingress controller finds it
 }
 
-// newRelease makes the namespace. When the test ends, it goes; when the test has failed, what is in it is shown before.
+// newRelease creates the namespace. When the test ends, it is deleted. If the test has failed, its content is shown before.
 func newRelease(t *testing.T, name string, bound time.Duration) *release {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), bound)
@@ -57,7 +57,7 @@ func newRelease(t *testing.T, name string, bound time.Duration) *release {
 	return r
 }
 
-// show prints what a person would look at first.
+// show prints what a person would check first.
 func (r *release) show() {
 	for _, args := range [][]string{
 		{"get", "pods,jobs,statefulsets,pvc,clusters.postgresql.cnpg.io", "-o", "wide"},
@@ -93,7 +93,7 @@ func (r *release) kubectl(args ...string) string {
 	return strings.TrimSpace(printed)
 }
 
-// apply has the API server take a manifest as it would from Argo CD.
+// apply applies a manifest as Argo CD does.
 func (r *release) apply(manifest string) {
 	r.t.Helper()
 	_, err := output(r.ctx, root(), manifest, "kubectl", "--context", kubeContext, "--namespace", r.namespace,
@@ -112,14 +112,14 @@ func (r *release) helm(helm string, args ...string) string {
 	return printed
 }
 
-// chart is the arguments that all tests install with: small, and reached through the ingress controller.
+// chart returns the arguments that all tests install with: a small installation, reached through the ingress controller.
 func (r *release) chart(image string, set ...string) []string {
 	repository, tag, _ := strings.Cut(image, ":")
 	args := []string{
 		"myticket", filepath.Join("charts", "myticket"), "--values", filepath.Join("charts", "myticket", "values-small.yaml"),
 		"--set", "image.repository=" + repository + ",image.tag=" + tag,
 		"--set", "ingress.className=" + *class + ",ingress.hosts={" + r.host + "},networkPolicy.ingressNamespace=" + *proxies,
-		// What counts against the machine's two cores.
+		// Requests, so that all pods fit on the machine's two cores.
 		"--set", "resources.requests.cpu=20m,database.cluster.resources.requests.cpu=20m,migrations.resources.requests.cpu=10m",
 	}
 	for _, value := range set {
@@ -128,7 +128,7 @@ func (r *release) chart(image string, set ...string) []string {
 	return args
 }
 
-// upgrade installs or upgrades, and waits until all is ready.
+// upgrade installs or upgrades, and waits until everything is ready.
 func (r *release) upgrade(helm, image string, set ...string) {
 	r.t.Helper()
 	start := time.Now()
@@ -137,14 +137,14 @@ func (r *release) upgrade(helm, image string, set ...string) {
 	r.t.Logf("%s upgrade --install took %s", helm, time.Since(start).Round(time.Second))
 }
 
-// sql asks the database's primary. Rows come as lines, fields divided by |.
+// sql queries the database's primary. Each row is a line, with fields separated by |.
 func (r *release) sql(query string) string {
 	r.t.Helper()
 	primary := r.kubectl("get", "pods", "-l", "cnpg.io/instanceRole=primary", "-o", "jsonpath={.items[0].metadata.name}")
 	return r.kubectl("exec", primary, "-c", "postgres", "--", "psql", "-XAtq", "-d", "myticket", "-c", query)
 }
 
-// stored is what is in the database: by id, the hash of the body; and by hash, how often it is there.
+// stored returns what is in the database: by id, the hash of the body; and by hash, the number of tickets.
 func (r *release) stored() (map[string]string, map[string]int) {
 	r.t.Helper()
 	ids, bodies := map[string]string{}, map[string]int{}
@@ -156,7 +156,7 @@ func (r *release) stored() (map[string]string, map[string]int) {
 	return ids, bodies
 }
 
-// spooled is how many tickets are in the spools of all servers.
+// spooled returns how many tickets are in the spools of all servers.
 func (r *release) spooled() (int, error) {
 	pods, err := r.try("get", "pods", "-l", "app.kubernetes.io/component=server", "-o", "jsonpath={.items[*].metadata.name}")
 	sum := 0
@@ -172,8 +172,8 @@ func (r *release) spooledBy(pod string) (int, error) {
 	return int(have), err
 }
 
-// metric is the sum of a metric's series that a pod exports, or of those with a label's value: name or name/value. The API server asks the pod,
-// from the only node, to which NetworkPolicies are open.
+// metric returns the sum of a metric's series that a pod exports: of all (name), or of those with a label's value (name/value). The
+// API server asks the pod from the only node, for which NetworkPolicies are open.
 func (r *release) metric(pod, port, metric string) (float64, error) {
 	page, err := r.try("get", "--raw", "/api/v1/namespaces/"+r.namespace+"/pods/"+pod+":"+port+"/proxy/metrics")
 	if err != nil {
@@ -197,7 +197,7 @@ func (r *release) metric(pod, port, metric string) (float64, error) {
 	return sum, nil
 }
 
-// drained waits until nothing is in any spool.
+// drained waits until all spools are empty.
 func (r *release) drained() {
 	r.t.Helper()
 	r.until("no spool holds a ticket", func() (bool, string) {
@@ -206,7 +206,7 @@ func (r *release) drained() {
 	})
 }
 
-// until waits for something, and says what was there when time is over.
+// until waits for a condition. When the time is over, it reports the last state.
 func (r *release) until(what string, check func() (bool, string)) {
 	r.t.Helper()
 	said := ""
@@ -221,13 +221,13 @@ func (r *release) until(what string, check func() (bool, string)) {
 		}
 		select {
 		case <-r.ctx.Done():
-			require.FailNow(r.t, "time is over, and it is not so that "+what, said)
+			require.FailNow(r.t, "timed out while waiting until "+what, said)
 		case <-time.After(500 * time.Millisecond):
 		}
 	}
 }
 
-// replicas is how many servers are ready.
+// ready returns how many servers are ready.
 func (r *release) ready() int {
 	n, _ := strconv.Atoi(r.kubectl("get", "statefulset", "myticket", "-o", "jsonpath={.status.readyReplicas}"))
 	return n

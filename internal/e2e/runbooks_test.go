@@ -16,7 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Whoever is woken at night must not find out that a command of the runbook does not work.
+// An operator who is woken at night must be able to rely on every command of a runbook.
 func TestRunbooks_CommandsWork(t *testing.T) {
 	t.Parallel()
 	r := newRelease(t, "runbooks", 15*time.Minute)
@@ -47,14 +47,15 @@ func TestRunbooks_CommandsWork(t *testing.T) {
 		}
 	}
 
-	// What dashboards and alerts ask of CloudNativePG is tested with a record of it (charts/testdata): it is still so.
+	// The metrics of CloudNativePG that dashboards and alerts use are tested with a record (charts/testdata). Check that they still
+	// exist.
 	recorded, err := os.ReadFile(filepath.Join(root(), "charts", "testdata", "cnpg-primary.prom"))
 	require.NoError(t, err)
 	said, err := r.try("get", "--raw", "/api/v1/namespaces/"+r.namespace+"/pods/"+r.primary()+":9187/proxy/metrics")
 	require.NoError(t, err)
 	for _, family := range regexp.MustCompile(`(?m)^# TYPE (cnpg_\w+ \w+)$`).FindAllStringSubmatch(string(recorded), -1) {
 		if !strings.HasPrefix(family[1], "cnpg_pg_stat_replication_") && !strings.HasPrefix(family[1], "cnpg_pg_replication_slots_") { // of standbys
-			assert.Contains(t, said, "# TYPE "+family[1]+"\n", "CloudNativePG no longer says it, or says it otherwise")
+			assert.Contains(t, said, "# TYPE "+family[1]+"\n", "CloudNativePG no longer has it, or with another type")
 		}
 	}
 }

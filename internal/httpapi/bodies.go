@@ -8,12 +8,12 @@ import (
 	"sync/atomic"
 )
 
-// SmallBody is up to how many bytes a body is given memory as soon as its head was accepted, and up to where it counts as
-// small for the budget. It is part of what a connection costs (ConnectionCost).
+// SmallBody is the largest body that counts as small for the budget, in bytes. A body gets up to this much memory as soon as
+// its head is accepted. It is part of what a connection costs (ConnectionCost).
 const SmallBody = 8 << 10
 
-// What a chunked body may bring along besides its bytes, in sizes, extensions, line ends and trailers: a byte for itself, 5
-// for the frame of a chunk of one byte, a little more for leading zeros, and something for a few extensions.
+// Bounds of what is read for a chunked body, with its framing: sizes, extensions, line ends and trailers. A chunk of one byte
+// takes a byte for itself and 5 for its frame. The rest is for leading zeros and a few extensions.
 const (
 	framingBytes   = 16 << 10
 	framingPerByte = 8
@@ -21,11 +21,11 @@ const (
 
 // budget bounds the memory of the bodies that are being read or wait for their answer, over all connections.
 //
-// What holds: a body takes from it before it takes memory, at most twice what has come of it (and at least SmallBody), and
-// gives back when its request is answered. Bodies that are no longer small hold at most half of it together. So as long as
-// --max-connections × SmallBody fits into the other half, which the derived settings ensure, no number of large bodies, and
-// no number of slow ones, makes the server refuse a small ticket. A body that comes slowly holds its share for at most
-// --read-timeout, and then for as long as its ticket waits (--request-timeout).
+// A body takes from the budget before it takes memory: at most twice what has come of it, and at least SmallBody. It gives
+// this back when its request is answered. Bodies that are no longer small together hold at most half of the budget. The
+// derived settings ensure that --max-connections × SmallBody fits into the other half. Then no number of large or slow bodies
+// makes the server refuse a small ticket. A slow body holds its share for at most --read-timeout, and then for as long as its
+// ticket waits (--request-timeout).
 type budget struct {
 	max   int64
 	held  atomic.Int64 // by all bodies
@@ -39,8 +39,8 @@ type share struct {
 	large  int64
 }
 
-// grow takes n more bytes and reports whether they were there; where they were not, nothing is taken. The body counts as
-// large as soon as it holds more than SmallBody.
+// grow takes n more bytes and reports whether they were left. If not, it takes nothing. A body that holds more than SmallBody
+// counts as large.
 func (s *share) grow(n int) bool {
 	more, large := int64(n), int64(0)
 	if s.held+more > SmallBody {
@@ -72,18 +72,18 @@ func (s *share) shrink(n int) {
 // release gives everything back.
 func (s *share) release() { s.shrink(int(s.held)) }
 
-// full reports whether a body of so many bytes (-1 if that is unknown) would not even be begun.
+// full reports whether there is no memory to begin a body of length bytes (-1 if unknown).
 func (b *budget) full(length int) bool {
 	return length > SmallBody && b.large.Load()+SmallBody >= b.max/2 || b.held.Load() >= b.max
 }
 
 var (
 	errBodyTooLarge = errors.New("the body is over the limit")
-	errNoBudget     = errors.New("too many bytes of bodies are under way")
+	errNoBudget     = errors.New("no memory is left for the body")
 	errFraming      = errors.New("the chunks of the body are mostly framing")
 )
 
-// body reads a request's body whole. Its memory grows with what has come, never with what was announced: at most twice as
+// body reads a request's whole body. Its memory grows with what has come, not with what was announced: to at most twice as
 // much, or SmallBody. A body that is shorter than announced is an error.
 type body struct {
 	from     io.Reader
@@ -93,9 +93,9 @@ type body struct {
 }
 
 func (b body) read(held *share) ([]byte, error) {
-	most := b.declared // of the buffer
+	most := b.declared // bytes of the buffer
 	if most < 0 {
-		most = b.max + 1 // one more shows that there is more
+		most = b.max + 1 // one byte more than allowed shows that the body is too large
 	}
 	size := min(most, SmallBody)
 	if !held.grow(size) {
@@ -135,7 +135,7 @@ func (b body) read(held *share) ([]byte, error) {
 	}
 }
 
-// readSome reads some of the body; n bytes have been read before.
+// readSome reads a part of the body. n bytes have been read before.
 func (b body) readSome(p []byte, n int) (int, error) {
 	if b.declared >= 0 || b.conn == nil {
 		return b.from.Read(p)
@@ -144,7 +144,7 @@ func (b body) readSome(p []byte, n int) (int, error) {
 	return b.from.Read(p[:min(len(p), SmallBody)])
 }
 
-// exactly returns a body without the memory behind it: what waits to be stored is counted by its length.
+// exactly returns a body without unused memory after it, because a ticket that waits is counted by its length.
 func exactly(b []byte) []byte {
 	if cap(b)-len(b) > len(b)/8 {
 		return bytes.Clone(b)
@@ -152,7 +152,7 @@ func exactly(b []byte) []byte {
 	return b
 }
 
-// bodyFailed answers a request whose body could not be read. What is left of it is on the connection.
+// bodyFailed answers a request whose body could not be read. The rest of the body is still on the connection.
 func (w *Webhook) bodyFailed(err error, c *conn) Response {
 	switch {
 	case errors.Is(err, errNoBudget):
@@ -163,12 +163,12 @@ func (w *Webhook) bodyFailed(err error, c *conn) Response {
 		return requestTimeout()
 	case c != nil && c.framed:
 		return problem(http.StatusBadRequest, "bad_request",
-			"The body is chunked, and has more framing than a ticket needs. Nothing was stored; send larger chunks.")
+			"The chunks of the body have more framing than a ticket needs. Nothing was stored; send larger chunks.")
 	}
-	return problem(http.StatusBadRequest, "bad_request", "The body did not arrive whole. Nothing was stored; send it again.")
+	return problem(http.StatusBadRequest, "bad_request", "The body did not arrive completely. Nothing was stored; send it again.")
 }
 
 func (w *Webhook) noBudget() Response {
 	return retryLater(http.StatusServiceUnavailable, "overloaded", retryOverloaded,
-		"Too many bytes of tickets are under way. This one was not stored; send it again.")
+		"The server has no memory left for this body. The ticket was not stored; send it again.")
 }

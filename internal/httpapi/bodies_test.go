@@ -20,7 +20,7 @@ import (
 
 const (
 	mebibyte = 1 << 20
-	patience = 30 * time.Second // nothing takes nearly as long
+	patience = 30 * time.Second // no condition takes nearly as long
 )
 
 // await waits for a condition.
@@ -54,7 +54,7 @@ func (c *connection) writef(t *testing.T, format string, args ...any) {
 	require.NoError(t, err)
 }
 
-// requireClosed wants that nothing more comes, and the connection's end.
+// requireClosed requires that nothing more comes, and that the connection ends.
 func (c *connection) requireClosed(t *testing.T) {
 	t.Helper()
 	rest, err := io.ReadAll(c.reader)
@@ -64,7 +64,7 @@ func (c *connection) requireClosed(t *testing.T) {
 	}
 }
 
-// A head says all that is needed to refuse these: nothing of the body has come, and nothing has to.
+// The head is enough to refuse these requests: no byte of the body has come, or has to come.
 func TestRequest_IsRefusedBeforeItsBody(t *testing.T) {
 	t.Parallel()
 	sources, err := readSources(t, `{"open": {}, "bearer": {"bearer_tokens": ["`+token+`"]}, "signed": {"webhook_secrets": ["`+secret+`"]},
@@ -83,7 +83,7 @@ func TestRequest_IsRefusedBeforeItsBody(t *testing.T) {
 		code            string
 	}{
 		"a name that is none":      {"SHOP", "", 404, "source_invalid"},
-		"a source nobody knows":    {"shop-9", "", 403, "source_unknown"},
+		"an unknown source":        {"shop-9", "", 403, "source_unknown"},
 		"no credentials":           {"bearer", "", 401, "unauthorized"},
 		"wrong credentials":        {"bearer", "Authorization: Bearer no-" + token + "\r\n", 401, "unauthorized"},
 		"no signature":             {"signed", "", 401, "unauthorized"},
@@ -138,7 +138,7 @@ func signatureHeaders(id string, at time.Time) string {
 	return fmt.Sprintf("webhook-id: %s\r\nwebhook-timestamp: %d\r\nwebhook-signature: v1,%s=\r\n", id, at.Unix(), strings.Repeat("A", 43))
 }
 
-// A sender that is refused gets its answer although it is still sending, and what it sends is no request.
+// A refused sender gets its answer while it is still sending, and the bytes that it sends are not taken for a request.
 func TestRefusedBody_IsNoRequest_AndItsSenderIsTold(t *testing.T) {
 	t.Parallel()
 	sources, err := readSources(t, `{"bearer": {"bearer_tokens": ["`+token+`"]}, "open": {}}`)
@@ -161,7 +161,7 @@ func TestRefusedBody_IsNoRequest_AndItsSenderIsTold(t *testing.T) {
 	require.Empty(t, accepter.deliveries)
 }
 
-// What was announced costs nothing: 700 connections that announce 1 MiB and send 100 bytes took 1 GiB once.
+// An announced length costs nothing. 700 connections that announced 1 MiB and sent 100 bytes once took 1 GiB.
 func TestBodies_TakeMemoryAsTheyCome(t *testing.T) {
 	t.Parallel()
 	const senders = 200
@@ -190,7 +190,7 @@ func TestBodies_TakeMemoryAsTheyCome(t *testing.T) {
 	require.Len(t, accepter.deliveries, 1, "a body that did not arrive whole is no ticket")
 }
 
-// Beside 24 senders of large bodies who never end, every small ticket is taken, and large ones are refused in time to be
+// While 24 senders never finish their large bodies, every small ticket is accepted, and large ones are refused early enough to be
 // sent elsewhere.
 func TestBudget_OfLargeBodies_LeavesRoomForSmallOnes(t *testing.T) {
 	t.Parallel()
@@ -220,7 +220,7 @@ func TestBudget_OfLargeBodies_LeavesRoomForSmallOnes(t *testing.T) {
 		case answer := <-answers:
 			require.Equal(t, "5031", answer)
 		case <-time.After(patience):
-			require.Fail(t, "nobody was refused", "after %d", refused)
+			require.Fail(t, "no request was refused", "after %d", refused)
 		}
 	}
 	require.LessOrEqual(t, metric(t, registry, "myticket_http_body_bytes"), float64(budget/2))
@@ -269,7 +269,7 @@ func TestBody_ThatIsSlow_HoldsItsMemoryForTheReadTimeout(t *testing.T) {
 	require.Zero(t, metric(t, registry, "myticket_http_body_bytes"))
 }
 
-// A chunk of a byte may say a lot about itself: extensions and trailers are never kept, but they keep a server busy.
+// A chunk of one byte may have long extensions and trailers. They are not kept, but they cost time.
 func TestChunks_MayBeFramedOnlySoMuch(t *testing.T) {
 	t.Parallel()
 	accepter := &keeper{}
@@ -315,7 +315,7 @@ func TestChunks_MayBeFramedOnlySoMuch(t *testing.T) {
 	})
 }
 
-// Next after a body that was read comes the next request, whatever became of the first.
+// After a body that was read comes the next request, also if the first one was refused.
 func TestConnection_StaysInStep(t *testing.T) {
 	t.Parallel()
 	sources, err := readSources(t, `{"signed": {"webhook_secrets": ["`+secret+`"]}, "open": {}, "slow": {"rate": 0.001, "burst": 1}}`)
@@ -345,7 +345,7 @@ func TestConnection_StaysInStep(t *testing.T) {
 	require.Equal(t, []string{"first", "third", strings.Repeat("f", 20_000)}, bodies)
 }
 
-// Whoever is let in as one source must not be stored as another's.
+// A ticket that is admitted as one source must not be stored as another's.
 func TestSource_IsTheOneThatWasLookedAt(t *testing.T) {
 	t.Parallel()
 	sources, err := readSources(t, `{"open": {}, "closed": {"bearer_tokens": ["`+token+`"]}}`)

@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"bytes"
 	"cmp"
 	"fmt"
 	"net"
@@ -16,23 +15,23 @@ import (
 )
 
 const (
-	// lingerBytes and lingerTime bound what is still read of a request whose answer has been sent before it was read
-	// whole. Closing at once would reset the connection, and its sender might lose the answer (RFC 9112, section 9.6).
+	// lingerBytes and lingerTime bound what is still read of a request that was answered before it was completely read.
+	// Closing at once would reset the connection, and its sender might lose the answer (RFC 9112, section 9.6).
 	lingerBytes = 64 << 10
 	lingerTime  = time.Second
-	lingerPause = 250 * time.Millisecond // before a sender that sends even more is cut off
-	// maxLeaving bounds the connections that are open besides those that may be: they have been closed for others, or
-	// are being told that there is no place.
+	lingerPause = 250 * time.Millisecond // before the connection of a sender that sends even more is closed
+	// maxLeaving bounds two kinds of connections that are open besides the allowed ones: those that have been closed for new
+	// ones and have not ended yet, and those that are being answered that there is no place.
 	maxLeaving = 64
 )
 
-// slowRequest is how long a request may take to arrive before its connection may be closed for a new one. A ticket comes in
-// milliseconds; who sends heads byte by byte must not keep out everybody else.
+// slowRequest is how long a request may take to arrive before its connection may be closed for a new one. A ticket arrives
+// within milliseconds. A sender of heads byte by byte must not keep other senders out.
 const slowRequest = time.Second
 
-// connections accepts the webhook's connections: as many as may be open, and of each peer as many as it may have. When as
-// many as may be are open, the one that has idled longest is closed for a new one, and where none idles the one whose
-// request has been arriving longest, beyond slowRequest. One whose request has arrived is never closed.
+// connections accepts the webhook's connections: at most max, and at most perPeer from each peer. When max are open, a new one
+// replaces the one that has idled longest. If none idles, it replaces the one whose request has been arriving longest, if for
+// over slowRequest. A connection whose request has arrived is never closed for a new one.
 type connections struct {
 	net.Listener
 
@@ -40,27 +39,28 @@ type connections struct {
 	perPeer int           // 0 for no limit
 	slack   time.Duration // of the connections' deadlines
 
-	refused    atomic.Int64 // no place, and none idle
-	peerFull   atomic.Int64 // its peer had as many as it may
-	closedIdle atomic.Int64 // for a new one
-	closedSlow atomic.Int64 // for a new one, in the middle of a request
-	refusing   atomic.Int64 // goroutines that tell senders so
+	refused    atomic.Int64 // because max were open, and none could be closed
+	peerFull   atomic.Int64 // refused because their peer had perPeer
+	closedIdle atomic.Int64 // closed for a new one while idle
+	closedSlow atomic.Int64 // closed for a new one while their request was arriving
+	refusing   atomic.Int64 // goroutines that answer refused connections
 
-	mu      sync.Mutex
+	mu      sync.Mutex // guards the fields below
 	open    map[*conn]struct{}
-	peers   map[netip.Addr]int // connections of each that has any; empty without a limit
-	leaving int                // closed for a new one, and not yet ended
-	idle    []waiter           // found at the last look, longest first; not all of them still are
-	slow    []waiter           // likewise
+	peers   map[netip.Addr]int // connections of each peer that has any; empty without a limit
+	leaving int                // connections that were closed for a new one, and have not ended yet
+	idle    []waiter           // idle at the last scan, longest first; some may no longer be
+	slow    []waiter           // likewise for those whose request was arriving
 }
 
-// monotonic is the time since an arbitrary moment before. It takes half the time of time.Now, and is needed twice a request.
+// monotonic returns the time since an arbitrary moment in the past. It takes half the time of time.Now, and is called twice
+// for each request.
 func monotonic() int64 { return int64(time.Since(reference)) }
 
-var reference = time.Now().Add(-time.Hour) // so that no time is 0, and what is a second ago is not negative
+var reference = time.Now().Add(-time.Hour) // an hour ago, so that all times are positive, also that of a second ago
 
-// waiter is a connection that has waited since a time, for its next request or for the rest of one. The next look is needed
-// only when all of them have been tried: whoever began to wait after the last one has waited for a shorter time than these.
+// waiter is a connection that waits, since a time, for its next request or for the rest of one. A new scan is needed only when
+// all waiters of the last one have been tried, because connections that began to wait later have waited for less time.
 type waiter struct {
 	conn  *conn
 	since int64
@@ -72,7 +72,7 @@ func newConnections(listener net.Listener, most, perPeer int, slack time.Duratio
 	}
 }
 
-// Accept waits for the next connection that may be open.
+// Accept waits for the next connection that gets a place.
 func (l *connections) Accept() (net.Conn, error) {
 	for {
 		inner, err := l.Listener.Accept()
@@ -90,7 +90,7 @@ func (l *connections) Accept() (net.Conn, error) {
 	}
 }
 
-// add gives a connection a place and returns 0, or else the status to refuse it with.
+// add gives a connection a place and returns 0. If there is no place, it returns the HTTP status to refuse it with.
 func (l *connections) add(c *conn) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -109,7 +109,8 @@ func (l *connections) add(c *conn) int {
 	return 0
 }
 
-// makePlace closes the connection that has idled longest, and reports whether there was one. The caller must hold l.mu.
+// makePlace closes the connection that has idled longest, or else a slow one, and reports whether there was one. The caller
+// must hold l.mu.
 func (l *connections) makePlace() bool {
 	if l.leaving >= maxLeaving {
 		return false
@@ -141,8 +142,8 @@ func longestFirst(all []waiter) []waiter {
 	return all[:min(len(all), 4*maxLeaving)]
 }
 
-// closeOne closes the first connection that still waits as it did at the last look, and reports whether there was one. Whoever
-// swaps first decides: the connection, when it goes on, or this. The caller must hold l.mu.
+// closeOne closes the first connection that still waits since the time of the last scan, and reports whether there was one.
+// The connection itself also swaps this time, when it goes on. The first to swap decides. The caller must hold l.mu.
 func (l *connections) closeOne(waiting *[]waiter, state func(*conn) *atomic.Int64) bool {
 	for len(*waiting) > 0 {
 		longest := (*waiting)[0]
@@ -150,7 +151,7 @@ func (l *connections) closeOne(waiting *[]waiter, state func(*conn) *atomic.Int6
 		if _, open := l.open[longest.conn]; open && state(longest.conn).CompareAndSwap(longest.since, evicted) {
 			l.remove(longest.conn)
 			l.leaving++
-			_ = longest.conn.Conn.Close() // its goroutine wakes, and ends it
+			_ = longest.conn.Conn.Close() // wakes its goroutine, which ends it
 			return true
 		}
 	}
@@ -169,7 +170,7 @@ func (l *connections) remove(c *conn) {
 	}
 }
 
-// ended is called once for each connection, when it is closed.
+// ended is called once for each connection, after it was closed.
 func (l *connections) ended(c *conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -198,8 +199,8 @@ func (l *connections) idling() (n int) {
 	return n
 }
 
-// refuse answers a connection that gets no place, besides the accepting of others. When very many are refused at once, the
-// rest is closed without an answer.
+// refuse answers a connection that gets no place, without holding up others. If more than maxLeaving are being refused at the
+// same time, it closes the connection without an answer.
 func (l *connections) refuse(c net.Conn, status int) {
 	if l.refusing.Add(1) > maxLeaving {
 		l.refusing.Add(-1)
@@ -209,9 +210,9 @@ func (l *connections) refuse(c net.Conn, status int) {
 	go func() {
 		defer l.refusing.Add(-1)
 		defer c.Close()
-		detail := "As many connections as may be are open, and each has a request under way. Nothing was stored; send it again."
+		detail := "The maximum of connections is open, each with a request in progress. Nothing was stored; send it again."
 		if status == http.StatusTooManyRequests {
-			detail = "Your address has as many connections as it may have. Nothing was stored; use those, or send it again later."
+			detail = "Your address has the maximum of connections. Nothing was stored; use those connections, or send it again later."
 		}
 		r := retryLater(status, "too_many_connections", retryOverloaded, detail)
 		_ = c.SetWriteDeadline(time.Now().Add(lingerTime))
@@ -227,30 +228,30 @@ func (l *connections) refuse(c net.Conn, status int) {
 // evicted is the value of conn.since or conn.arriving when the connection is closed for another one.
 const evicted = -1
 
-// conn is a connection that has a place. What is not atomic belongs to the goroutine that serves it.
+// conn is a connection that has a place. Fields that are not atomic belong to the goroutine that serves it.
 type conn struct {
 	net.Conn
 
 	owner *connections
-	peer  netip.Addr // without the part that a sender can choose freely; not valid where there is none
+	peer  netip.Addr // see peerOf
 
 	between  bool         // no byte of the next request has been read
-	since    atomic.Int64 // since when it idles, by monotonic; 0 while it does not
-	arriving atomic.Int64 // likewise since when a request arrives; 0 when it has arrived, or there is none
-	lingers  atomic.Bool  // an answer was sent before its request was read whole
+	since    atomic.Int64 // since when it idles, by monotonic; 0 if it does not, or evicted
+	arriving atomic.Int64 // likewise since when a request has been arriving; 0 if it has arrived, or there is none
+	lingers  atomic.Bool  // an answer was sent before its request was completely read
 	closed   atomic.Bool
-	bounded  bool // left counts
+	bounded  bool // left holds
 	left     int  // bytes that may still be read for the body of this request
-	allowed  int  // bytes that might be read for it in all
-	timedOut bool // a read of this request did
-	framed   bool // left was not enough
+	allowed  int  // bytes that may be read for it in total
+	timedOut bool // a read of this request timed out
+	framed   bool // left was not enough: the body has too much framing
 
 	deadlines deadlines
 
-	scraping *atomic.Int64 // counts this connection, which has an answer of /metrics that may not be written yet; nil for none
+	scraping *atomic.Int64 // counts this connection while an answer of /metrics is made or written; nil otherwise
 }
 
-// scraped gives back the place that an answer of /metrics took.
+// scraped ends the count of an answer of /metrics.
 func (c *conn) scraped() {
 	if c.scraping != nil {
 		c.scraping.Add(-1)
@@ -258,8 +259,8 @@ func (c *conn) scraped() {
 	}
 }
 
-// Read reads from the connection. The server reads ahead, so it gets here between two requests only when nothing of the
-// next one has come: this is what idling means.
+// Read reads from the connection. The server reads ahead, so between two requests it calls Read only if nothing of the next
+// request has come. The connection idles until then.
 func (c *conn) Read(p []byte) (int, error) {
 	if c.deadlines.read.due(c.deadlines.slack) {
 		if err := c.Conn.SetReadDeadline(c.deadlines.read.wanted); err != nil {
@@ -290,8 +291,8 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, err //nolint:wrapcheck // fasthttp looks at it
 }
 
-// bound bounds what is read from the connection for the body of this request, counted from the first call. The server's
-// buffer, which was filled before, comes on top.
+// bound bounds what is read from the connection for the body of this request, counted from the first call. What the server's
+// buffer already holds is not counted.
 func (c *conn) bound(most int) {
 	if !c.bounded {
 		c.bounded, c.left = true, most
@@ -302,13 +303,13 @@ func (c *conn) bound(most int) {
 	c.allowed = most
 }
 
-// Close closes the connection, after its sender had the time to read an answer that came early.
+// Close closes the connection. If an answer was sent early, its sender first gets time to read it.
 func (c *conn) Close() error {
 	if c.closed.Swap(true) {
 		return c.Conn.Close() //nolint:wrapcheck // fasthttp looks at it
 	}
 	if c.lingers.Load() {
-		c.since.Store(monotonic()) // it may go for another one
+		c.since.Store(monotonic()) // a new connection may replace it
 		linger(c.Conn)
 	}
 	err := c.Conn.Close()
@@ -318,7 +319,7 @@ func (c *conn) Close() error {
 
 var scratch = sync.Pool{New: func() any { return new([2 << 10]byte) }}
 
-// linger says that nothing more will be written, and reads what its sender still sends, within bounds.
+// linger ends the writing side, and reads what the sender still sends, within bounds.
 func linger(c net.Conn) {
 	half, ok := c.(interface{ CloseWrite() error })
 	if !ok || half.CloseWrite() != nil || c.SetReadDeadline(time.Now().Add(lingerTime)) != nil {
@@ -336,7 +337,7 @@ func linger(c net.Conn) {
 	time.Sleep(lingerPause)
 }
 
-// connState is told by fasthttp what becomes of a connection, in the goroutine that serves it.
+// connState is called by fasthttp when the state of a connection changes, in the goroutine that serves it.
 func connState(nc net.Conn, state fasthttp.ConnState) {
 	c, ok := nc.(*conn)
 	if !ok {
@@ -357,79 +358,8 @@ func connState(nc net.Conn, state fasthttp.ConnState) {
 	}
 }
 
-// arrived notes that a request has been read whole, and reports whether it counts: it does not when the connection was closed
-// for another one before.
+// arrived notes that a request has been completely read. It returns false if the connection was closed for a new one before.
 func (c *conn) arrived() bool {
 	since := c.arriving.Load()
 	return since != evicted && c.arriving.CompareAndSwap(since, 0)
-}
-
-// peerOf returns the address that a peer is counted by: that of IPv4, or the first 64 bits of IPv6, because whoever has one
-// address of such a network mostly has all. Without an IP address it is not valid.
-func peerOf(address net.Addr) netip.Addr {
-	tcp, ok := address.(*net.TCPAddr)
-	if !ok {
-		return netip.Addr{}
-	}
-	return network(tcp.AddrPort().Addr())
-}
-
-func network(address netip.Addr) netip.Addr {
-	address = address.Unmap().WithZone("")
-	if address.Is6() {
-		if prefix, err := address.Prefix(64); err == nil {
-			return prefix.Addr()
-		}
-	}
-	return address
-}
-
-// peers bounds the requests under way of each peer that a proxy in front names, in place of its connections.
-type peers struct {
-	header string
-	max    int
-
-	refused atomic.Int64
-	mu      sync.Mutex
-	busy    map[netip.Addr]int
-}
-
-// of returns the peer of a request: the last element of the header, which the proxy in front wrote; what is before it may be
-// the sender's own. Without such an address it is the connection's.
-func (p *peers) of(ctx *fasthttp.RequestCtx) netip.Addr {
-	all := ctx.Request.Header.PeekAll(p.header)
-	if len(all) > 0 {
-		last := lastElement(all[len(all)-1])
-		if address, err := netip.ParseAddr(last); err == nil {
-			return network(address)
-		}
-		if address, err := netip.ParseAddrPort(last); err == nil { // some proxies name the port as well
-			return network(address.Addr())
-		}
-	}
-	return peerOf(ctx.RemoteAddr())
-}
-
-func lastElement(list []byte) string {
-	return string(bytes.TrimSpace(list[bytes.LastIndexByte(list, ',')+1:]))
-}
-
-// enter counts a request and reports whether its peer may have one more.
-func (p *peers) enter(peer netip.Addr) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.busy[peer] >= p.max {
-		p.refused.Add(1)
-		return false
-	}
-	p.busy[peer]++
-	return true
-}
-
-func (p *peers) leave(peer netip.Addr) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.busy[peer]--; p.busy[peer] == 0 {
-		delete(p.busy, peer)
-	}
 }

@@ -33,7 +33,7 @@ func connectFrom(t *testing.T, local, address string) *connection {
 	return &connection{conn, bufio.NewReader(conn)}
 }
 
-// 4096 connections that do nothing must not lock everybody else out.
+// 4096 idle connections must not lock other senders out.
 func TestConnections_ThatIdle_AreClosedForNewOnes_LongestFirst(t *testing.T) {
 	t.Parallel()
 	registry := prometheus.NewRegistry()
@@ -44,7 +44,7 @@ func TestConnections_ThatIdle_AreClosedForNewOnes_LongestFirst(t *testing.T) {
 	<-accepter.entered
 	idling := func(want float64) {
 		t.Helper()
-		await(t, "so many idle", func() bool { return metric(t, registry, "myticket_http_connections_idle") == want })
+		await(t, "as many idle", func() bool { return metric(t, registry, "myticket_http_connections_idle") == want })
 	}
 	silent := connect(t, address)
 	idling(1)
@@ -99,7 +99,7 @@ func TestConnections_ThatIdle_AreClosedForNewOnes_LongestFirst(t *testing.T) {
 	require.Len(t, accepter.deliveries, 4)
 }
 
-// Heads that come byte by byte, from as many addresses as it takes, must not keep out everybody else.
+// Heads that come byte by byte, from any number of addresses, must not keep other senders out.
 func TestConnections_WhoseRequestsComeSlowly_AreClosedForNewOnes(t *testing.T) {
 	t.Parallel()
 	registry := prometheus.NewRegistry()
@@ -117,16 +117,15 @@ func TestConnections_WhoseRequestsComeSlowly_AreClosedForNewOnes(t *testing.T) {
 	}
 	status, _, _ := slow[2].answer(t)
 	require.Equal(t, http.StatusOK, status)
-	for i := range slow {
-		await(t, "a slow one is closed", func() bool {
-			connect(t, address).writef(t, small) // it is refused, or takes the place of a slow one and stays
-			return metric(t, registry, "myticket_http_connections_closed_slow_total") == float64(i+1)
-		})
-	}
+	// Not one by one: on a busy machine the server may accept two connections between two looks at the metric.
+	await(t, "the slow ones are closed", func() bool {
+		connect(t, address).writef(t, small) // it is refused, or takes the place of a slow one and stays
+		return metric(t, registry, "myticket_http_connections_closed_slow_total") == float64(len(slow))
+	})
 	for _, c := range slow {
 		c.requireClosed(t)
 	}
-	await(t, "those who came have been read", func() bool { return accepter.waiting.Load() == 3 })
+	await(t, "those that came have been read", func() bool { return accepter.waiting.Load() == 3 })
 	close(accepter.release)
 	await(t, "they are answered", func() bool { return metric(t, registry, "myticket_http_connections_idle") == 3 })
 	require.Len(t, accepter.deliveries, 3, "half a request is no ticket")
@@ -162,7 +161,7 @@ func TestConnections_OfOnePeer_LeaveRoomForOthers(t *testing.T) {
 	require.Equal(t, http.StatusOK, status, body)
 }
 
-// Behind a proxy all connections are the proxy's, which says whose requests they carry.
+// Behind a proxy all connections come from the proxy, and its header says whose requests they carry.
 func TestPeerHeader_BoundsTheRequestsOfEachPeer(t *testing.T) {
 	t.Parallel()
 	registry := prometheus.NewRegistry()
@@ -200,8 +199,8 @@ func TestPeerHeader_BoundsTheRequestsOfEachPeer(t *testing.T) {
 	require.Equal(t, http.StatusOK, status, body)
 }
 
-// The default number of connections follows from what each costs. It is not parallel: it measures this process, in which the
-// other end of each connection is as well.
+// The default number of connections follows from the cost of one. The test is not parallel, because it measures this process,
+// which also holds the other end of each connection.
 //
 //nolint:paralleltest // see above
 func TestConnection_CostsWhatIsCounted(t *testing.T) {
@@ -244,11 +243,11 @@ func TestConnection_CostsWhatIsCounted(t *testing.T) {
 	}
 }
 
-// Who does not read an answer keeps it in memory, and the one of /metrics grows with the sources. It is not parallel: it measures
-// this process.
+// An answer that its client does not read stays in memory, and the answer of /metrics grows with the sources. The test is not
+// parallel, because it measures this process.
 //
 //nolint:paralleltest // see above
-func TestMetrics_ThatNobodyReads_AreHeldForAFewOnly(t *testing.T) {
+func TestMetrics_ThatAreNotRead_AreHeldForAFewOnly(t *testing.T) {
 	const connections, size, few = 200, 100 << 10, 16
 	registry := prometheus.NewRegistry()
 	for i := range 100 {
@@ -280,7 +279,7 @@ func TestMetrics_ThatNobodyReads_AreHeldForAFewOnly(t *testing.T) {
 		conn.writef(t, "GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
 		status, _, _ := conn.answer(t)
 		return status == http.StatusOK
-	}, patience, 10*time.Millisecond, "those who went give their places back")
+	}, patience, 10*time.Millisecond, "closed connections give their places back")
 	for range 2 * few {
 		conn := connect(t, address)
 		for range 2 {
@@ -293,7 +292,7 @@ func TestMetrics_ThatNobodyReads_AreHeldForAFewOnly(t *testing.T) {
 
 const headed = "POST /ticket HTTP/1.1\r\nHost: test\r\n%sContent-Length: 1\r\n\r\nx"
 
-// Each small part of a head takes many times its length, for as long as its connection is open.
+// Each small part of a head takes many times its length, until its connection is closed.
 func TestHead_OfVeryManyParts_IsRefused_AndItsMemoryGivenBack(t *testing.T) {
 	t.Parallel()
 	accepter := &keeper{}
@@ -318,7 +317,7 @@ func TestHead_OfVeryManyParts_IsRefused_AndItsMemoryGivenBack(t *testing.T) {
 	c.requireClosed(t)
 }
 
-// manyTrailers are names of two and three characters, none of which is there twice.
+// manyTrailers are different names of two and three characters.
 func manyTrailers(n int) string {
 	names := make([]string, n)
 	for i := range names {
@@ -334,7 +333,7 @@ func (discarder) Accept(intake.Delivery) (intake.Receipt, error) {
 	return intake.Receipt{ID: receiptID, Status: ticket.Treated}, nil
 }
 
-// inUse is what this process uses of heap and stacks.
+// inUse returns the bytes of heap and stacks that this process uses.
 func inUse() int {
 	runtime.GC()
 	runtime.GC()

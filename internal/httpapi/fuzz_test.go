@@ -32,7 +32,7 @@ const (
 	fuzzLast      = "Order: the last one, which is well-formed as HTTP"
 )
 
-// fuzzStore keeps what it is given, and what that costs.
+// fuzzStore keeps the tickets that it is given, and their cost.
 type fuzzStore struct {
 	mu      sync.Mutex
 	tickets map[uuid.UUID]fuzzTicket
@@ -102,7 +102,7 @@ func (l wires) next() (net.Conn, error) {
 	return w, nil
 }
 
-// FuzzRequest sends bytes that may be requests, and a well-formed one behind them, to the whole server.
+// FuzzRequest sends bytes that may be requests, and a well-formed request after them, to the whole server.
 func FuzzRequest(f *testing.F) {
 	const body = "Order: 1\nVAT: 1\nTotal: 10\n\nproduct,product_id,price\nTea,t,10\n"
 	post := func(path, headers, body string) string {
@@ -179,12 +179,12 @@ func FuzzRequest(f *testing.F) {
 		requireHonest(t, answers, stored)
 		requireInStep(t, all, answers, stored)
 
-		// What an input may cost: the connection, what it sends, and what becomes of its tickets; each a few times, because
+		// The limit of an input's cost: the connection, its bytes, and what its tickets become; each a few times, because
 		// buffers grow.
 		bound := 1<<20 + 8*(httpapi.ConnectionCost(fuzzMaxHeader)*(1+len(answers))+len(all))
 		for _, s := range stored {
 			bound += 8 * s.cost
-			// A ticket costs what its text costs, by a factor that the parser bounds.
+			// A ticket costs a multiple of its text, which the parser bounds.
 			if most := 64<<10 + 512*len(s.body); s.cost > most {
 				t.Errorf("a ticket of %d bytes costs %d, more than %d", len(s.body), s.cost, most)
 			}
@@ -208,7 +208,7 @@ type fuzzAnswer struct {
 	code   string
 }
 
-// readAnswers wants whole answers only.
+// readAnswers fails on an incomplete answer.
 func readAnswers(t *testing.T, out []byte) (answers []fuzzAnswer) {
 	t.Helper()
 	reader := bufio.NewReader(bytes.NewReader(out))
@@ -240,7 +240,8 @@ func readAnswers(t *testing.T, out []byte) (answers []fuzzAnswer) {
 	}
 }
 
-// requireHonest wants that each ticket that is stored was acknowledged once, and the other way round; and that nothing broke.
+// requireHonest requires that each stored ticket was acknowledged once, that each acknowledged ticket was stored, and that
+// nothing failed.
 func requireHonest(t *testing.T, answers []fuzzAnswer, stored map[uuid.UUID]fuzzTicket) {
 	t.Helper()
 	acknowledged := map[uuid.UUID]int{}
@@ -271,8 +272,8 @@ func requireHonest(t *testing.T, answers []fuzzAnswer, stored map[uuid.UUID]fuzz
 	}
 }
 
-// requireInStep compares with how net/http takes the same bytes apart: where both understand a request, they must agree where
-// it ends and what its body is.
+// requireInStep compares with how net/http reads the same bytes: if both understand a request, they must agree on where it ends
+// and what its body is.
 func requireInStep(t *testing.T, all []byte, answers []fuzzAnswer, stored map[uuid.UUID]fuzzTicket) {
 	t.Helper()
 	reader := bufio.NewReader(bytes.NewReader(all))
@@ -298,8 +299,8 @@ func requireInStep(t *testing.T, all []byte, answers []fuzzAnswer, stored map[uu
 			return
 		}
 	}
-	// All were answered and the connection was open: so must be the next, which is the well-formed one where what came before
-	// it ended with a request.
+	// All were answered and the connection is open, so the next request must be answered too. It is the well-formed one if the
+	// bytes before it ended with a request.
 	if request, err := http.ReadRequest(reader); err == nil {
 		t.Errorf("%d answers, and %s %s was not answered", len(answers), request.Method, request.URL)
 	}

@@ -15,10 +15,10 @@ import (
 	"myticket/internal/ticket"
 )
 
-// headerReceived looks at the head of each request, before fasthttp reads anything of its body or says "100 Continue". Of a
-// request that is refused it makes one without a body: the handler answers at once, and the connection is closed.
+// headerReceived checks the head of each request, before fasthttp reads any of its body or sends "100 Continue". It turns a
+// refused request into one without a body: the handler answers it at once, and the connection is closed.
 func (s *Server) headerReceived(h *fasthttp.RequestHeader) (none fasthttp.RequestConfig) {
-	s.refusals.take(h) // what is left of a request that never came to a handler
+	s.refusals.take(h) // left by a request that reached no handler
 	defer func() {
 		if p := recover(); p != nil {
 			s.refusals.put(h, s.webhook.failed(Request{}, fmt.Errorf("panic: %v\n%s", p, debug.Stack())))
@@ -49,16 +49,19 @@ func (s *Server) headerReceived(h *fasthttp.RequestHeader) (none fasthttp.Reques
 	return none
 }
 
-// maxHeadParts bounds the headers of a request, with what they list. fasthttp keeps up to 80 bytes for each, and its
-// connection holds those until it is closed: 8 KiB of headers without a value, of cookies or of trailers were 320 KiB.
+// maxHeadParts bounds the number of headers and of their list elements. fasthttp keeps up to 80 bytes for each until the
+// connection closes, so that 8 KiB of empty headers, cookies or trailers would take 320 KiB.
 const maxHeadParts = 128
 
 func tooManyParts(h *fasthttp.RequestHeader) bool {
 	raw := h.RawHeaders()
-	return len(raw) > maxHeadParts && bytes.Count(raw, []byte{'\n'})+bytes.Count(raw, []byte{';'})+bytes.Count(raw, []byte{','}) > maxHeadParts
+	if len(raw) <= maxHeadParts {
+		return false
+	}
+	return bytes.Count(raw, []byte{'\n'})+bytes.Count(raw, []byte{';'})+bytes.Count(raw, []byte{','}) > maxHeadParts
 }
 
-// headTooLarge refuses a request to the webhook, and gives the memory of its head back. Its connection is closed.
+// headTooLarge refuses a request to the webhook, frees the memory of its head, and closes its connection.
 func (s *Server) headTooLarge(h *fasthttp.RequestHeader) {
 	method, uri := string(h.Method()), string(h.RequestURI())
 	_, ours := sourceOf(h)
@@ -71,15 +74,15 @@ func (s *Server) headTooLarge(h *fasthttp.RequestHeader) {
 	}
 }
 
-// forget gives back the memory of a head. Without that it would be the next connection's.
+// forget frees the memory of a head. Otherwise the next connection would hold it.
 func forget(h *fasthttp.RequestHeader) { *h = fasthttp.RequestHeader{} }
 
 func headerTooLarge() Response {
 	return problem(http.StatusRequestHeaderFieldsTooLarge, "header_too_large",
-		"The request's headers are too large, or too many. Nothing was stored.")
+		"The request's headers are too large, or too many. Nothing was stored; send fewer headers.")
 }
 
-// dropBody makes a request one without a body, after which its connection is closed.
+// dropBody turns a request into one without a body, and closes its connection afterwards.
 func dropBody(h *fasthttp.RequestHeader) {
 	if length := h.ContentLength(); length == 0 || length == -2 {
 		return
@@ -89,11 +92,11 @@ func dropBody(h *fasthttp.RequestHeader) {
 	h.SetConnectionClose()
 }
 
-// refusals are the answers to requests that were refused by their head, on their way to the handler. fasthttp hands nothing
-// from one to the other, so the place of the request's head stands for it: it is the same in both, and nobody else's
-// meanwhile.
+// refusals are answers to requests that were refused by their head, until the handler takes them. fasthttp passes nothing from
+// headerReceived to the handler, so the address of the request's head is the key: it is the same in both, and no other
+// request has it in between.
 type refusals struct {
-	made  atomic.Int64 // mostly 0: those who are not refused pay next to nothing
+	made  atomic.Int64 // mostly 0, so that other requests cost almost nothing
 	heads sync.Map     // *fasthttp.RequestHeader → Response
 }
 
@@ -117,21 +120,21 @@ func (r *refusals) take(h *fasthttp.RequestHeader) (Response, bool) {
 	return refused, true
 }
 
-// sourceOf returns the name of the source that a request posts a ticket of, as written in its path, and whether it does. It
-// is the only one to say so: what is let in as one source must not be stored as another's.
+// sourceOf returns the name of a ticket's source, as written in the request's path. ok is false if the request posts no
+// ticket. All code gets the source from here, so that a ticket is never admitted as one source and stored as another's.
 func sourceOf(h *fasthttp.RequestHeader) (name []byte, ok bool) {
 	if !h.IsPost() {
 		return nil, false
 	}
 	path := h.RequestURI()
-	if string(path) == defaultRoute { // as most
+	if string(path) == defaultRoute { // the usual path
 		return nil, true
 	}
 	if len(path) > 1 && path[0] == '/' && path[1] != '/' {
 		if i := bytes.IndexAny(path, "?#"); i >= 0 {
 			path = path[:i]
 		}
-	} else { // the whole URL, and what else RFC 9112, section 3.2 allows
+	} else { // the whole URL, or another form that RFC 9112, section 3.2 allows
 		uri := fasthttp.AcquireURI()
 		defer fasthttp.ReleaseURI(uri)
 		if err := uri.Parse(h.Host(), path); err != nil {
@@ -149,7 +152,7 @@ func sourceOf(h *fasthttp.RequestHeader) (name []byte, ok bool) {
 	return rest[1:], rest[0] == '/' && len(rest) > 1 && bytes.IndexByte(rest[1:], '/') < 0
 }
 
-// name returns a source's name as a text of its own; mostly it is that of the sources file.
+// name returns a source's name as a string that shares no memory with the request. Usually it is that of the sources file.
 func (s *Sources) name(written []byte) string {
 	if len(written) == 0 {
 		return ticket.DefaultSource
@@ -160,7 +163,7 @@ func (s *Sources) name(written []byte) string {
 	return string(written)
 }
 
-// headersBefore returns the headers that are looked at before the body.
+// headersBefore returns the headers that are checked before the body is read.
 func headersBefore(h *fasthttp.RequestHeader) Headers {
 	var found Headers
 	var once uniqueHeaders
@@ -177,7 +180,7 @@ func headersBefore(h *fasthttp.RequestHeader) Headers {
 		case "Webhook-Timestamp":
 			once.add(&found, &once.webhookTimestamp, "webhook-timestamp", value)
 		case fiber.HeaderContentEncoding:
-			// One that is more than the body itself decides, wherever it stands.
+			// If there are several, one other than "identity" decides, wherever it is.
 			if found.ContentEncoding == "" || strings.EqualFold(found.ContentEncoding, "identity") {
 				found.ContentEncoding = string(value)
 			}
@@ -190,8 +193,8 @@ func headersBefore(h *fasthttp.RequestHeader) Headers {
 	return found
 }
 
-// uniqueHeaders are the headers that must not come twice with two values: a proxy in front, and whoever signed, may have seen
-// the other one.
+// uniqueHeaders are the headers that must not come twice with two values, because a proxy in front, or the signer, may have
+// used the other one.
 type uniqueHeaders struct {
 	authorization, idempotencyKey, webhookID, webhookSignature, webhookTimestamp []byte
 }
@@ -203,8 +206,8 @@ func (*uniqueHeaders) add(found *Headers, seen *[]byte, name string, value []byt
 	*seen = value
 }
 
-// headersBehind returns the headers that are looked at when the body is there. Of Authorization it has the scheme only, which
-// says how the request was authenticated.
+// headersBehind returns the headers that are used after the body was read. Of Authorization it has only the scheme, which says
+// how the request was authenticated.
 func headersBehind(h *fasthttp.RequestHeader) Headers {
 	found := Headers{ContentType: contentType(h.ContentType())}
 	traceparents := 0
@@ -224,7 +227,7 @@ func headersBehind(h *fasthttp.RequestHeader) Headers {
 			if traceparents++; traceparents == 1 {
 				found.Traceparent = string(value)
 			} else {
-				found.Traceparent = "" // https://www.w3.org/TR/trace-context/#traceparent-header: there is one, or none
+				found.Traceparent = "" // https://www.w3.org/TR/trace-context/#traceparent-header: at most one is valid
 			}
 		case "Webhook-Id":
 			found.WebhookID = string(value)
@@ -237,20 +240,15 @@ func headersBehind(h *fasthttp.RequestHeader) Headers {
 	return found
 }
 
-// contentType makes a text of a Content-Type; of those that nearly all senders use there is one already.
+// contentType returns a Content-Type as a string. The most common ones need no allocation.
 func contentType(b []byte) string {
 	switch string(b) {
 	case "text/plain":
 		return "text/plain"
 	case "text/plain; charset=utf-8":
 		return "text/plain; charset=utf-8"
-	case "application/x-www-form-urlencoded": // what curl says when nobody does
+	case "application/x-www-form-urlencoded": // curl's default
 		return "application/x-www-form-urlencoded"
 	}
 	return string(b)
-}
-
-func peerBusy() Response {
-	return retryLater(http.StatusTooManyRequests, "peer_busy", retryOverloaded,
-		"As many requests of your address as may be are under way. The ticket was not stored; send it again later.")
 }

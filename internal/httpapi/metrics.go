@@ -10,20 +10,20 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// otherLabel is the source of whoever is not named in the sources file. What senders write into the path never becomes a
-// label: anybody could make any number of them.
+// otherLabel is the label of all sources that the sources file does not name. A name from a request's path never becomes a
+// label, because senders could make any number of them.
 const otherLabel = "other"
 
-// metrics counts the webhook's requests. The values of its labels are those of the sources file and of this program.
+// metrics counts the webhook's requests. Values of labels come only from the sources file and from this program.
 type metrics struct {
 	requests *prometheus.CounterVec
 	duration *prometheus.HistogramVec
 
-	// Looking them up by their labels costs as much as the rest.
+	// The counters that were used, because looking them up by their labels costs as much as the rest.
 	made sync.Map // kind → *counted
 }
 
-// kind is what is counted together, and counted is where.
+// kind says which requests are counted together, and counted holds their counters.
 type (
 	kind struct {
 		source, outcome string
@@ -35,21 +35,21 @@ type (
 	}
 )
 
-// newMetrics registers the metrics with r. The sources that somebody has named are there from the start: a counter that
-// begins with its first ticket hides that ticket from rate and increase
-// (https://prometheus.io/docs/practices/instrumentation/#avoid-missing-metrics), and who never sent would not be seen at all.
+// newMetrics registers the metrics with r. Counters of the named sources exist from the start. Otherwise rate and increase
+// would miss the first ticket of a source (https://prometheus.io/docs/practices/instrumentation/#avoid-missing-metrics), and a
+// source that never sent would not be seen at all.
 func newMetrics(r prometheus.Registerer, sources *Sources) *metrics {
 	auto := promauto.With(r)
 	m := &metrics{
 		requests: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: "myticket_http_requests_total",
-			Help: "Requests to the webhook, by source (those of the sources file, default, and other for all the rest) and " +
-				"outcome: treated, error, to_treat, spooled and duplicate are 2xx; anything else is the code of the problem.",
+			Help: "Requests to the webhook, by source (a name of the sources file, default, or other for all the rest) and " +
+				"outcome: treated, error, to_treat, spooled and duplicate are 2xx; any other is the code of the problem.",
 		}, []string{"source", "outcome"}),
 		duration: auto.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "myticket_http_request_duration_seconds",
-			Help: "Time from a request to the webhook that has been read to its answer, by status code.",
-			// A commit of a fast disk, the objective of the webhook's latency (0.5 s), overflow (1 s), and what senders bear (5 s).
+			Help: "Time from the end of reading a request to the webhook to its answer, by status code.",
+			// From a commit on a fast disk to when senders give up (5 s), with the latency objective (0.5 s) and overflow (1 s).
 			Buckets:                         []float64{.0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5},
 			NativeHistogramBucketFactor:     1.1,
 			NativeHistogramMaxBucketNumber:  100,
@@ -64,7 +64,7 @@ func newMetrics(r prometheus.Registerer, sources *Sources) *metrics {
 	return m
 }
 
-// request counts a request; span is the one that shows what it did, where that is sampled.
+// request counts a request. If its span is sampled, the trace is the exemplar.
 func (m *metrics) request(r Response, took time.Duration, span trace.SpanContext) {
 	key := kind{r.Source, r.Outcome, r.Status}
 	found, ok := m.made.Load(key)

@@ -7,7 +7,7 @@ import (
 	"net/http"
 )
 
-// problemDetails is the body of an error (RFC 9457). Code is stable; docs/webhook.md lists all.
+// problemDetails is the body of an error (RFC 9457). Code is stable; docs/webhook.md lists all codes.
 type problemDetails struct {
 	Type   string `json:"type"`
 	Title  string `json:"title"`
@@ -24,7 +24,7 @@ func problem(status int, code, detail string) Response {
 	return Response{Status: status, ContentType: "application/problem+json", Body: body, Source: otherLabel, Outcome: code}
 }
 
-// retryLater is a problem that goes away by itself: the sender may send again after so many seconds (RFC 9110, 10.2.3).
+// retryLater is a problem that passes by itself: the sender may send again after this many seconds (RFC 9110, section 10.2.3).
 func retryLater(status int, code string, seconds int, detail string) Response {
 	r := problem(status, code, detail)
 	r.RetryAfter = seconds

@@ -1,9 +1,10 @@
-// Package httpapi is everything that knows Fiber: it turns HTTP requests into calls of a Webhook, and its answers into
+// Package httpapi is the only package that knows Fiber: it turns HTTP requests into calls of a Webhook, and the answers into
 // HTTP responses.
 package httpapi
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,39 +31,31 @@ import (
 type Config struct {
 	MaxBody        int           // bytes of a ticket. Defaults to 1 MiB.
 	MaxHeader      int           // bytes of a request's headers; also the read buffer of each connection. Defaults to 8 KiB.
-	BodyBytes      int           // bytes of all bodies that are read or wait for their answer. Defaults to 128 MiB.
-	MaxConnections int           // open connections at once. Defaults to 4096. Each costs ConnectionCost.
-	MaxPerPeer     int           // connections of one peer: an IPv4 address, or 64 bits of IPv6. 0 for no limit, the default.
-	PeerHeader     string        // header in which a proxy in front names the peer: MaxPerPeer bounds its requests, not connections.
+	BodyBytes      int           // bytes of all bodies that are being read or wait for their answer. Defaults to 128 MiB.
+	MaxConnections int           // open connections. Defaults to 4096. Each costs ConnectionCost.
+	MaxPerPeer     int           // connections of one peer: an IPv4 address, or the first 64 bits of IPv6. Defaults to 0: no limit.
+	PeerHeader     string        // header in which a proxy in front names the peer, whose requests MaxPerPeer then bounds.
 	ReadTimeout    time.Duration // for a whole request, headers and body. Defaults to 10 s.
 	WriteTimeout   time.Duration // for a whole response. Defaults to 10 s.
-	IdleTimeout    time.Duration // for a connection between requests; longer than a proxy's in front. Defaults to 75 s.
+	IdleTimeout    time.Duration // for a connection between requests; longer than that of a proxy in front. Defaults to 75 s.
 
 	Logger   *slog.Logger         // Defaults to slog.Default.
-	Tracer   trace.Tracer         // of the webhook's requests. Defaults to none: there are no traces.
+	Tracer   trace.Tracer         // of the webhook's requests. Defaults to none, which means no traces.
 	Registry *prometheus.Registry // Metrics are registered here and served on /metrics. Defaults to a new one.
 }
 
-// SetDefaults fills in the defaults.
-func (c *Config) SetDefaults() {
-	setDefault(&c.MaxBody, 1<<20)
-	setDefault(&c.MaxHeader, 8<<10)
-	setDefault(&c.BodyBytes, 128<<20)
-	setDefault(&c.MaxConnections, 4096)
-	setDefault(&c.ReadTimeout, 10*time.Second)
-	setDefault(&c.WriteTimeout, 10*time.Second)
-	setDefault(&c.IdleTimeout, 75*time.Second)
-	if c.Logger == nil {
-		c.Logger = slog.Default()
-	}
+// setDefaults fills in the defaults.
+func (c *Config) setDefaults() {
+	c.MaxBody = cmp.Or(c.MaxBody, 1<<20)
+	c.MaxHeader = cmp.Or(c.MaxHeader, 8<<10)
+	c.BodyBytes = cmp.Or(c.BodyBytes, 128<<20)
+	c.MaxConnections = cmp.Or(c.MaxConnections, 4096)
+	c.ReadTimeout = cmp.Or(c.ReadTimeout, 10*time.Second)
+	c.WriteTimeout = cmp.Or(c.WriteTimeout, 10*time.Second)
+	c.IdleTimeout = cmp.Or(c.IdleTimeout, 75*time.Second)
+	c.Logger = cmp.Or(c.Logger, slog.Default())
 	if c.Registry == nil {
 		c.Registry = prometheus.NewRegistry()
-	}
-}
-
-func setDefault[T int | time.Duration](field *T, value T) {
-	if *field == 0 {
-		*field = value
 	}
 }
 
@@ -72,11 +65,11 @@ const (
 	sourceRoute  = "/ticket/:source"
 )
 
-// writeBuffer is what each connection holds of its answers, in bytes. Only an answer with many problems is longer.
+// writeBuffer is the size of each connection's buffer for answers, in bytes. Only an answer with many problems is longer.
 const writeBuffer = 4 << 10
 
-// ConnectionCost returns the most memory that a connection takes besides what its ticket becomes, in bytes: its buffers, a
-// body that is small, and what was measured of goroutine, stacks and the request's own structures
+// ConnectionCost returns the most memory that a connection takes, in bytes, without what its ticket becomes: its buffers, a
+// small body, and the measured size of its goroutine, its stacks and the structures of a request
 // (TestConnection_CostsWhatIsCounted).
 func ConnectionCost(maxHeader int) int { return maxHeader + writeBuffer + SmallBody + connectionRest }
 
@@ -92,14 +85,14 @@ type Server struct {
 	bodies      *budget
 	peers       *peers // nil unless a proxy in front names them
 	refusals    refusals
-	scraping    atomic.Int64                // answers of /metrics that are made or written
+	scraping    atomic.Int64                // answers of /metrics that are being made or written
 	connections atomic.Pointer[connections] // nil until Serve
 	config      Config
 }
 
 // New returns a server that hands tickets to accepter.
 func New(config Config, accepter Accepter, sources *Sources) *Server {
-	config.SetDefaults()
+	config.setDefaults()
 	s := &Server{
 		webhook: NewWebhook(accepter, sources, config.MaxBody, config.Logger),
 		metrics: newMetrics(config.Registry, sources),
@@ -113,14 +106,14 @@ func New(config Config, accepter Accepter, sources *Sources) *Server {
 	}
 	s.app = fiber.New(fiber.Config{
 		AppName: "MyTicket",
-		// With a stream, the handler reads the body, after the head was looked at. Of what is over this limit, which cannot
-		// be 0, nothing is read before that.
+		// With a stream, the handler reads the body, after the head was checked. Before that, at most BodyLimit bytes are read,
+		// which cannot be 0.
 		StreamRequestBody: true,
 		BodyLimit:         1,
 		CaseSensitive:     true,
-		// The listener bounds the connections. Those that it has closed may still be about to end.
+		// The listener bounds the connections. Connections that it has closed may not have ended yet.
 		Concurrency: config.MaxConnections + 2*maxLeaving,
-		// A multipart body would be taken apart and put together again, and not be the bytes that came.
+		// A multipart body would be parsed and written again, and so would not be the bytes that were sent.
 		DisablePreParseMultipartForm: true,
 		DisableStartupMessage:        true,
 		ErrorHandler:                 s.fiberError,
@@ -142,14 +135,15 @@ func New(config Config, accepter Accepter, sources *Sources) *Server {
 	return s
 }
 
-// maxScrapes bounds the answers of /metrics that are made or written at once. They are the longer, the more sources there
-// are, and whoever does not read one keeps it.
+// maxScrapes bounds the answers of /metrics that are being made or written. They grow with the number of sources, and each
+// takes memory until its client has read it.
 const maxScrapes = 16
 
 func (s *Server) scrape(c *fiber.Ctx, exposition fasthttp.RequestHandler) error {
 	if s.scraping.Add(1) > maxScrapes {
 		s.scraping.Add(-1)
-		write(c, retryLater(http.StatusServiceUnavailable, "overloaded", retryOverloaded, "Too many read the metrics."))
+		write(c, retryLater(http.StatusServiceUnavailable, "overloaded", retryOverloaded,
+			"Too many requests read the metrics at the same time. Send the request again later."))
 		return nil
 	}
 	if conn, ok := c.Context().Conn().(*conn); ok {
@@ -159,7 +153,7 @@ func (s *Server) scrape(c *fiber.Ctx, exposition fasthttp.RequestHandler) error 
 	}
 	exposition(c.Context())
 	body := bytes.Clone(c.Response().Body())
-	c.Response().ReleaseBody(0) // or the connection keeps that memory for as long as it is open
+	c.Response().ReleaseBody(0) // otherwise the connection keeps that memory until it is closed
 	c.Response().SetBodyRaw(body)
 	return nil
 }
@@ -181,30 +175,30 @@ func (s *Server) registerConnections(config Config) {
 	}, of(func(l *connections) int64 { return int64(l.count()) }))
 	auto.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "myticket_http_connections_idle",
-		Help: "Open connections to the webhook of which no request is under way; the one that idles longest goes first.",
+		Help: "Open connections to the webhook without a request in progress; the one that has idled longest is closed first.",
 	}, of(func(l *connections) int64 { return int64(l.idling()) }))
 	auto.NewGauge(prometheus.GaugeOpts{
 		Name: "myticket_http_max_connections",
-		Help: "Connections to the webhook that may be open at once.",
+		Help: "Maximum number of open connections to the webhook.",
 	}).Set(float64(config.MaxConnections))
 	auto.NewCounterFunc(prometheus.CounterOpts{
 		Name: "myticket_http_connections_refused_total",
-		Help: "Connections that were answered 503 because as many as may be were open, each with a request under way.",
+		Help: "Connections that were answered 503 because the maximum was open, each with a request in progress.",
 	}, of(func(l *connections) int64 {
 		return l.refused.Load() + int64(s.app.Server().GetRejectedConnectionsCount())
 	}))
 	auto.NewCounterFunc(prometheus.CounterOpts{
 		Name: "myticket_http_connections_closed_idle_total",
-		Help: "Idle connections that were closed for a new one, because as many as may be were open.",
+		Help: "Idle connections that were closed for a new one, because the maximum was open.",
 	}, of(func(l *connections) int64 { return l.closedIdle.Load() }))
 	auto.NewCounterFunc(prometheus.CounterOpts{
 		Name: "myticket_http_connections_closed_slow_total",
-		Help: "Connections whose request had been arriving for over a second that were closed for a new one, because as many as " +
-			"may be were open and none idled.",
+		Help: "Connections that were closed for a new one while their request had been arriving for over a second, because the " +
+			"maximum was open and none idled.",
 	}, of(func(l *connections) int64 { return l.closedSlow.Load() }))
 	auto.NewCounterFunc(prometheus.CounterOpts{
 		Name: "myticket_http_peer_refused_total",
-		Help: "Connections, or with --peer-header requests, that were answered 429 because their peer had as many as it may.",
+		Help: "Connections, or with --peer-header requests, that were answered 429 because their peer had its maximum.",
 	}, of(func(l *connections) int64 {
 		refused := l.peerFull.Load()
 		if s.peers != nil {
@@ -218,7 +212,7 @@ func (s *Server) registerConnections(config Config) {
 	}, func() float64 { return float64(s.bodies.held.Load()) })
 	auto.NewGauge(prometheus.GaugeOpts{
 		Name: "myticket_http_max_body_bytes",
-		Help: "Memory that bodies may take at once; half of it those of more than 8 KiB.",
+		Help: "Maximum memory of all bodies; those of more than 8 KiB may take half of it.",
 	}).Set(float64(config.BodyBytes))
 }
 
@@ -226,7 +220,7 @@ func (s *Server) registerConnections(config Config) {
 func (s *Server) Serve(listener net.Listener) error {
 	perPeer := s.config.MaxPerPeer
 	if s.peers != nil {
-		perPeer = 0 // all come from the proxy
+		perPeer = 0 // all connections come from the proxy
 	}
 	accepting := newConnections(listener, s.config.MaxConnections, perPeer,
 		deadlineSlack(s.config.ReadTimeout, s.config.WriteTimeout, s.config.IdleTimeout))
@@ -237,11 +231,12 @@ func (s *Server) Serve(listener net.Listener) error {
 	return nil
 }
 
-// Shutdown closes the listener and idle connections, and returns when the requests under way are answered, or with an
-// error when ctx ends before that.
+// Shutdown closes the listener and idle connections. It returns when all requests in progress are answered, or with an error
+// when ctx ends before that.
 func (s *Server) Shutdown(ctx context.Context) error { return s.app.ShutdownWithContext(ctx) }
 
-// ticket is the webhook. Everything is copied out of Fiber's buffers, which the connection's next request overwrites.
+// ticket is the handler of the webhook. It copies everything out of Fiber's buffers, because the connection's next request
+// overwrites them.
 func (s *Server) ticket(c *fiber.Ctx) (err error) {
 	whole := false // the body has been read
 	defer func() {
@@ -254,7 +249,7 @@ func (s *Server) ticket(c *fiber.Ctx) (err error) {
 	}()
 	h := &c.Request().Header
 	name, ok := sourceOf(h)
-	if !ok { // the router sees another path than the look at the head did: nothing was admitted
+	if !ok { // the router sees another path than headerReceived did: nothing was admitted
 		return fiber.ErrNotFound
 	}
 	r := Request{Source: s.webhook.sources.name(name)}
@@ -282,7 +277,7 @@ func (s *Server) ticket(c *fiber.Ctx) (err error) {
 			s.refuse(c, r, s.webhook.bodyFailed(err, conn))
 			return nil
 		}
-	} else { // only where the handler is called without the server, which did not look at the head then
+	} else { // only if the handler is called without the server, so that headerReceived was not called
 		r.Body = bytes.Clone(c.BodyRaw())
 		if refused, ok := s.webhook.Admit(r.Source, headersBefore(h), len(r.Body)); !ok {
 			s.refuse(c, r, refused)
@@ -300,9 +295,9 @@ func (s *Server) answer(c *fiber.Ctx, r Request) {
 	r.Headers = headersBehind(&c.Request().Header)
 	sent := r.Headers.Traceparent
 	r, trusted, response, ok := s.webhook.verify(r)
-	span := s.startSpan(c, sent, trusted != nobody)
+	span := s.startSpan(c, sent, trusted != unauthenticated)
 	defer span.End()
-	r.Headers.Traceparent = s.traceparentOf(span, sent, trusted != nobody)
+	r.Headers.Traceparent = s.traceparentOf(span, sent, trusted != unauthenticated)
 	if ok {
 		response = s.webhook.store(r)
 	}
@@ -312,7 +307,7 @@ func (s *Server) answer(c *fiber.Ctx, r Request) {
 	s.metrics.request(response, time.Since(start), span.SpanContext())
 }
 
-// refuse answers a request whose body has not been read whole. Nothing more of it is taken for a request.
+// refuse answers a request whose body was not completely read. The rest of it is not taken for a new request.
 func (s *Server) refuse(c *fiber.Ctx, r Request, refused Response) {
 	span := s.startSpan(c, "", false)
 	defer span.End()
@@ -326,7 +321,7 @@ func (s *Server) refuse(c *fiber.Ctx, r Request, refused Response) {
 	s.metrics.request(refused, 0, span.SpanContext())
 }
 
-// lingers has a connection that is going to be closed give its sender the time to read the answer.
+// lingers makes a connection that is about to close give its sender time to read the answer.
 func lingers(c *fiber.Ctx) {
 	if conn, ok := c.Context().Conn().(*conn); ok {
 		conn.lingers.Store(true)
@@ -346,7 +341,7 @@ func write(c *fiber.Ctx, r Response) {
 	response.SetBodyRaw(r.Body)
 }
 
-// fiberError answers what Fiber itself found wrong, before a handler ran or instead of one.
+// fiberError answers a request that Fiber refused itself, or whose handler failed.
 func (s *Server) fiberError(c *fiber.Ctx, err error) error {
 	var fiberErr *fiber.Error
 	if !errors.As(err, &fiberErr) {
@@ -355,12 +350,14 @@ func (s *Server) fiberError(c *fiber.Ctx, err error) error {
 		write(c, r)
 		return nil
 	}
-	r := problem(fiberErr.Code, "bad_request", "The request cannot be read as HTTP. Nothing was stored.")
+	r := problem(fiberErr.Code, "bad_request", "The request is not valid HTTP. Nothing was stored.")
 	switch fiberErr.Code {
 	case http.StatusNotFound:
-		r = problem(fiberErr.Code, "not_found", "Tickets are taken by POST /ticket and POST /ticket/{source}. Nothing was stored.")
+		r = problem(fiberErr.Code, "not_found",
+			"There is no such path. Nothing was stored; send tickets by POST /ticket or POST /ticket/{source}.")
 	case http.StatusMethodNotAllowed:
-		r = problem(fiberErr.Code, "method_not_allowed", "Tickets are taken by POST. Nothing was stored.")
+		r = problem(fiberErr.Code, "method_not_allowed",
+			"This path does not take the request's method. Nothing was stored; send tickets by POST.")
 	case http.StatusRequestHeaderFieldsTooLarge:
 		r = headerTooLarge()
 	case http.StatusRequestTimeout:
@@ -370,7 +367,7 @@ func (s *Server) fiberError(c *fiber.Ctx, err error) error {
 		lingers(c)
 	}
 	if fiberErr.Code == http.StatusBadRequest || fiberErr.Code == http.StatusRequestHeaderFieldsTooLarge {
-		forget(&c.Request().Header) // it may have been read for the most part
+		forget(&c.Request().Header) // a part of it may have been read
 	}
 	s.metrics.request(r, 0, trace.SpanContext{})
 	write(c, r)

@@ -14,8 +14,8 @@ import (
 	"github.com/valyala/fasthttp/fasthttputil"
 )
 
-// BenchmarkRequest is a request as a whole, on a connection in memory, without what stores its ticket. What counts is what it
-// allocates: the body once, and the answer.
+// BenchmarkRequest measures a whole request on a connection in memory, without storing its ticket. Its allocations matter: the
+// body once, and the answer.
 func BenchmarkRequest(b *testing.B) {
 	const ticket = "Order: 1\nVAT: 1\nTotal: 10\n\nproduct,product_id,price\nTea,t,10\n"
 	large := ticket + strings.Repeat("Tea,t,10\n", 100_000)

@@ -81,7 +81,7 @@ func TestDelivery_KeepsNothingOfTheConnectionsBuffers(t *testing.T) {
 			written := make(chan struct{}, requests)
 			go func() {
 				for i := range requests {
-					// All of one length, so that each would lie exactly where the one before did.
+					// All of one length, so that each would have exactly the place of the one before.
 					n := fmt.Sprintf("%05d", i)
 					expected[i] = intake.Delivery{
 						Source: "shop-" + n, Body: []byte(strings.Repeat("body "+n+" ", 100)), ContentType: "text/plain; n=" + n,
@@ -125,7 +125,7 @@ type accepterFunc func(intake.Delivery) (intake.Receipt, error)
 
 func (f accepterFunc) Accept(d intake.Delivery) (intake.Receipt, error) { return f(d) }
 
-func TestPanic_CostsNobodyElse(t *testing.T) {
+func TestPanic_CostsNoOtherRequest(t *testing.T) {
 	t.Parallel()
 	accepter := &keeper{}
 	c := connect(t, listen(t, accepterFunc(func(d intake.Delivery) (intake.Receipt, error) {
@@ -178,8 +178,8 @@ func TestWhatIsNoHTTP_IsToldSo(t *testing.T) {
 	t.Cleanup(func() { assert.Empty(t, accepter.deliveries, "none of it may be taken for a ticket") })
 }
 
-// TestLengthAndChunks_CannotSmuggleATicket: where a proxy takes the length and the server takes the chunks, a second
-// request could be hidden in the first (RFC 9112, section 6.1).
+// TestLengthAndChunks_CannotSmuggleATicket: if a proxy used the length and the server used the chunks, a second request could be
+// hidden in the first (RFC 9112, section 6.1).
 func TestLengthAndChunks_CannotSmuggleATicket(t *testing.T) {
 	t.Parallel()
 	accepter := &keeper{}
@@ -190,7 +190,7 @@ func TestLengthAndChunks_CannotSmuggleATicket(t *testing.T) {
 	require.NoError(t, err)
 	c.answer(t)
 	_, err = c.reader.ReadByte()
-	require.Error(t, err, "the connection is closed behind such a request")
+	require.Error(t, err, "the connection is closed after such a request")
 	for _, d := range accepter.deliveries {
 		require.Equal(t, "x", string(d.Body))
 	}

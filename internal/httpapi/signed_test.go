@@ -44,7 +44,7 @@ func (k byKey) Accept(d intake.Delivery) (intake.Receipt, error) {
 	return intake.Receipt{ID: uuid.Max, Status: ticket.Treated, Duplicate: known}, nil
 }
 
-// signedWebhook has two sources that sign, one of which may send a bearer token as well. Its clock stands.
+// signedWebhook has two sources that sign. One of them may send a bearer token instead. Its clock stands still.
 func signedWebhook(t *testing.T, now time.Time) (*Webhook, byKey) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "sources.json")
@@ -66,7 +66,7 @@ func signedHeaders(t *testing.T, key, id, at, body string) Headers {
 	return Headers{WebhookID: id, WebhookTimestamp: at, WebhookSignature: "v1," + base64.StdEncoding.EncodeToString(mac.Sum(nil))}
 }
 
-// What is not signed must not decide whether a captured request is known again.
+// A header that is not signed must not decide whether a captured request is recognized.
 func TestSignedRequest_TakesItsKeyFromWhatIsSigned(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1_800_000_000, 0)
@@ -84,7 +84,7 @@ func TestSignedRequest_TakesItsKeyFromWhatIsSigned(t *testing.T) {
 		}
 		require.Len(t, stored, 1, "a captured request is never a new ticket")
 
-		// Nor does it take the key of one that is to come.
+		// Nor does it take the key of a future one.
 		next := Request{Source: source, Headers: signedHeaders(t, key, "msg_2", at, "the next"), Body: []byte("the next")}
 		require.Equal(t, http.StatusOK, w.Ticket(next).Status)
 		require.Equal(t, byKey{source + " msg_1": "ticket", source + " msg_2": "the next"}, stored)
@@ -95,10 +95,10 @@ func TestSignedRequest_TakesItsKeyFromWhatIsSigned(t *testing.T) {
 		Authorization: "Bearer " + bearerToken, IdempotencyKey: "k", WebhookID: "msg_1", WebhookSignature: "v1,x",
 	}, Body: []byte("ticket")}
 	require.Equal(t, http.StatusOK, w.Ticket(r).Status)
-	require.Equal(t, byKey{"both k": "ticket"}, stored, "who shows a token has the key it asks for")
+	require.Equal(t, byKey{"both k": "ticket"}, stored, "with a token, the Idempotency-Key counts")
 }
 
-// A captured request is no other source's either, and no other ticket.
+// A captured request cannot be sent as another source's, nor with another ticket.
 func TestSignature_IsOfOneSource_OneBody_AndOneMoment(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1_800_000_000, 0)
@@ -138,7 +138,7 @@ func TestSignature_IsOfOneSource_OneBody_AndOneMoment(t *testing.T) {
 	}
 }
 
-// Guessing gets no faster answers, and costs those who know the secret nothing.
+// Guesses are slowed down, and senders that know the secret are not affected.
 func TestWrongCredentials_AreAskedToBackOff_RightOnesNever(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1_800_000_000, 0)
@@ -159,7 +159,7 @@ func TestWrongCredentials_AreAskedToBackOff_RightOnesNever(t *testing.T) {
 	}
 	require.GreaterOrEqual(t, answers[http.StatusUnauthorized], wrongOfSourceBurst)
 	require.GreaterOrEqual(t, answers[http.StatusTooManyRequests], wrongOfSourceBurst/2)
-	require.Equal(t, http.StatusUnauthorized, post("both", Headers{}).Status, "who shows nothing guesses nothing")
+	require.Equal(t, http.StatusUnauthorized, post("both", Headers{}).Status, "no credentials are not a guess")
 	require.Equal(t, http.StatusUnauthorized, post("signed", Headers{Authorization: "Bearer x"}).Status, "each source has its own")
 
 	at := strconv.FormatInt(now.Unix(), 10)

@@ -2,10 +2,6 @@ package httpapi
 
 import (
 	"bytes"
-	"crypto/hmac"
-	"crypto/sha256"
-	"crypto/subtle"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,8 +10,6 @@ import (
 	"math"
 	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -23,36 +17,29 @@ import (
 	"myticket/internal/ticket"
 )
 
-// Sources says what each source must bring along, and how fast it may send.
+// Sources says which credentials each source needs, and how fast it may send.
 type Sources struct {
 	named map[string]*source
-	other *source       // for every source without an entry of its own; nil if those may not send
-	wrong *rate.Limiter // wrong credentials of all sources that are answered as such
+	other *source       // for every source without an entry of its own; nil if such sources may not send
+	wrong *rate.Limiter // requests with wrong credentials, over all sources, that are answered 401
 	now   func() time.Time
 }
 
-// SignatureTolerance is by how much the time of a signature may differ from the server's, as Standard Webhooks has it. Within
-// twice this time a signed request that somebody captured is known again by its webhook-id only.
-const SignatureTolerance = 5 * time.Minute
-
-// minSecret is the least length of a bearer token or a password, in bytes. There is no limit to how often somebody may try
-// that would not also lock out the source itself, so they must not be guessable.
-const minSecret = 16
-
-// How many wrong credentials a second are answered as such. Beyond it they are answered 429, which says to back off; right
-// ones are always taken.
+// How many requests a second with wrong credentials are answered 401. More are answered 429, which tells the sender to back
+// off. Right credentials are always accepted.
 const (
 	wrongOfSource, wrongOfSourceBurst = 10, 50
 	wrongOfAll, wrongOfAllBurst       = 100, 200
 )
 
-// maxRate is beyond what any source sends, in tickets a second.
+// maxRate is more than any source sends, in tickets a second.
 const maxRate = 1_000_000
 
-// otherSources is the entry for every source without one of its own. All of those share its rate.
+// otherSources is the entry for all sources without an entry of their own. They share its rate.
 const otherSources = "*"
 
-// sourceConfig is one entry of the sources file. Any one of the credentials will do; several let them be rotated.
+// sourceConfig is one entry of the sources file. A request needs one of the credentials. With two, the old one can be replaced
+// without a gap.
 type sourceConfig struct {
 	BearerTokens   []string    `json:"bearer_tokens"`   // Authorization: Bearer TOKEN (RFC 6750)
 	BasicUsers     []basicUser `json:"basic_users"`     // Authorization: Basic (RFC 7617)
@@ -69,25 +56,24 @@ type basicUser struct {
 	Password string `json:"password"`
 }
 
-// source is an entry that was checked. Secrets are kept as hashes, so that comparing takes the same time for all.
+// source is a checked entry.
 type source struct {
-	name       string              // empty for a source without an entry
-	tokens     [][sha256.Size]byte // of the whole Authorization header's credentials
-	basics     [][sha256.Size]byte
-	signatures [][]byte // keys of HMAC-SHA256
-	limiter    *rate.Limiter
-	wrong      *rate.Limiter // wrong credentials that are answered as such
-	products   ProductPolicy
+	credentials
+
+	name     string // empty for a source without an entry
+	limiter  *rate.Limiter
+	wrong    *rate.Limiter // requests with wrong credentials that are answered 401
+	products ProductPolicy
 }
 
-// ProductPolicy is what an entry says about the products that tickets name. Nil is what it does not say.
+// ProductPolicy is what an entry says about the products that tickets name. Nil means that it does not say.
 type ProductPolicy struct {
 	NewProductsRate  *float64 // products a second that tickets may add; 0 for no limit
 	NewProductsBurst *int     // products at once; at least 1
 	Authenticated    bool     // the entry asks for credentials
 }
 
-// OpenSources is what holds without a sources file: everybody may send, as fast as they can.
+// OpenSources returns the Sources of a server without a sources file: every source may send, without credentials and limits.
 func OpenSources() *Sources {
 	s := newSources()
 	s.other = newSource()
@@ -100,9 +86,8 @@ func newSources() *Sources {
 
 func newSource() *source { return &source{wrong: rate.NewLimiter(wrongOfSource, wrongOfSourceBurst)} }
 
-// ReadSources reads a sources file: a JSON object with an entry per source, and "*" for all others, which may not send
-// without one. Keys that it does not know, a source that is there twice, names that no source can have, and credentials that
-// cannot be used are errors.
+// ReadSources reads a sources file: a JSON object with an entry per source. The entry "*" is for all others, which otherwise may
+// not send. Unknown keys, a source that is named twice, invalid names and unusable credentials are errors.
 func ReadSources(file string) (*Sources, error) {
 	content, err := os.ReadFile(file)
 	if err != nil {
@@ -115,7 +100,7 @@ func ReadSources(file string) (*Sources, error) {
 	return sources, nil
 }
 
-// Open returns the names of the sources that take tickets from everybody, in order; "*" is every source without an entry.
+// Open returns the names of the sources that need no credentials, in order. "*" stands for every source without an entry.
 func (s *Sources) Open() []string {
 	if len(s.named) == 0 && s.other != nil {
 		return []string{otherSources}
@@ -135,7 +120,7 @@ func (s *Sources) None() bool { return len(s.named) == 0 && s.other == nil }
 // Others reports whether sources without an entry of their own may send.
 func (s *Sources) Others() bool { return s.other != nil }
 
-// Signed reports whether a source takes signed requests. Their keys must be remembered for 2 × SignatureTolerance.
+// Signed reports whether a source accepts signed requests. Their keys must be remembered for 2 × SignatureTolerance.
 func (s *Sources) Signed() bool {
 	for _, source := range s.named {
 		if len(source.signatures) > 0 {
@@ -145,12 +130,12 @@ func (s *Sources) Signed() bool {
 	return false
 }
 
-// read reads entry by entry: decoded at once, the second of two entries of one name would silently replace the first.
+// read reads entry by entry. Decoded as a whole, the second of two entries with one name would silently replace the first.
 func (s *Sources) read(content []byte) error {
 	decoder := json.NewDecoder(bytes.NewReader(content))
 	decoder.DisallowUnknownFields()
 	if token, err := decoder.Token(); err != nil || token != json.Delim('{') {
-		return errors.Join(errors.New("it is no JSON object"), err)
+		return errors.Join(errors.New("it is not a JSON object"), err)
 	}
 	for decoder.More() {
 		token, err := decoder.Token()
@@ -170,7 +155,7 @@ func (s *Sources) read(content []byte) error {
 		return err
 	}
 	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("something comes after its end")
+		return errors.New("there is more after the end of the JSON object")
 	}
 	return nil
 }
@@ -178,27 +163,28 @@ func (s *Sources) read(content []byte) error {
 func (s *Sources) add(name string, config *sourceConfig) error {
 	switch {
 	case name != otherSources && !validSource(name):
-		return fmt.Errorf("%q cannot be a source: a name has 1 to 63 of a-z, 0-9 and -", name)
+		return fmt.Errorf("%q cannot be a source: a name has 1 to 63 of the characters a-z, 0-9 and -", name)
 	case config == nil:
-		return fmt.Errorf("source %q: null is no entry; an open source is {}", name)
+		return fmt.Errorf("source %q: null is not an entry; {} is one for a source without credentials", name)
 	case s.named[name] != nil:
-		return fmt.Errorf("source %q is there twice", name)
+		return fmt.Errorf("source %q is named twice", name)
 	}
 	checked, err := config.check()
 	if err != nil {
 		return fmt.Errorf("source %q: %w", name, err)
 	}
-	// What is signed does not name the source: whoever captured a delivery to one could send it to the other as a new one.
+	// A signature does not cover the source's name. An attacker who captured a delivery of one source could send it again as a
+	// new one of the other.
 	if name == otherSources && len(checked.signatures) > 0 {
-		return errors.New(`source "*": it cannot have webhook secrets, because a signature does not say whose it is, and a ` +
-			"captured delivery could be sent again under any other name; give each source that signs an entry")
+		return errors.New(`source "*": it cannot have webhook secrets, because a signature does not say which source it is ` +
+			"from, and a captured delivery could be sent again under any other name; give each source that signs an entry of its own")
 	}
 	for other, before := range s.named {
 		if slices.ContainsFunc(checked.signatures, func(key []byte) bool {
 			return slices.ContainsFunc(before.signatures, func(theirs []byte) bool { return bytes.Equal(key, theirs) })
 		}) {
 			return fmt.Errorf("sources %q and %q have the same webhook secret: a captured delivery of one could be sent again "+
-				"as one of the other; give each its own", other, name)
+				"as a delivery of the other; give each source a secret of its own", other, name)
 		}
 	}
 	s.named[name] = checked
@@ -210,7 +196,7 @@ func (s *Sources) add(name string, config *sourceConfig) error {
 	return nil
 }
 
-// Entry returns the name of the entry that holds for a source: its own, or else "*", which is no source's name.
+// Entry returns the name of the entry that applies to a source: its own, or "*", which cannot be the name of a source.
 func (s *Sources) Entry(source string) string {
 	if s.named[source] != nil {
 		return source
@@ -218,7 +204,7 @@ func (s *Sources) Entry(source string) string {
 	return otherSources
 }
 
-// ProductPolicies returns what holds for each entry, and for "*" whether there is one or not.
+// ProductPolicies returns the policy of each entry, and one for "*" in any case.
 func (s *Sources) ProductPolicies() map[string]ProductPolicy {
 	policies := map[string]ProductPolicy{otherSources: {}}
 	for name, source := range s.named {
@@ -245,44 +231,20 @@ func (s *Sources) label(name string) string {
 
 func (c sourceConfig) check() (*source, error) {
 	s := newSource()
-	if slices.Contains(c.BearerTokens, "") {
-		return nil, errors.New("a bearer token is empty")
-	}
-	for _, token := range c.BearerTokens {
-		if len(token) < minSecret {
-			return nil, fmt.Errorf("a bearer token is too short: it must have at least %d characters, "+
-				"so that nobody guesses it", minSecret)
-		}
-		s.tokens = append(s.tokens, sha256.Sum256([]byte(token)))
-	}
-	for _, user := range c.BasicUsers {
-		if user.Username == "" || user.Password == "" || strings.Contains(user.Username, ":") {
-			return nil, errors.New("a basic user needs a username without a colon, and a password")
-		}
-		if len(user.Password) < minSecret {
-			return nil, fmt.Errorf("the password of a basic user is too short: it must have at least %d characters, "+
-				"so that nobody guesses it", minSecret)
-		}
-		s.basics = append(s.basics, sha256.Sum256([]byte(user.Username+":"+user.Password)))
-	}
-	for _, secret := range c.WebhookSecrets {
-		encoded := strings.TrimPrefix(secret, "whsec_")
-		key, err := base64.StdEncoding.DecodeString(encoded)
-		if err != nil || len(encoded) < 24 {
-			return nil, errors.New("a webhook secret is \"whsec_\" and at least 24 characters of base64")
-		}
-		s.signatures = append(s.signatures, key)
+	var err error
+	if s.credentials, err = c.credentials(); err != nil {
+		return nil, err
 	}
 	s.products = ProductPolicy{c.NewProductsRate, c.NewProductsBurst, !s.open()}
 	switch {
 	case c.NewProductsRate != nil && (*c.NewProductsRate < 0 || *c.NewProductsRate > maxRate):
-		return nil, fmt.Errorf("new_products_rate must be 0 to %d a second; 0 is for no limit", maxRate)
+		return nil, fmt.Errorf("new_products_rate must be 0 to %d a second; 0 means no limit", maxRate)
 	case c.NewProductsBurst != nil && *c.NewProductsBurst < 1:
-		return nil, errors.New("new_products_burst must be at least 1; a new_products_rate of 0 is for no limit")
+		return nil, errors.New("new_products_burst must be at least 1; for no limit, set new_products_rate to 0")
 	case c.Rate < 0 || c.Burst < 0:
 		return nil, errors.New("rate and burst must not be negative")
 	case c.Rate > maxRate:
-		return nil, fmt.Errorf("rate must be at most %d a second; 0 is for no limit", maxRate)
+		return nil, fmt.Errorf("rate must be at most %d a second; 0 means no limit", maxRate)
 	case c.Rate == 0 && c.Burst > 0:
 		return nil, errors.New("a burst needs a rate")
 	case c.Rate > 0:
@@ -295,7 +257,7 @@ func (c sourceConfig) check() (*source, error) {
 	return s, nil
 }
 
-// find returns the entry of a source; nil for one that may not send.
+// find returns the entry of a source, or nil if the source may not send.
 func (s *Sources) find(name string) *source {
 	if named := s.named[name]; named != nil {
 		return named
@@ -303,118 +265,8 @@ func (s *Sources) find(name string) *source {
 	return s.other
 }
 
-// open reports whether the source takes tickets from everybody.
-func (s *source) open() bool {
-	return len(s.tokens) == 0 && len(s.basics) == 0 && len(s.signatures) == 0
-}
-
-// trust is how the sender of a request showed who it is.
-type trust int
-
-const (
-	nobody   trust = iota // the source asks for no credentials, so the sender may be anybody
-	byHeader              // by credentials in Authorization
-	bySigned              // by a signature of the body, webhook-id and webhook-timestamp
-)
-
-// expected is how a request has to show who sent it.
-func (s *source) expected(authorization string) trust {
-	if s.open() {
-		return nobody
-	}
-	if bearer, basic := schemeOf(authorization); bearer || basic {
-		return byHeader
-	}
-	return bySigned
-}
-
-// admits reports whether the headers of a request have one of the credentials that the source asks for, if it asks for any,
-// as far as that can be seen without the body: of a signature everything but that it is right.
-func (s *source) admits(h Headers, now time.Time) bool {
-	switch s.expected(h.Authorization) {
-	case byHeader:
-		_, credentials, _ := strings.Cut(h.Authorization, " ")
-		credentials = strings.TrimSpace(credentials)
-		if bearer, _ := schemeOf(h.Authorization); bearer {
-			return known(s.tokens, []byte(credentials))
-		}
-		pair, err := base64.StdEncoding.DecodeString(credentials)
-		return err == nil && known(s.basics, pair)
-	case bySigned:
-		if len(s.signatures) == 0 || h.WebhookID == "" || len(signaturesIn(h.WebhookSignature)) == 0 {
-			return false
-		}
-		seconds, err := strconv.ParseInt(h.WebhookTimestamp, 10, 64)
-		if err != nil {
-			return false
-		}
-		at := time.Unix(seconds, 0)
-		return now.Sub(at) <= SignatureTolerance && at.Sub(now) <= SignatureTolerance
-	case nobody:
-	}
-	return true
-}
-
-// signed reports whether the body and its headers have a signature of the source
-// (https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md). It takes no memory for the
-// body, as the module of Standard Webhooks does.
-func (s *source) signed(h Headers, body []byte) bool {
-	claimed := signaturesIn(h.WebhookSignature)
-	for _, key := range s.signatures {
-		mac := hmac.New(sha256.New, key)
-		for _, part := range []string{h.WebhookID, ".", h.WebhookTimestamp, "."} {
-			_, _ = io.WriteString(mac, part)
-		}
-		_, _ = mac.Write(body)
-		sum := mac.Sum(nil)
-		if slices.ContainsFunc(claimed, func(signature []byte) bool { return hmac.Equal(signature, sum) }) {
-			return true
-		}
-	}
-	return false
-}
-
-// signaturesIn returns the signatures of version 1 in a webhook-signature header.
-func signaturesIn(header string) (found [][]byte) {
-	for one := range strings.FieldsSeq(header) {
-		encoded, v1 := strings.CutPrefix(one, "v1,")
-		if signature, err := base64.StdEncoding.DecodeString(encoded); v1 && err == nil && len(signature) == sha256.Size {
-			found = append(found, signature)
-		}
-	}
-	return found
-}
-
-// schemeOf returns which of the known schemes an Authorization header has.
-func schemeOf(authorization string) (bearer, basic bool) {
-	if authorization == "" {
-		return false, false
-	}
-	scheme, _, _ := strings.Cut(authorization, " ")
-	return strings.EqualFold(scheme, "Bearer"), strings.EqualFold(scheme, "Basic")
-}
-
-func known(hashes [][sha256.Size]byte, secret []byte) bool {
-	hash := sha256.Sum256(secret)
-	found := 0
-	for i := range hashes {
-		found |= subtle.ConstantTimeCompare(hashes[i][:], hash[:])
-	}
-	return found == 1
-}
-
-// challenge tells a sender how to authenticate (RFC 9110, section 11.6.1).
-func (s *source) challenge() string {
-	switch {
-	case len(s.tokens) > 0:
-		return `Bearer realm="myticket"`
-	case len(s.basics) > 0:
-		return `Basic realm="myticket", charset="UTF-8"`
-	}
-	return `Signature realm="myticket"`
-}
-
-// wait takes a place in the source's rate, and returns 0, or else after how many seconds there will be one.
+// wait takes a place in the source's rate and returns 0. If there is no place, it returns after how many seconds there will be
+// one.
 func (s *source) wait() int {
 	if s.limiter == nil || s.limiter.Allow() {
 		return 0
@@ -422,7 +274,7 @@ func (s *source) wait() int {
 	return s.delay()
 }
 
-// over reports after how many seconds the source's rate has a place; 0 when it has one. It takes none.
+// over returns after how many seconds the source's rate will have a place; 0 if it has one now. It takes no place.
 func (s *source) over() int {
 	if s.limiter == nil || s.limiter.Tokens() >= 1 {
 		return 0

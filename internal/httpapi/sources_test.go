@@ -90,7 +90,7 @@ func TestReadSources_NeverShowsASecret(t *testing.T) {
 
 const secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
-// token is as short as one may be.
+// token has the minimum length.
 const token = "0123456789abcdef"
 
 // status returns the status of a ticket's answer.
@@ -186,7 +186,7 @@ func TestWebhook_SourcesInMetrics_AreThoseOfTheFile(t *testing.T) {
 	}
 }
 
-// A file without "*" was open to everybody who used a name that is not in it.
+// A file without "*" once was open to every sender that used a name that is not in it.
 func TestSource_ThatIsNotInTheFile_MayNotSend(t *testing.T) {
 	t.Parallel()
 	accepter := &keeper{}

@@ -13,16 +13,16 @@ import (
 	"myticket/internal/telemetry"
 )
 
-// serverSpan is what is said of a span when it begins. The rest is said only of those that are kept: most are not, and no
-// sampler that OTEL_TRACES_SAMPLER can name looks at it.
+// serverSpan holds the options of every span at its start. Attributes are set only on spans that are kept: most are not, and
+// no sampler that OTEL_TRACES_SAMPLER can name looks at attributes.
 var serverSpan = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindServer)}
 
-// startSpan begins the span of a request (https://opentelemetry.io/docs/specs/semconv/http/http-spans/). What senders choose
-// freely, such as the path, is left out: it would be of any number of values, and may be secret.
+// startSpan starts the span of a request (https://opentelemetry.io/docs/specs/semconv/http/http-spans/). Values that senders
+// choose freely, such as the path, are left out: there may be any number of them, and they may be secret.
 //
-// Of a sender that showed who it is, the span is below the sender's where that sent a traceparent, and its scheme is what the
-// proxy in front says. Anybody else could have every request traced that way, or hide in somebody's trace: there the
-// sender's span is only linked, if the request is traced anyway.
+// If the sender is authenticated and sent a traceparent, the new span is a child of the sender's span, and its scheme is what
+// the proxy in front says. Other senders could have every request traced that way, or add to the trace of another. So their
+// span is only linked, and only if the request is traced anyway.
 func (s *Server) startSpan(c *fiber.Ctx, sent string, trusted bool) trace.Span {
 	parent := context.Background()
 	if s.tracer == nil {
@@ -47,7 +47,7 @@ func (s *Server) startSpan(c *fiber.Ctx, sent string, trusted bool) trace.Span {
 	return span
 }
 
-// spanName is made of constants, for it is made for each request.
+// spanName returns a constant, so that no request allocates memory for it.
 func spanName(route string) string {
 	if route == defaultRoute {
 		return "POST " + defaultRoute
@@ -55,9 +55,9 @@ func spanName(route string) string {
 	return "POST " + sourceRoute
 }
 
-// traceparentOf is what is stored with a ticket: the request's own span if that is sampled, or else what the sender sent. Where
-// there are traces and the sender may be anybody, it is marked as not sampled: what is done with the ticket later would be
-// traced otherwise.
+// traceparentOf returns the traceparent to store with a ticket: that of the request's own span if it is sampled, otherwise what
+// the sender sent. If tracing is on and the sender is not authenticated, it is marked as not sampled. Otherwise the later work
+// on the ticket would be traced.
 func (s *Server) traceparentOf(span trace.Span, sent string, trusted bool) string {
 	switch {
 	case span.SpanContext().IsSampled():
@@ -68,7 +68,7 @@ func (s *Server) traceparentOf(span trace.Span, sent string, trusted bool) strin
 	return sent
 }
 
-// describe adds what became of the request.
+// describe adds the result of the request to its span.
 func describe(span trace.Span, r Response) {
 	if !span.IsRecording() {
 		return

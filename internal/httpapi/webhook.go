@@ -15,14 +15,14 @@ import (
 	"myticket/internal/ticket"
 )
 
-// Request is what matters of a request to the webhook. None of it shares memory with the connection's buffers.
+// Request is a request to the webhook, as far as it matters. It shares no memory with the connection's buffers.
 type Request struct {
 	Source  string // as in the path; empty for /ticket
 	Headers Headers
 	Body    []byte
 }
 
-// Headers are the request headers that the webhook looks at, as sent.
+// Headers are the request headers that the webhook uses, as sent.
 type Headers struct {
 	Authorization    string
 	ContentEncoding  string
@@ -33,7 +33,7 @@ type Headers struct {
 	WebhookSignature string
 	WebhookTimestamp string
 
-	// Repeated is the name of a header that must not come twice with two values, and did; empty for none.
+	// Repeated is the name of a header that was sent twice with two values and must not be; empty for none.
 	Repeated string
 }
 
@@ -45,10 +45,10 @@ type Response struct {
 	RetryAfter  int    // seconds; 0 for no header
 	Challenge   string // WWW-Authenticate; empty for no header
 
-	ID       uuid.UUID // of the ticket; zero where none is known
+	ID       uuid.UUID // of the ticket; zero if it has none
 	StoredBy string    // see intake.Receipt
 
-	Source  string // for metrics: one of few
+	Source  string // for metrics: one of few values
 	Outcome string // for metrics: the ticket's status in lower case, duplicate, or the code of the problem
 }
 
@@ -57,7 +57,7 @@ type Accepter interface {
 	Accept(d intake.Delivery) (intake.Receipt, error)
 }
 
-// Webhook answers the requests of senders. It knows nothing of HTTP's transport, so a test can call it.
+// Webhook answers the requests of senders. It does not depend on the transport, so a test can call it.
 type Webhook struct {
 	accepter Accepter
 	sources  *Sources
@@ -70,7 +70,7 @@ func NewWebhook(accepter Accepter, sources *Sources, maxBody int, logger *slog.L
 	return &Webhook{accepter: accepter, sources: sources, maxBody: maxBody, logger: logger}
 }
 
-// What senders are asked to wait before they send again, in seconds.
+// How long senders are asked to wait before they send again (Retry-After), in seconds.
 const (
 	retryOverloaded  = 1
 	retryDraining    = 1
@@ -78,7 +78,7 @@ const (
 	retryWrong       = 5
 )
 
-// Ticket answers a POST to /ticket or /ticket/{source} whose body is there already.
+// Ticket answers a POST to /ticket or /ticket/{source} whose body has been read.
 func (w *Webhook) Ticket(r Request) Response {
 	if r.Source == "" {
 		r.Source = ticket.DefaultSource
@@ -93,7 +93,7 @@ func (w *Webhook) Ticket(r Request) Response {
 	return w.answered(r, response)
 }
 
-// answered adds to a response what is counted, and logs it.
+// answered adds the source for the metrics to a response, and logs it.
 func (w *Webhook) answered(r Request, response Response) Response {
 	response.Source = w.sources.label(r.Source)
 	if w.logger.Enabled(context.Background(), slog.LevelDebug) {
@@ -103,7 +103,8 @@ func (w *Webhook) answered(r Request, response Response) Response {
 	return response
 }
 
-// logAttr is what the log says of a request. A name that is none of a source's may be anything, such as a secret.
+// logAttr returns what the log says of a request. It leaves out a source name that is not valid, because it may be anything,
+// such as a secret.
 func (r Request) logAttr(id uuid.UUID) slog.Attr {
 	t := ticket.Ticket{ID: id, Traceparent: traceparent(r.Headers.Traceparent)}
 	if validSource(r.Source) {
@@ -112,26 +113,27 @@ func (r Request) logAttr(id uuid.UUID) slog.Attr {
 	return t.LogAttr()
 }
 
-// Admit looks at everything that comes before the body, so that a body is given memory only when it will be looked at. It
-// returns the answer to a request whose body need not be read, or else true. A body of unknown length has length -1.
+// Admit checks everything that comes before the body, so that a body takes memory only if it will be used. It returns true, or
+// the answer to a request whose body need not be read. A body of unknown length has length -1.
 func (w *Webhook) Admit(name string, h Headers, length int) (Response, bool) {
 	if !validSource(name) {
 		return problem(http.StatusNotFound, "source_invalid",
-			"The name of a source has 1 to 63 of the characters a-z, 0-9 and -. The ticket was not stored."), false
+			"The name of a source has 1 to 63 of the characters a-z, 0-9 and -. The ticket was not stored; correct the URL."), false
 	}
 	source := w.sources.find(name)
 	if source == nil {
 		return problem(http.StatusForbidden, "source_unknown",
-			"This server takes tickets of the sources that it knows, and this is none of them. The ticket was not stored."), false
+			"The server accepts only tickets of sources that it knows, and it does not know this one. The ticket was not stored; "+
+				"correct the URL, or ask the operator to add the source."), false
 	}
 	if h.Repeated != "" {
 		return problem(http.StatusBadRequest, "header_repeated",
-			"The header "+h.Repeated+" is there twice, with two values. The ticket was not stored."), false
+			"The header "+h.Repeated+" was sent twice, with two values. The ticket was not stored; send the header once."), false
 	}
 	if !source.open() && !source.admits(h, w.sources.now()) {
 		return w.unauthorized(source, h), false
 	}
-	// Who is not known yet for sure takes no place in the rate, so that a stranger uses up nobody's.
+	// A signature is not verified yet. Such a request uses up no rate, so that others cannot use up the rate of the source.
 	wait := source.over
 	if source.expected(h.Authorization) != bySigned {
 		wait = source.wait
@@ -142,7 +144,7 @@ func (w *Webhook) Admit(name string, h Headers, length int) (Response, bool) {
 	switch {
 	case h.ContentEncoding != "" && !strings.EqualFold(h.ContentEncoding, "identity"):
 		return problem(http.StatusUnsupportedMediaType, "content_encoding",
-			"Tickets are taken as they are, without a Content-Encoding. The ticket was not stored."), false
+			"The body has a Content-Encoding, which the server does not take. The ticket was not stored; send it without."), false
 	case length == 0:
 		return bodyEmpty(), false
 	case length > w.maxBody:
@@ -157,7 +159,7 @@ func bodyEmpty() Response {
 
 func rateLimited(seconds int) Response {
 	return retryLater(http.StatusTooManyRequests, "rate_limited", seconds,
-		"The source sends faster than it may. The ticket was not stored; send it again later.")
+		"The source sends more tickets a second than it may. The ticket was not stored; send it again later.")
 }
 
 func requestTimeout() Response {
@@ -165,27 +167,28 @@ func requestTimeout() Response {
 		"The request did not arrive in time. Nothing was stored; send it again.")
 }
 
-// unauthorized answers no credentials, and wrong ones as long as there are not too many of them.
+// unauthorized answers a request without credentials or with wrong ones. Too many requests with wrong ones are answered 429.
 func (w *Webhook) unauthorized(s *source, h Headers) Response {
 	given := h.Authorization != "" || h.WebhookSignature != ""
 	if given && (!s.wrong.Allow() || !w.sources.wrong.Allow()) {
 		return retryLater(http.StatusTooManyRequests, "wrong_credentials", retryWrong,
-			"Too many requests with wrong credentials. The ticket was not stored; send it with those of the source.")
+			"Too many requests have wrong credentials. The ticket was not stored; send it with the credentials of the source.")
 	}
 	refused := problem(http.StatusUnauthorized, "unauthorized",
-		"This source asks for credentials, and the request has none that it knows. The ticket was not stored.")
+		"The source needs credentials, and the request has none or wrong ones. The ticket was not stored; send it with the "+
+			"credentials of the source.")
 	refused.Challenge = s.challenge()
 	return refused
 }
 
-// verify looks at what could not be seen before the body was there, and returns the request as it is to be stored, and how
-// its sender showed who it is. Otherwise it returns the answer, and false.
+// verify checks what needs the body. It returns the request to store, how its sender was authenticated, and true. If a check
+// fails, it returns the answer and false.
 func (w *Webhook) verify(r Request) (Request, trust, Response, bool) {
 	source := w.sources.find(r.Source)
 	trusted := source.expected(r.Headers.Authorization)
 	switch {
 	case trusted == bySigned && !source.signed(r.Headers, r.Body):
-		return r, nobody, w.unauthorized(source, r.Headers), false
+		return r, unauthenticated, w.unauthorized(source, r.Headers), false
 	case len(r.Body) == 0:
 		return r, trusted, bodyEmpty(), false
 	case len(r.Body) > w.maxBody:
@@ -195,14 +198,14 @@ func (w *Webhook) verify(r Request) (Request, trust, Response, bool) {
 		if seconds := source.wait(); seconds > 0 {
 			return r, trusted, rateLimited(seconds), false
 		}
-		// Only what is signed counts: with another key, whoever captured the request could send it again as a new ticket,
-		// or take the key of one that is to come.
+		// The signature does not cover the header. With another key, an attacker who captured the request could send it again
+		// as a new ticket, or use the key of a future ticket.
 		r.Headers.IdempotencyKey = ""
 	}
 	return r, trusted, Response{}, true
 }
 
-// store hands the ticket of a request that was verified on.
+// store hands the ticket of a verified request to the accepter.
 func (w *Webhook) store(r Request) Response {
 	receipt, err := w.accepter.Accept(intake.Delivery{
 		Source: r.Source, Body: r.Body,
@@ -223,7 +226,7 @@ func (w *Webhook) store(r Request) Response {
 	return response
 }
 
-// The outcomes of a request whose ticket was stored by it.
+// The outcomes of a request that stored its ticket.
 const (
 	outcomeTreated = "treated"
 	outcomeError   = "error"
@@ -247,7 +250,7 @@ func outcome(r intake.Receipt) string {
 
 func (w *Webhook) tooLarge() Response {
 	return problem(http.StatusRequestEntityTooLarge, "body_too_large",
-		"A ticket may have at most "+strconv.Itoa(w.maxBody)+" bytes. The ticket was not stored.")
+		"The ticket has more than the limit of "+strconv.Itoa(w.maxBody)+" bytes. It was not stored.")
 }
 
 func (w *Webhook) failed(r Request, err error) Response {
@@ -258,24 +261,24 @@ func (w *Webhook) failed(r Request, err error) Response {
 				"send it with a key of its own.")
 	case errors.Is(err, intake.ErrOverloaded):
 		return retryLater(http.StatusServiceUnavailable, "overloaded", retryOverloaded,
-			"Too many tickets are waiting to be stored. This one was not stored; send it again.")
+			"Too many tickets wait to be stored. This ticket was not stored; send it again.")
 	case errors.Is(err, intake.ErrSpoolFull):
 		return retryLater(http.StatusServiceUnavailable, "spool_full", retryUnavailable,
-			"The database does not take tickets in time, and the spool is full. This one was not stored; send it again.")
+			"The database does not take tickets in time, and the spool is full. This ticket was not stored; send it again.")
 	case errors.Is(err, intake.ErrDraining):
 		return retryLater(http.StatusServiceUnavailable, "draining", retryDraining,
 			"This server is shutting down. The ticket was not stored; send it again.")
 	case errors.Is(err, intake.ErrUnavailable):
 		return retryLater(http.StatusServiceUnavailable, "database_unavailable", retryUnavailable,
-			"Neither the database nor the disk has confirmed the ticket, so it is not known to be stored; send it again. "+
-				"With an Idempotency-Key it is stored once even if it was.")
+			"Neither the database nor the disk has confirmed the ticket, so it is not known to be stored. Send it again. "+
+				"With the same Idempotency-Key it is stored only once.")
 	}
 	w.logger.With(r.logAttr(uuid.Nil)).Error("a ticket could not be accepted; its sender is asked to send it again", "error", err)
 	return retryLater(http.StatusServiceUnavailable, "internal_error", retryUnavailable,
-		"Something went wrong here. The ticket is not known to be stored; send it again.")
+		"An internal error occurred. The ticket is not known to be stored; send it again.")
 }
 
-// appendReceipt appends {"id":"…","status":"…"}, with "problems" and "duplicate" where there are any.
+// appendReceipt appends {"id":"…","status":"…"}, with "problems" and "duplicate" if there are any.
 func appendReceipt(b []byte, r intake.Receipt) []byte {
 	if b == nil {
 		b = make([]byte, 0, 80)
@@ -309,7 +312,7 @@ func validSource(name string) bool {
 	return true
 }
 
-// traceparent returns a W3C trace context of version 00, and nothing when it is not one
+// traceparent returns a W3C trace context of version 00, or "" if s is not one
 // (https://www.w3.org/TR/trace-context/#traceparent-header).
 func traceparent(s string) string {
 	if len(s) != traceparentLength || s[:3] != "00-" || s[35] != '-' || s[52] != '-' {
@@ -333,13 +336,13 @@ func isHex(s string) bool {
 	return true
 }
 
-// maxKey is the longest idempotency key that is kept as it is, in bytes.
+// maxKey is the longest idempotency key that is stored as it is, in bytes.
 const maxKey = 255
 
 // idempotencyKey returns the key of a delivery, from Idempotency-Key
 // (https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/), or else from webhook-id
-// (https://www.standardwebhooks.com). The draft's quotes around the key are optional. A key that is too long or not plain
-// text is replaced by its hash, because a strange key is no reason to lose a ticket.
+// (https://www.standardwebhooks.com). The draft's quotes around the key are optional. A key that is too long, or not printable
+// ASCII, is replaced by its hash, because a ticket must not be lost for its key.
 func idempotencyKey(h Headers) string {
 	key := h.IdempotencyKey
 	if n := len(key); n >= 2 && key[0] == '"' && key[n-1] == '"' {

@@ -43,7 +43,7 @@ func newWebhook(accepter httpapi.Accepter, sources *httpapi.Sources) *httpapi.We
 	return httpapi.NewWebhook(accepter, sources, maxBody, slog.New(slog.DiscardHandler))
 }
 
-// delivered returns what the webhook makes of a request that it takes.
+// delivered returns the delivery that the webhook makes of a request.
 func delivered(t *testing.T, r httpapi.Request) intake.Delivery {
 	t.Helper()
 	accepter := &keeper{}

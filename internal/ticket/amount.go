@@ -7,34 +7,34 @@ import (
 	"strings"
 )
 
-// Amount is a decimal amount of money with the scale it was written with (2 and 2.00 are equal in value and both
-// kept as written). The zero Amount is "not read", which is not the same as 0. Never a float.
+// Amount is a decimal amount of money, with the scale that it was written with: 2 and 2.00 are equal in value, and each is kept
+// as written. The zero Amount means "not read", which is not the same as 0. It is never a float.
 type Amount struct {
 	units int64 // the digits without the decimal point
-	scale uint8 // how many of them are behind the point
+	scale uint8 // how many of them are after the point
 	set   bool
 }
 
-// Limits of an amount: what does not fit is absurd for a till, and a problem.
+// Limits of an amount. A larger one is a problem, because no till writes it.
 const (
 	MaxAmountDigits = 12 // before the decimal point
-	MaxAmountScale  = 6  // behind it
+	MaxAmountScale  = 6  // after it
 )
 
 // ErrAmount is returned for text that is not an amount.
 var ErrAmount = errors.New("not an amount")
 
-// The reasons that ErrAmount may have besides. They are made once, because a ticket may have a bad price on each line.
+// Errors that wrap ErrAmount with a reason. They are made once, because a ticket may have a bad price on each line.
 var (
-	errAmbiguous = fmt.Errorf("%w that can be told: the comma may stand for decimals or for thousands", ErrAmount)
-	errAbsurd    = fmt.Errorf("%w of a till: it has more than %d digits before or %d behind the decimal sign",
+	errAmbiguous = fmt.Errorf("%w: it is unclear whether the comma separates decimals or thousands", ErrAmount)
+	errAbsurd    = fmt.Errorf("%w: it has more than %d digits before or %d after the decimal sign",
 		ErrAmount, MaxAmountDigits, MaxAmountScale)
 )
 
-// IsSet tells whether the amount was read at all.
+// IsSet reports whether the amount was read.
 func (a Amount) IsSet() bool { return a.set }
 
-// AppendText appends the amount in plain decimal form (-3.10), and nothing when it is not set.
+// AppendText appends the amount in plain decimal form (-3.10), or nothing if it is not set.
 func (a Amount) AppendText(b []byte) []byte {
 	if !a.set {
 		return b
@@ -60,15 +60,15 @@ func (a Amount) AppendText(b []byte) []byte {
 	return strconv.AppendUint(b, frac, 10)
 }
 
-// String returns the amount in plain decimal form, and "" when it is not set.
+// String returns the amount in plain decimal form, or "" if it is not set.
 func (a Amount) String() string { return string(a.AppendText(nil)) }
 
-// Equal tells whether two amounts have the same value, whatever their scales; two that are not set are equal.
+// Equal reports whether two amounts have the same value. Their scales may differ. Two amounts that are not set are equal.
 func (a Amount) Equal(b Amount) bool {
 	if a.set != b.set {
 		return false
 	}
-	// At most 12 digits before the point and 6 behind it: neither overflows at the larger scale.
+	// With at most 12 digits before the point and 6 after it, neither overflows at the larger scale.
 	for ; a.scale < b.scale; a.scale++ {
 		a.units *= 10
 	}
@@ -78,11 +78,11 @@ func (a Amount) Equal(b Amount) bool {
 	return a.units == b.units
 }
 
-// ParseAmount reads an amount: an optional sign, digits, and a decimal point or comma with digits on both sides. A single
-// comma with three digits behind it could also separate thousands, so it is refused; a point could not, for tickets use
-// it for decimals. Groups of three digits may be separated by spaces, or by whichever of point and comma is not the
-// decimal one. Everything else is an error that wraps ErrAmount: an empty text, NaN, exponents, currencies, more than
-// MaxAmountDigits before or MaxAmountScale digits behind the decimal sign.
+// ParseAmount reads an amount: an optional sign, digits, and a decimal point or comma with digits on both sides. A single comma
+// with three digits after it is refused, because it could also separate thousands. A point in that place is accepted, because
+// tickets use it for decimals. Groups of three digits may be separated by spaces, or by the one of point and comma that is not
+// the decimal sign. All else is an error that wraps ErrAmount: an empty text, NaN, exponents, currencies, more than
+// MaxAmountDigits digits before or MaxAmountScale digits after the decimal sign.
 func ParseAmount(s string) (Amount, error) {
 	if a, ok := parsePlain(s); ok {
 		return a, nil
@@ -115,8 +115,8 @@ func ParseAmount(s string) (Amount, error) {
 	return a, nil
 }
 
-// parsePlain reads the forms that nearly all amounts have: 2 and 14.90. What it does not read may be an amount
-// nevertheless. Without it, an amount costs three times as much (BenchmarkParseAmount).
+// parsePlain reads the most common forms: 2 and 14.90. A text that it does not read may still be an amount. Without it, reading
+// an amount takes three times as long (BenchmarkParseAmount).
 func parsePlain(s string) (Amount, bool) {
 	if len(s) > MaxAmountDigits+len(".")+MaxAmountScale {
 		return Amount{}, false
@@ -139,7 +139,7 @@ func parsePlain(s string) (Amount, bool) {
 	return Amount{units: units, scale: uint8(scale), set: true}, true
 }
 
-// splitAmount returns what stands before and behind the decimal sign, without the signs between groups.
+// splitAmount returns the digits before and after the decimal sign, without the signs between groups.
 func splitAmount(s string) (whole, fraction string, err error) {
 	points, commas := strings.Count(s, "."), strings.Count(s, ",")
 	whole = s
@@ -191,7 +191,7 @@ func splitAmount(s string) (whole, fraction string, err error) {
 	return whole, fraction, nil
 }
 
-// joinGroups takes the signs between groups of three digits away.
+// joinGroups removes the signs between groups of three digits.
 func joinGroups(s, sign string) (string, error) {
 	if len(s) > 2*MaxAmountDigits {
 		return "", ErrAmount

@@ -4,5 +4,5 @@ package ticket
 
 import "time"
 
-// Now is the clock that ids, and with them partitions, go by. Only the build tag chaosclock has another one.
+// Now is the clock of ids, and so of partitions. The build tag chaosclock replaces it.
 func Now() time.Time { return time.Now() }

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Now is a clock that is wrong by what the file named by CHAOS_CLOCK says, such as 50h or -50h, so that `make chaos` can show
-// what that does. The file is read each time, because clocks are corrected while a server runs.
+// Now is a clock that is wrong by the duration in the file that CHAOS_CLOCK names, such as 50h or -50h, so that `make chaos` can
+// show the effect. The file is read each time, because a clock may be corrected while a server runs.
 func Now() time.Time {
 	text, err := os.ReadFile(os.Getenv("CHAOS_CLOCK"))
 	if err != nil {

@@ -5,15 +5,15 @@ import (
 	"unsafe"
 )
 
-// size is what reading an Order took. The parser counts while it reads, so that nobody has to walk through all the texts
-// of a ticket to learn what it takes.
+// size is the memory that an Order takes. The parser counts it while it reads, so that Cost need not look at all texts of a
+// ticket.
 type size struct {
-	text    int // bytes of memory that the Order's texts are parts of, or copies from
+	text    int // bytes of the memory that the Order's texts share, and of their copies
 	texts   int // bytes of the texts of the lines' products
-	escapes int // bytes that JSON takes besides, for those texts and for Extra
+	escapes int // additional bytes of JSON for those texts and for Extra
 }
 
-// What is around texts as they are stored and sent, in bytes.
+// Additional bytes around texts, as they are stored and sent.
 const (
 	// A line as JSON: {"product":"","product_id":"","price":}, and an amount, which has at most 20 characters.
 	lineJSON = 40 + MaxAmountDigits + MaxAmountScale + len("-.")
@@ -23,12 +23,12 @@ const (
 	problemJSON = 36 + 20
 	// A product's parameters: the length of each (int4), its price, the ticket's id, three times, and a bool.
 	productParams = 8*4 + 21 + 16 + 3*8 + 1
-	// The ticket itself, its entry in a batch, and those of its parameters whose length does not vary.
+	// The ticket itself, its entry in a batch, and those of its parameters that have a fixed length.
 	ticketCost = 896
 )
 
-// StoredBytes returns how many bytes of JSON the product lines and the unknown header records of an Order become at most. The
-// Order must be one that Parse returned. What the unknown columns hold is stored in the body alone.
+// StoredBytes returns the most bytes of JSON that the product lines and the unknown header records of an Order become. The Order
+// must be one that Parse returned. The values of unknown columns are stored only in the body.
 func (o *Order) StoredBytes() int {
 	n := lineJSON*len(o.Lines) + o.size.texts + o.size.escapes + len("[][]")
 	for i := range o.Extra {
@@ -37,15 +37,15 @@ func (o *Order) StoredBytes() int {
 	return n
 }
 
-// Cost returns how many bytes a ticket takes on its way into a store, never less than it does: the memory of its body and of
-// what Parse read from it, the parameters of its INSERT, and those of its products. Whatever bounds tickets in bytes (a
-// batch, what waits, a drain) counts this, because a short body may become a long row. It takes no time to speak of: at most
-// that of looking at each problem, and at each header record that MyTicket does not know.
+// Cost returns an upper bound of the bytes that a ticket takes until it is stored: the memory of its body and of what Parse read
+// from it, the parameters of its INSERT, and those of its products. All limits of tickets in bytes (of a batch, of what waits,
+// of a drain) use this, because a short body may become a long row. It is fast: it looks only at each problem and at each
+// header record that MyTicket does not know.
 func (t *Ticket) Cost() int {
 	o := &t.Order
 	n := ticketCost + 2*(len(t.Body)+len(t.Source)+len(t.ContentType)+len(t.Traceparent)+len(o.Number)) + o.size.text
 	n += o.StoredBytes() + int(unsafe.Sizeof(Field{}))*cap(o.Extra)
-	// The lines' unknown columns share pieces of memory, of which the last need not be full.
+	// The lines' unknown columns share pieces of memory, and the last piece may not be full.
 	cells := len(o.Columns)*(len(o.Lines)+1) + min(len(o.Columns)*cap(o.Lines), chunkOfCells)
 	n += int(unsafe.Sizeof(Line{}))*cap(o.Lines) + int(unsafe.Sizeof(""))*cells
 	n += productParams*len(o.Lines) + o.size.texts
@@ -57,7 +57,7 @@ func (t *Ticket) Cost() int {
 	return n
 }
 
-// withoutLines returns the Order without its lines, and without the memory of the text that it was read from.
+// withoutLines returns a copy of the Order without its lines. The copy shares no memory with the text that was read.
 func (o *Order) withoutLines() Order {
 	short := Order{Number: strings.Clone(o.Number), VAT: o.VAT, Total: o.Total}
 	short.size.text = len(short.Number)
@@ -69,8 +69,8 @@ func (o *Order) withoutLines() Order {
 	return short
 }
 
-// escapes returns how many bytes a JSON string takes besides those of its text, without the quotes around it: a control
-// character becomes six, a quote and a backslash two (RFC 8259, section 7).
+// escapes returns how many bytes a JSON string takes more than its text, without the quotes around it: a control character
+// becomes six bytes, a quote and a backslash two (RFC 8259, section 7).
 func escapes(s string) int {
 	n := 0
 	for i := range len(s) {
@@ -79,7 +79,7 @@ func escapes(s string) int {
 	return n
 }
 
-// escaped is how many bytes of JSON a byte takes besides its own.
+// escaped is how many bytes of JSON a byte takes more than itself.
 var escaped = func() (table [256]uint8) {
 	for c := range 0x20 {
 		table[c] = 5

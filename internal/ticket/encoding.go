@@ -11,8 +11,8 @@ import (
 	"golang.org/x/text/encoding/unicode"
 )
 
-// decode returns the text of a body: UTF-8, without its byte order mark; UTF-16, where a byte order mark says so; and
-// Windows-1252, which holds all of Latin-1's characters, for what is no valid UTF-8. Every body has a text.
+// decode returns the text of a body. A body is UTF-8, with or without a byte order mark, or UTF-16 with a byte order mark. Any
+// other body is read as Windows-1252, which has all of Latin-1's characters. So every body has a text.
 func decode(body []byte) string {
 	if len(body) >= 2 && (body[0] == 0xff && body[1] == 0xfe || body[0] == 0xfe && body[1] == 0xff) {
 		return transcode(unicode.UTF16(unicode.LittleEndian, unicode.UseBOM).NewDecoder(), body)
@@ -24,8 +24,8 @@ func decode(body []byte) string {
 	return transcode(charmap.Windows1252.NewDecoder(), body)
 }
 
-// transcode goes through the body twice, to count first: a text may be three times as long as its body, and Decoder.Bytes
-// makes several copies of it that are longer still.
+// transcode decodes the body twice, first to count: a text may be three times as long as its body, and Decoder.Bytes makes
+// several copies that are even longer.
 func transcode(decoder *encoding.Decoder, body []byte) string {
 	size := 0
 	eachPiece(decoder, body, func(piece []byte) { size += len(piece) })
@@ -35,8 +35,8 @@ func transcode(decoder *encoding.Decoder, body []byte) string {
 	return text.String()
 }
 
-// eachPiece decodes piece by piece. The decoders of this file make a character of whatever they meet, so a full piece is
-// the only thing that stops them.
+// eachPiece decodes piece by piece. The decoders of this file turn any bytes into characters, so they stop only at a full
+// piece.
 func eachPiece(decoder *encoding.Decoder, body []byte, yield func([]byte)) {
 	piece := make([]byte, 256)
 	decoder.Reset()
@@ -64,8 +64,8 @@ func trim(s string) string {
 	return s
 }
 
-// quote is a text as a problem shows it: in quotes, cut after 40 characters, with what is not printable escaped. It is
-// made only for the problems that are listed.
+// quote is a text as a problem shows it: in quotes, cut after 40 characters, with characters that are not printable escaped. Its
+// String is called only for problems that are listed.
 type quote string
 
 func (q quote) String() string {

@@ -1,6 +1,6 @@
 package ticket
 
-// Content returns the Order without what it took to read it: two texts may say the same.
+// Content returns the Order without its size, because two texts of different size may say the same.
 func (o *Order) Content() Order {
 	content := *o
 	content.size = size{}

@@ -9,11 +9,11 @@ import (
 	"github.com/google/uuid"
 )
 
-// process makes the ids of this process: one generator, so that all of them are ordered.
+// process makes the ids of this process. There is one generator, so that all ids are ordered.
 var process = IDs{Now: Now}
 
-// NewID returns a new UUIDv7 and the time inside it, to the millisecond. A ticket's identity carries its time so that
-// the identity alone tells which partition holds the ticket. It fails only when the system's random source does.
+// NewID returns a new UUIDv7 and the time inside it, to the millisecond. A ticket's id contains its time, so that the id alone
+// says which partition holds the ticket. NewID fails only if the system's random source fails.
 func NewID() (uuid.UUID, time.Time, error) { return process.New() }
 
 // IDTime returns the time inside a UUIDv7: its first 48 bits, Unix milliseconds (RFC 9562, section 5.7), in UTC.
@@ -22,18 +22,18 @@ func IDTime(id uuid.UUID) time.Time {
 	return time.UnixMilli(ms).UTC()
 }
 
-// IDs makes UUIDv7s (RFC 9562, section 5.7). Each is greater than the one before, also while the clock stands still or goes
-// back by less than a second. It follows a clock that is set back by more: uuid.NewV7 would go on with the time that was
-// wrong until that is over, and whatever is judged by ids or their times (partitions, retention, the newest ticket of a
-// product) would be wrong with it. The zero value is ready for use, by any number of goroutines.
+// IDs makes UUIDv7s (RFC 9562, section 5.7). Each is greater than the one before, also if the clock stands still or goes back by
+// less than a second. If the clock is set back by more, the ids follow it. uuid.NewV7 would keep the wrong time until the clock
+// has caught up, and all that depends on ids or their times (partitions, retention, the newest ticket of a product) would be
+// wrong too. The zero value is ready for use, by any number of goroutines.
 type IDs struct {
 	Now func() time.Time // Defaults to time.Now.
 
-	mu   sync.Mutex
-	last int64 // the first 60 bits of the last id without its version: milliseconds, and 1/4096 of these
+	mu   sync.Mutex // guards last
+	last int64      // the first 60 bits of the last id without its version: milliseconds, and 1/4096 of these
 }
 
-// The place of a millisecond in what leads an id, and how far the clock may go back without being followed.
+// The bits of an id's lead after its milliseconds, and how far the clock may go back without being followed.
 const (
 	fractionBits  = 12
 	followedAfter = 1000 << fractionBits
@@ -53,8 +53,8 @@ func (g *IDs) New() (uuid.UUID, time.Time, error) {
 	return id, time.UnixMilli(ms).UTC(), nil
 }
 
-// lead returns what the next id begins with: the time, as precise as 12 bits more than a millisecond can tell (section 6.2,
-// method 3), or one more than the last.
+// lead returns the first bits of the next id: the time, in milliseconds and 12 bits of a fraction (section 6.2, method 3), or one
+// more than the last lead.
 func (g *IDs) lead() int64 {
 	now := time.Now
 	if g.Now != nil {
@@ -62,7 +62,7 @@ func (g *IDs) lead() int64 {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	nanoseconds := now().UnixNano() // under the lock, so that a goroutine that was held up does not look like a clock that went back
+	nanoseconds := now().UnixNano() // under the lock: otherwise a delayed goroutine would look like a clock that went back
 	const millisecond = int64(time.Millisecond)
 	lead := nanoseconds/millisecond<<fractionBits | nanoseconds%millisecond<<fractionBits/millisecond
 	if behind := g.last - lead; behind >= 0 && behind < followedAfter {

@@ -13,7 +13,7 @@ import (
 	"myticket/internal/ticket"
 )
 
-// clock is one that a test sets.
+// clock is a clock that a test sets.
 type clock struct{ now time.Time }
 
 func newID(t *testing.T, ids *ticket.IDs) uuid.UUID {
@@ -56,7 +56,7 @@ func TestIDs_Grow_WhileTheClockStandsOrGoesBackALittle(t *testing.T) {
 	require.Equal(t, c.now, ticket.IDTime(newID(t, ids)), "the clock has caught up")
 }
 
-// A clock that was an hour ahead, and was corrected: what comes now must not have a time of the future.
+// A clock was an hour ahead and is corrected: new ids must not have a time in the future.
 func TestIDs_FollowAClockThatWasCorrected(t *testing.T) {
 	t.Parallel()
 	c := clock{time.Date(2026, 11, 24, 13, 0, 0, 0, time.UTC)}

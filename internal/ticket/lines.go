@@ -6,22 +6,22 @@ import (
 	"strings"
 )
 
-// columns says what the fields of a product line are.
+// columns says what each field of a product line is.
 type columns struct {
 	separator              byte
 	names                  []string // as written
 	count                  int      // of all columns; names holds at most MaxFields
-	name, productID, price int      // places of the known ones; -1 for none
-	twice                  int      // place of a known one that was named before; 0 for none
-	copied                 int      // bytes of the names that are no part of the text
+	name, productID, price int      // indexes of the known columns; -1 for none
+	twice                  int      // index of a known column that was named before; 0 for none
+	copied                 int      // bytes of names that are copies, and not parts of the text
 }
 
-// knownColumns is how many columns MyTicket knows.
+// knownColumns is the number of columns that MyTicket knows.
 const knownColumns = 3
 
 func (c *columns) known(i int) bool { return i == c.name || i == c.productID || i == c.price }
 
-// findColumns reads a line as the one that names the columns. It tells whether the line names all that are needed.
+// findColumns reads a line as the one that names the columns. It reports whether the line names all that are needed.
 func (p *parser) findColumns(line string) (columns, bool) {
 	for _, separator := range [...]byte{',', ';', '\t'} {
 		first := strings.IndexByte(line, separator)
@@ -65,7 +65,7 @@ func readColumns(line string, separator byte, names []string) columns {
 	return c
 }
 
-// checkColumns notes what makes a list of columns useless, and tells whether product lines can be read by it.
+// checkColumns reports whether product lines can be read with a list of columns, and notes a problem if not.
 func (p *parser) checkColumns(c columns) bool {
 	line := p.line
 	switch {
@@ -90,11 +90,11 @@ func (p *parser) checkColumns(c columns) bool {
 func (p *parser) columnsMissing(line string) {
 	number := p.line
 	p.problemf(number, ProblemColumnsMissing,
-		"the columns of the product list should be named here, at least product, product_id and price, and there is %s; %s",
+		"this line must name the columns of the product list, at least product, product_id and price, and it is %s; %s",
 		quote(trim(line)), p.notRead())
 }
 
-// notRead says which lines are not read because of the one before them.
+// notRead skips the rest of the text, and says which lines were not read.
 func (p *parser) notRead() string {
 	from := p.line + 1
 	for {
@@ -140,7 +140,7 @@ func (p *parser) products(c columns) {
 		}
 		if r.count != c.count {
 			if p.listing() {
-				p.problemf(number, ProblemFieldsCount, "the line has %d fields and the product list %d columns; "+
+				p.problemf(number, ProblemFieldsCount, "the line has %d fields, and the product list has %d columns; "+
 					"a text that contains the separator %q must be in quotes", r.count, c.count, string(rune(c.separator)))
 			}
 			continue
@@ -157,20 +157,20 @@ func (p *parser) products(c columns) {
 	switch read := p.order.Lines; {
 	case len(read) == 0:
 		p.order.Lines, p.order.Columns = nil, nil
-	case len(read) < cap(read)/2: // blank lines, or such that could not be read
+	case len(read) < cap(read)/2: // many lines were blank, or could not be read
 		p.order.Lines = append(make([]Line, 0, len(read)), read...)
 	}
 }
 
-// mostLines is how many product lines a text can hold, so that their slice is made once: no more than it has line ends,
-// none is shorter than "a,b,1\n", and at most MaxLines are kept.
+// mostLines returns an upper bound of the product lines in a text, so that their slice is made once. It follows from the number
+// of line ends, from the shortest possible line "a,b,1\n", and from MaxLines.
 func mostLines(text string) int {
 	ends := max(strings.Count(text, "\n"), strings.Count(text, "\r"))
 	return min(ends+1, len(text)/len("a,b,1\n")+1, MaxLines)
 }
 
-// unknownColumns keeps the names of the columns that MyTicket does not know. Lines keep only their values: names that are
-// repeated on each line would make 200 MiB of a ticket of 1 MiB.
+// unknownColumns keeps the names of the columns that MyTicket does not know. Lines keep only their values, because with the
+// names on each line a ticket of 1 MiB could become 200 MiB.
 func (p *parser) unknownColumns(c *columns) {
 	if len(c.names) <= knownColumns {
 		return
@@ -184,7 +184,7 @@ func (p *parser) unknownColumns(c *columns) {
 	}
 }
 
-// tooManyLines and tooLarge note that the ticket is beyond a limit of what it may become, and report whether it is.
+// tooManyLines reports whether the product list has more lines or fields than the limits, and gives up if it has.
 func (p *parser) tooManyLines(number, lines, columns int) bool {
 	switch {
 	case lines > MaxLines:
@@ -198,22 +198,24 @@ func (p *parser) tooManyLines(number, lines, columns int) bool {
 	return true
 }
 
+// tooLarge reports whether what was read takes more than MaxStoredBytes, and gives up if it does.
 func (p *parser) tooLarge(number int) bool {
 	if p.order.StoredBytes() <= MaxStoredBytes {
 		return false
 	}
 	p.giveUp(number, ProblemTooLarge,
-		fmt.Sprintf("what was read up to here takes more than %d bytes as it is stored", MaxStoredBytes))
+		fmt.Sprintf("what was read up to this line takes more than %d bytes as it is stored", MaxStoredBytes))
 	return true
 }
 
-// giveUp keeps nothing of the product list, because a part of it would be taken for the whole. The caller reads no further.
+// giveUp notes a problem and discards the whole product list, because a part of it could be mistaken for the whole. The caller
+// must stop reading.
 func (p *parser) giveUp(number int, code, why string) {
-	if len(p.problems) == MaxProblems { // this one says why there are no lines, so it is listed in any case
+	if len(p.problems) == MaxProblems { // this problem says why there are no lines, so it is always listed
 		p.problems = p.problems[:MaxProblems-1]
 		p.unlisted++
 	}
-	p.problemf(number, code, "%s; no product of the ticket is kept, and nothing from here on was read", why)
+	p.problemf(number, code, "%s; no product of the ticket is kept, and nothing from this line on was read", why)
 	p.order = p.order.withoutLines()
 }
 
@@ -223,14 +225,14 @@ func (p *parser) badRecord(err error, start, number int) {
 	}
 	text := quote(p.text[start:min(len(p.text), start+200)])
 	if errors.Is(err, errUnterminated) {
-		p.problemf(number, ProblemQuoteUnterminated, "a quote that opens here is never closed, in %s; %s", text, p.notReadAfter(number))
+		p.problemf(number, ProblemQuoteUnterminated, "a quote opens here and is never closed, in %s; %s", text, p.notReadAfter(number))
 		return
 	}
-	p.problemf(number, ProblemQuoteInvalid, "after the closing quote of a field something else comes, in %s; "+
-		"a quote inside a quoted field is written twice", text)
+	p.problemf(number, ProblemQuoteInvalid, "there is text after the closing quote of a field, in %s; "+
+		"write a quote inside a quoted field twice", text)
 }
 
-// notReadAfter says which lines an open quote has swallowed.
+// notReadAfter says which lines were not read because of an open quote.
 func (p *parser) notReadAfter(number int) string {
 	if p.line <= number {
 		return "nothing comes after it"
@@ -276,11 +278,11 @@ func (p *parser) productLine(c columns, fields []string, number int) {
 	p.order.size.texts += len(line.Name) + len(line.ProductID)
 }
 
-// chunkOfCells is how many fields share one piece of memory at most.
+// chunkOfCells is the most fields that share one piece of memory.
 const chunkOfCells = 1024
 
-// cellsOfALine returns an empty slice with room for the unknown columns of one line. It is a part of a larger one that
-// several lines share: of as many as may come, and of at most chunkOfCells.
+// cellsOfALine returns an empty slice with room for the unknown columns of one line. It is part of a larger slice that several
+// lines share. The larger one has room for all lines that may come, but for at most chunkOfCells fields.
 func (p *parser) cellsOfALine() []string {
 	columns := len(p.order.Columns)
 	if cap(p.cells)-len(p.cells) < columns {
@@ -296,19 +298,19 @@ var (
 	errAfterQuote   = errors.New("text after the closing quote of a field")
 )
 
-// fieldReader reads one record of separated fields (RFC 4180, section 2), trimmed, from a place in a text. A quoted field
-// may hold separators, doubled quotes and line breaks, and may have spaces around it.
+// fieldReader reads one record of separated fields (RFC 4180, section 2) from a text, and trims the fields. A quoted field may
+// have separators, doubled quotes and line breaks in it, and spaces around it.
 type fieldReader struct {
 	text      string
 	at        int
 	separator byte
-	breaks    int // line ends inside of quoted fields
+	breaks    int // line ends inside quoted fields
 	count     int // fields of the record
-	copied    int // bytes of fields that are no part of the text
+	copied    int // bytes of fields that are copies, and not parts of the text
 }
 
-// record appends the fields of the record to dst, but none beyond MaxFields, which are counted only. It leaves at behind
-// the record's line end. After errAfterQuote it stands behind that line, after errUnterminated at the end of the text.
+// record appends the fields of the record to dst. Fields beyond MaxFields are only counted. Then r.at is after the record's line
+// end: after errAfterQuote, after the end of that line; after errUnterminated, at the end of the text.
 func (r *fieldReader) record(dst []string) ([]string, error) {
 	for {
 		field, err := r.field()
@@ -333,7 +335,7 @@ func (r *fieldReader) record(dst []string) ([]string, error) {
 	}
 }
 
-// field reads one field, and leaves at on what ends it: a separator, a line end, or the end of the text.
+// field reads one field. Then r.at is at the separator, line end or end of the text that ends the field.
 func (r *fieldReader) field() (string, error) {
 	start := r.at
 	for r.at < len(r.text) && r.text[r.at] == ' ' {
@@ -357,7 +359,7 @@ func (r *fieldReader) quoted() (string, error) {
 	for {
 		i := strings.IndexByte(r.text[r.at:], '"')
 		if i < 0 {
-			// The last line's end begins no other.
+			// After the end of the last line there is no other line.
 			r.countBreaks(strings.TrimSuffix(strings.TrimSuffix(r.text[start:], "\n"), "\r"))
 			r.at = len(r.text)
 			return "", errUnterminated

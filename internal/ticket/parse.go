@@ -6,17 +6,17 @@ import (
 	"unicode/utf8"
 )
 
-// ParserVersion is stored with each ticket that was read. Raise it when Parse understands what it did not before, or
-// otherwise: tickets that an older version marked ERROR can then be found and sent back.
+// ParserVersion is stored with each ticket that was read. Raise it when Parse understands more than before, or understands
+// something differently. Tickets that an older version marked ERROR can then be found and sent back.
 const ParserVersion = 2
 
-// Limits of what is read. What exceeds them is a problem, not cut.
+// Limits of what is read. A text beyond a limit is not cut: it is a problem.
 //
-// The first four bound what a ticket may become, however long a body may be: memory while it is read and stored, its row,
-// and the products that it names. Beyond one of them nothing of the product list is kept.
+// The first four bound what a ticket becomes, for any length of its body: memory while it is read and stored, its row, and the
+// products that it names. Beyond one of them, nothing of the product list is kept.
 const (
-	MaxTextBytes   = 16 << 20 // bytes of a body that is read at all
-	MaxLines       = 10_000   // lines of a product list, whether they can be read or not
+	MaxTextBytes   = 16 << 20 // bytes of a body that is read; a longer one is not
+	MaxLines       = 10_000   // lines of a product list, readable or not
 	MaxCells       = 100_000  // lines of a product list times its columns
 	MaxStoredBytes = 4 << 20  // bytes that product lines and unknown header records take as they are stored (StoredBytes)
 
@@ -26,27 +26,27 @@ const (
 	MaxFieldName       = 64   // characters of the name of an unknown header record or column
 	MaxFieldValue      = 1024 // characters of its value
 	MaxFields          = 100  // unknown header records of a ticket, and columns of its product list
-	MaxProblems        = 100  // problems that are listed; one more says how many there are besides
+	MaxProblems        = 100  // problems that are listed; one more says how many are not
 )
 
 // Codes of the problems that Parse finds.
 const (
-	ProblemEmpty             = "empty"              // nothing but blank lines
-	ProblemHeaderUnreadable  = "header_unreadable"  // a line that is no "Name: value"
+	ProblemEmpty             = "empty"              // only blank lines
+	ProblemHeaderUnreadable  = "header_unreadable"  // a line that is not of the form "Name: value"
 	ProblemHeaderConflict    = "header_conflict"    // a known record twice, with two values
 	ProblemOrderMissing      = "order_missing"      // no Order record
 	ProblemVATMissing        = "vat_missing"        // no VAT record
 	ProblemTotalMissing      = "total_missing"      // no Total record
-	ProblemAmountInvalid     = "amount_invalid"     // a price, VAT or total that is no amount
-	ProblemColumnsMissing    = "columns_missing"    // no line that names the columns, or not all of them
+	ProblemAmountInvalid     = "amount_invalid"     // a price, VAT or total that is not an amount
+	ProblemColumnsMissing    = "columns_missing"    // no line names the columns, or not all of them
 	ProblemColumnsConflict   = "columns_conflict"   // a column that is named twice
 	ProblemFieldsCount       = "fields_count"       // more or fewer fields than columns
 	ProblemFieldMissing      = "field_missing"      // a product line without a name or an id
 	ProblemQuoteUnterminated = "quote_unterminated" // a quoted field without an end
-	ProblemQuoteInvalid      = "quote_invalid"      // text behind the closing quote of a field
+	ProblemQuoteInvalid      = "quote_invalid"      // text after the closing quote of a field
 	ProblemNUL               = "nul_byte"           // a NUL byte, which Postgres' text cannot hold
 	ProblemTooLong           = "text_too_long"      // beyond one of the limits above
-	ProblemNoProducts        = "no_products"        // not one product line
+	ProblemNoProducts        = "no_products"        // no product line
 	ProblemTooMany           = "too_many_problems"  // more than MaxProblems
 	ProblemTooManyLines      = "too_many_lines"     // more than MaxLines
 	ProblemTooManyCells      = "too_many_cells"     // more than MaxCells
@@ -62,13 +62,13 @@ const (
 //	product,product_id,price
 //	Formule(s) midi,aZde,14.90
 //
-// It is liberal in form: header records in any order and case, columns by their names, a comma, semicolon or tab between
-// fields, quotes as in RFC 4180, LF, CRLF or CR, blank lines anywhere, a byte order mark, UTF-8, UTF-16 with a byte order
-// mark, or Windows-1252. It is strict in meaning: every line is understood, or named in the problems. A ticket without
-// problems is understood as a whole; with problems, the Order holds what could be read.
+// It is liberal in form. It accepts header records in any order and case, columns by their names, a comma, semicolon or tab
+// between fields, quotes as in RFC 4180, LF, CRLF or CR, blank lines anywhere, a byte order mark, UTF-8, UTF-16 with a byte
+// order mark, and Windows-1252. It is strict in meaning: every line is understood, or named in the problems. A ticket without
+// problems is understood as a whole. With problems, the Order holds what could be read.
 //
-// It takes time and memory linear in the body up to MaxTextBytes, which is the most that it reads, and never panics. Text in
-// the Order is valid UTF-8 without NUL.
+// It takes time and memory linear in the body, reads a body of at most MaxTextBytes, and never panics. Text in the Order is
+// valid UTF-8 without NUL.
 func Parse(body []byte) (Order, []Problem) {
 	if len(body) > MaxTextBytes {
 		return Order{}, []Problem{{Code: ProblemTooLarge, Message: fmt.Sprintf(
@@ -78,9 +78,9 @@ func Parse(body []byte) (Order, []Problem) {
 	p.order.size.text = len(p.text)
 	p.hasNUL = strings.IndexByte(p.text, 0) >= 0
 	if p.isBlank() {
-		return Order{}, []Problem{{Code: ProblemEmpty, Message: "the ticket holds nothing but blank lines"}}
+		return Order{}, []Problem{{Code: ProblemEmpty, Message: "the ticket has only blank lines"}}
 	}
-	var names [8]string // spares an allocation where there are no more columns than usual
+	var names [8]string // saves an allocation for the usual number of columns
 	p.names = names[:0]
 	columns, ok := p.header()
 	p.missing()
@@ -95,7 +95,8 @@ func Parse(body []byte) (Order, []Problem) {
 	return p.order, p.problems
 }
 
-// missing notes which records the header lacks. It comes before the product lines, whose problems could fill the list.
+// missing notes the records that the header lacks. It is called before the product lines are read, because their problems could
+// fill the list.
 func (p *parser) missing() {
 	if !p.seen.order {
 		p.problemf(0, ProblemOrderMissing, "there is no Order record")
@@ -108,24 +109,24 @@ func (p *parser) missing() {
 	}
 }
 
-// parser walks through the text once, line by line.
+// parser reads the text once, line by line.
 type parser struct {
 	text   string
 	at     int // where the next line begins
-	line   int // number of the line that was read last
+	line   int // number of the last line that was read
 	hasNUL bool
-	names  []string // scratch: each line of the header may be the one that names the columns
+	names  []string // scratch memory, because each line of the header may name the columns
 
-	cells []string // what is left of the memory for the unknown columns of lines
+	cells []string // memory for the unknown columns of lines, of which a part may be unused
 
 	order    Order
-	seen     struct{ order, vat, total bool } // the record is there, readable or not
+	seen     struct{ order, vat, total bool } // the ticket has the record, readable or not
 	problems []Problem
 	unlisted int // problems beyond MaxProblems
 }
 
-// listing reports whether one more problem is listed, and counts it when it is not. What may be found on each of many
-// lines asks first: the arguments of problemf alone take ten times the memory of a short line.
+// listing reports whether one more problem will be listed, and counts it if not. Call it first for a problem that many lines may
+// have, because the arguments of problemf take ten times the memory of a short line.
 func (p *parser) listing() bool {
 	if len(p.problems) >= MaxProblems {
 		p.unlisted++
@@ -145,7 +146,7 @@ func (p *parser) isBlank() bool {
 	return p.text == "" || mayBeBlank(p.text[0]) && strings.Trim(p.text, " \t\r\n\u00a0") == ""
 }
 
-// mayBeBlank tells whether a blank text can begin with c. It spares nearly all texts a closer look.
+// mayBeBlank reports whether a blank text can begin with c. For nearly all texts this check is enough.
 func mayBeBlank(c byte) bool { return c <= ' ' || c == 0xc2 } // 0xc2 begins a no-break space
 
 // next returns the next line without its end, which is LF, CRLF or CR.
@@ -174,7 +175,7 @@ func (p *parser) next() (string, bool) {
 	return p.text[start:], true
 }
 
-// skipBlankLine tells whether the next line is blank, and skips it when it is.
+// skipBlankLine reports whether the next line is blank, and skips it if it is.
 func (p *parser) skipBlankLine() bool {
 	if !mayBeBlank(p.text[p.at]) {
 		return false
@@ -187,7 +188,7 @@ func (p *parser) skipBlankLine() bool {
 	return false
 }
 
-// header reads header records up to the line that names the columns, and returns what that one says.
+// header reads header records up to the line that names the columns, and returns those columns.
 func (p *parser) header() (columns, bool) {
 	records, afterBlank := false, false
 	for {
@@ -219,13 +220,13 @@ func (p *parser) header() (columns, bool) {
 			p.columnsMissing(line)
 			return columns{}, false
 		case p.listing():
-			p.problemf(p.line, ProblemHeaderUnreadable, "%s is no header record: those have the form \"Name: value\"", quote(text))
+			p.problemf(p.line, ProblemHeaderUnreadable, "%s is not a header record, which has the form \"Name: value\"", quote(text))
 		}
 	}
 }
 
-// refuseNULs notes a problem for each line of a record that holds a NUL, and tells whether there was one. The first line
-// of the record has that number.
+// refuseNULs notes a problem for each line of a record that has a NUL byte, and reports whether there was one. number is that of
+// the record's first line.
 func (p *parser) refuseNULs(record string, number int) bool {
 	if !p.hasNUL || strings.IndexByte(record, 0) < 0 {
 		return false
@@ -233,13 +234,13 @@ func (p *parser) refuseNULs(record string, number int) bool {
 	lines := parser{text: record, line: number - 1}
 	for line, ok := lines.next(); ok; line, ok = lines.next() {
 		if strings.IndexByte(line, 0) >= 0 && p.listing() {
-			p.problemf(lines.line, ProblemNUL, "the line holds a NUL byte, which no text has: %s", quote(line))
+			p.problemf(lines.line, ProblemNUL, "the line has a NUL byte, which a text must not have: %s", quote(line))
 		}
 	}
 	return true
 }
 
-// seeRecord keeps a known record that cannot be read from being reported as missing, too.
+// seeRecord prevents that a known record that cannot be read is also reported as missing.
 func (p *parser) seeRecord(name string) {
 	p.seen.order = p.seen.order || strings.EqualFold(name, "Order")
 	p.seen.vat = p.seen.vat || strings.EqualFold(name, "VAT")
@@ -268,7 +269,7 @@ func (p *parser) record(name, value string) {
 		p.amountRecord("Total", &p.order.Total, value)
 	case len(p.order.Extra) >= MaxFields:
 		if p.listing() {
-			p.problemf(p.line, ProblemTooLong, "more than %d header records that MyTicket does not know", MaxFields)
+			p.problemf(p.line, ProblemTooLong, "there are more than %d header records that MyTicket does not know", MaxFields)
 		}
 	case p.tooLong(p.line, "the name of the record", name, MaxFieldName),
 		p.tooLong(p.line, "the value of the record", value, MaxFieldValue):
@@ -296,10 +297,10 @@ func (p *parser) conflict(name, first, second string) {
 	if !p.listing() {
 		return
 	}
-	p.problemf(p.line, ProblemHeaderConflict, "%s is there twice, as %s and as %s", name, quote(first), quote(second))
+	p.problemf(p.line, ProblemHeaderConflict, "%s appears twice, as %s and as %s", name, quote(first), quote(second))
 }
 
-// tooLong notes a problem when a text has more than most characters, and reports whether it has.
+// tooLong reports whether a text has more than most characters, and notes a problem if it has.
 func (p *parser) tooLong(line int, what, text string, most int) bool {
 	if !isTooLong(text, most) {
 		return false

@@ -42,7 +42,7 @@ func sampleOrder(tb testing.TB) ticket.Order {
 	}
 }
 
-// header is what a ticket's product list can be put behind.
+// header is the header of a ticket; a product list can follow it.
 const header = "Order: 1\nVAT: 3.10\nTotal: 16.90\n\n"
 
 func TestParse_Sample_HoweverItIsWritten(t *testing.T) {
@@ -150,7 +150,7 @@ func TestParse_EveryLineThatIsNotUnderstood_IsNamed(t *testing.T) {
 	t.Parallel()
 	const columns = "product,product_id,price\n"
 	for name, test := range map[string]struct{ text, want string }{
-		"nothing but blank lines":       {"\n\r\n \t\n", "0 empty"},
+		"only blank lines":              {"\n\r\n \t\n", "0 empty"},
 		"text with no newline":          {"hello world", "1 header_unreadable; 0 columns_missing; 0 order_missing; 0 vat_missing; 0 total_missing"},
 		"comma in an unquoted name":     {header + columns + "Café,a,2\nMenu, midi,b,2", "7 fields_count"},
 		"too few fields":                {header + columns + "Café,a", "6 fields_count"},
@@ -174,7 +174,7 @@ func TestParse_EveryLineThatIsNotUnderstood_IsNamed(t *testing.T) {
 		"no name":                       {header + columns + ",a,2", "6 field_missing"},
 		"no id":                         {header + columns + "Café,\" \",2", "6 field_missing"},
 		"quote without an end":          {header + columns + "Café,a,2\n\"Thé,b,2\nEau,c,2\n", "7 quote_unterminated"},
-		"text behind a quote":           {header + columns + "\"Café\" x,a,2\nThé,b,2", "6 quote_invalid"},
+		"text after a quote":            {header + columns + "\"Café\" x,a,2\nThé,b,2", "6 quote_invalid"},
 		"long id":                       {header + columns + "Café," + strings.Repeat("é", ticket.MaxProductIDLength+1) + ",2", "6 text_too_long"},
 		"long name":                     {header + columns + strings.Repeat("é", ticket.MaxNameLength+1) + ",a,2", "6 text_too_long"},
 		"long number":                   {"Order: " + strings.Repeat("1", 65) + "\nVAT: 1\nTotal: 1\n\n" + columns + "Café,a,2", "1 text_too_long"},
@@ -224,7 +224,41 @@ func TestParse_ColumnsThatCannotBeUsed_SayWhatWasNotRead(t *testing.T) {
 	}
 }
 
-func TestOrder_AppendText_IsReadAsTheSameOrder(t *testing.T) {
+// written returns an order in the form of the sample. Parse reads the same Order from it if Parse returned that Order without
+// problems.
+func written(o *ticket.Order) []byte {
+	b := append([]byte("Order: "), o.Number...)
+	b = o.VAT.AppendText(append(b, "\nVAT: "...))
+	b = o.Total.AppendText(append(b, "\nTotal: "...))
+	for _, record := range o.Extra {
+		b = append(append(append(append(b, '\n'), record.Name...), ": "...), record.Value...)
+	}
+	b = append(b, "\n\nproduct,product_id,price"...)
+	for _, column := range o.Columns {
+		b = appendField(append(b, ','), column)
+	}
+	for _, line := range o.Lines {
+		b = appendField(append(b, '\n'), line.Name)
+		b = appendField(append(b, ','), line.ProductID)
+		b = line.Price.AppendText(append(b, ','))
+		for _, value := range line.Extra {
+			b = appendField(append(b, ','), value)
+		}
+	}
+	return b
+}
+
+// appendField appends a field, in quotes where it needs them (RFC 4180, section 2).
+func appendField(b []byte, field string) []byte {
+	if !strings.ContainsAny(field, ",;\t\"\r\n") {
+		return append(b, field...)
+	}
+	b = append(b, '"')
+	b = append(b, strings.ReplaceAll(field, `"`, `""`)...)
+	return append(b, '"')
+}
+
+func TestParse_OfAnOrderThatWasWritten_ReturnsTheSameOrder(t *testing.T) {
 	t.Parallel()
 	for name, text := range map[string]string{
 		"line ends in a name":          header + "product,product_id,price\n\"a\r\nb\rc\nd\",x,1",
@@ -237,14 +271,14 @@ func TestOrder_AppendText_IsReadAsTheSameOrder(t *testing.T) {
 			t.Parallel()
 			order, problems := ticket.Parse([]byte(text))
 			require.Empty(t, problems)
-			again, problems := ticket.Parse(order.AppendText(nil))
-			require.Empty(t, problems, "%s", order.AppendText(nil))
+			again, problems := ticket.Parse(written(&order))
+			require.Empty(t, problems, "%s", written(&order))
 			require.Equal(t, order.Content(), again.Content())
 		})
 	}
 	sample := readSample(t)
 	order, _ := ticket.Parse([]byte(sample))
-	assert.Equal(t, sample, string(order.AppendText(nil)), "the sample is the canonical form")
+	assert.Equal(t, sample, string(written(&order)), "the sample is the canonical form")
 }
 
 func TestParse_OneMistake_IsNotTenThousandProblems(t *testing.T) {
@@ -292,7 +326,7 @@ func TestAmount_Equal(t *testing.T) {
 }
 
 // TestParse_AllocatesInProportion shows that nothing grows faster than the body. Time is BenchmarkParse's.
-// It runs alone, for it counts what the whole process allocates.
+// It runs alone, because it counts what the whole process allocates.
 func TestParse_AllocatesInProportion(t *testing.T) { //nolint:paralleltest // see above
 	allocated := func(text string) uint64 {
 		var before, after runtime.MemStats
@@ -310,7 +344,8 @@ func TestParse_AllocatesInProportion(t *testing.T) { //nolint:paralleltest // se
 	}
 }
 
-// TestParse_AllocatesNoMoreThanItCosts runs alone for the same reason. Garbage counts, too: it is memory until it is collected.
+// TestParse_AllocatesNoMoreThanItCosts runs alone for the same reason. Garbage counts too, because it takes memory until it is
+// collected.
 func TestParse_AllocatesNoMoreThanItCosts(t *testing.T) { //nolint:paralleltest // see above
 	for name, text := range hostileTexts(1 << 20) {
 		var before, after runtime.MemStats
@@ -442,14 +477,14 @@ func FuzzParse(f *testing.F) {
 		if len(problems) > 0 {
 			return
 		}
-		text := order.AppendText(nil)
+		text := written(&order)
 		again, problems := ticket.Parse(text)
 		require.Empty(t, problems, "%q", text)
 		require.Equal(t, order.Content(), again.Content(), "%q", text)
 	})
 }
 
-// requireBounded looks for what a ticket becomes beyond its limits, or beyond what it is said to cost.
+// requireBounded fails if a ticket becomes more than its limits, or more than Cost says.
 func requireBounded(t *testing.T, read *ticket.Ticket) {
 	t.Helper()
 	o := &read.Order

@@ -2,14 +2,14 @@ package ticket
 
 import "errors"
 
-// Errors that a store of tickets answers with, whatever it is made of. A store wraps them, so use errors.Is.
+// Errors of any store of tickets. A store wraps them, so use errors.Is.
 var (
-	// ErrUnavailable means that the store could not be asked, or did not answer in time: nothing is known to be stored,
-	// and the same call may be made again later. Calls are safe to repeat.
+	// ErrUnavailable means that the store could not be reached, or did not answer in time. Nothing is known to be stored. The
+	// same call may be made again later; that is safe.
 	ErrUnavailable = errors.New("the store is unavailable")
 
-	// ErrRefused means that the store is well and refuses what it was given because of its content: nothing was stored,
-	// and the same call will fail again.
+	// ErrRefused means that the store works and refuses the content of the call. Nothing was stored, and the same call will
+	// fail again.
 	ErrRefused = errors.New("the store refuses the content")
 
 	// ErrNotFound means that there is no such ticket.

@@ -2,8 +2,8 @@ package ticket
 
 import "strings"
 
-// CleanText makes s fit for a text column and a log line: valid UTF-8 without NUL, cut after that many bytes. What does not
-// fit becomes U+FFFD.
+// CleanText makes s fit for a text column and a log line: valid UTF-8 without NUL, cut after most bytes. Invalid bytes and NUL
+// become U+FFFD.
 func CleanText(s string, most int) string {
 	if len(s) > most {
 		s = s[:most]

@@ -1,5 +1,5 @@
-// Package ticket is the domain: what a ticket (a till receipt sent as text) is, what can be read from it, and what
-// it says about products. It imports nothing else of MyTicket.
+// Package ticket is the domain: what a ticket (a till receipt sent as text) is, what can be read from it, and what it says about
+// products. It imports no other package of MyTicket.
 package ticket
 
 import (
@@ -9,10 +9,10 @@ import (
 	"github.com/google/uuid"
 )
 
-// Status is where a stored ticket stands. The words are those that users see in SQL, in answers and on the command line.
+// Status is the status of a stored ticket. Users see these words in SQL, in answers and on the command line.
 type Status string
 
-// The statuses of a ticket. Dismissed is set only by a person.
+// The statuses of a ticket. Only a person sets Dismissed.
 const (
 	ToTreat   Status = "TO_TREAT"  // stored, not read yet
 	Treated   Status = "TREATED"   // read as a whole; its products are in the product base
@@ -20,8 +20,8 @@ const (
 	Dismissed Status = "DISMISSED" // an ERROR that a person set aside, with a reason
 )
 
-// Spooled is what the sender of a ticket is told that is durable on disk and not in the database yet. It is never in the
-// database, and so none of Statuses.
+// Spooled is the status in the answer to a sender whose ticket is durable on disk and not in the database yet. It is never in
+// the database, so it is not one of Statuses.
 const Spooled Status = "SPOOLED"
 
 // Statuses lists every status, in the order of a ticket's life.
@@ -36,16 +36,16 @@ type Ticket struct {
 	Source      string    // which shop or till sent it: [a-z0-9-]{1,63}
 	ReceivedAt  time.Time // to the millisecond: exactly the time inside ID
 	Body        []byte    // byte for byte what was sent
-	ContentType string    // as sent, made valid UTF-8; empty when there was none
-	Traceparent string    // W3C trace context of the request that brought it; empty when there was none
+	ContentType string    // as sent, made valid UTF-8; empty if there was none
+	Traceparent string    // W3C trace context of the request that sent it; empty if there was none
 
 	Status   Status
 	Problems []Problem // why Status is Error; empty otherwise
-	Order    Order     // what was read; on an ERROR ticket as much as could be
+	Order    Order     // what was read; on an ERROR ticket what could be read
 }
 
-// LogAttr returns what a log says of a ticket, and never what is on it: "ticket" (the id), "source", and "trace_id" (that of
-// the request; https://www.w3.org/TR/trace-context/#trace-id), each where it is known.
+// LogAttr returns what a log says of a ticket: "ticket" (the id), "source", and "trace_id" (that of the request;
+// https://www.w3.org/TR/trace-context/#trace-id), if they are known. It never returns content of the ticket.
 func (t *Ticket) LogAttr() slog.Attr {
 	var attrs []slog.Attr
 	if t.ID != uuid.Nil {
@@ -57,14 +57,14 @@ func (t *Ticket) LogAttr() slog.Attr {
 	if len(t.Traceparent) >= 35 {
 		attrs = append(attrs, slog.String("trace_id", t.Traceparent[3:35]))
 	}
-	return slog.Attr{Value: slog.GroupValue(attrs...)} // without a key, its parts stand by themselves
+	return slog.Attr{Value: slog.GroupValue(attrs...)} // a group without a key adds its attributes by themselves
 }
 
 // Problem is one thing on a ticket that was not understood.
 type Problem struct {
 	Line    int    `json:"line"`    // 1-based line of the body; 0 means the ticket as a whole
 	Code    string `json:"code"`    // stable and from a fixed set, for filters and metrics
-	Message string `json:"message"` // for the person who will mend it
+	Message string `json:"message"` // for the person who will correct it
 }
 
 // Order is what a ticket says.
@@ -72,12 +72,12 @@ type Order struct {
 	Number string
 	VAT    Amount
 	Total  Amount
-	Extra  []Field // header records that MyTicket does not know, in the order they came
+	Extra  []Field // header records that MyTicket does not know, in their order
 
-	Columns []string // names of the columns that MyTicket does not know, in the order they came; once for all lines
+	Columns []string // names of the columns that MyTicket does not know, in their order; once for all lines
 	Lines   []Line
 
-	size size // what Cost counts, of an Order that Parse returned
+	size size // what Cost counts; set by Parse
 }
 
 // Line is one product line of an order.
@@ -94,7 +94,7 @@ type Field struct {
 	Value string
 }
 
-// Product is what the product base knows of one product: what the newest ticket that named it says.
+// Product is one product of the product base, as the newest ticket that names it says.
 type Product struct {
 	ID    string
 	Name  string

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"log/slog"
+
+	"myticket/internal/httpapi"
+	"myticket/internal/postgres"
+)
+
+// logSources logs which sources may send without credentials.
+func logSources(logger *slog.Logger, sources *httpapi.Sources, file string) {
+	open := sources.Open()
+	switch {
+	case file == "":
+		logger.Warn("no --sources-file: no source needs credentials, so everyone who reaches the webhook may send tickets")
+	case sources.None():
+		logger.Warn("the sources file names no source, so every ticket is refused with 403; "+
+			"name the sources that may send, or \"*\" for all",
+			"file", file)
+		return
+	case len(open) > 0:
+		logger.Warn("these sources need no credentials, so everyone who reaches the webhook may send tickets as them; "+
+			"\"*\" stands for every source without an entry", "open", open)
+	case sources.Others():
+		logger.Info("every source asks for credentials")
+	default:
+		logger.Info("the sources of the file ask for credentials")
+	}
+	if file != "" && !sources.Others() {
+		logger.Info("other sources may not send: they are refused with 403, because the sources file does not name them and " +
+			"has no \"*\"")
+	}
+}
+
+// productPolicies returns what the sources file says about the products that tickets name. The settings fill in the rest.
+func (f *serverFlags) productPolicies(sources *httpapi.Sources) postgres.Sources {
+	policies := map[string]postgres.SourcePolicy{}
+	for name, entry := range sources.ProductPolicies() {
+		policy := postgres.SourcePolicy{
+			Label: httpapi.EntryLabel(name), Authenticated: entry.Authenticated,
+			NewProductsRate: f.NewProductsRate, NewProductsBurst: f.NewProductsBurst,
+		}
+		if entry.NewProductsRate != nil {
+			policy.NewProductsRate = *entry.NewProductsRate
+		}
+		if entry.NewProductsBurst != nil {
+			policy.NewProductsBurst = *entry.NewProductsBurst
+		}
+		policies[name] = policy
+	}
+	return postgres.Sources{Policies: policies, Entry: sources.Entry}
+}
