@@ -174,7 +174,7 @@ func (s *Store) keepUp(ctx context.Context, doing string, work func(upkeep) erro
 				return err
 			}
 			_, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(partitionLock))
-			if busy = isCode(err, "55P03"); err != nil { // lock_not_available
+			if busy = isCode(err, lockNotAvailable); err != nil {
 				return err
 			}
 			up := upkeep{Tx: tx}

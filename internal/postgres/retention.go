@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"myticket/internal/ticket"
 )
@@ -71,7 +69,7 @@ func (s *Store) OldPartitions(ctx context.Context, before time.Time) ([]OldParti
 		// A transaction each: one for all would hold back vacuum in the whole database for as long as they take.
 		p.Tickets, err = s.countByStatus(ctx, p.table)
 		switch {
-		case isCode(err, "42P01"): // undefined_table: another process has dropped it meanwhile
+		case isCode(err, undefinedTable): // another process has dropped it meanwhile
 		case err != nil:
 			return nil, explain("count the tickets of "+p.Name, err)
 		default:
@@ -108,11 +106,6 @@ func (s *Store) atLeisure(ctx context.Context, read func(pgx.Tx) error) error {
 	})
 }
 
-func isCode(err error, codes ...string) bool {
-	var pgErr *pgconn.PgError
-	return errors.As(err, &pgErr) && slices.Contains(codes, pgErr.Code)
-}
-
 // Why a partition was not dropped.
 var (
 	// ErrUnfinished means that it holds tickets that are TO_TREAT or ERROR, and was kept because of them.
@@ -140,7 +133,7 @@ const (
 func (s *Store) DropPartition(ctx context.Context, name string, evenUnfinished bool) error {
 	for attempt := 1; ; attempt++ {
 		err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error { return dropPartition(ctx, tx, name, evenUnfinished) })
-		busy := isCode(err, "55P03", "40P01") // lock_not_available, deadlock_detected
+		busy := isCode(err, lockNotAvailable, deadlockDetected)
 		switch {
 		case err == nil:
 			return nil

@@ -14,7 +14,6 @@ import (
 	"github.com/golang-migrate/migrate/v4/source"
 	"github.com/golang-migrate/migrate/v4/source/iofs"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 
 	"myticket/migrations"
@@ -77,11 +76,10 @@ func (s *Store) Schema(ctx context.Context) (SchemaStatus, error) {
 	status := SchemaStatus{Latest: latest}
 	var version int64
 	err = s.pool.QueryRow(ctx, `SELECT version, dirty FROM schema_migrations`).Scan(&version, &status.Dirty)
-	var pgErr *pgconn.PgError
 	switch {
 	case err == nil:
 		status.Version = uint(max(version, 0))
-	case errors.Is(err, pgx.ErrNoRows), errors.As(err, &pgErr) && pgErr.Code == "42P01": // undefined_table
+	case errors.Is(err, pgx.ErrNoRows), isCode(err, undefinedTable):
 	default:
 		if broken(err) {
 			s.pool.Reset()
@@ -134,7 +132,7 @@ func Migrate(ctx context.Context, config MigrateConfig) error {
 		if err != nil {
 			return err
 		}
-		if err := await(ctx, in, config.Wait); err != nil {
+		if err := in.await(ctx, config.Wait); err != nil {
 			return err
 		}
 	}

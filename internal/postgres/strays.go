@@ -62,7 +62,7 @@ func (s *Store) Strays(ctx context.Context) (int, error) {
 	for _, table := range tables {
 		var n int
 		err := s.pool.QueryRow(ctx, `SELECT count(*) FROM (SELECT FROM `+table+` LIMIT $1) t`, backlogLimit).Scan(&n)
-		if err != nil && !isCode(err, "42P01") { // undefined_table: it was empty, and has been dropped meanwhile
+		if err != nil && !isCode(err, undefinedTable) { // it was empty, and has been dropped meanwhile
 			return 0, explain("count tickets that were set aside", err)
 		}
 		total += n
@@ -96,7 +96,7 @@ func (s *Store) MoveStrays(ctx context.Context, period Period, atMost time.Durat
 		err := m.run(ctx)
 		moved += m.moved
 		switch {
-		case errors.Is(err, errBusy), isCode(err, "42P01"): // another process is at it, or has dropped the table
+		case errors.Is(err, errBusy), isCode(err, undefinedTable): // another process is at it, or has dropped the table
 		case errors.Is(err, errTimeIsUp):
 			return moved, true, errors.Join(failures...)
 		default:
