@@ -301,8 +301,8 @@ func (d *drainer) postpone(s *Spooled, cause error) error {
 			"try", p.tries, "tries", config.DrainTries, "bytes", len(s.Ticket.Body), "error", cause)
 		return nil
 	}
-	log.Error("the database did not take a ticket of the spool in any try, although it takes others; it is set aside in a .refused "+
-		"file and tried again at the next start: find out why (docs/durability.md)",
+	log.Error("the database did not take a ticket of the spool in any try, although it takes others; it is set aside in a "+
+		".refused file and tried again at the next start: find out why (docs/durability.md)",
 		"tries", p.tries, "bytes", len(s.Ticket.Body), "error", cause)
 	if err := config.Spool.Refuse(&s.Entry); err != nil {
 		return err

@@ -85,11 +85,13 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		}),
 		refused: auto.NewCounter(prometheus.CounterOpts{
 			Name: "myticket_spool_refused_total",
-			Help: "Tickets of the spool that the database refuses even unread, or did not take in any try; they are kept in .refused files.",
+			Help: "Tickets of the spool that the database refuses even unread, or did not take in any try; " +
+				"they are kept in .refused files.",
 		}),
 		steppedOver: auto.NewCounter(prometheus.CounterOpts{
 			Name: "myticket_spool_stepped_over_total",
-			Help: "Times that a ticket of the spool was stepped over because the database takes others but not this one; it is tried again.",
+			Help: "Times that a ticket of the spool was stepped over because the database takes others but not this one; " +
+				"it is tried again.",
 		}),
 	}
 	overflow := auto.NewCounterVec(prometheus.CounterOpts{

@@ -14,13 +14,13 @@ import (
 	"github.com/golang-migrate/migrate/v4/database"
 )
 
-// busyPause is between two attempts of a migration. All tickets queue behind the lock that it waits for, so they must have time
-// to proceed.
+// busyPause is between two attempts of a migration. All tickets queue behind the lock that it waits for, so they must have
+// time to proceed.
 const busyPause = 3 * time.Second
 
-// patientDriver tries a migration again if it does not get its locks, because a report or a backup holds them for longer than
-// its lock_timeout. A migration is one transaction, so a failed attempt leaves nothing behind. If it never gets its locks, the
-// previous version is declared again, and no repair is needed.
+// patientDriver tries a migration again if it does not get its locks, because a report or a backup holds them for longer
+// than its lock_timeout. A migration is one transaction, so a failed attempt leaves nothing behind. If it never gets its
+// locks, the previous version is declared again, and no repair is needed.
 type patientDriver struct {
 	database.Driver
 	ctx     context.Context //nolint:containedctx // golang-migrate hands none on
@@ -64,8 +64,8 @@ func (d *patientDriver) Run(migration io.Reader) error {
 		if waited := time.Since(start); waited >= d.busyFor || d.ctx.Err() != nil {
 			return d.giveUp(waited, blocked)
 		}
-		d.logger.Warn("a migration did not get its lock in time, because another session holds it; nothing was changed, servers go on, "+
-			"and it is tried again", "version", d.version, "error", blocked)
+		d.logger.Warn("a migration did not get its lock in time, because another session holds it; nothing was changed, "+
+			"servers go on, and it is tried again", "version", d.version, "error", blocked)
 		select {
 		case <-d.ctx.Done():
 		case <-time.After(busyPause):
@@ -77,8 +77,8 @@ func (d *patientDriver) giveUp(waited time.Duration, blocked error) error {
 	if err := d.Driver.SetVersion(d.before, false); err != nil {
 		return errors.Join(blocked, fmt.Errorf("declare that the schema is still at version %d: %w", d.before, err))
 	}
-	return fmt.Errorf("the migration to version %d did not get its lock for %s, because another session holds it (often a report or "+
-		"a backup): nothing was changed, the schema is still at version %d, and servers go on; look for the oldest xact_start in "+
+	return fmt.Errorf("the migration to version %d did not get its lock for %s, because another session holds it (often a report "+
+		"or a backup): nothing was changed, the schema is still at version %d, and servers go on; look for the oldest xact_start in "+
 		"pg_stat_activity, wait until it ends or end it, then run \"myticket migrate up\" again: %w",
 		d.version, waited.Round(time.Second), max(0, d.before), blocked)
 }

@@ -15,15 +15,16 @@ import (
 	"myticket/internal/ticket"
 )
 
-// change is an UPDATE that a person may order: on which statuses, what it sets, and the parameters of that, $1 and on.
+// change is an UPDATE on behalf of a person: the statuses that it applies to, what it sets, and the parameters for that from $1
+// on.
 type change struct {
 	from []ticket.Status
 	set  string
 	args []any
 }
 
-// sendBack keeps the problems, the dismissal among them, until the ticket is treated: they say why it was sent back. It makes
-// every claim from before void, as a new claim does.
+// sendBack keeps the problems, with the dismissal, until the ticket is treated, because they say why it was sent back. It
+// invalidates every older claim, as a new claim does.
 func sendBack() change {
 	return change{
 		from: []ticket.Status{ticket.Error, ticket.Dismissed},
@@ -31,8 +32,7 @@ func sendBack() change {
 	}
 }
 
-// dismiss takes nothing that is TO_TREAT: a server may be treating it right now, and it becomes ERROR if it cannot be
-// read.
+// dismiss does not apply to TO_TREAT: a server may be treating the ticket right now, and it becomes ERROR if it cannot be read.
 func dismiss(reason string) change {
 	return change{
 		from: []ticket.Status{ticket.Error},
@@ -42,11 +42,11 @@ func dismiss(reason string) change {
 	}
 }
 
-// MaxReason is the longest reason that is kept, in bytes. What is longer is cut.
+// MaxReason is the longest reason that is kept, in bytes. A longer one is cut.
 const MaxReason = 1000
 
-// RetryTicket sends an ERROR or DISMISSED ticket back to be treated. A ticket of another status is left alone, which is
-// an error, and so is one that is not there (ticket.ErrNotFound).
+// RetryTicket sends an ERROR or DISMISSED ticket back to be treated. A ticket of another status is not changed, which is an
+// error. ticket.ErrNotFound means that there is no such ticket.
 func (s *Store) RetryTicket(ctx context.Context, id uuid.UUID) error {
 	return s.changeOne(ctx, sendBack(), id)
 }
@@ -56,14 +56,14 @@ func (s *Store) DismissTicket(ctx context.Context, id uuid.UUID, reason string) 
 	return s.changeOne(ctx, dismiss(reason), id)
 }
 
-// RetryTickets sends the ERROR and DISMISSED tickets that a filter selects back to be treated, and returns how many. It
-// does so in transactions of bounded size: when it fails, the number is that of those that were sent back before.
-// Tickets that arrive after it began are left alone. With dryRun it only counts.
+// RetryTickets sends the ERROR and DISMISSED tickets that a filter selects back to be treated, and returns how many. It uses
+// transactions of bounded size. If it fails, it returns how many were sent back before. It does not change tickets that arrive
+// after it began. With dryRun it only counts.
 func (s *Store) RetryTickets(ctx context.Context, filter TicketFilter, dryRun bool) (int, error) {
 	return s.changeAll(ctx, sendBack(), filter, dryRun)
 }
 
-// DismissTickets sets the ERROR tickets that a filter selects aside, in the manner of RetryTickets.
+// DismissTickets sets the ERROR tickets aside that a filter selects. The rest is as with RetryTickets.
 func (s *Store) DismissTickets(ctx context.Context, filter TicketFilter, reason string, dryRun bool) (int, error) {
 	return s.changeAll(ctx, dismiss(reason), filter, dryRun)
 }
@@ -91,7 +91,7 @@ func (s *Store) changeOne(ctx context.Context, ch change, id uuid.UUID) error {
 	if err != nil {
 		return err
 	}
-	return fmt.Errorf("ticket %s is %s: only tickets that are %s can be changed so; nothing was changed",
+	return fmt.Errorf("ticket %s is %s: this change is only for tickets that are %s; nothing was changed",
 		id, t.Status, or(ch.from))
 }
 
@@ -112,10 +112,10 @@ type place struct {
 	id uuid.UUID
 }
 
-// changeAll goes through the tickets of each status once, from the oldest to the newest that is there when it begins: a
-// ticket that is treated meanwhile, and becomes ERROR again, is not met a second time, and those that arrive meanwhile
-// cannot keep it busy for ever. It ends when the standbys have all of it, also what an earlier call has changed whose wait
-// for them was given up: then this one finds nothing left to change.
+// changeAll goes through the tickets of each status once, from the oldest to the newest that is there when it begins. So it does
+// not change a ticket twice that is treated meanwhile and becomes ERROR again, and tickets that arrive meanwhile cannot keep
+// it busy for ever. It ends when the standbys have everything. That includes the changes of an earlier call whose wait for the
+// standbys was canceled, after which this call may find nothing left to change.
 func (s *Store) changeAll(ctx context.Context, ch change, filter TicketFilter, dryRun bool) (int, error) {
 	var newest place
 	err := s.pool.QueryRow(ctx, `SELECT received_at, id FROM tickets ORDER BY received_at DESC, id DESC LIMIT 1`).
@@ -149,7 +149,7 @@ func (s *Store) changeAll(ctx context.Context, ch change, filter TicketFilter, d
 	return total, s.awaitStandbys(ctx, newest)
 }
 
-// changeStatus changes the tickets of one status up to a place, batch by batch.
+// changeStatus changes the tickets of one status, up to a last place, batch by batch.
 func (s *Store) changeStatus(
 	ctx context.Context, ch change, filter TicketFilter, status ticket.Status, last place,
 ) (total int, err error) {
@@ -168,17 +168,17 @@ func (s *Store) changeStatus(
 	}
 }
 
-// batch returns the statement that changes the first changeBatch tickets of a status behind one place, and not behind
-// another one. It returns how many it changed, and the place of the last; no row when there was none.
+// batch returns a statement that changes the first changeBatch tickets of a status after the place done, up to the place last.
+// The statement returns how many it changed, and the place of the last one. It returns no row if there was none.
 //
-// It locks the tickets in the order of their places, so that two of them cannot deadlock. A ticket that another process
-// has changed meanwhile is left alone: Postgres looks at its status again once it has the lock
-// (https://www.postgresql.org/docs/current/transaction-iso.html#XACT-READ-COMMITTED). The condition on the status in
-// the UPDATE itself is a second bolt; were it the same as the first, Postgres might match what was picked with every
-// ticket of the status, by that index, and not by the primary key.
+// It locks the tickets in the order of their places, so that two such statements cannot deadlock. It does not change a ticket
+// that another process has changed meanwhile, because Postgres checks the status again after it has the lock
+// (https://www.postgresql.org/docs/current/transaction-iso.html#XACT-READ-COMMITTED). The condition on the status in the
+// UPDATE is a second safeguard. It is written differently from the first on purpose: otherwise Postgres might join the picked
+// tickets with all tickets of that status, by the index of the status instead of the primary key.
 func (ch change) batch(filter TicketFilter, status ticket.Status, done, last place) (sql string, args []any) {
 	c := filter.conditions(ch.args...)
-	c.add("received_at >= ?", done.at) // see page: comparisons of rows leave out no partition
+	c.add("received_at >= ?", done.at) // comparisons of rows exclude no partition: see page
 	c.add("received_at <= ?", last.at)
 	c.add("(received_at, id) > (?, ?)", done.at, done.id)
 	c.add("(received_at, id) <= (?, ?)", last.at, last.id)

@@ -69,14 +69,16 @@ func (l *login) read() (*pgxpool.Config, error) {
 	return config, nil
 }
 
-// sslModeEnv is the variable that demands encryption for every connection of this process. In pgx a URL silently overrules it.
+// sslModeEnv is the variable that demands encryption for every connection of this process. In pgx a URL silently overrules
+// it.
 const sslModeEnv = "PGSSLMODE"
 
 // encryption are the levels of protection of a connection, the weakest first. "none" means that encryption is not required.
 var encryption = []string{"none", "require", "verify-ca", "verify-full"}
 
-// checkEncryption rejects a URL that asks for less encryption than is demanded. The modes disable, allow and prefer demand nothing
-// (https://www.postgresql.org/docs/current/libpq-ssl.html#LIBPQ-SSL-SSLMODE-STATEMENTS), and a Unix socket is never encrypted.
+// checkEncryption rejects a URL that asks for less encryption than is demanded. The modes disable, allow and prefer demand
+// nothing (https://www.postgresql.org/docs/current/libpq-ssl.html#LIBPQ-SSL-SSLMODE-STATEMENTS), and a Unix socket is never
+// encrypted.
 func checkEncryption(demanded string, config *pgx.ConnConfig) error {
 	least, weakest, host := slices.Index(encryption, demanded), len(encryption), ""
 	first := &pgconn.FallbackConfig{Host: config.Host, Port: config.Port, TLSConfig: config.TLSConfig}

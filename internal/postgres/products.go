@@ -15,21 +15,20 @@ import (
 	"myticket/internal/ticket"
 )
 
-// upsertProducts brings the product base up to date with a batch. What the newest ticket says counts, in whatever order
-// the tickets come.
+// upsertProducts brings the product base up to date with a batch. The newest ticket counts, in whatever order tickets come.
 //
-// It reads first: a product about which there is nothing new is not locked, so tickets with the same hot products never
-// wait for each other. Those that change are locked in the order of their ids, so two batches cannot deadlock.
+// It reads first. A product without news is not locked, so tickets with the same hot products never wait for each other.
+// Products that change are locked in the order of their ids, so two batches cannot deadlock.
 //
-// A ticket that confirms what is known writes nothing, but for last_seen_at once a minute. So an older ticket that comes
-// later, and says otherwise, is stopped by last_seen_at, or else was overtaken by less than that minute: then
-// unsettled_since makes SettleProducts look into it.
+// A ticket that confirms what is known writes nothing, except for last_seen_at once a minute. Now an older ticket may come later
+// and say something else. Either last_seen_at stops it, or it is late by less than that minute. In the second case
+// unsettled_since makes SettleProducts look at the product again.
 //
-// With authenticated products ($8), what an authenticated source says outranks what another one says, whichever is newer. Tickets
-// of a lower rank than the row's then change neither its words nor last_seen_at, which would stop older tickets of the
+// With authenticated products ($8), an authenticated source outranks any other source, whichever ticket is newer. Tickets of a
+// lower rank than the row change neither its name and price nor last_seen_at, because that would stop older tickets of the
 // row's own rank.
 //
-// It returns a row for each that it wrote: the product's id when it was not there before, or else NULL.
+// It returns one row per product that it wrote: the product's id if it was not there before, else NULL.
 const upsertProducts = `
 INSERT INTO products AS p (product_id, name, price, ticket_id, changed_at, last_seen_at, first_seen_at, authenticated)
 SELECT i.product_id, i.name, i.price, i.ticket_id, i.at, i.at, i.first_at, i.authenticated
@@ -59,7 +58,7 @@ WHERE ` + changes + `
    OR excluded.first_seen_at < p.first_seen_at
 RETURNING CASE WHEN p.xmax = 0 THEN p.product_id END`
 
-// outranks, equalRank and changes compare a saying with the row. False is less than true.
+// outranks, equalRank and changes compare a saying with the row. In SQL, false is less than true.
 const (
 	outranks  = `(excluded.authenticated > (p.authenticated AND $8::bool))`
 	equalRank = `(excluded.authenticated = (p.authenticated AND $8::bool))`
@@ -117,12 +116,12 @@ func (s *Store) upsert(ctx context.Context, conn *pgx.Conn, sayings []saying) ([
 	return added, err
 }
 
-// readAdded reads what statements returned, of which upsertProducts is the only one that returns columns. It also returns
-// what the last statement did.
+// readAdded reads the results of a batch of statements. Only upsertProducts returns columns. It returns the products that were
+// not there before, and the tag of the last statement.
 func readAdded(
 	results *pgconn.MultiResultReader, sayings []saying,
 ) (added []saying, last pgconn.CommandTag, err error) {
-	var ids map[string]bool // mostly none
+	var ids map[string]bool // usually empty
 	for results.NextResult() {
 		rows := results.ResultReader()
 		for rows.NextRow() {
@@ -134,7 +133,7 @@ func readAdded(
 			}
 		}
 		if last, err = rows.Close(); err != nil {
-			break // and Close returns it as well
+			break // results.Close returns the same error
 		}
 	}
 	if err := results.Close(); err != nil {
@@ -151,16 +150,17 @@ func readAdded(
 	return added, last, nil
 }
 
-// saying is what a batch says about a product: the words of its newest ticket of the highest rank, and the time of its oldest.
+// saying is what a batch says about a product: name and price in its newest ticket of the highest rank, and the time of the
+// oldest ticket.
 type saying struct {
 	ticket.Product
 	ticketID      uuid.UUID
 	firstAt       time.Time
 	source        string
-	authenticated bool // false where all sources count the same
+	authenticated bool // always false if all sources have the same rank
 }
 
-// overrules reports whether a saying counts for more than another one, of another ticket. Booleans first: see upsertProducts.
+// overrules reports whether a saying overrules one of another ticket: first by rank, then by age, as in upsertProducts.
 func (s *saying) overrules(other *saying) bool {
 	if s.authenticated != other.authenticated {
 		return s.authenticated
@@ -168,7 +168,7 @@ func (s *saying) overrules(other *saying) bool {
 	return compareIDs(s.ticketID, other.ticketID) > 0
 }
 
-// distinctProducts returns what the treated tickets of a batch say, each product once.
+// distinctProducts returns what the TREATED rows say about products, each product once.
 func (s *Store) distinctProducts(rows []row) []saying {
 	index := map[string]int{}
 	var sayings []saying
@@ -192,7 +192,7 @@ func (s *Store) distinctProducts(rows []row) []saying {
 			if t.ReceivedAt.Before(earliest) {
 				earliest = t.ReceivedAt
 			}
-			if said.ticketID == sayings[at].ticketID || said.overrules(&sayings[at]) { // the same ticket: its last line wins
+			if said.ticketID == sayings[at].ticketID || said.overrules(&sayings[at]) { // of the same ticket, the last line counts
 				sayings[at] = said
 			}
 			sayings[at].firstAt = earliest
@@ -218,18 +218,18 @@ type StoredProduct struct {
 // ProductFilter selects products. Empty fields select all.
 type ProductFilter struct {
 	ID           string    // exactly
-	Name         string    // a part of it, in any case
+	Name         string    // a part of it; upper and lower case are the same
 	ChangedSince time.Time // name or price changed at this time or later
 }
 
-// Products returns at most limit products in the order of their ids, those behind the id after.
+// Products returns up to limit products in the order of their ids, after a given id.
 func (s *Store) Products(ctx context.Context, filter ProductFilter, after string, limit int) ([]StoredProduct, error) {
 	c := &conditions{}
 	if filter.ID != "" {
 		c.add("product_id = ?", filter.ID)
 	}
 	if filter.Name != "" {
-		// A database of locale C knows no case beyond ASCII; ICU does.
+		// In a database of locale C, lower knows only ASCII. ICU knows all letters.
 		c.add(`strpos(lower(name COLLATE "und-x-icu"), lower(?::text COLLATE "und-x-icu")) > 0`, filter.Name)
 	}
 	if !filter.ChangedSince.IsZero() {

@@ -15,8 +15,8 @@ import (
 	"myticket/internal/ticket"
 )
 
-// insertTickets stores a batch. The arrays are unnested side by side in the select list. FROM unnest(…) would keep a copy of the
-// rows.
+// insertTickets stores a batch. The arrays are unnested side by side in the select list. FROM unnest(…) would keep a copy of
+// the rows.
 const insertTickets = `
 INSERT INTO tickets (id, received_at, source, body, content_type, traceparent, status, problems,
                      order_number, vat, total, extra, lines, parser_version, attempts, next_attempt_at, claims)
@@ -24,15 +24,15 @@ SELECT unnest($1::uuid[]), unnest($2::timestamptz[]), unnest($3::text[]), unnest
        unnest($6::text[]), unnest($7::text[]), unnest($8::jsonb[]), unnest($9::text[]), unnest($10::numeric[]),
        unnest($11::numeric[]), unnest($12::jsonb[]), unnest($13::jsonb[]), $14::int2, $15::int2, now() + $16::interval, $15::int2`
 
-// insertTicketsAgain is for a batch that is sent again because the answer to its COMMIT was lost. A ticket that is there already
-// stays as it is. Looking for it costs a quarter of the statement, so the first attempt does not. Only the conflict on the
-// ticket's own key is ignored: a unique index that a user added must not make a ticket vanish.
+// insertTicketsAgain is for a batch that is sent again because the answer to its COMMIT was lost. A ticket that is there
+// already stays as it is. Looking for it costs a quarter of the statement, so the first attempt does not. Only the conflict
+// on the ticket's own key is ignored: a unique index that a user added must not make a ticket vanish.
 const insertTicketsAgain = insertTickets + `
 ON CONFLICT (received_at, id) DO NOTHING`
 
 // Save stores a batch's tickets, their products and their idempotency keys in one transaction. See intake.Store. It returns
-// only when the synchronous standbys have them, however often they were sent before. If a ticket names new products beyond the
-// rate of its source, it is stored as ERROR (ProblemNewProducts).
+// only when the synchronous standbys have them, however often they were sent before. If a ticket names new products beyond
+// the rate of its source, it is stored as ERROR (ProblemNewProducts).
 func (s *Store) Save(ctx context.Context, b intake.Batch) (intake.Saved, error) {
 	again := false
 	gate := s.newProducts.gate()
@@ -104,8 +104,8 @@ func (s *Store) save(ctx context.Context, conn *pgxpool.Conn, b intake.Batch, ga
 }
 
 // insert sends tickets and products in one round trip and one transaction: without a BEGIN, the statements up to the Sync
-// message are a transaction (https://www.postgresql.org/docs/current/protocol-flow.html, "Pipelining"). It returns the products
-// that were not there before.
+// message are a transaction (https://www.postgresql.org/docs/current/protocol-flow.html, "Pipelining"). It returns the
+// products that were not there before.
 func (s *Store) insert(
 	ctx context.Context, conn *pgx.Conn, b intake.Batch, rows []row, gate *gate,
 ) (added []saying, err error) {
@@ -183,7 +183,8 @@ func (s *Store) insertAgain(
 		return nil, err
 	}
 	if locked.RowsAffected() != 1 {
-		return nil, errors.New("a ticket that was there already has vanished meanwhile, so it is not certain what is stored: the batch must be sent again")
+		return nil, errors.New("a ticket that was there already has vanished meanwhile, so it is not certain what is stored: " +
+			"the batch must be sent again")
 	}
 	there, err := standings(ctx, tx, rows)
 	if err != nil {

@@ -12,9 +12,8 @@ import (
 	"myticket/internal/ticket"
 )
 
-// unsettledProducts are changes that were made a while ago, the oldest tickets first, and only those whose tickets are
-// close together, so that newestSayings reads a short span of tickets. It looks at a bounded number of them, however many
-// there are.
+// unsettledProducts selects products that changed a while ago, those with the oldest tickets first. It selects only products
+// whose tickets are close together in time, so that newestSayings reads a short span of tickets, and looks at a bounded number.
 const unsettledProducts = `
 WITH due AS (
     SELECT product_id, unsettled_since, changed_at, authenticated FROM products
@@ -27,8 +26,8 @@ SELECT product_id, unsettled_since, changed_at, authenticated FROM oldest
 WHERE changed_at < (SELECT min(changed_at) FROM oldest) + $3::interval
 ORDER BY changed_at, product_id`
 
-// newestSayings reads back in time, so that it can end as soon as there is a saying for each product. It sorts nothing but the
-// lines that come from the index anyway: a hostile ticket may name one product on each of its lines.
+// newestSayings reads back in time, so that it can end as soon as there is a saying for each product. It needs no sort beyond
+// the order of the index, because a hostile ticket may name one product on each of its lines.
 const newestSayings = `
 DECLARE newest_sayings NO SCROLL CURSOR FOR
 SELECT t.id, t.source, l.line, l.value ->> 'product_id', l.value ->> 'product', l.value ->> 'price'
@@ -36,10 +35,10 @@ FROM tickets t CROSS JOIN LATERAL jsonb_array_elements(t.lines) WITH ORDINALITY 
 WHERE t.received_at >= $1 AND t.received_at <= $2 AND t.status = 'TREATED' AND l.value ->> 'product_id' = ANY ($3)
 ORDER BY t.received_at DESC, t.id DESC`
 
-// fetchSayings is how many lines are held at once.
+// fetchSayings bounds how many lines are in memory at once.
 const fetchSayings = `FETCH 1000 FROM newest_sayings`
 
-// settled never waits for a lock, so it cannot deadlock with a batch; what it passes by is settled the next time.
+// settled never waits for a lock, so it cannot deadlock with a batch. Products that it skips are settled the next time.
 const settled = `
 WITH free AS (
     SELECT p.product_id FROM products p
@@ -52,23 +51,23 @@ UPDATE products p SET unsettled_since = NULL FROM free WHERE p.product_id = free
 // settleLater puts a product that cannot be settled behind all others.
 const settleLater = `UPDATE products SET unsettled_since = now() WHERE product_id = $1`
 
-// settleTime is how long reading the tickets of one group of products may take, where the caller gives no deadline.
+// settleTime bounds the reading of the tickets of one group of products, if the caller gives no deadline.
 const settleTime = 10 * time.Second
 
 // unsettled is a product whose name or price changed.
 type unsettled struct {
 	id               string
 	since, changedAt time.Time
-	authenticated    bool // only what authenticated sources say can overrule it
+	authenticated    bool // only authenticated sources can overrule it
 }
 
-// SettleProducts makes sure of products whose name or price changed at least after ago: where a newer ticket says
-// otherwise, that one counts. A product that no ticket names any more keeps what it has. After must be longer than any
-// transaction that stores tickets takes, so that all that ran beside the change have ended. It returns how many products it
-// looked at, at most limit; 0 means that all are settled.
+// SettleProducts checks products whose name or price changed longer than after ago. If a newer ticket says something else, that
+// ticket counts. A product that no ticket names any more keeps its name and price. After must be longer than any transaction
+// that stores tickets, so that all transactions that ran beside the change have ended. It returns how many products it checked,
+// at most limit; 0 means that all are settled.
 //
-// Products that cannot be settled, for whatever reason, keep nobody from it: it tries fewer at once, and puts one that cannot
-// be settled by itself behind all others, which is an error.
+// A product that cannot be settled does not hold up the others. SettleProducts tries fewer at once, and puts a product that
+// alone cannot be settled behind all others, which is an error.
 func (s *Store) SettleProducts(ctx context.Context, after time.Duration, limit int) (int, error) {
 	for {
 		products, err := s.unsettledProducts(ctx, after, limit)
@@ -91,12 +90,12 @@ func (s *Store) SettleProducts(ctx context.Context, after time.Duration, limit i
 	}
 }
 
-// answered reports whether it is the server that said so: it is there, and did not do this one thing.
+// answered reports whether the server is there, and only failed to do this one thing.
 func answered(err error) bool {
 	return sqlState(err) != "" && !broken(err) || errors.Is(err, errSlow)
 }
 
-var errSlow = errors.New("reading the tickets that name them takes too long")
+var errSlow = errors.New("it takes too long to read the tickets that name them")
 
 func (s *Store) unsettledProducts(ctx context.Context, after time.Duration, limit int) ([]unsettled, error) {
 	var products []unsettled
@@ -113,7 +112,7 @@ func (s *Store) unsettledProducts(ctx context.Context, after time.Duration, limi
 	return products, err
 }
 
-// settle settles products that are in the order of their times.
+// settle settles products, which must be in the order of their times.
 func (s *Store) settle(ctx context.Context, products []unsettled) error {
 	sayings, err := s.newestSayings(ctx, products)
 	if err != nil {
@@ -134,8 +133,8 @@ func (s *Store) settle(ctx context.Context, products []unsettled) error {
 	})
 }
 
-// newestSayings returns what the newest tickets say about products, of those since the oldest of their changes. A product
-// that was said by an authenticated source is looked for only in tickets of such.
+// newestSayings returns what the newest tickets say about products. It looks at tickets since the oldest change. For a product
+// of an authenticated source it looks only at tickets of such sources.
 func (s *Store) newestSayings(ctx context.Context, products []unsettled) ([]saying, error) {
 	budget := settleTime
 	if deadline, ok := ctx.Deadline(); ok {
@@ -143,14 +142,14 @@ func (s *Store) newestSayings(ctx context.Context, products []unsettled) ([]sayi
 	}
 	giveUp := time.Now().Add(budget)
 	ids := make([]string, len(products))
-	wanted := make(map[string]*unsettled, len(products)) // without those for which the newest ticket was found
+	wanted := make(map[string]*unsettled, len(products)) // by id
 	for i := range products {
 		ids[i] = products[i].id
 		wanted[products[i].id] = &products[i]
 	}
 	newest := sayingsFound{wanted: wanted, found: make(map[string]*found, len(products))}
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		// It is the server that ends a statement that takes too long: a context that ends costs a connection.
+		// The server ends a statement that takes too long. A context that ends would cost the connection.
 		if _, err := tx.Exec(ctx, fmt.Sprintf(`SET LOCAL statement_timeout = %d`, max(budget.Milliseconds(), 1))); err != nil {
 			return err
 		}
@@ -182,13 +181,13 @@ func (s *Store) newestSayings(ctx context.Context, products []unsettled) ([]sayi
 	return sayings, nil
 }
 
-// found is the newest saying about a product, and the line it stands on.
+// found is the newest saying about a product, and its line on the ticket.
 type found struct {
 	saying
 	line int64
 }
 
-// sayingsFound is what was found so far, in lines of the newest tickets first.
+// sayingsFound is what was found so far. The lines of the newest tickets come first.
 type sayingsFound struct {
 	wanted map[string]*unsettled
 	found  map[string]*found // by product
@@ -196,11 +195,11 @@ type sayingsFound struct {
 	last   uuid.UUID         // the ticket of the last line that was read
 }
 
-// complete reports whether there is a saying for each product, and no more lines of their tickets.
+// complete reports whether there is a saying for each product, and all lines of their tickets were read.
 func (s *sayingsFound) complete() bool { return len(s.found) == len(s.wanted) && s.last != s.oldest }
 
-// read reads lines, and returns how many there were. A ticket's lines may be in any order: its last one counts. A line without
-// a price that can be read says nothing.
+// read reads lines, and returns how many there were. The lines of a ticket may come in any order, and the last line on the
+// ticket counts. A line whose price cannot be read is ignored.
 func (s *sayingsFound) read(rows pgx.Rows, authenticated func(string) bool) (n int, err error) {
 	var f found
 	var name, price *string
@@ -217,7 +216,7 @@ func (s *sayingsFound) read(rows pgx.Rows, authenticated func(string) bool) (n i
 		}
 		amount, err := ticket.ParseAmount(*price)
 		if err != nil {
-			return nil //nolint:nilerr // whoever wrote it, it was not this program
+			return nil //nolint:nilerr // another program wrote it
 		}
 		said := f
 		said.Name, said.Price, said.firstAt = *name, amount, ticket.IDTime(f.ticketID)

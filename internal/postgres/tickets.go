@@ -15,7 +15,7 @@ import (
 	"myticket/internal/ticket"
 )
 
-// TicketFilter selects tickets. Empty fields select all.
+// TicketFilter selects tickets. An empty field selects all.
 type TicketFilter struct {
 	Statuses []ticket.Status
 	Source   string
@@ -25,7 +25,7 @@ type TicketFilter struct {
 	Until    time.Time // received before this time
 }
 
-// StoredTicket is a ticket as an operator sees it. Its amounts are what Postgres has, exactly.
+// StoredTicket is a ticket as an operator sees it. Its amounts are exactly those in Postgres.
 type StoredTicket struct {
 	ID            uuid.UUID        `json:"id"`
 	ReceivedAt    time.Time        `json:"received_at"`
@@ -39,22 +39,22 @@ type StoredTicket struct {
 	Problems      []ticket.Problem `json:"problems"`
 	ContentType   string           `json:"content_type,omitempty"`
 	Traceparent   string           `json:"traceparent,omitempty"`
-	ParserVersion int              `json:"parser_version"` // 0 when it was not read yet
+	ParserVersion int              `json:"parser_version"` // 0 if it was not read yet
 	Attempts      int              `json:"attempts"`
 	NextAttemptAt *time.Time       `json:"next_attempt_at,omitempty"`
-	Body          []byte           `json:"-"` // only of Ticket
+	Body          []byte           `json:"-"` // only from Store.Ticket
 }
 
-// StoredLine is one product line of a stored ticket. Extra are the columns that MyTicket does not know. Only Ticket has them,
-// which reads them from the body: they are stored nowhere else, but on rows of a version before.
+// StoredLine is one product line of a stored ticket. Extra are the columns that MyTicket does not know. Only Store.Ticket
+// returns them, because it reads them from the body. They are stored nowhere else, except in rows of older versions.
 type StoredLine struct {
 	Product   string        `json:"product"`
 	ProductID string        `json:"product_id"`
-	Price     json.Number   `json:"price,omitempty"` // absent when it was not read: an empty Number would be written as 0
+	Price     json.Number   `json:"price,omitempty"` // absent if it was not read, because an empty Number would be written as 0
 	Extra     []StoredField `json:"extra,omitempty"`
 }
 
-// StoredField is a text that was kept without being understood.
+// StoredField is a text that MyTicket keeps without understanding it.
 type StoredField struct {
 	Name  string `json:"name"`
 	Value string `json:"value"`
@@ -75,7 +75,7 @@ func scanTicket(row pgx.CollectableRow, more ...any) (StoredTicket, error) {
 		next := t.NextAttemptAt.UTC()
 		t.NextAttemptAt = &next
 	}
-	// So that a program reads an array, whether there is something in it or not.
+	// In JSON these are arrays, also if they are empty.
 	if t.Lines == nil {
 		t.Lines = []StoredLine{}
 	}
@@ -115,9 +115,9 @@ func (c *conditions) where(more ...string) string {
 	return " WHERE " + strings.Join(all, " AND ")
 }
 
-// statusIs are conditions on the status as they stand in statements. A status is never a parameter where an index hangs
-// on it: Postgres uses a partial index only where it can prove the index's condition while it plans, which it may do
-// without the parameters of a statement that is run several times.
+// statusIs are conditions on the status as literals. The status is not a parameter if an index depends on it: Postgres uses a
+// partial index only if it can prove the condition of the index at planning, and the plan of a statement that is run several
+// times may not know the parameters.
 var statusIs = map[ticket.Status]string{
 	ticket.ToTreat:   `status = 'TO_TREAT'`,
 	ticket.Treated:   `status = 'TREATED'`,
@@ -125,7 +125,7 @@ var statusIs = map[ticket.Status]string{
 	ticket.Dismissed: `status = 'DISMISSED'`,
 }
 
-// conditions returns the filter's but for the statuses, behind parameters that come before.
+// conditions returns the conditions of the filter, without the statuses. Their parameters follow those in before.
 func (f TicketFilter) conditions(before ...any) *conditions {
 	c := &conditions{args: before}
 	if f.Source != "" {
@@ -146,10 +146,10 @@ func (f TicketFilter) conditions(before ...any) *conditions {
 	return c
 }
 
-// Tickets returns at most limit tickets, the newest first, without their bodies and what only those say. After is the last
-// ticket of the page before, or uuid.Nil. It reads no partition outside of the times, and finds an order number, and what is
-// TO_TREAT or ERROR, by their indexes. There is none for DISMISSED, for a source or for a problem: those are looked for back
-// in time until there are enough of them.
+// Tickets returns up to limit tickets, the newest first, without their bodies and what is only there. After is the last ticket
+// of the previous page, or uuid.Nil. It reads no partition outside of the filter's times. It finds order numbers, and the
+// statuses TO_TREAT and ERROR, by indexes. There is no index for DISMISSED, a source or a problem: it searches back in time
+// until it has enough tickets.
 func (s *Store) Tickets(ctx context.Context, filter TicketFilter, after uuid.UUID, limit int) ([]StoredTicket, error) {
 	sql, args := filter.page(after, limit)
 	rows, err := s.pool.Query(ctx, sql, args...)
@@ -164,7 +164,7 @@ func (s *Store) Tickets(ctx context.Context, filter TicketFilter, after uuid.UUI
 func (f TicketFilter) page(after uuid.UUID, limit int) (sql string, args []any) {
 	c := f.conditions()
 	if after != uuid.Nil {
-		// The comparison of rows finds the place in the index, but leaves out no partition: that takes a plain one.
+		// The comparison of rows finds the place in the index, but excludes no partition. The plain comparison does.
 		c.add("received_at <= ?", ticket.IDTime(after))
 		c.add("(received_at, id) < (?, ?)", ticket.IDTime(after), after)
 	}
@@ -174,31 +174,31 @@ func (f TicketFilter) page(after uuid.UUID, limit int) (sql string, args []any) 
 			c.add("status = ANY (?)", f.Statuses)
 		}
 		c.args = append(c.args, limit)
-		// OFFSET 0 keeps ORDER BY out of the choice of an index: it would tempt the planner, when it knows too little
-		// about the table, to walk through all tickets by time until it has met the limit.
+		// OFFSET 0 keeps ORDER BY out of the choice of an index. Otherwise a planner that knows little about the table may
+		// read all tickets by time until it has enough.
 		return `SELECT * FROM (` + from + c.where() + ` OFFSET 0) t` + newestFirst(len(c.args)), c.args
 	}
 	c.args = append(c.args, limit)
 	if len(f.Statuses) == 0 {
 		return from + c.where() + newestFirst(len(c.args)), c.args
 	}
-	// Each status by the index that it has, if it has one.
+	// Each status is read by its own index, if it has one.
 	var pages []string
 	for status, is := range statusIs {
 		if slices.Contains(f.Statuses, status) {
 			pages = append(pages, `(`+from+c.where(is)+newestFirst(len(c.args))+`)`)
 		}
 	}
-	slices.Sort(pages) // a map's order is not one, and the statement's text is what it is prepared under
+	slices.Sort(pages) // a map has no order, and a prepared statement is found by its text
 	return `SELECT * FROM (` + strings.Join(pages, ` UNION ALL `) + `) t` + newestFirst(len(c.args)), c.args
 }
 
-// newestFirst orders tickets, and limits them to what the parameter of that number says.
+// newestFirst orders tickets, and limits them to the parameter $limit.
 func newestFirst(limit int) string {
 	return fmt.Sprintf(` ORDER BY received_at DESC, id DESC LIMIT $%d`, limit)
 }
 
-// Ticket returns one ticket with its body, and with what only that says, or ticket.ErrNotFound.
+// Ticket returns one ticket, with its body and what is only there, or ticket.ErrNotFound.
 func (s *Store) Ticket(ctx context.Context, id uuid.UUID) (StoredTicket, error) {
 	rows, err := s.pool.Query(ctx, `SELECT `+ticketColumnsSQL+`, body FROM tickets WHERE received_at = $1 AND id = $2`,
 		ticket.IDTime(id), id)
@@ -218,8 +218,8 @@ func (s *Store) Ticket(ctx context.Context, id uuid.UUID) (StoredTicket, error) 
 	return t, explain("show a ticket", err)
 }
 
-// readColumns sets Extra of the lines from the body. It leaves alone what it does not recognise: lines that another version
-// of the parser read in another way, and those that have it.
+// readColumns sets Extra of the lines from the body. It skips lines that another version of the parser read differently, and
+// lines that have Extra already.
 func (t *StoredTicket) readColumns() {
 	order, _ := ticket.Parse(t.Body)
 	if len(order.Columns) == 0 || len(order.Lines) != len(t.Lines) {
