@@ -268,7 +268,7 @@ func (w *Webhook) failed(r Request, err error) Response {
 	case errors.Is(err, intake.ErrDraining):
 		return retryLater(http.StatusServiceUnavailable, "draining", retryDraining,
 			"This server is shutting down. The ticket was not stored; send it again.")
-	case errors.Is(err, intake.ErrUnavailable):
+	case errors.Is(err, ticket.ErrUnavailable):
 		return retryLater(http.StatusServiceUnavailable, "database_unavailable", retryUnavailable,
 			"Neither the database nor the disk has confirmed the ticket, so it is not known to be stored. Send it again. "+
 				"With the same Idempotency-Key it is stored only once.")

@@ -191,7 +191,7 @@ func TestErrorOfIntake_IsAnsweredAsWhatTheSenderShouldDo(t *testing.T) {
 		"key_reused":           {intake.ErrKeyReused, http.StatusUnprocessableEntity},
 		"overloaded":           {intake.ErrOverloaded, http.StatusServiceUnavailable},
 		"draining":             {intake.ErrDraining, http.StatusServiceUnavailable},
-		"database_unavailable": {fmt.Errorf("wrapped: %w", intake.ErrUnavailable), http.StatusServiceUnavailable},
+		"database_unavailable": {fmt.Errorf("wrapped: %w", ticket.ErrUnavailable), http.StatusServiceUnavailable},
 		"internal_error":       {errors.New("secret"), http.StatusServiceUnavailable},
 	} {
 		t.Run(code, func(t *testing.T) {

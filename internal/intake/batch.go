@@ -2,21 +2,21 @@ package intake
 
 import "time"
 
-// batch is a group of entries that is stored together. It has one owner at a time, who alone may change it: the queue, then
-// the lane that took it. Once done is closed it does not change any more, and each sender reads its own outcome.
+// batch is a group of entries that is stored together. It has one owner at a time, and only the owner may change it: first the
+// queue, then the lane that took it. It does not change after done is closed, so each sender can read its own outcome.
 type batch struct {
 	entries []*Entry
 	cost    int           // sum of their Ticket.Cost
 	large   int           // the part of cost that is of large tickets
 	since   time.Time     // when its first entry came
-	unread  bool          // its entries were not read, so only the spool can take them
-	sealed  bool          // nothing is added to it any more
+	unread  bool          // its entries were not read, so only the spool can take it
+	sealed  bool          // no more entries may be added
 	cause   cause         // why it goes to the spool, if it does
-	expired chan struct{} // closed when its oldest entry's time is up
+	expired chan struct{} // closed when the time of its oldest entry is up
 	timer   *time.Timer   // closes expired
 
 	result result        // what became of its entries; valid once done is closed
-	err    error         // why none of them is known to be stored; valid once done is closed
+	err    error         // why no entry is known to be stored; valid once done is closed
 	done   chan struct{} // closed when each entry has its outcome
 }
 

@@ -8,7 +8,7 @@ import (
 	"myticket/internal/ticket"
 )
 
-// commitBatches is one lane: it commits a batch after the other, without ever waiting for one to fill.
+// commitBatches is one lane. It commits one batch after another, and never waits for a batch to fill.
 func (in *Intake) commitBatches() {
 	for {
 		b := in.queue.next()
@@ -16,19 +16,19 @@ func (in *Intake) commitBatches() {
 			return
 		}
 		if time.Since(b.since) >= in.config.Timeout {
-			b.fail(ErrUnavailable) // its senders were told so
+			b.fail(ticket.ErrUnavailable) // its senders have this answer already
 			continue
 		}
 		in.commit(b)
 	}
 }
 
-// commit stores a batch, sets what became of each entry, and wakes those who wait. It ends at the latest when the oldest
-// entry's time is up, so the batches behind it, which are younger, are in time as well. What the store does not take is
-// left to the spool's lane: a lane of the store must never wait for a disk.
+// commit stores a batch and answers its senders. It ends before the time of the oldest entry is up, so the younger batches
+// behind it are in time as well. A batch that the store does not take goes to the spool's lane, because a lane of the store
+// must never wait for a disk.
 func (in *Intake) commit(b *batch) {
 	if in.config.Spool == nil && !in.Available() {
-		b.fail(ErrUnavailable)
+		b.fail(ticket.ErrUnavailable)
 		return
 	}
 	start := time.Now()
@@ -51,10 +51,10 @@ func (in *Intake) commit(b *batch) {
 		in.queue.giveBack(b, causeFailed)
 		return
 	}
-	b.fail(ErrUnavailable)
+	b.fail(ticket.ErrUnavailable)
 }
 
-// giveUpAt is when a transaction that begins now is given up: with a spool, while there is time left to write that.
+// giveUpAt returns when a transaction that begins now is canceled. With a spool, that leaves enough time to write to it.
 func (in *Intake) giveUpAt(b *batch, now time.Time) time.Time {
 	end := b.since.Add(in.config.Timeout)
 	if in.config.Spool == nil {
@@ -67,8 +67,8 @@ func (in *Intake) giveUpAt(b *batch, now time.Time) time.Time {
 	return end
 }
 
-// isolate finds the ticket that makes the store refuse its batch, at the cost of nobody else: all are stored unread
-// first, then each is treated by itself.
+// isolate handles a batch that the store refuses because of one of its tickets, so that no other ticket suffers: it stores
+// all tickets unread, and then treats each by itself.
 func (in *Intake) isolate(ctx context.Context, entries []*Entry) (result, error) {
 	r, err := in.saveUnread(ctx, Batch{Entries: entries, ClaimFor: in.config.Lease})
 	if err != nil {
@@ -79,7 +79,7 @@ func (in *Intake) isolate(ctx context.Context, entries []*Entry) (result, error)
 		if o.Duplicate || o.KeyReused || r.refusal(i) != nil {
 			continue
 		}
-		// Stored is stored: a ticket whose treatment fails now keeps the status TO_TREAT and is treated later.
+		// The ticket is stored already. If its treatment fails now, it keeps the status TO_TREAT and is treated later.
 		status, problems, err := in.treater.Treat(ctx, e.Ticket, 1)
 		if err != nil {
 			in.config.Logger.With(e.Ticket.LogAttr()).

@@ -12,19 +12,19 @@ import (
 
 // Config bounds an Intake. The zero value of a field means its default.
 type Config struct {
-	BatchTickets    int           // tickets in one transaction at most. Defaults to 256.
-	BatchBytes      int           // sum of Ticket.Cost in one transaction at most; one ticket always fits. Defaults to 4 MiB.
-	BatchesInFlight int           // transactions under way at once. Defaults to 2.
-	WaitingTickets  int           // tickets waiting for a transaction at most, beyond that ErrOverloaded. Defaults to 10,000.
-	WaitingBytes    int           // sum of Ticket.Cost of those at most; of what is being read as much again. Defaults to 64 MiB.
-	Timeout         time.Duration // from a delivery to its answer. Defaults to 4 s: common senders give up at 5 s.
-	Spool           Spool         // Defaults to none: what the store does not take is refused.
-	OverflowWait    time.Duration // how long a ticket waits for a transaction before it is spooled. Defaults to 1 s.
-	StoreTimeout    time.Duration // after which a transaction is given up and its tickets spooled. Defaults to 2 s.
-	DrainTickets    int           // tickets of the spool in one transaction at most. Defaults to 1,024.
-	DrainTimeout    time.Duration // after which a transaction of the largest size is given up. Defaults to 10 s.
+	BatchTickets    int           // most tickets in one transaction. Defaults to 256.
+	BatchBytes      int           // most bytes (Ticket.Cost) in one transaction; one ticket always fits. Defaults to 4 MiB.
+	BatchesInFlight int           // transactions at the same time. Defaults to 2.
+	WaitingTickets  int           // most tickets that wait for a transaction; more get ErrOverloaded. Defaults to 10,000.
+	WaitingBytes    int           // most bytes (Ticket.Cost) of these; as much again while they are read. Defaults to 64 MiB.
+	Timeout         time.Duration // from a delivery to its answer. Defaults to 4 s, because common senders give up after 5 s.
+	Spool           Spool         // Defaults to none: tickets that the store does not take are refused.
+	OverflowWait    time.Duration // how long a ticket waits for a transaction before it goes to the spool. Defaults to 1 s.
+	StoreTimeout    time.Duration // after which a transaction is canceled and its tickets go to the spool. Defaults to 2 s.
+	DrainTickets    int           // most tickets of the spool in one transaction. Defaults to 1,024.
+	DrainTimeout    time.Duration // after which a drain transaction of the largest size is canceled. Defaults to 10 s.
 	DrainTries      int           // after which a ticket of the spool that alone cannot be stored is set aside. Defaults to 5.
-	DrainRetry      time.Duration // how long it is stepped over after the first; it doubles with each. Defaults to 5 s.
+	DrainRetry      time.Duration // how long it is stepped over after the first try; doubles with each. Defaults to 5 s.
 	KeyTTL          time.Duration // how long an idempotency key is remembered. Defaults to 7 days.
 	Lease           time.Duration // how long a ticket that was stored unread stays claimed. Defaults to 1 min.
 

@@ -5,12 +5,12 @@ import (
 	"time"
 )
 
-// drainPoll is how often an empty spool is looked at, and the pause after a ticket that failed.
+// drainPoll is the time between two looks into an empty spool, and the pause after a ticket that failed.
 const drainPoll = 100 * time.Millisecond
 
-// drain brings tickets from the spool into the store for as long as deliveries are accepted and the store is there. It
-// uses one transaction at a time, and pauses between two as long as one took while deliveries wait, and nine times as long
-// when they wait so long that they are about to be spooled: it takes half of one connection's time at most, and never stops.
+// drain brings tickets from the spool into the store while deliveries are accepted and the store is there. It runs one
+// transaction at a time. While deliveries wait, it pauses after each for as long as that took, so it takes at most half of the
+// time of one connection. It pauses nine times as long when deliveries have waited half of Config.OverflowWait. It never stops.
 func (in *Intake) drain() {
 	wait := newBackOff()
 	for {
@@ -23,7 +23,7 @@ func (in *Intake) drain() {
 				in.storeAway(step.err)
 			case step.disk:
 				pause = wait.NextBackOff()
-			case step.err != nil: // one of the tickets is at fault, and the others do not wait for it
+			case step.err != nil: // one ticket is at fault, and the others do not wait for it
 				pause = max(drainPoll, in.drainPause(time.Since(start)))
 			case step.stored > 0:
 				wait.Reset()
@@ -48,7 +48,7 @@ func (in *Intake) drainPause(took time.Duration) time.Duration {
 	return 0
 }
 
-// drainRest is the last drain, before a stop. What does not go at once is left to the next server.
+// drainRest is the last drain before a stop. It ends at the first failure, and leaves the rest to the next server.
 func (in *Intake) drainRest(ctx context.Context) {
 	for ctx.Err() == nil && in.Available() {
 		if step := in.drainer.step(ctx); step.err != nil || step.stored == 0 {
@@ -59,13 +59,13 @@ func (in *Intake) drainRest(ctx context.Context) {
 
 // Drained says what became of the tickets of a spool.
 type Drained struct {
-	Stored  int // they are in the store
-	Refused int // the store takes them in no form: they are kept in the spool's folder, and tried again when it is next opened
+	Stored  int // in the store now
+	Refused int // refused by the store, even unread: kept in the spool's folder, and tried again when it is next opened
 }
 
-// Drain brings everything in a spool into a store, for an operator. It steps over tickets that the store does not take, and
-// sets them aside after Config.DrainTries, so it ends. It returns an error when the store takes nothing, the disk fails, or
-// ctx ends; what is left stays in the spool, and Drain may be called again.
+// Drain brings all tickets of a spool into a store, for an operator. It steps over tickets that the store does not take, and
+// sets them aside after Config.DrainTries tries, so it ends. It returns an error if the store takes no tickets, the disk fails,
+// or ctx ends. The rest stays in the spool, and Drain may be called again.
 func Drain(ctx context.Context, config Config, store Store) (Drained, error) {
 	config.setDefaults()
 	d := newDrainer(saver{config, store})

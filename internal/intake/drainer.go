@@ -10,19 +10,19 @@ import (
 	"myticket/internal/ticket"
 )
 
-// drainer brings tickets from the spool into the store, oldest first. One goroutine at a time may use it.
+// drainer brings tickets from the spool into the store, oldest first. Only one goroutine at a time may use it.
 //
-// No ticket holds up another. A transaction that fails while the store takes others fails because of one of its tickets, so
-// the next one is smaller, until that ticket is alone. Then it is stored unread, which asks least of the store. What cannot
-// be stored even so is stepped over, tried again later, and in the end set aside for a person.
+// No ticket holds up another. If a transaction fails while the store takes others, one of its tickets is at fault. So the next
+// transaction is smaller, until that ticket is alone. Then it is stored unread, which demands least of the store. If that fails
+// too, the ticket is stepped over, tried again later, and in the end set aside for a person.
 type drainer struct {
 	saver
 	limit int // tickets of the next transaction
 
-	postponed map[uuid.UUID]postponed // what is stepped over, and still in the spool
-	retryAt   time.Time               // none of these is tried before that: most of the time is for others
+	postponed map[uuid.UUID]postponed // tickets that are stepped over, and still in the spool
+	retryAt   time.Time               // no such ticket is tried before that: most of the time is for others
 	total     Drained
-	kept      error // why a ticket that is to be set aside stays in the spool
+	kept      error // why a ticket that should be set aside is still in the spool
 }
 
 type postponed struct {
@@ -30,25 +30,25 @@ type postponed struct {
 	due   time.Time
 }
 
-// maxPostponed bounds what is stepped over at once. More tickets wait for their turn.
+// maxPostponed is how many tickets may be stepped over at once. More tickets wait for their turn.
 const maxPostponed = 1000
 
-// retryShare is how many times as long as a retry took nothing is tried again.
+// retryShare is how many times the duration of a retry must pass before the next retry.
 const retryShare = 4
 
 func newDrainer(s saver) *drainer {
 	return &drainer{saver: s, limit: s.config.DrainTickets, postponed: map[uuid.UUID]postponed{}}
 }
 
-// step is what became of one transaction's worth of tickets.
+// step is the result of draining one transaction's worth of tickets.
 type step struct {
 	stored int
 	err    error // why not all were stored; it is logged
 	away   bool  // the store takes no tickets at all
-	disk   bool  // the disk of the spool failed
+	disk   bool  // the spool's disk failed
 }
 
-// step drains one transaction's worth of tickets: some that were never stepped over, or one that was and is due.
+// step drains one transaction's worth of tickets: tickets that were never stepped over, or one that was and is due again.
 func (d *drainer) step(ctx context.Context) step {
 	tickets, again, err := d.peek()
 	if err != nil || len(tickets) == 0 {
@@ -75,14 +75,14 @@ func (d *drainer) step(ctx context.Context) step {
 func (d *drainer) noted(s step, tickets int) step {
 	if s.err != nil {
 		d.config.Metrics.drainFailed.Inc()
-		d.config.Logger.Warn("tickets of the spool could not be brought into the database; they stay in it, and it is tried again",
+		d.config.Logger.Warn("tickets of the spool could not be stored in the database; they stay in the spool and are tried again",
 			"tickets", tickets, "error", s.err)
 	}
 	return s
 }
 
-// peek reads the tickets of the next step, as many as become no more than a transaction may hold, but at least one. Again
-// means that it is one that was stepped over.
+// peek reads the tickets of the next step: as many as fit into one transaction, at least one. Again means that it is a single
+// ticket that was stepped over before.
 func (d *drainer) peek() (tickets []Spooled, again bool, err error) {
 	spool, most := d.config.Spool, d.config.BatchBytes
 	if id, ok := d.due(time.Now()); ok {
@@ -121,7 +121,7 @@ func (d *drainer) due(now time.Time) (id uuid.UUID, ok bool) {
 	return id, ok
 }
 
-// tries reports whether a ticket is to be tried again before it is to be set aside.
+// tries reports whether any stepped-over ticket has tries left.
 func (d *drainer) tries() bool {
 	for _, p := range d.postponed {
 		if p.tries < d.config.DrainTries {
@@ -131,7 +131,7 @@ func (d *drainer) tries() bool {
 	return false
 }
 
-// nextRetry returns how long there is nothing to do but to wait for the next retry.
+// nextRetry returns the time until the next retry.
 func (d *drainer) nextRetry() time.Duration {
 	var next time.Time
 	for _, p := range d.postponed {
@@ -142,7 +142,7 @@ func (d *drainer) nextRetry() time.Duration {
 	return max(time.Until(next), time.Until(d.retryAt))
 }
 
-// patience is how long a transaction may take. What is small gets little of the others' time.
+// patience returns how long a transaction may take. A small one gets less, because the others wait for it.
 func (d *drainer) patience(tickets []Spooled) time.Duration {
 	config := &d.config
 	cost := 0
@@ -169,8 +169,8 @@ func batchOf(tickets []Spooled) Batch {
 	return b
 }
 
-// storeRead stores tickets that were acknowledged: each must end in the store, or stay with us. It returns what became of the
-// first tickets, which may leave the spool.
+// storeRead stores tickets as they were read. Their senders have an acknowledgement, so each ticket must either get into the
+// store or stay in the spool. It returns what became of the first tickets, which may leave the spool.
 func (d *drainer) storeRead(ctx context.Context, tickets []Spooled) ([]drained, error) {
 	saving, cancel := context.WithTimeout(ctx, d.patience(tickets))
 	defer cancel()
@@ -178,7 +178,7 @@ func (d *drainer) storeRead(ctx context.Context, tickets []Spooled) ([]drained, 
 	saved, err := d.store.Save(saving, b)
 	r := result{Saved: saved}
 	if errors.Is(err, ticket.ErrRefused) {
-		r, err = d.saveUnread(saving, b) // and treatment finds the culprit
+		r, err = d.saveUnread(saving, b) // treatment finds the ticket that is at fault
 	}
 	if err != nil {
 		return nil, err
@@ -186,7 +186,7 @@ func (d *drainer) storeRead(ctx context.Context, tickets []Spooled) ([]drained, 
 	return d.settle(ctx, tickets, r)
 }
 
-// storeUnread does the same in the way that asks least of the store.
+// storeUnread does the same without what was read, which demands least of the store.
 func (d *drainer) storeUnread(ctx context.Context, tickets []Spooled) ([]drained, error) {
 	r, err := d.saveUnreadInTime(ctx, batchOf(tickets))
 	if err != nil {
@@ -201,17 +201,17 @@ func (d *drainer) saveUnreadInTime(ctx context.Context, b Batch) (result, error)
 	return d.saveUnread(ctx, b)
 }
 
-// settle sees to the tickets that a transaction left out. It returns what became of the first tickets, up to one for which
-// the store or the disk failed.
+// settle handles the tickets that a transaction did not store. It returns what became of the first tickets, up to one for
+// which the store or the disk failed.
 func (d *drainer) settle(ctx context.Context, tickets []Spooled, r result) (done []drained, err error) {
 	done = make([]drained, 0, len(tickets))
 	for i := range tickets {
 		e, o, refusal := &tickets[i].Entry, r.Outcomes[i], r.refusal(i)
 		if o.KeyReused {
-			// Another server has taken another ticket for the same key meanwhile. Its sender is at fault, but both have
-			// been acknowledged.
+			// Meanwhile another server has stored another ticket with the same key. That is a mistake of the sender, but
+			// both tickets were acknowledged.
 			d.config.Logger.With(e.Ticket.LogAttr()).
-				Warn("a spooled ticket's idempotency key was used for another body meanwhile; it is stored without the key")
+				Warn("the idempotency key of a spooled ticket was used for another body meanwhile; the ticket is stored without the key")
 			keyless := *e
 			keyless.Key = ""
 			alone, err := d.saveUnreadInTime(ctx, Batch{Entries: []*Entry{&keyless}, Drained: true})
@@ -230,7 +230,7 @@ func (d *drainer) settle(ctx context.Context, tickets []Spooled, r result) (done
 	return done, nil
 }
 
-// conclude has what is done leave the spool, and finds out why the rest, if any, is not.
+// conclude removes what is done from the spool. If tickets are left, it finds out why.
 func (d *drainer) conclude(ctx context.Context, tickets []Spooled, done []drained, cause error, unread bool) step {
 	stored, err := d.leave(tickets[:len(done)], done)
 	s := step{stored: stored, err: cause}
@@ -252,7 +252,7 @@ func (d *drainer) conclude(ctx context.Context, tickets []Spooled, done []draine
 	if !unread {
 		d.config.Metrics.drainFailed.Inc()
 		d.config.Logger.With(rest[0].Ticket.LogAttr()).
-			Warn("the database does not take a ticket of the spool, though it takes others; it is stored unread, and treated later",
+			Warn("the database does not take a ticket of the spool, although it takes others; it is stored unread and treated later",
 				"bytes", len(rest[0].Ticket.Body), "error", cause)
 		done, cause := d.storeUnread(ctx, rest)
 		again := d.conclude(ctx, rest, done, cause, true)
@@ -266,7 +266,7 @@ func (d *drainer) conclude(ctx context.Context, tickets []Spooled, done []draine
 	return s
 }
 
-// leave removes tickets from the spool that are in the store or set aside, and returns how many are in the store.
+// leave removes tickets from the spool that are in the store or set aside. It returns how many are in the store.
 func (d *drainer) leave(tickets []Spooled, done []drained) (stored int, err error) {
 	for i := range tickets {
 		t := &tickets[i].Ticket
@@ -284,7 +284,7 @@ func (d *drainer) leave(tickets []Spooled, done []drained) (stored int, err erro
 	return stored, d.config.Spool.Remove(tickets)
 }
 
-// postpone has a ticket stepped over, or sets it aside when it was tried often enough.
+// postpone steps over a ticket, or sets it aside after Config.DrainTries tries.
 func (d *drainer) postpone(s *Spooled, cause error) error {
 	config := &d.config
 	log := config.Logger.With(s.Ticket.LogAttr())
@@ -293,16 +293,16 @@ func (d *drainer) postpone(s *Spooled, cause error) error {
 		return nil
 	}
 	p.tries++
-	p.due = time.Now().Add(config.DrainRetry << min(p.tries-1, 10)) // one that cannot be set aside may wait for long
+	p.due = time.Now().Add(config.DrainRetry << min(p.tries-1, 10)) // a ticket that cannot be set aside may wait longer
 	d.postponed[s.Ticket.ID] = p
 	if p.tries < config.DrainTries {
 		config.Metrics.steppedOver.Inc()
-		log.Warn("the database does not take a ticket of the spool, though it takes others; it is stepped over and tried again",
+		log.Warn("the database does not take a ticket of the spool, although it takes others; it is stepped over and tried again",
 			"try", p.tries, "tries", config.DrainTries, "bytes", len(s.Ticket.Body), "error", cause)
 		return nil
 	}
-	log.Error("the database took a ticket of the spool in no try, though it takes others; it is set aside in a .refused file, "+
-		"and tried again at the next start: find out what keeps it (docs/durability.md)",
+	log.Error("the database did not take a ticket of the spool in any try, although it takes others; it is set aside in a "+
+		".refused file and tried again at the next start: find out why (docs/durability.md)",
 		"tries", p.tries, "bytes", len(s.Ticket.Body), "error", cause)
 	if err := config.Spool.Refuse(&s.Entry); err != nil {
 		return err

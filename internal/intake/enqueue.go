@@ -11,13 +11,14 @@ import (
 type queued struct {
 	batch *batch
 	entry int              // its place in the batch
-	late  <-chan time.Time // for an entry that waited for a turn: its time is up when this says so
-	turn  turn             // to be ended when its sender is answered
+	late  <-chan time.Time // set for an entry that waited for a turn: its own timer
+	turn  turn             // ends when its sender is answered
 }
 
-// await returns when the entry's batch is done, or else with false when its time is up.
+// await waits until the entry's batch is done. It returns false if the time of the entry is up before that. Each batch has a
+// timer; when it expires its senders are answered, even if a disk hangs.
 func (q *queued) await() bool {
-	if q.late == nil { // as nearly all; each case of a select costs
+	if q.late == nil { // nearly always; each further case of a select costs time
 		select {
 		case <-q.batch.done:
 			return true
@@ -34,9 +35,8 @@ func (q *queued) await() bool {
 	return false
 }
 
-// enqueue reads a ticket and has it wait for a transaction, or for the spool where it cannot be read: while the store is
-// away nobody needs to know what it says, and when too much is being read, or what it becomes is too much, the spool still
-// keeps it by its body alone.
+// enqueue reads a ticket and adds it to the queue for the store. Two kinds of tickets go to the spool unread: those that come
+// while the store is away, and those for which there is no memory, either to read them or to keep what was read.
 func (in *Intake) enqueue(e *Entry) (queued, error) {
 	spools := in.config.Spool != nil
 	if spools && !in.Available() {
@@ -62,14 +62,16 @@ func (in *Intake) enqueue(e *Entry) (queued, error) {
 	return q, err
 }
 
-// readAndAdd ends its turn in any case: a fault of the parser that costs one ticket must not cost the others their turns.
+// readAndAdd reads a ticket and adds it to the queue. It always ends the turn, even if the parser panics: otherwise the other
+// tickets would wait for that turn for ever.
 func (in *Intake) readAndAdd(e *Entry, t turn) (*batch, int, error) {
 	defer t.end()
 	in.read(&e.Ticket)
 	return in.queue.add(e)
 }
 
-// enqueueUnread has a ticket that came at start wait for the spool. A large one may wait for its turn for most of its time.
+// enqueueUnread adds a ticket that came at start to the queue for the spool. A large ticket may wait for its turn for three
+// quarters of its time.
 func (in *Intake) enqueueUnread(e *Entry, why cause, start time.Time) (q queued, err error) {
 	t, _, ok := in.reading.takeUnread(&e.Ticket, time.Until(start.Add(in.config.Timeout*3/4)))
 	if !ok {

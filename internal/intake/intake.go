@@ -1,5 +1,5 @@
-// Package intake accepts deliveries: it gives each ticket its identity, reads it, and answers only when a store has
-// committed it. Tickets that arrive while a commit is under way share the next one (group commit).
+// Package intake accepts deliveries. It gives each ticket an id, reads it, and answers only after a store has committed it.
+// Tickets that arrive during a commit share the next one (group commit).
 package intake
 
 import (
@@ -15,7 +15,7 @@ import (
 	"myticket/internal/ticket"
 )
 
-// Delivery is what a sender handed over. Intake keeps Body and the strings: the caller must not reuse their memory.
+// Delivery is what a sender sent. Intake keeps Body and the strings, so the caller must not reuse their memory.
 type Delivery struct {
 	Source         string // valid: [a-z0-9-]{1,63}
 	Body           []byte // at least one byte
@@ -30,16 +30,15 @@ type Receipt struct {
 	Status    ticket.Status
 	Problems  []ticket.Problem // with Status ticket.Error
 	Duplicate bool             // the ticket was stored by an earlier delivery with the same key
-	StoredBy  string           // traceparent of what stored the ticket; empty where that is not traced
+	StoredBy  string           // traceparent of the span that stored the ticket; empty if there is none
 }
 
-// Errors of Accept. In each case nothing is known to be stored, and the sender should send again; a delivery that was
-// answered with ErrUnavailable may have been stored after all.
+// Errors of Accept, besides ticket.ErrUnavailable. In each case nothing is known to be stored, and the sender should send
+// again. A delivery that was answered with ticket.ErrUnavailable may have been stored after all.
 var (
-	ErrOverloaded  = errors.New("too many tickets are waiting to be read or stored")
-	ErrUnavailable = errors.New("the database cannot be reached or does not answer")
-	ErrSpoolFull   = errors.New("the spool is full")
-	ErrDraining    = errors.New("the server is shutting down")
+	ErrOverloaded = errors.New("too many tickets are waiting to be read or stored")
+	ErrSpoolFull  = errors.New("the spool is full")
+	ErrDraining   = errors.New("the server is shutting down")
 	// ErrKeyReused means that the idempotency key was used before for another body. Sending again does not help.
 	ErrKeyReused = errors.New("the idempotency key was used for another body")
 )
@@ -57,28 +56,27 @@ type Intake struct {
 	stopping chan struct{} // closed when no more deliveries are accepted
 	flushed  chan struct{} // closed when the lanes have ended
 	ended    chan struct{} // closed when run has ended
-
-	lastDrain context.Context //nolint:containedctx // it ends with that of Close, which begins long after run
-	hurry     context.CancelFunc
+	hurry    func()        // ends the last drain, which Close waits for
 }
 
-// New starts an Intake, which commits config.BatchesInFlight batches at once.
+// New starts an Intake. It commits up to config.BatchesInFlight batches at once.
 func New(config Config, store Store, treater Treater) *Intake {
 	config.setDefaults()
 	in := &Intake{
 		saver: saver{config, store}, treater: treater, reading: newReaders(config.WaitingBytes), queue: newQueue(config),
 		gone: make(chan struct{}, 1), stopping: make(chan struct{}), flushed: make(chan struct{}), ended: make(chan struct{}),
 	}
-	in.lastDrain, in.hurry = context.WithCancel(context.Background())
 	if config.Spool != nil {
 		in.drainer = newDrainer(in.saver)
 	}
-	go in.run() // Close waits for it
+	ctx, cancel := context.WithCancel(context.Background())
+	in.hurry = cancel
+	go in.run(ctx) // Close waits for it
 	return in
 }
 
-// run starts all goroutines of an Intake, and ends when all of them have.
-func (in *Intake) run() {
+// run starts all other goroutines of an Intake, and ends after them. The last drain ends with ctx.
+func (in *Intake) run(ctx context.Context) {
 	defer close(in.ended)
 	var lanes, background sync.WaitGroup
 	for range in.config.BatchesInFlight {
@@ -93,12 +91,12 @@ func (in *Intake) run() {
 	close(in.flushed)
 	background.Wait()
 	if in.config.Spool != nil {
-		in.drainRest(in.lastDrain)
+		in.drainRest(ctx)
 	}
 }
 
-// Close refuses further deliveries with ErrDraining, and returns when all that were accepted are answered and the spool is
-// drained as far as the store takes it; what is left stays on disk. It returns an error when ctx ends before that.
+// Close refuses further deliveries with ErrDraining. It returns after every accepted delivery has its answer and the spool is
+// drained as far as the store takes its tickets. The rest stays on disk. It returns an error if ctx ends first.
 func (in *Intake) Close(ctx context.Context) error {
 	if in.queue.close() {
 		close(in.stopping)
@@ -126,7 +124,7 @@ func (in *Intake) Waiting() int {
 // cancels nothing, so there is no context to pass.
 func (in *Intake) Accept(d Delivery) (Receipt, error) {
 	if in.config.Spool == nil && !in.Available() {
-		return Receipt{}, ErrUnavailable
+		return Receipt{}, ticket.ErrUnavailable
 	}
 	in.inFlight.Add(1)
 	defer in.inFlight.Add(-1)
@@ -155,8 +153,8 @@ func (in *Intake) Accept(d Delivery) (Receipt, error) {
 	}
 	inTime := waiting.await()
 	waiting.turn.end()
-	if !inTime { // the batch is not done, so it is not ours to look at
-		return Receipt{}, ErrUnavailable
+	if !inTime { // its lane still owns the batch, so we must not read it
+		return Receipt{}, ticket.ErrUnavailable
 	}
 	return in.receipt(e, waiting)
 }

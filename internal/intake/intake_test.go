@@ -201,14 +201,14 @@ func requireGivenUpInTime(t *testing.T) {
 		group.Go(func() {
 			begin := time.Now()
 			_, err := in.Accept(delivery(sample))
-			assert.ErrorIs(t, err, intake.ErrUnavailable) //nolint:testifylint // not the test's goroutine
+			assert.ErrorIs(t, err, ticket.ErrUnavailable) //nolint:testifylint // not the test's goroutine
 			assert.LessOrEqual(t, time.Since(begin), timeout, "the wait is bounded by Timeout, not by the queue")
 		})
 	}
 	group.Wait()
 	assert.False(t, in.Available())
 	_, err := in.Accept(delivery(sample))
-	require.ErrorIs(t, err, intake.ErrUnavailable, "while the store is away it is not asked")
+	require.ErrorIs(t, err, ticket.ErrUnavailable, "while the store is away it is not asked")
 
 	back.Store(true)
 	require.Eventually(t, in.Available, 30*time.Second, 5*time.Millisecond, "it comes back by itself")
@@ -277,7 +277,7 @@ func TestIntake_TicketThatIsRefusedEvenUnread_FailsAlone(t *testing.T) {
 	}
 	group.Go(func() {
 		_, err := in.Accept(delivery("poison"))
-		assert.ErrorIs(t, err, intake.ErrUnavailable, "its sender keeps it")
+		assert.ErrorIs(t, err, ticket.ErrUnavailable, "its sender keeps it")
 	})
 	awaitWaiting(t, in, 9)
 	close(commit)

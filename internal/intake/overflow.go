@@ -8,7 +8,7 @@ import (
 	"myticket/internal/ticket"
 )
 
-// spooled answers a delivery whose idempotency key is that of a ticket in the spool. The store does not know the key yet.
+// spooled answers a delivery that has the idempotency key of a ticket in the spool. The store does not know that key yet.
 func (in *Intake) spooled(e *Entry) (r Receipt, known bool, err error) {
 	if in.config.Spool == nil {
 		return Receipt{}, false, nil
@@ -24,7 +24,7 @@ func (in *Intake) spooled(e *Entry) (r Receipt, known bool, err error) {
 	return Receipt{ID: id, Status: ticket.Spooled, Duplicate: true}, true, nil
 }
 
-// spoolOverflow is the lane of what Postgres does not take, or not soon enough. It alone waits for the disk.
+// spoolOverflow is the lane for batches that the store does not take, or not soon enough. Only this lane waits for the disk.
 func (in *Intake) spoolOverflow() {
 	tick := time.NewTicker(max(in.config.OverflowWait/8, time.Millisecond))
 	defer tick.Stop()
@@ -34,7 +34,7 @@ func (in *Intake) spoolOverflow() {
 		case <-tick.C:
 		case <-in.flushed:
 			open = false
-			in.queue.flush() // whatever is left, nobody else will take
+			in.queue.flush() // no lane of the store is left to take what waits
 		}
 		for {
 			batches := in.queue.overflow(in.config.OverflowWait)
@@ -54,8 +54,8 @@ func (in *Intake) spoolBatches(batches []*batch) {
 	start := time.Now()
 	saved, err := in.config.Spool.Put(entries)
 	observe(in.config.Metrics.spool, time.Since(start).Seconds(), saved.StoredBy)
-	if err != nil && !errors.Is(err, ErrSpoolFull) {
-		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+	if err != nil && !errors.Is(err, ErrSpoolFull) && !errors.Is(err, ticket.ErrUnavailable) {
+		err = fmt.Errorf("%w: %w", ticket.ErrUnavailable, err)
 	}
 	outcomes := saved.Outcomes
 	for _, b := range batches {

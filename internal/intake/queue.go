@@ -4,30 +4,32 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"myticket/internal/ticket"
 )
 
-// largeCost is what makes a ticket that was read a large one: those may take half of what waits, so that they never keep
-// out all others. A usual ticket of largeBody, with lines of 30 bytes, is none; one of 64 KiB of the shortest lines becomes
-// 2 MiB.
+// largeCost is the cost from which a ticket that was read counts as large. Large tickets may take half of the room in the
+// queue, so they never keep out all others. A usual ticket of largeBody, with lines of 30 bytes, is not large. One of 64 KiB
+// with the shortest lines becomes 2 MiB.
 const largeCost = 128 << 10
 
-// queue is where entries wait, already grouped into batches: the last one of a list is open for more, those before it are
-// full. It is bounded in tickets and in what they become (Ticket.Cost). It also holds whether the store is away, because
-// that decides who takes batches.
+// queue is where entries wait, grouped into batches. The last batch of a list is open for more entries, and those before it
+// are full. The queue is bounded in tickets and in bytes (Ticket.Cost). It also knows whether the store is away, because that
+// decides which lane takes a batch.
 type queue struct {
 	maxBatchTickets, maxBatchCost int
 	maxTickets, maxCost           int
 	timeout                       time.Duration
 	spools                        bool          // there is a spool
-	pressed                       chan struct{} // gets a value when something may be for the spool
+	pressed                       chan struct{} // gets a value when there may be a batch for the spool
 
-	mu       sync.Mutex
-	changed  sync.Cond // signalled when a batch can be taken, broadcast when the queue closes or the store comes or goes
-	away     time.Time // since when the store takes no tickets; zero while it does
-	flushed  bool      // nobody takes for the store any more
+	mu       sync.Mutex // guards all fields below
+	changed  sync.Cond  // signaled for a new batch; broadcast when the queue closes, or the store goes or comes back
+	away     time.Time  // since when the store takes no tickets; zero while it takes them
+	flushed  bool       // the lanes of the store have ended
 	closed   bool
-	forStore []*batch // while the store is away, too: it may be back before the spool takes them
-	forSpool []*batch // what only the spool can take
+	forStore []*batch // also while the store is away: it may be back before the spool takes them
+	forSpool []*batch // batches that only the spool can take
 	tickets  int
 	cost     int
 	large    int
@@ -44,7 +46,7 @@ func newQueue(config Config) *queue {
 }
 
 // add puts an entry that was read into the open batch for the store, and returns that batch and the entry's place in it. It
-// never waits: ErrOverloaded when the queue is full.
+// never waits. It returns ErrOverloaded if the queue is full.
 func (q *queue) add(e *Entry) (b *batch, entry int, err error) {
 	cost, large := e.Ticket.Cost(), 0
 	if cost > largeCost {
@@ -66,7 +68,7 @@ func (q *queue) add(e *Entry) (b *batch, entry int, err error) {
 	return b, entry, nil
 }
 
-// addUnread does the same with an entry that was not read, for the spool. Large ones have a budget of their own
+// addUnread does the same for an entry that was not read, and for the spool. Large ones have a budget of their own
 // (readers.unread).
 func (q *queue) addUnread(e *Entry, why cause) (b *batch, entry int, err error) {
 	cost := e.Ticket.Cost()
@@ -120,8 +122,8 @@ func (q *queue) put(b *batch, e *Entry, cost, large int) (entry int) {
 	return len(b.entries) - 1
 }
 
-// giveBack hands a batch that the store did not take to the spool's lane. It takes no regard of what may wait: the batch
-// did before, and what has waited too long is dropped.
+// giveBack adds a batch that the store did not take to those for the spool. The bounds of the queue do not apply: the batch
+// was in the queue before, and batches that have waited too long are dropped.
 func (q *queue) giveBack(b *batch, why cause) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -135,18 +137,18 @@ func (q *queue) giveBack(b *batch, why cause) {
 	q.press()
 }
 
-// dropExpired fails what waits for the spool longer than its senders do: the disk hangs, and its memory is needed for
-// those who come now. The caller must hold q.mu.
+// dropExpired fails batches for the spool whose senders have stopped waiting. The disk hangs, and new tickets need the memory.
+// The caller must hold q.mu.
 func (q *queue) dropExpired() {
 	for len(q.forSpool) > 0 && time.Since(q.forSpool[0].since) > q.timeout {
-		q.take(&q.forSpool).fail(ErrUnavailable)
+		q.take(&q.forSpool).fail(ticket.ErrUnavailable)
 	}
 }
 
-// held reports whether what waits is for the spool because the store is away. The caller must hold q.mu.
+// held reports whether all waiting batches are for the spool because the store is away. The caller must hold q.mu.
 func (q *queue) held() bool { return q.spools && !q.away.IsZero() }
 
-// crowded reports whether half of what may wait does. The caller must hold q.mu.
+// crowded reports whether the queue is more than half full. The caller must hold q.mu.
 func (q *queue) crowded() bool { return q.tickets*2 > q.maxTickets || q.cost*2 > q.maxCost }
 
 func (q *queue) press() {
@@ -156,8 +158,8 @@ func (q *queue) press() {
 	}
 }
 
-// storeAway notes that the store takes no tickets, and reports whether that is news. Batches are for the spool from now
-// on, where there is one.
+// storeAway notes that the store takes no tickets, and reports whether that is news. From now on batches are for the spool, if
+// there is one.
 func (q *queue) storeAway() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -170,7 +172,7 @@ func (q *queue) storeAway() bool {
 	return true
 }
 
-// storeBack notes that the store takes tickets again, and returns since when it did not; zero when that is no news.
+// storeBack notes that the store takes tickets again, and returns since when it did not. Zero means that it is no news.
 func (q *queue) storeBack() (since time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -186,7 +188,7 @@ func (q *queue) storeIsAway() bool {
 	return !q.away.IsZero()
 }
 
-// flush gives all that still waits to the spool.
+// flush makes all waiting batches ones for the spool.
 func (q *queue) flush() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -209,13 +211,13 @@ const (
 // spool fails.
 func (c cause) storeTakes() bool { return c == causeWait || c == causeFull }
 
-// What is spooled at once, at most, but for one batch: one fsync for all.
+// Limits of what one fsync spools. The last batch may exceed them.
 const (
 	spoolTickets = 4096
 	spoolCost    = 8 << 20
 )
 
-// overflow takes the oldest batches that are for the spool, and sets why; none when all may wait.
+// overflow takes the oldest batches that are for the spool now, and sets their cause. It returns none if all may wait.
 func (q *queue) overflow(wait time.Duration) []*batch {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -232,7 +234,7 @@ func (q *queue) overflow(wait time.Duration) []*batch {
 	return taken
 }
 
-// overflowing takes the next batch that is for the spool. The caller must hold q.mu.
+// overflowing takes the next batch that is for the spool now; nil if there is none. The caller must hold q.mu.
 func (q *queue) overflowing(wait time.Duration) *batch {
 	if len(q.forSpool) > 0 {
 		return q.take(&q.forSpool)
@@ -256,8 +258,8 @@ func (q *queue) overflowing(wait time.Duration) *batch {
 	return b
 }
 
-// next takes the oldest batch for the store, and waits while there is none. It returns nil when the queue is closed and
-// has none.
+// next takes the oldest batch for the store, and waits while there is none. It returns nil once the queue is closed and
+// empty.
 func (q *queue) next() *batch {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -282,7 +284,7 @@ func (q *queue) take(list *[]*batch) *batch {
 	return b
 }
 
-// close refuses further entries; those that wait are still taken. It reports whether it was open before.
+// close refuses further entries. Those that wait are still taken. It reports whether the queue was open before.
 func (q *queue) close() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -292,14 +294,14 @@ func (q *queue) close() bool {
 	return wasOpen
 }
 
-// waiting returns how many tickets wait for a transaction, and the bytes that they become.
+// waiting returns how many tickets wait for a transaction, and their bytes (Ticket.Cost).
 func (q *queue) waiting() (tickets, cost int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.tickets, q.cost
 }
 
-// oldestWait returns how long the oldest batch has waited for the store, and 0 when none waits.
+// oldestWait returns how long the oldest batch has waited for the store; 0 if none waits.
 func (q *queue) oldestWait() time.Duration {
 	q.mu.Lock()
 	defer q.mu.Unlock()

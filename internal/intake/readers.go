@@ -9,20 +9,20 @@ import (
 	"myticket/internal/ticket"
 )
 
-// What is read of a body takes at most so many bytes for each of the body's, and so many besides: the shortest product
-// line, "a,b,1\n", costs most for its length (Ticket.Cost).
+// Reading a body takes at most readFactor bytes for each byte of the body, and readBase bytes more. The shortest product line,
+// "a,b,1\n", costs most for its length (Ticket.Cost).
 const (
 	readFactor = 32
 	readBase   = 4 << 10
 )
 
-// largeBody is what makes a body a large one: those take turns among themselves. It is httpapi.SmallBody, up to which no
-// number of larger ones has a ticket refused.
+// largeBody is the longest body that is not large. Large bodies wait for each other. It is httpapi.SmallBody: a ticket up to
+// that size is not refused because of larger ones, however many there are.
 const largeBody = 8 << 10
 
-// readers bounds the memory of what is being read, by what it may become at worst: what it does become is known only when
-// the memory is taken. Large bodies wait for each other and never keep out small ones, which have a budget of their own.
-// So have large bodies that go to the spool unread.
+// readers bounds the memory of tickets that are being read. It counts what a body may become at worst, because the real size is
+// known only after the memory is taken. Large and small bodies have a budget each, so large ones wait for each other and never
+// keep out small ones. Large bodies that go to the spool unread have a third budget.
 type readers struct {
 	small, large *semaphore.Weighted
 	budget       int64 // of each
@@ -30,8 +30,8 @@ type readers struct {
 	unreadBudget int64
 }
 
-// newReaders returns readers of two budgets, which are waitingBytes together. What goes to the spool unread waits as other
-// tickets do, so it has a quarter of waitingBytes, and large tickets together have three.
+// newReaders returns readers with two budgets for reading, which are waitingBytes together. Unread bodies wait in the queue as
+// other tickets do, so they get a quarter of waitingBytes, and large tickets together get three quarters.
 func newReaders(waitingBytes int) readers {
 	budget, quarter := max(int64(waitingBytes)/2, 1), max(int64(waitingBytes)/4, 1)
 	return readers{
@@ -40,7 +40,7 @@ func newReaders(waitingBytes int) readers {
 	}
 }
 
-// turn is the right to read one body, or to have it wait unread. It must be ended. The zero value is none.
+// turn is the right to read one body, or to keep it unread in the queue. It must be ended. The zero value is no turn.
 type turn struct {
 	class  *semaphore.Weighted
 	weight int64
@@ -52,18 +52,18 @@ func (t turn) end() {
 	}
 }
 
-// take waits until a body of so many bytes may be read, and reports whether it had to wait. It is not ok when patience
-// ended before. A body that may become more than the budget is read alone in its class.
-func (r *readers) take(body int, patience time.Duration) (t turn, waited, ok bool) {
-	t = turn{r.small, min(readBase+readFactor*int64(body), r.budget)}
-	if body > largeBody {
+// take waits until a body of n bytes may be read, and reports whether it had to wait. It is not ok if patience ended first. A
+// body that may become more than the budget is read alone in its class.
+func (r *readers) take(n int, patience time.Duration) (t turn, waited, ok bool) {
+	t = turn{r.small, min(readBase+readFactor*int64(n), r.budget)}
+	if n > largeBody {
 		t.class = r.large
 	}
 	waited, ok = t.wait(patience)
 	return t, waited, ok
 }
 
-// takeUnread waits until a body may wait for the spool unread. A small one always may, and has no turn.
+// takeUnread waits until a body may wait for the spool unread. A small one always may, and needs no turn.
 func (r *readers) takeUnread(ticket *ticket.Ticket, patience time.Duration) (t turn, waited, ok bool) {
 	if len(ticket.Body) <= largeBody {
 		return turn{}, false, true

@@ -57,7 +57,7 @@ func TestIntake_LargeTickets_TakeTurns_AndSmallOnesPass(t *testing.T) {
 		})
 	}
 	require.Eventually(t, func() bool { return spooled.Load() == tickets-1 }, time.Minute, time.Millisecond,
-		"who has no turn in time is kept unread")
+		"a ticket that has no turn in time is kept unread")
 	for range 100 {
 		r, err := in.Accept(delivery(sample))
 		require.NoError(t, err)
@@ -142,7 +142,7 @@ func requireRoomForSmallOnes(t *testing.T) {
 	group.Wait()
 }
 
-// The parser never panics; if it does all the same, its sender is told so, and nobody else.
+// The parser should never panic. If it does, only the sender of that ticket is affected.
 func TestIntake_ParserThatPanics_KeepsNoTurn(t *testing.T) {
 	t.Parallel()
 	in := start(t, intake.Config{

@@ -8,14 +8,13 @@ import (
 	"myticket/internal/ticket"
 )
 
-// saver is what deliveries and the drain have in common: how tickets are read, and how they get into the store although one
-// of them may be refused.
+// saver is what deliveries and the drain share: it reads tickets, and stores a batch even if one of its tickets is refused.
 type saver struct {
 	config Config
 	store  Store
 }
 
-// read sets what the body says, and the status that follows from it.
+// read parses the body of a ticket, and sets its status.
 func (s *saver) read(t *ticket.Ticket) {
 	t.Order, t.Problems = s.config.Parse(t.Body)
 	t.Status = ticket.Treated
@@ -35,10 +34,10 @@ func (s *saver) saveUnread(ctx context.Context, b Batch) (result, error) {
 	if len(b.Entries) == 1 {
 		e := b.Entries[0]
 		s.config.Logger.With(e.Ticket.LogAttr()).
-			Error("the database refuses to store a ticket even unread; a sender that waits is told that it is not stored, "+
-				"a ticket of the spool is kept there", "bytes", len(e.Ticket.Body), "error", err)
+			Error("the database refuses to store a ticket, even unread; if its sender waits, the answer is that it is not stored; "+
+				"if it came from the spool, it stays there", "bytes", len(e.Ticket.Body), "error", err)
 		saved.Outcomes = make([]Outcome, 1)
-		return result{saved, []error{fmt.Errorf("%w: %w", ErrUnavailable, err)}}, nil
+		return result{saved, []error{fmt.Errorf("%w: %w", ticket.ErrUnavailable, err)}}, nil
 	}
 	var all result
 	for i := range b.Entries {

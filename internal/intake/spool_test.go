@@ -295,7 +295,7 @@ func requireAnswersWhileTheDiskHangs(t *testing.T) {
 		group.Go(func() {
 			begin := time.Now()
 			_, err := in.Accept(delivery(sample))
-			assert.ErrorIs(t, err, intake.ErrUnavailable) //nolint:testifylint // not the test's goroutine
+			assert.ErrorIs(t, err, ticket.ErrUnavailable) //nolint:testifylint // not the test's goroutine
 			assert.LessOrEqual(t, time.Since(begin), timeout)
 		})
 	}
@@ -315,7 +315,7 @@ func TestIntake_DiskThatHangs_KeepsNothingFromAStoreThatIsBack(t *testing.T) {
 		for range 10 {
 			group.Go(func() {
 				_, err := in.Accept(delivery(sample))
-				assert.ErrorIs(t, err, intake.ErrUnavailable)
+				assert.ErrorIs(t, err, ticket.ErrUnavailable)
 			})
 		}
 		group.Wait()

@@ -7,13 +7,13 @@ import (
 	"github.com/cenkalti/backoff/v5"
 )
 
-// storeAway sends deliveries to the spool at once from now on, or refuses them where there is none, instead of letting
-// each wait for its timeout, until watchStore finds that the store takes tickets again.
+// storeAway notes that the store takes no tickets. Until watchStore finds that it does, deliveries go to the spool at once, or
+// are refused at once if there is no spool. Otherwise each would wait for its timeout.
 func (in *Intake) storeAway(err error) {
 	if !in.queue.storeAway() {
 		return
 	}
-	in.gone <- struct{}{} // nobody else can: the store was there
+	in.gone <- struct{}{} // never blocks: only the caller that finds the store gone comes here
 	if in.config.Spool != nil {
 		in.config.Logger.Error("the database does not take tickets; they are kept in the spool and answered 202", "error", err)
 		return
@@ -21,15 +21,15 @@ func (in *Intake) storeAway(err error) {
 	in.config.Logger.Error("the database does not take tickets; senders are asked to send again (503)", "error", err)
 }
 
-// newBackOff waits a moment at first and a second or two in the end, each server another time: a database that comes back
-// must not be greeted by all at once.
+// newBackOff returns waits that grow from 0.1 s to 1.5 s, with jitter, so that the servers do not all return to a database at
+// the same moment.
 func newBackOff() *backoff.ExponentialBackOff {
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval, b.MaxInterval = 100*time.Millisecond, 1500*time.Millisecond
 	return b
 }
 
-// watchStore finds out when a store that is away is back. It does nothing else, and never waits for the disk of the spool.
+// watchStore finds out when a store that was away is back. It does nothing else, and never waits for the disk of the spool.
 func (in *Intake) watchStore() {
 	for {
 		select {
@@ -49,8 +49,8 @@ func (in *Intake) watchStore() {
 	}
 }
 
-// probe asks a store that is away whether it takes tickets again, and has deliveries go to it if so. It depends on none of
-// them: one that the store never takes would keep it away for good.
+// probe asks the store whether it takes tickets again. If it does, deliveries go to it from now on. The probe uses no waiting
+// ticket, because a ticket that the store never takes would make it look away for ever.
 func (in *Intake) probe() bool {
 	if in.ping(context.Background()) != nil {
 		return false

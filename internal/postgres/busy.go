@@ -12,22 +12,22 @@ import (
 	"time"
 
 	"github.com/golang-migrate/migrate/v4/database"
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// busyPause is between two attempts of a migration: what queues behind its lock meanwhile, all tickets, must go on.
+// busyPause is between two attempts of a migration. All tickets queue behind the lock that it waits for, so they must have
+// time to proceed.
 const busyPause = 3 * time.Second
 
-// patientDriver tries a migration again that does not get its locks, because a report or a backup holds them for longer than
-// its lock_timeout. It is one transaction, so nothing of it is there: if it never gets them, the version before is declared
-// again, and nobody has to mend anything.
+// patientDriver tries a migration again if it does not get its locks, because a report or a backup holds them for longer
+// than its lock_timeout. A migration is one transaction, so a failed attempt leaves nothing behind. If it never gets its
+// locks, the previous version is declared again, and no repair is needed.
 type patientDriver struct {
 	database.Driver
 	ctx     context.Context //nolint:containedctx // golang-migrate hands none on
 	busyFor time.Duration
 	logger  *slog.Logger
 
-	before, version int // the version that is there, and the one that is being migrated to
+	before, version int // the version that is there, and the version to migrate to
 }
 
 // SetVersion remembers which version was there before a migration.
@@ -53,7 +53,7 @@ func (d *patientDriver) Run(migration io.Reader) error {
 		if err == nil {
 			return nil
 		}
-		// The connection is left in the transaction that failed, in which nothing more can be done.
+		// The connection is still in the failed transaction, which accepts no further statement.
 		if rollbackErr := d.Driver.Run(strings.NewReader("ROLLBACK")); rollbackErr != nil || !inTransaction.Match(sql) {
 			return errors.Join(err, rollbackErr)
 		}
@@ -64,8 +64,8 @@ func (d *patientDriver) Run(migration io.Reader) error {
 		if waited := time.Since(start); waited >= d.busyFor || d.ctx.Err() != nil {
 			return d.giveUp(waited, blocked)
 		}
-		d.logger.Warn("a migration did not get its lock in time, because somebody holds it; nothing of it is there, servers go on, "+
-			"and it is tried again", "version", d.version, "error", blocked)
+		d.logger.Warn("a migration did not get its lock in time, because another session holds it; nothing was changed, "+
+			"servers go on, and it is tried again", "version", d.version, "error", blocked)
 		select {
 		case <-d.ctx.Done():
 		case <-time.After(busyPause):
@@ -77,21 +77,19 @@ func (d *patientDriver) giveUp(waited time.Duration, blocked error) error {
 	if err := d.Driver.SetVersion(d.before, false); err != nil {
 		return errors.Join(blocked, fmt.Errorf("declare that the schema is still at version %d: %w", d.before, err))
 	}
-	return fmt.Errorf("the migration to version %d did not get its lock for %s, because somebody holds it (a report or a backup, "+
-		"mostly): nothing of it is there, the schema is still at version %d, and servers go on; look for the oldest xact_start in "+
-		"pg_stat_activity, let it end or end it, then run \"myticket migrate up\" again: %w",
+	return fmt.Errorf("the migration to version %d did not get its lock for %s, because another session holds it (often a report "+
+		"or a backup): nothing was changed, the schema is still at version %d, and servers go on; look for the oldest xact_start in "+
+		"pg_stat_activity, wait until it ends or end it, then run \"myticket migrate up\" again: %w",
 		d.version, waited.Round(time.Second), max(0, d.before), blocked)
 }
 
-// inTransaction is what a migration begins with that is one transaction.
+// inTransaction matches a migration that is one transaction.
 var inTransaction = regexp.MustCompile(`(?m)^BEGIN;`)
 
-// lockMissed returns the error of Postgres if a statement ended because others held locks; otherwise nil.
+// lockMissed returns the error of Postgres if a statement failed because other sessions held locks; otherwise nil.
 func lockMissed(err error) error {
-	var failed database.Error
-	var pgErr *pgconn.PgError
-	if errors.As(err, &failed) && errors.As(failed.OrigErr, &pgErr) && (pgErr.Code == "55P03" || pgErr.Code == "40P01") {
-		return pgErr
+	if failed, ok := errors.AsType[database.Error](err); ok && isCode(failed.OrigErr, lockNotAvailable, deadlockDetected) {
+		return failed.OrigErr
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -11,13 +12,12 @@ import (
 	"myticket/internal/ticket"
 )
 
-// validateReadWrite refuses a server that cannot take writes, as libpq's target_session_attrs=read-write does.
+// validateReadWrite rejects a server that takes no writes, as libpq's target_session_attrs=read-write does.
 var validateReadWrite = pgconn.ValidateConnectTargetSessionAttrsReadWrite
 
-// explain wraps an error of the driver in the store's own terms: ticket.ErrRefused when Postgres refuses the content,
-// ticket.ErrUnavailable for everything else. An unknown error counts as unavailable: refusing a sender, who sends
-// again, is better than marking tickets that are well. The SQLSTATE classes are those of
-// https://www.postgresql.org/docs/current/errcodes-appendix.html.
+// explain wraps an error of the driver as an error of package ticket: ErrRefused if Postgres refuses the content, and
+// ErrUnavailable for everything else. An unknown error counts as unavailable: a sender who is refused sends again, which is
+// better than to mark good tickets as bad.
 func explain(doing string, err error) error {
 	if err == nil {
 		return nil
@@ -28,55 +28,68 @@ func explain(doing string, err error) error {
 	return fmt.Errorf("%s: %w: %w", doing, ticket.ErrUnavailable, err)
 }
 
-// refused reports whether Postgres refuses what it was given: the same values will be refused again.
-func refused(err error) bool {
-	var pgErr *pgconn.PgError
-	if transient(err) || !errors.As(err, &pgErr) {
-		return false
-	}
-	switch {
-	case strings.HasPrefix(pgErr.Code, "22"), // data exception
-		strings.HasPrefix(pgErr.Code, "23"), // integrity constraint violation
-		strings.HasPrefix(pgErr.Code, "44"), // WITH CHECK OPTION violation
-		strings.HasPrefix(pgErr.Code, "54"), // program limit exceeded: an index row too large
-		strings.HasPrefix(pgErr.Code, "P0"), // raised by a trigger
-		strings.HasPrefix(pgErr.Code, "21"): // cardinality violation
-		return true
-	}
-	return false
-}
+// SQLSTATEs (https://www.postgresql.org/docs/current/errcodes-appendix.html).
+const (
+	uniqueViolation       = "23505"
+	checkViolation        = "23514"
+	readOnlyTransaction   = "25006"
+	invalidCatalogName    = "3D000"
+	serializationFailure  = "40001"
+	deadlockDetected      = "40P01"
+	insufficientPrivilege = "42501"
+	undefinedTable        = "42P01"
+	lockNotAvailable      = "55P03"
+)
 
-// unwelcome tells that the server answers and does not let us in: a wrong user or password (class 28), no such database
-// (3D000), or no right to it (42501).
-func unwelcome(err error) bool {
-	var pgErr *pgconn.PgError
-	return errors.As(err, &pgErr) && (strings.HasPrefix(pgErr.Code, "28") || pgErr.Code == "3D000" || pgErr.Code == "42501")
-}
-
-// transient tells that the transaction lost against another one and may win when it is run again:
-//   - a serialization failure (40001), a deadlock (40P01), a lock that was not to be had in time (55P03);
-//   - a violated partition constraint, which has no name (23514): the ticket was on its way into the default partition
-//     when its own one was made. The next attempt finds it.
-func transient(err error) bool {
-	var pgErr *pgconn.PgError
-	if !errors.As(err, &pgErr) {
-		return false
-	}
-	switch pgErr.Code {
-	case "40001", "40P01", "55P03":
-		return true
-	case "23514":
-		return pgErr.ConstraintName == ""
-	}
-	return false
-}
-
-// broken tells that the connection, or the server behind it, is not the one to ask: the server is shutting down or
-// starting (57P01 to 57P03), has become a standby (25006), or does not answer at all. Every connection of the pool has
-// the same fate, so the pool is reset.
-func broken(err error) bool {
+// sqlState returns the SQLSTATE of an error that Postgres answered with; empty for any other error.
+func sqlState(err error) string {
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
-		return strings.HasPrefix(pgErr.Code, "57P0") || pgErr.Code == "25006" || strings.HasPrefix(pgErr.Code, "08")
+		return pgErr.Code
+	}
+	return ""
+}
+
+// isCode reports whether Postgres answered with one of the codes. A code may be the beginning of a SQLSTATE, and then means all
+// that begin with it.
+func isCode(err error, codes ...string) bool {
+	state := sqlState(err)
+	return state != "" && slices.ContainsFunc(codes, func(code string) bool { return strings.HasPrefix(state, code) })
+}
+
+// refused reports whether Postgres refuses the content: it will refuse the same values again.
+func refused(err error) bool {
+	return !transient(err) && isCode(err,
+		"21", // cardinality violation
+		"22", // data exception
+		"23", // integrity constraint violation
+		"44", // WITH CHECK OPTION violation
+		"54", // program limit exceeded: an index row too large
+		"P0", // raised by a trigger
+	)
+}
+
+// unwelcome reports whether the server answers and rejects the login: a wrong user or password (class 28), no such
+// database, or no right to it.
+func unwelcome(err error) bool { return isCode(err, "28", invalidCatalogName, insufficientPrivilege) }
+
+// transient reports whether the transaction lost against another one, and may succeed if it is run again:
+//   - a serialization failure, a deadlock, or a lock that was not free in time;
+//   - a violated partition constraint, which has no name: the ticket was on its way into the default partition while its own
+//     partition was made. The next attempt finds that partition.
+func transient(err error) bool {
+	if isCode(err, serializationFailure, deadlockDetected, lockNotAvailable) {
+		return true
+	}
+	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pgErr.Code == checkViolation && pgErr.ConstraintName == ""
+}
+
+// broken reports whether the connection, or the server behind it, is of no use: the server is shutting down or starting (57P01
+// to 57P03), has become a standby, or does not answer. The same is true for every connection of the pool, so the pool must be
+// reset.
+func broken(err error) bool {
+	if sqlState(err) != "" {
+		return isCode(err, "57P0", readOnlyTransaction, "08")
 	}
 	return !errors.Is(err, context.Canceled) && !errors.Is(err, errUnreplicated)
 }

@@ -63,7 +63,7 @@ func briefly(t *testing.T, what string, do func(ctx context.Context) error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 700*time.Millisecond)
 	defer cancel()
-	require.ErrorIs(t, do(ctx), ticket.ErrUnavailable, "%s: no standby has it, so nobody may be told that it is stored", what)
+	require.ErrorIs(t, do(ctx), ticket.ErrUnavailable, "%s: no standby has it, so no sender may be told that it is stored", what)
 }
 
 func TestFailover_TicketSentAgainWhileTheStandbyIsMissing_IsNotStoredUntilAStandbyHasIt(t *testing.T) {

@@ -13,8 +13,8 @@ import (
 	"myticket/internal/intake"
 )
 
-// claimKeys takes idempotency keys, in their order so that two batches cannot deadlock. A key is taken over by a delivery
-// that was received after it had expired, however long ago that was. A row that is not taken over is locked even so, which
+// claimKeys claims idempotency keys, in their order so that two batches cannot deadlock. A delivery takes over a key if it was
+// received after the key had expired, even if both are long ago. A row that is not taken over is locked all the same, which
 // waits for the standbys as a write does (https://www.postgresql.org/docs/current/sql-insert.html#SQL-ON-CONFLICT).
 const claimKeys = `
 INSERT INTO deliveries AS d (source, key, body_sha256, ticket_id, ticket_received_at, expires_at)
@@ -25,20 +25,20 @@ ON CONFLICT (source, key) DO UPDATE SET
     ticket_received_at = excluded.ticket_received_at, expires_at = excluded.expires_at
 WHERE excluded.ticket_received_at >= d.expires_at`
 
-// lookUpKeys tells whose the keys are. It is a statement of its own, so that it sees what was committed while claimKeys
-// waited for another transaction.
+// lookUpKeys returns the deliveries that hold the keys. It is a separate statement, so that it sees what was committed while
+// claimKeys waited for another transaction.
 const lookUpKeys = `
 SELECT d.source, d.key, d.body_sha256, d.ticket_id, d.ticket_received_at, d.expires_at, coalesce(t.status, 'TREATED'), t.problems
 FROM unnest($1::text[], $2::text[]) AS i (source, key)
 JOIN deliveries d ON d.source = i.source AND d.key = i.key
 LEFT JOIN tickets t ON t.received_at = d.ticket_received_at AND t.id = d.ticket_id`
 
-// claim takes the keys of the entries that have one, and returns the entries that are not to be stored, because their key
-// belongs to another delivery. Stored are entries without a key, those whose key is theirs, and those whose key belongs to a
-// delivery that is too far away to be the same one.
+// claim claims the keys of the entries that have one. It returns the entries that must not be stored because another delivery
+// has their key. To be stored are the entries without a key, those that hold their key, and those whose key belongs to a
+// delivery that is too far away in time to be the same one.
 //
-// Two deliveries with one key are the same only if they were received less than the key's time to live apart. It is the
-// servers' times that are compared, because a spool may bring either delivery here first, and long after both.
+// Two deliveries with one key are the same only if they were received less than the key's time to live apart. The times of the
+// servers are compared, because with a spool either delivery may come here first, and long after both were received.
 func claim(ctx context.Context, tx pgx.Tx, entries []*intake.Entry) (map[int]repeat, error) {
 	open := map[deliveryKey][]claimant{}
 	for i, e := range entries {
@@ -51,7 +51,7 @@ func claim(ctx context.Context, tx pgx.Tx, entries []*intake.Entry) (map[int]rep
 		slices.SortStableFunc(same, func(a, b claimant) int { return compareIDs(a.Ticket.ID, b.Ticket.ID) })
 	}
 	repeats := map[int]repeat{}
-	for len(open) > 0 { // once, unless a batch spans the time to live of one of its keys
+	for len(open) > 0 { // one round, unless a batch spans the time to live of one of its keys
 		known, err := claimed(ctx, tx, open)
 		if err != nil {
 			return nil, err
@@ -79,13 +79,13 @@ type claimant struct {
 	index int
 }
 
-// repeat is an entry that has the key of another delivery.
+// repeat is what is known of an entry that has the key of another delivery.
 type repeat struct {
 	of       delivery
 	sameBody bool
 }
 
-// outcome returns what a repeat is answered with. The other delivery may be one of the same batch.
+// outcome returns what the sender of a repeat is told. The other delivery may be in the same batch, in one of rows.
 func (r repeat) outcome(rows []row) intake.Outcome {
 	if !r.sameBody {
 		return intake.Outcome{KeyReused: true}
@@ -110,10 +110,10 @@ type delivery struct {
 	standing
 }
 
-// settle finds out which entries with the delivery's key, the oldest first, repeat a delivery, and adds them to repeats. It
-// returns those that were received after the key had expired, for which it is to be claimed anew. The others are stored.
+// settle looks at the entries that have the delivery's key, the oldest first. It adds those that repeat a delivery to repeats.
+// It returns those that were received after the key had expired: they must claim the key anew. The others are to be stored.
 func (d delivery) settle(entries []claimant, repeats map[int]repeat) (later []claimant) {
-	var late delivery // of this batch, the last one that is to be stored without the key
+	var late delivery // the last entry of this batch that is to be stored without the key
 	for _, e := range entries {
 		switch {
 		case e.Ticket.ID == d.ticketID:
@@ -121,7 +121,7 @@ func (d delivery) settle(entries []claimant, repeats map[int]repeat) (later []cl
 			later = append(later, e)
 		case e.KeyExpiresAt.After(d.receivedAt):
 			repeats[e.index] = d.repeatedBy(e.Entry)
-		default: // it is older, and comes late: the newer one keeps the key
+		default: // the entry is older and comes late, so the newer delivery keeps the key
 			if e.Ticket.ReceivedAt.Before(late.expiresAt) {
 				repeats[e.index] = late.repeatedBy(e.Entry)
 				continue
@@ -132,12 +132,12 @@ func (d delivery) settle(entries []claimant, repeats map[int]repeat) (later []cl
 	return later
 }
 
-// repeatedBy returns an entry that is the same delivery, or claims to be.
+// repeatedBy returns an entry with the delivery's key as a repeat of it.
 func (d delivery) repeatedBy(e *intake.Entry) repeat {
 	return repeat{of: d, sameBody: [sha256.Size]byte(d.bodySHA256) == e.BodySHA256}
 }
 
-// claimed claims each key for the first of its entries, and returns whose the keys are.
+// claimed claims each key for the first of its entries, and returns the deliveries that hold the keys.
 func claimed(ctx context.Context, tx pgx.Tx, entries map[deliveryKey][]claimant) (map[deliveryKey]delivery, error) {
 	var sources, keys []string
 	var hashes [][]byte

@@ -7,19 +7,21 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// login is how this process gets into the database. pgx reads a URL, and the files that it or the environment names
-// (certificates, passwords), only once; they change under a running server, above all where they are mounted secrets.
-// So login reads them again before each connection, which takes a tenth of a millisecond.
+// login is how this process logs in to the database. pgx reads a URL, and the files that the URL or the environment names
+// (certificates, passwords), only once. They may change while a server runs, above all if they are mounted secrets. So login
+// reads them again before each connection, which takes 0.1 ms.
 type login struct {
 	url         func() (string, error)
 	timeout     time.Duration // of making one connection
@@ -27,13 +29,12 @@ type login struct {
 	tracer      pgx.QueryTracer
 	logger      *slog.Logger
 
-	mu        sync.Mutex
-	last      *pgx.ConnConfig // that could be read
-	complaint string          // why it could not be read since then; empty when it could
+	mu        sync.Mutex      // guards last and complaint
+	last      *pgx.ConnConfig // the last that could be read
+	complaint string          // why a newer one cannot be read or used; empty if it can
 }
 
-// open reads everything for the first time. The pool's settings of the URL are in what it returns, those of this
-// process are not.
+// open reads everything for the first time. The result has the pool settings of the URL, but not those of this process.
 func (l *login) open() (*pgxpool.Config, error) {
 	config, err := l.read()
 	if err != nil {
@@ -68,14 +69,16 @@ func (l *login) read() (*pgxpool.Config, error) {
 	return config, nil
 }
 
-// sslModeEnv demands encryption of every connection that this process makes. pgx lets a URL overrule it without a word.
+// sslModeEnv is the variable that demands encryption for every connection of this process. In pgx a URL silently overrules
+// it.
 const sslModeEnv = "PGSSLMODE"
 
-// encryption is how well a connection is protected, the weakest first. What may be made without encryption is none.
+// encryption are the levels of protection of a connection, the weakest first. "none" means that encryption is not required.
 var encryption = []string{"none", "require", "verify-ca", "verify-full"}
 
-// checkEncryption refuses a URL that asks for less than is demanded. The modes disable, allow and prefer demand nothing
-// (https://www.postgresql.org/docs/current/libpq-ssl.html#LIBPQ-SSL-SSLMODE-STATEMENTS), and a Unix socket is never encrypted.
+// checkEncryption rejects a URL that asks for less encryption than is demanded. The modes disable, allow and prefer demand
+// nothing (https://www.postgresql.org/docs/current/libpq-ssl.html#LIBPQ-SSL-SSLMODE-STATEMENTS), and a Unix socket is never
+// encrypted.
 func checkEncryption(demanded string, config *pgx.ConnConfig) error {
 	least, weakest, host := slices.Index(encryption, demanded), len(encryption), ""
 	first := &pgconn.FallbackConfig{Host: config.Host, Port: config.Port, TLSConfig: config.TLSConfig}
@@ -89,11 +92,11 @@ func checkEncryption(demanded string, config *pgx.ConnConfig) error {
 		return nil
 	}
 	return fmt.Errorf("the database URL contradicts %[1]s=%[2]s, because connections to %[3]s may have less encryption (%[4]s): "+
-		"none is made, and no ticket is stored; put sslmode=%[2]s into the URL, or unset %[1]s if less is meant",
+		"no connection is made, and no ticket is stored; put sslmode=%[2]s into the URL, or unset %[1]s if less is intended",
 		sslModeEnv, demanded, host, encryption[weakest])
 }
 
-// encryptionOf returns the place in encryption of what pgx made of a mode.
+// encryptionOf returns the index in encryption of the level that pgx made from a mode.
 func encryptionOf(config *tls.Config) int {
 	switch {
 	case config == nil:
@@ -106,34 +109,34 @@ func encryptionOf(config *tls.Config) int {
 	return 1
 }
 
-// refresh is for pgx to call before it makes a connection. It returns no error: a secret that cannot be read now may
-// still be the right one, and if not, the server says so.
+// refresh is called by pgx before it makes a connection. It returns no error: if the secrets cannot be read now, the previous
+// ones may still be right, and if not, the server rejects them.
 func (l *login) refresh(_ context.Context, config *pgx.ConnConfig) error {
 	fresh, err := l.read()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err == nil {
 		if was, is := whichDatabase(l.last), whichDatabase(fresh.ConnConfig); was != is {
-			// Half of the connections would be to the one and half to the other.
-			err = fmt.Errorf("the URL now means %s and no longer %s: restart this process to move it there", is, was)
+			// Otherwise some connections would be to one database and some to the other.
+			err = fmt.Errorf("the URL now means %s and no longer %s: restart this process to use it", is, was)
 		}
 	}
 	switch {
 	case err == nil:
 		if l.complaint != "" {
-			l.logger.Info("the database's URL and certificates are as they should be again, and in use")
+			l.logger.Info("the database URL and its certificates can be read again, and new connections use them")
 		}
 		l.last, l.complaint = fresh.ConnConfig, ""
 	case reason(err) != l.complaint:
 		l.complaint = reason(err)
-		l.logger.Warn("the database's URL or certificates cannot be taken over; new connections are made with those before",
+		l.logger.Warn("the new database URL or its certificates cannot be used; new connections use the previous ones",
 			"reason", l.complaint)
 	}
 	*config = *l.last.Copy()
 	return nil
 }
 
-// whichDatabase says which database is meant.
+// whichDatabase returns the name and the servers of a database.
 func whichDatabase(config *pgx.ConnConfig) string {
 	servers := []string{server(config.Host, config.Port)}
 	for _, f := range config.Fallbacks { // other servers, and the same without encryption
@@ -145,4 +148,57 @@ func whichDatabase(config *pgx.ConnConfig) string {
 func server(host string, port uint16) string {
 	_, address := pgconn.NetworkAddress(host, port)
 	return address
+}
+
+// awaitInterval is the time between two attempts to connect.
+const awaitInterval = time.Second
+
+// await returns as soon as a login succeeds, or with the last error after wait. Every failure to connect is tried again: the
+// database, its role, its password and its certificate may be created one after another while we wait.
+func (l *login) await(ctx context.Context, wait time.Duration) error {
+	began := time.Now()
+	waiting, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	var last error
+	connect := func() (struct{}, error) {
+		var config pgx.ConnConfig
+		_ = l.refresh(waiting, &config)
+		conn, err := pgx.ConnectConfig(waiting, &config)
+		if err == nil {
+			_ = conn.Close(waiting)
+			return struct{}{}, nil
+		}
+		if last == nil || waiting.Err() == nil { // the end of the wait itself is not a reason
+			last = err
+		}
+		return struct{}{}, err
+	}
+	said := ""
+	_, err := backoff.Retry(waiting, connect,
+		backoff.WithBackOff(backoff.NewConstantBackOff(awaitInterval)),
+		backoff.WithMaxElapsedTime(0), // waiting ends after wait
+		backoff.WithNotify(func(err error, _ time.Duration) {
+			if why := reason(err); why != said {
+				said = why
+				l.logger.Info("waiting for the database", "reason", why, "until", began.Add(wait).Format(time.RFC3339))
+			}
+		}))
+	switch {
+	case err == nil && said != "":
+		l.logger.Info("the database answers", "waited", time.Since(began).Round(time.Millisecond).String())
+	case err != nil && ctx.Err() != nil:
+		return errors.New("interrupted during the wait for the database; nothing was changed")
+	case err != nil:
+		return fmt.Errorf("no login to the database succeeded for %s, so nothing was changed; "+
+			"fix the cause, or wait longer, and run it again: %s", wait, reason(last))
+	}
+	return nil
+}
+
+// localPort matches the part that differs between two attempts that fail for the same reason.
+var localPort = regexp.MustCompile(`:\d+->`)
+
+// reason returns an error in one line, which is equal for equal reasons.
+func reason(err error) string {
+	return localPort.ReplaceAllString(strings.Join(strings.Fields(err.Error()), " "), "->")
 }

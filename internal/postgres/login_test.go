@@ -160,7 +160,7 @@ func TestStore_CertificateAuthorityThatIsRenewed_IsTakenUp(t *testing.T) {
 	require.True(t, encrypted)
 
 	// Half-written, or gone: what was trusted before is still trusted, and said once.
-	const complaint = "cannot be taken over"
+	const complaint = "cannot be used; new connections use the previous ones"
 	trust("-----BEGIN")
 	for range 3 {
 		disconnect(t, admin)
@@ -174,7 +174,7 @@ func TestStore_CertificateAuthorityThatIsRenewed_IsTakenUp(t *testing.T) {
 	trust(second.rootFile())
 	disconnect(t, admin)
 	awaitPing(t, store)
-	require.Equal(t, 1, log.count("as they should be again"), "%s", &log.text)
+	require.Equal(t, 1, log.count("can be read again, and new connections use them"), "%s", &log.text)
 }
 
 func TestStore_URLThatCannotBeTakenOver_LeavesTheOneBefore(t *testing.T) {

@@ -10,39 +10,39 @@ import (
 	"myticket/internal/ticket"
 )
 
-// MaintainConfig says what Maintain keeps up. The zero value of a field means its default.
+// MaintainConfig configures a Maintainer. The zero value of a field means its default.
 type MaintainConfig struct {
-	Period Period // of a partition. Defaults to Day.
-	Ahead  int    // partitions made ahead of time. Defaults to 3.
+	Period Period // length of a partition. Defaults to Day.
+	Ahead  int    // partitions to make ahead of time. Defaults to 3.
 }
 
-// How often Maintain looks, and how long a look may take.
+// Intervals and timeouts of a Maintainer.
 const (
 	watchInterval = time.Second
 	watchTimeout  = time.Second
 
-	// prepareTimeout is how long a server that could be ready waits for its first partitions.
+	// prepareTimeout is how long a server waits for its first partitions before it becomes ready without them.
 	prepareTimeout = 10 * time.Second
 
-	// settleAfter is when every transaction that ran beside a change of a product must have ended: those of deliveries end
-	// within seconds, for their senders do not wait any longer.
+	// settleAfter is the time after which every transaction that ran beside a change of a product has ended. Transactions of
+	// deliveries end within seconds, because their senders do not wait longer.
 	settleAfter = 30 * time.Second
 	settleLimit = 1000
 
-	// moveFor is how long tickets that were set aside are moved before others have a turn.
+	// moveFor is how long tickets that were set aside are moved before other jobs have a turn.
 	moveFor = 20 * time.Second
 
-	// backlogFresh is how old a count may be to be shown.
+	// backlogFresh is the age after which a count is not exposed any more.
 	backlogFresh = time.Minute
 )
 
-// job is what Maintain does again and again.
+// job is a task that is repeated.
 type job struct {
 	name     string
 	interval time.Duration
 	timeout  time.Duration
 	level    slog.Level // of failures
-	failed   string     // what it means that it failed
+	failed   string     // what a failure means, for the log
 	do       func(context.Context) (more bool, err error)
 }
 
@@ -50,11 +50,11 @@ func (m *Maintainer) jobs() []job {
 	return []job{
 		{
 			"partitions", time.Minute, 30 * time.Second, slog.LevelError,
-			"partitions could not be made; tickets without one go to the default partition and are moved later", m.makePartitions,
+			"partitions could not be made; tickets without a partition go to the default partition and are moved later", m.makePartitions,
 		},
 		{
 			"strays", 10 * time.Second, moveFor + 2*pieceTimeout, slog.LevelError,
-			"tickets of a full default partition could not be moved; they are safe, no query finds them, and it is tried again",
+			"tickets of a full default partition could not be moved; they are safe, but no query finds them; it is tried again",
 			m.moveStrays,
 		},
 		{
@@ -63,37 +63,39 @@ func (m *Maintainer) jobs() []job {
 		},
 		{
 			"count", 10 * time.Second, 5 * time.Second, slog.LevelWarn,
-			"the tickets that wait could not be counted, so their metrics are old, and then left out; none is lost, and it is tried again",
+			"the tickets that wait could not be counted, so their metrics are old and will be left out; no ticket is lost, " +
+				"and it is tried again",
 			m.count,
 		},
 	}
 }
 
-// Health is what Maintain last found.
+// Health is what a Maintainer found last.
 type Health struct {
 	Schema SchemaStatus
-	Err    error // why the schema could not be read: the database does not answer
-	Ready  bool  // the database answers, and this program can work on its schema
+	Err    error // why the schema could not be read; usually the database does not answer
+	Ready  bool  // the database answers, and this program can use its schema
 
-	// Misconfigured means that Err is no outage: the server answers, and lets this program not in.
+	// Misconfigured means that Err is not an outage: the server answers, and rejects the login.
 	Misconfigured bool
 }
 
-// Maintainer watches the schema, makes partitions ahead of time and settles products, for as long as Run runs.
+// Maintainer watches the schema, makes partitions ahead of time, moves stray tickets, settles products and counts the
+// backlog, while Run runs.
 type Maintainer struct {
 	config MaintainConfig
 	store  *Store
 	health atomic.Pointer[Health]
 
-	schemaReady atomic.Bool   // when it was looked at last
-	prepared    chan struct{} // closed when the first partitions were made, or tried
-	turn        chan struct{} // holds one token: jobs take turns, and so take one connection at a time
+	schemaReady atomic.Bool   // as it was found last
+	prepared    chan struct{} // closed after the first attempt to make partitions
+	turn        chan struct{} // has one place, so that only one job runs, with one connection, at a time
 
 	backlog  atomic.Pointer[counted] // nil until it is known
 	failures map[string]*atomic.Int64
 }
 
-// counted is a backlog, and when it was counted.
+// counted is a backlog and the time of its count.
 type counted struct {
 	Backlog
 	at time.Time
@@ -118,11 +120,11 @@ func NewMaintainer(config MaintainConfig, store *Store) *Maintainer {
 	return m
 }
 
-// Health returns what was found last, at most a few seconds ago.
+// Health returns what was found last. It is at most a few seconds old.
 func (m *Maintainer) Health() Health { return *m.health.Load() }
 
-// Run does its work until ctx ends. Nothing of it is urgent, and several servers may do it at once. It takes one connection
-// for its jobs, and once a second another one for an instant, to look whether the database is there: that waits for no job.
+// Run works until ctx ends. Nothing of it is urgent, and several servers may do it at once. It uses one connection for its
+// jobs. Once a second it uses another one for a moment, to check whether the database is there. That check waits for no job.
 func (m *Maintainer) Run(ctx context.Context) {
 	var loops sync.WaitGroup
 	loops.Go(func() { m.watch(ctx) })
@@ -132,7 +134,7 @@ func (m *Maintainer) Run(ctx context.Context) {
 	loops.Wait()
 }
 
-// watch looks whether the database is there and its schema is right.
+// watch checks whether the database is there and its schema is right.
 func (m *Maintainer) watch(ctx context.Context) {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
@@ -140,7 +142,7 @@ func (m *Maintainer) watch(ctx context.Context) {
 	for {
 		h := m.look(ctx)
 		m.schemaReady.Store(h.Ready)
-		if h.Ready && ready != nil { // ready only after the first partitions were made, or tried
+		if h.Ready && ready != nil { // become ready only after the first attempt to make partitions
 			if timer == nil {
 				timer = time.After(prepareTimeout)
 			}
@@ -161,7 +163,7 @@ func (m *Maintainer) watch(ctx context.Context) {
 	}
 }
 
-// repeat does a job at its intervals while the schema is right.
+// repeat runs a job at its interval while the schema is right.
 func (m *Maintainer) repeat(ctx context.Context, j job) {
 	for {
 		pause := watchInterval / 4
@@ -179,7 +181,7 @@ func (m *Maintainer) repeat(ctx context.Context, j job) {
 	}
 }
 
-// run does a job once, when it is its turn, and reports whether there is more to do at once.
+// run runs a job once when it has its turn, and reports whether there is more to do now.
 func (m *Maintainer) run(ctx context.Context, j job) (more bool) {
 	select {
 	case <-ctx.Done():
@@ -201,7 +203,7 @@ func (m *Maintainer) look(ctx context.Context) Health {
 	ctx, cancel := context.WithTimeout(ctx, watchTimeout)
 	defer cancel()
 	schema, err := m.store.Schema(ctx)
-	// Who was let in once is right, and sees an outage.
+	// After a login has succeeded once, the settings are right, and a failure is an outage.
 	wrong := (m.Health().Schema.Latest == 0 || m.Health().Misconfigured) && unwelcome(err)
 	return Health{Schema: schema, Err: err, Ready: err == nil && schema.Ready(), Misconfigured: wrong}
 }
@@ -214,7 +216,8 @@ func (m *Maintainer) report(h Health) {
 	case h.Err != nil && (was.Err == nil || was.Ready):
 		m.store.logger.Warn("the database does not answer; no ticket can be stored in it until it does", "error", h.Err)
 	case h.Err == nil && !h.Ready && h.Schema != was.Schema:
-		m.store.logger.Warn("not ready: this server cannot store tickets in the database as its schema is", "schema", h.Schema.String())
+		m.store.logger.Warn("not ready: this server cannot store tickets in the database with its present schema",
+			"schema", h.Schema.String())
 	}
 }
 
@@ -226,7 +229,7 @@ func (m *Maintainer) makePartitions(ctx context.Context) (more bool, err error) 
 	select {
 	case <-m.prepared:
 	default:
-		close(m.prepared) // this job alone does so
+		close(m.prepared) // no other job closes it
 	}
 	return false, err
 }
@@ -244,7 +247,7 @@ func (m *Maintainer) settle(ctx context.Context) (more bool, err error) {
 	return false, err
 }
 
-// count keeps the last count where a new one fails, and says how old it is by leaving it out in time: see Collect.
+// count counts the backlog. If that fails, the last count stays until it is older than backlogFresh: see Collect.
 func (m *Maintainer) count(ctx context.Context) (more bool, err error) {
 	b, err := m.store.Backlog(ctx)
 	if err == nil {

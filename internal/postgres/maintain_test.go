@@ -47,12 +47,12 @@ func values(t *testing.T, registry *prometheus.Registry, name string) (values []
 	return values
 }
 
-// awaitLockOf returns when somebody waits for a lock of a table.
+// awaitLockOf returns when a session waits for a lock of a table.
 func awaitLockOf(t *testing.T, b *testBundle, table string) {
 	t.Helper()
 	require.Eventually(t, func() bool {
 		return one[bool](t, b, `SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = $1::text::regclass)`, table)
-	}, 30*time.Second, 10*time.Millisecond, "nobody waits for %s", table)
+	}, 30*time.Second, 10*time.Millisecond, "no session waits for %s", table)
 }
 
 func TestMaintainer_SlowJob_DelaysNeitherHealthNorIsItsFailureTakenForNothing(t *testing.T) {

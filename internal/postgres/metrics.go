@@ -8,10 +8,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// backlogLimit is as far as waiting tickets are counted: an index of that many is read in some ten milliseconds.
+// backlogLimit is the most tickets that are counted. An index of that many is read in some 10 ms.
 const backlogLimit = 100_000
 
-// backlog reads the partial indexes of the tickets that wait for somebody, never the tickets themselves.
+// backlog reads the partial indexes of the tickets that wait for a person or for treatment, and never the tickets themselves.
 const backlog = `
 SELECT
     (SELECT count(*) FROM (SELECT FROM tickets WHERE status = 'ERROR' LIMIT $1) AS e),
@@ -23,19 +23,19 @@ FROM (
     FROM (SELECT received_at, next_attempt_at FROM tickets WHERE status = 'TO_TREAT' ORDER BY next_attempt_at LIMIT $1) AS w
 ) AS t`
 
-// Backlog is what waits for somebody, in the whole database.
+// Backlog is what waits in the whole database.
 type Backlog struct {
 	Error   int           // tickets that could not be read; at most 100,000 are counted
 	ToTreat int           // tickets that wait for treatment; at most 100,000 are counted
-	Oldest  time.Duration // age of the oldest of these; 0 for none
-	Overdue time.Duration // how long the one that is due longest has been; 0 for none
+	Oldest  time.Duration // age of the oldest ticket that is TO_TREAT; 0 for none
+	Overdue time.Duration // for how long the first of these has been due; 0 for none
 
-	Strays int // tickets that were set aside from a full default partition and are to be moved; at most 100,000 a table
+	Strays int // tickets of a full default partition that are still to be moved; at most 100,000 per table are counted
 
-	Products float64 // as Postgres estimates since it last looked (ANALYZE)
+	Products float64 // estimated by Postgres at its last ANALYZE
 }
 
-// Backlog returns what waits for somebody.
+// Backlog counts what waits.
 func (s *Store) Backlog(ctx context.Context) (Backlog, error) {
 	var b Backlog
 	var oldest, overdue float64
@@ -50,39 +50,40 @@ func (s *Store) Backlog(ctx context.Context) (Backlog, error) {
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
-// describe makes a metric of the database.
+// describe returns the description of a metric.
 func describe(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc("myticket_"+name, help, labels, nil)
 }
 
-// The metrics of the database. Those of the pool are this server's, the others are the same from every server.
+// The metrics of the database. Those of the pool are about this server. The others are the same from every server.
 var (
 	poolConnections = describe("postgres_connections",
 		"Connections of this server to Postgres, by state: in_use, idle or opening.", "state")
-	poolMax      = describe("postgres_max_connections", "Connections that this server may have.")
-	poolAcquires = describe("postgres_acquires_total", "Times that a connection was asked for.")
-	poolWaits    = describe("postgres_waits_total", "Times that no connection was free, so that one had to be waited for or made.")
-	poolWaited   = describe("postgres_wait_seconds_total", "Time spent on waiting for a connection when none was free.")
-	poolGivenUp  = describe("postgres_waits_canceled_total", "Times that nobody waited any longer for a connection.")
-	poolOpened   = describe("postgres_connections_opened_total", "Connections that were made.")
+	poolMax      = describe("postgres_max_connections", "Most connections that this server may have.")
+	poolAcquires = describe("postgres_acquires_total", "Requests for a connection.")
+	poolWaits    = describe("postgres_waits_total", "Requests for a connection when none was free, so they waited or opened one.")
+	poolWaited   = describe("postgres_wait_seconds_total", "Time spent waiting for a connection when none was free.")
+	poolGivenUp  = describe("postgres_waits_canceled_total", "Canceled waits for a connection.")
+	poolOpened   = describe("postgres_connections_opened_total", "Connections that were opened.")
 
 	jobFailures = describe("maintenance_failures_total",
-		"Times that a task of maintenance failed or was not done in time, by task: partitions, strays, settle or count. "+
-			"It is repeated.", "task")
+		"Runs of a maintenance task that failed or took too long, by task: partitions, strays, settle or count. "+
+			"The task is repeated.", "task")
 
 	schemaVersion = describe("schema_version", "Version of the database's schema.")
 	schemaNeeded  = describe("schema_needed_version", "Version of the schema that this server needs.")
-	schemaDirty   = describe("schema_dirty", "1 when a migration failed half-way.")
+	schemaDirty   = describe("schema_dirty", "1 if a migration failed half-way.")
 
 	backlogTickets = describe("backlog_tickets",
-		"Tickets of the database that wait for somebody, by status; at most 100000 are counted.", "status")
+		"Tickets in the database that wait for a person (ERROR) or for treatment (TO_TREAT), by status; "+
+			"at most 100000 are counted.", "status")
 	backlogAge     = describe("backlog_oldest_age_seconds", "Age of the oldest ticket that is TO_TREAT; 0 for none.")
 	backlogOverdue = describe("backlog_overdue_seconds",
-		"How long the ticket that is TO_TREAT and due longest has been due; 0 for none.")
+		"Time since the first TO_TREAT ticket became due; 0 for none.")
 	backlogStrays = describe("strays",
-		"Tickets that were set aside from a full default partition and are on their way to their partitions: no query finds "+
-			"them until they are there. At most 100000 a table are counted.")
-	productsKnown = describe("products", "Products of the product base, as Postgres estimates.")
+		"Tickets of a full default partition that are still to be moved to their partitions. No query finds them until "+
+			"they are there. At most 100000 per table are counted.")
+	productsKnown = describe("products", "Products in the product base, estimated by Postgres.")
 )
 
 // Describe implements prometheus.Collector.
@@ -95,8 +96,8 @@ func (m *Maintainer) Describe(descriptions chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect implements prometheus.Collector. It asks nobody: what is of the database was looked at some seconds ago, and is
-// left out while that does not answer, or when nobody could count for a minute.
+// Collect implements prometheus.Collector. It sends no query. What it exposes of the database was read some seconds ago, and
+// is left out while the database does not answer, or if there was no count for a minute.
 func (m *Maintainer) Collect(metrics chan<- prometheus.Metric) {
 	send := func(d *prometheus.Desc, kind prometheus.ValueType, value float64, labels ...string) {
 		metrics <- prometheus.MustNewConstMetric(d, kind, value, labels...)

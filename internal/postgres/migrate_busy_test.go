@@ -31,9 +31,9 @@ func (l *logOf) has(text string) bool {
 	return strings.Contains(l.lines.String(), text)
 }
 
-// somebodyReads returns a database at the version before that of the newest migration of tickets, whose tickets somebody
-// reads in a transaction that ends with done.
-func somebodyReads(t *testing.T) (b *testBundle, done func()) {
+// setupReader returns a database at the version before the newest migration of tickets, whose tickets a transaction reads until
+// done is called.
+func setupReader(t *testing.T) (b *testBundle, done func()) {
 	t.Helper()
 	b = &testBundle{url: pgtest.Empty(t)}
 	require.NoError(t, postgres.MigrateUp(t.Context(), b.url))
@@ -51,7 +51,7 @@ func somebodyReads(t *testing.T) (b *testBundle, done func()) {
 
 func TestMigrate_WaitsForWhoeverReadsATable(t *testing.T) {
 	t.Parallel()
-	b, done := somebodyReads(t)
+	b, done := setupReader(t)
 	log := &logOf{}
 	ended := make(chan error, 1)
 	go func() {
@@ -67,13 +67,13 @@ func TestMigrate_WaitsForWhoeverReadsATable(t *testing.T) {
 
 func TestMigrate_WhatIsAlwaysLocked_LeavesTheSchemaAsItWas(t *testing.T) {
 	t.Parallel()
-	b, done := somebodyReads(t)
+	b, done := setupReader(t)
 	err := postgres.Migrate(t.Context(), postgres.MigrateConfig{URL: b.url, BusyFor: time.Millisecond, Logger: slog.New(slog.DiscardHandler)})
 	require.ErrorContains(t, err, "the schema is still at version 2")
 	require.ErrorContains(t, err, "pg_stat_activity", "what to do")
 	status, err := b.store.Schema(t.Context())
 	require.NoError(t, err)
-	require.False(t, status.Dirty, "nothing was done, so nobody has to mend anything")
+	require.False(t, status.Dirty, "nothing was done, so nothing needs a repair")
 	require.Equal(t, uint(2), status.Version)
 	done()
 	require.NoError(t, postgres.MigrateUp(t.Context(), b.url), "and nothing but another run is needed")

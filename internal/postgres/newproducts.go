@@ -15,24 +15,25 @@ import (
 	"myticket/internal/ticket"
 )
 
-// SourcePolicy is what holds for the products that the tickets of a source name.
+// SourcePolicy is the policy for the products that the tickets of a source name.
 type SourcePolicy struct {
-	// NewProductsRate is how many products a second its tickets may add through this server; 0 for no limit.
+	// NewProductsRate is how many products per second its tickets may add through this server; 0 for no limit.
 	NewProductsRate float64
-	// NewProductsBurst is how many they may add at once. At least 1 where there is a rate.
+	// NewProductsBurst is how many they may add at once. At least 1 if there is a rate.
 	NewProductsBurst int
-	// Authenticated means that the source asks its senders for credentials.
+	// Authenticated means that senders of the source need credentials.
 	Authenticated bool
-	// Label is what metrics call it: one of few names, none of which a sender chooses.
+	// Label is its name in metrics: one of few, and never one that a sender chooses.
 	Label string
 }
 
-// Sources says what holds for each source. The zero value is no limit, and nobody authenticated.
+// Sources are the policies of all sources. The zero value is no limit, and no authenticated source.
 type Sources struct {
-	// Policies are by entry. Sources that share an entry share its rate. An entry without a policy has no limit.
+	// Policies are by entry of the sources file. Sources that share an entry share its rate. An entry without a policy has no
+	// limit.
 	Policies map[string]SourcePolicy
-	// Entry returns the entry of a source: one of few, so that a sender who makes up names gets no rate for each. Required
-	// where there are Policies.
+	// Entry returns the entry of a source: one of few, so that a sender who invents names does not get a rate for each.
+	// Required if there are Policies.
 	Entry func(source string) string
 }
 
@@ -40,19 +41,19 @@ func (s Sources) authenticated(source string) bool {
 	return s.Entry != nil && s.Policies[s.Entry(source)].Authenticated
 }
 
-// ProblemNewProducts is the code of the problem of a ticket that names products which its source may not add yet.
+// ProblemNewProducts is the problem code of a ticket that names products which its source may not add yet.
 const ProblemNewProducts = "new_products_limited"
 
-// newProducts limits how many products each source adds. It learns from Postgres which products a batch has added, and so
-// may be overdrawn by the batches that are under way; then it is empty until that is made up for. While no source's bucket is
-// empty it costs a batch nothing but a look at emptyUntil.
+// newProducts limits how many products each source adds, with a token bucket for each. It learns only from Postgres which
+// products a batch has added, so the batches that are under way may overdraw a bucket; then the bucket is empty until the debt
+// is paid. While no bucket is empty, a batch only reads emptyUntil.
 type newProducts struct {
 	sources Sources
-	buckets map[string]*rate.Limiter // by entry; never changed
+	buckets map[string]*rate.Limiter // by entry; the map never changes
 	start   time.Time
 	stopped *prometheus.CounterVec
 
-	emptyUntil atomic.Int64 // until when some bucket is empty, as a time.Duration since start
+	emptyUntil atomic.Int64 // until when any bucket is empty, as a time.Duration since start
 }
 
 func limitNewProducts(sources Sources) *newProducts {
@@ -60,20 +61,20 @@ func limitNewProducts(sources Sources) *newProducts {
 		sources: sources, buckets: map[string]*rate.Limiter{}, start: time.Now(),
 		stopped: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "myticket_new_products_limited_total",
-			Help: "Tickets that became ERROR because their source adds products faster than it may, by source (as with " +
+			Help: "Tickets that became ERROR because their source adds products faster than it may, by source (as in " +
 				"myticket_http_requests_total).",
 		}, []string{"source"}),
 	}
 	for entry, policy := range sources.Policies {
 		if policy.NewProductsRate > 0 {
 			n.buckets[entry] = rate.NewLimiter(rate.Limit(policy.NewProductsRate), max(policy.NewProductsBurst, 1))
-			n.stopped.WithLabelValues(policy.Label) // a counter that begins with its first ticket hides that ticket from rate
+			n.stopped.WithLabelValues(policy.Label) // a counter must be there before its first ticket, or rate() does not see that ticket
 		}
 	}
 	return n
 }
 
-// charge takes the products that tickets have added from the buckets of their sources.
+// charge takes a token for each added product from the bucket of its source.
 func (n *newProducts) charge(added []saying, now time.Time) {
 	count := map[string]int{}
 	for i := range added {
@@ -90,7 +91,7 @@ func (n *newProducts) charge(added []saying, now time.Time) {
 			bucket.ReserveN(now, min(products, burst))
 		}
 		if missing := 1 - bucket.TokensAt(now); missing > 0 {
-			// One more nanosecond, so that the bucket has been full enough by then for certain.
+			// Plus 1 ns, so that the bucket surely has a token by then.
 			n.emptyUpTo(now.Add(time.Duration(missing/float64(bucket.Limit())*float64(time.Second)) + 1))
 		}
 	}
@@ -106,8 +107,8 @@ func (n *newProducts) emptyUpTo(t time.Time) {
 	}
 }
 
-// gate decides for the tickets of one call whether they may add products. It decides once: when the answer to a commit was
-// lost and the transaction is run again, a ticket that was let through stays let through.
+// gate decides which tickets of one call may add products. It decides once: if the transaction is run again because the answer
+// to its commit was lost, a ticket that was let through stays let through.
 type gate struct {
 	limits  *newProducts
 	decided bool
@@ -117,7 +118,7 @@ type gate struct {
 
 func (n *newProducts) gate() *gate { return &gate{limits: n} }
 
-// stop makes an ERROR of each ticket that names a product which is not there, where its source's bucket is empty.
+// stop changes each row to ERROR whose ticket names a new product while the bucket of its source is empty.
 func (g *gate) stop(ctx context.Context, conn *pgx.Conn, rows []row) error {
 	if !g.decided {
 		if err := g.decide(ctx, conn, rows); err != nil {
@@ -136,7 +137,7 @@ func (g *gate) stop(ctx context.Context, conn *pgx.Conn, rows []row) error {
 	return nil
 }
 
-// decide finds the tickets to stop. It does not look at those of sources whose bucket is not empty.
+// decide finds the tickets to stop. It looks only at those of sources whose bucket is empty.
 func (g *gate) decide(ctx context.Context, conn *pgx.Conn, rows []row) error {
 	now := time.Now()
 	if int64(now.Sub(g.limits.start)) >= g.limits.emptyUntil.Load() {
@@ -147,7 +148,7 @@ func (g *gate) decide(ctx context.Context, conn *pgx.Conn, rows []row) error {
 		empty[entry] = bucket.TokensAt(now) < 1
 	}
 	var limited []*ticket.Ticket
-	unknown := map[string]bool{} // of the limited tickets: whether a product is not there
+	unknown := map[string]bool{} // the products of the limited tickets: whether it is not in the product base
 	var ids []string
 	for i := range rows {
 		t := rows[i].ticket
@@ -182,7 +183,7 @@ func (g *gate) decide(ctx context.Context, conn *pgx.Conn, rows []row) error {
 	return nil
 }
 
-// problem says what is wrong with a ticket of a source that may add no product now; nil when it adds none.
+// problem returns the problem of a ticket whose source may add no product now; nil if the ticket adds none.
 func (g *gate) problem(t *ticket.Ticket, unknown map[string]bool) *ticket.Problem {
 	first, count := "", 0
 	for _, product := range t.Order.Products() {
@@ -198,12 +199,12 @@ func (g *gate) problem(t *ticket.Ticket, unknown map[string]bool) *ticket.Proble
 	policy := g.limits.sources.Policies[g.limits.sources.Entry(t.Source)]
 	return &ticket.Problem{Code: ProblemNewProducts, Message: fmt.Sprintf(
 		"the ticket names %d products that are not in the product base, first %s, and its source has added as many as it may "+
-			"(%g a second, %d at once); the ticket is stored, and says nothing about products. If they are right, raise "+
+			"(%g per second, %d at once); the ticket is stored, but its products are not. If they are right, raise "+
 			"new_products_rate or new_products_burst, then send it back: myticket tickets retry --problem %s",
 		count, strconv.Quote(first), policy.NewProductsRate, max(policy.NewProductsBurst, 1), ProblemNewProducts)}
 }
 
-// committed counts what the call has done, once its transaction is committed.
+// committed counts the stopped tickets and charges the added products. It is called after the commit.
 func (g *gate) committed(added []saying) {
 	for entry, tickets := range g.count {
 		g.limits.stopped.WithLabelValues(g.limits.sources.Policies[entry].Label).Add(float64(tickets))
@@ -213,5 +214,5 @@ func (g *gate) committed(added []saying) {
 	}
 }
 
-// Register registers the metrics of what this store does with tickets.
+// Register registers the metrics of the limit of new products.
 func (s *Store) Register(r prometheus.Registerer) { r.MustRegister(s.newProducts.stopped) }

@@ -208,7 +208,7 @@ func TestProducts_Authenticated_IsNeverOverruledByAnother(t *testing.T) {
 	save(t, b, late)
 	assert.Equal(t, "5 true", price())
 
-	// Whoever knows no sources lets it be; and a server without the setting lets the newest ticket count.
+	// A program without sources does not change it. In a server without the setting the newest ticket counts.
 	tool, err := postgres.Open(t.Context(), postgres.Config{URL: b.url, AuthenticatedProducts: true})
 	require.NoError(t, err)
 	t.Cleanup(tool.Close)

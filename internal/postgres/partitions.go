@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Period is how much time a partition of tickets holds.
+// Period is the time that a partition of tickets covers.
 type Period string
 
 // The periods. Weeks begin on Monday; all are in UTC.
@@ -20,7 +20,7 @@ const (
 	Month Period = "month"
 )
 
-// start returns when the period that t is in begins.
+// start returns the beginning of the period that contains t.
 func (p Period) start(t time.Time) time.Time {
 	t = t.UTC()
 	day := time.Date(t.Year(), t.Month(), t.Day(), 0, 0, 0, 0, time.UTC)
@@ -34,7 +34,7 @@ func (p Period) start(t time.Time) time.Time {
 	}
 }
 
-// next returns when the period after the one that begins at start begins.
+// next returns the beginning of the period after the one that begins at start.
 func (p Period) next(start time.Time) time.Time {
 	switch p {
 	case Week:
@@ -49,13 +49,13 @@ func (p Period) next(start time.Time) time.Time {
 // span is a range of time, without its end.
 type span struct{ from, to time.Time }
 
-// name is the table that holds a span.
+// name returns the name of the table for a span.
 func (s span) name() string {
 	return fmt.Sprintf("tickets_%s_%s", s.from.Format("20060102"), s.to.Format("20060102"))
 }
 
-// gaps returns the parts of s that no span of taken covers, in order. So a change of the period's length in the middle
-// of a period makes a shorter partition for what is left of it, and no two overlap.
+// gaps returns the parts of s that no span of taken covers, in order. So if the length of the period changes in the middle of a
+// period, the rest of it gets a shorter partition, and no two partitions overlap.
 func (s span) gaps(taken []span) []span {
 	slices.SortFunc(taken, func(a, b span) int { return a.from.Compare(b.from) })
 	var gaps []span
@@ -75,10 +75,11 @@ func (s span) gaps(taken []span) []span {
 	return gaps
 }
 
-// partitionLock is the advisory lock of whoever maintains partitions: any number, used for nothing else in the database.
+// partitionLock is the advisory lock for changes of partitions. The number is arbitrary, and used for nothing else in the
+// database.
 const partitionLock = 0x6d795469636b6574 // "myTicket"
 
-// listPartitions reads the bounds of the partitions. One that somebody made by hand may have no lower or upper bound.
+// listPartitions reads the bounds of the partitions. One that was made by hand may have no lower or upper bound.
 const listPartitions = `
 SELECT coalesce((regexp_match(bound, $$FROM \('([^']+)'\)$$))[1], '0001-01-01')::timestamptz,
        coalesce((regexp_match(bound, $$TO \('([^']+)'\)$$))[1], '9999-12-31')::timestamptz
@@ -87,29 +88,29 @@ FROM (SELECT pg_get_expr(c.relpartbound, c.oid) AS bound
       WHERE i.inhparent = 'tickets'::regclass) b
 WHERE bound LIKE 'FOR VALUES FROM%'`
 
-// What may be moved out of the default partition while those who write into it wait. It is read once more when the new
-// partition is attached, so its size on disk counts, too: what was deleted is read like the rest.
+// Limits of what is moved out of the default partition while its writers wait. Attaching the new partition reads the default
+// partition again, with the rows that were deleted, so its size on disk counts, too.
 const (
 	pieceTickets   = 5000
 	pieceBytes     = 16 << 20 // of bodies, as stored
 	maxDefaultSize = 32 << 20 // of the table without the bodies that are stored apart
 )
 
-// How long maintenance waits for locks. While it waits for one that others hold up (a vacuum), nobody waits behind it;
-// while it waits for one that stops others, they do.
+// How long maintenance waits for locks. No statement waits behind it while it waits for a lock that does not stop others. Behind
+// a lock that stops others they all wait, so that wait is shorter.
 const (
 	quietLockTimeout = 3 * time.Second
 	lockTimeout      = 500 * time.Millisecond
 )
 
-// EnsurePartitions makes the partitions for now and for ahead periods after it, and empties the default partition. A few
-// tickets in it are moved to partitions of their own in one transaction each, so that a reader never misses or doubles one.
-// When there are more (pieceTickets, pieceBytes, maxDefaultSize), its table is set aside, in an instant, an empty one takes
-// its place, and MoveStrays moves what is in it.
+// EnsurePartitions makes the partitions for now and for ahead periods after it, and empties the default partition. If there are
+// few tickets in it, it moves those of each period to their own partition in one transaction, so that a reader never misses a
+// ticket or sees it twice. If there are more (pieceTickets, pieceBytes, maxDefaultSize), it sets the table aside at once, puts an
+// empty one in its place, and MoveStrays moves the tickets.
 //
-// No insert is held up for longer than a second. What cannot be made is an error, and stops nothing else. Only one process
-// is at it at a time: where another one is for longer than quietLockTimeout, EnsurePartitions leaves the work to that. It
-// returns the names of the partitions it made.
+// No insert waits for longer than a second. A partition that cannot be made is an error, and does not stop the rest. Only one
+// process does this at a time: if another one has the lock for longer than quietLockTimeout, EnsurePartitions leaves the work to
+// it. It returns the names of the partitions that it made.
 func (s *Store) EnsurePartitions(ctx context.Context, period Period, ahead int, now time.Time) ([]string, error) {
 	var made []string
 	var failures []error
@@ -139,8 +140,8 @@ func (s *Store) EnsurePartitions(ctx context.Context, period Period, ahead int, 
 	return made, errors.Join(failures...)
 }
 
-// defaultPartition is the schema of tickets, quoted, and the default partition, quoted and by its plain name; empty for
-// none.
+// defaultPartition returns the schema of tickets, quoted, and the default partition, quoted and by its plain name. Both names
+// are empty if there is none.
 const defaultPartition = `
 SELECT quote_ident(n.nspname), coalesce(d.oid::regclass::text, ''), coalesce(d.relname, '')
 FROM pg_partitioned_table p
@@ -158,11 +159,11 @@ type upkeep struct {
 	defaultName string // its plain name
 }
 
-// keepUp runs a transaction under the lock of partitions, or reports that another process holds it. A transaction that lost
-// against another one is run again for a moment.
+// keepUp runs a transaction under the lock of partitions, or reports that another process holds it. It runs a transaction again
+// that lost against another one, for retryFor.
 //
-// It does not wait for standbys, because nobody is told that something is stored: what is stored after it waits for both.
-// So its locks hold up nobody while a standby is missing.
+// It does not wait for standbys, because it acknowledges no ticket, and every later commit waits for this one as well. So its
+// locks hold up nothing while a standby is missing.
 func (s *Store) keepUp(ctx context.Context, doing string, work func(upkeep) error) (mine bool, err error) {
 	settings := fmt.Sprintf(`SET LOCAL lock_timeout = '%dms'; SET LOCAL idle_in_transaction_session_timeout = '5s';
 		SET LOCAL synchronous_commit = 'local'; SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO'`,
@@ -174,7 +175,7 @@ func (s *Store) keepUp(ctx context.Context, doing string, work func(upkeep) erro
 				return err
 			}
 			_, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(partitionLock))
-			if busy = isCode(err, "55P03"); err != nil { // lock_not_available
+			if busy = isCode(err, lockNotAvailable); err != nil {
 				return err
 			}
 			up := upkeep{Tx: tx}
@@ -199,7 +200,7 @@ func (up upkeep) run(ctx context.Context, statements ...string) error {
 	return nil
 }
 
-// lock takes locks that stop others, from tables whose vacuum has been sent away before: it gives way only after a second,
+// lock takes locks that stop others. It first takes weaker locks that make an autovacuum give way, because that takes a second,
 // for which all would wait.
 func (up upkeep) lock(ctx context.Context, stop ...string) error {
 	statements := []string{`LOCK TABLE ONLY tickets IN SHARE UPDATE EXCLUSIVE MODE`}
@@ -213,8 +214,8 @@ func (up upkeep) lock(ctx context.Context, stop ...string) error {
 	return up.run(ctx, statements...)
 }
 
-// freeName returns a name that no table, index or view of the schema has: the one that is wanted, or one with a number
-// behind it, from first on. A table of the wanted name may be a partition that somebody has detached and kept.
+// freeName returns a name that no table, index or view of the schema has: the wanted name, or that with a number appended, from
+// first on. A table with the wanted name may be a partition that was detached by hand.
 func (up upkeep) freeName(ctx context.Context, wanted string, first int) (string, error) {
 	for n := first; ; n++ {
 		name := wanted
@@ -232,7 +233,7 @@ func (up upkeep) freeName(ctx context.Context, wanted string, first int) (string
 
 func (up upkeep) table(name string) string { return up.schema + "." + pgx.Identifier{name}.Sanitize() }
 
-// columns returns the columns that a table has in common with tickets, as a list. Their order may differ.
+// columns returns a list of the columns that a table and tickets have in common. Their order may differ.
 func (up upkeep) columns(ctx context.Context, table string) (list string, err error) {
 	err = up.QueryRow(ctx, `SELECT string_agg(quote_ident(t.attname), ', ' ORDER BY t.attnum)
 		FROM pg_attribute t JOIN pg_attribute o ON o.attname = t.attname AND o.attnum > 0 AND NOT o.attisdropped
@@ -241,7 +242,8 @@ func (up upkeep) columns(ctx context.Context, table string) (list string, err er
 	return list, err
 }
 
-// load tells how much of a span the default partition holds, counted as far as it may be moved at once.
+// load returns how many tickets of a span the default partition holds, counted up to the limit, and whether they are too much to
+// move at once.
 func (up upkeep) load(ctx context.Context, wanted span) (tickets int, tooMuch bool, err error) {
 	if up.partition == "" {
 		return 0, false, nil
@@ -253,7 +255,7 @@ func (up upkeep) load(ctx context.Context, wanted span) (tickets int, tooMuch bo
 	return tickets, tickets > pieceTickets || bytes > pieceBytes || size > maxDefaultSize, err
 }
 
-// always is a span that every ticket is in.
+// always is a span that contains every ticket.
 var always = span{time.Date(-4000, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(200_000, 1, 1, 0, 0, 0, 0, time.UTC)}
 
 // crowded reports whether the default partition holds more than may be moved at once.
@@ -266,7 +268,7 @@ func (s *Store) crowded(ctx context.Context) (crowded bool, err error) {
 	return crowded, err
 }
 
-// strayPeriods returns the periods of the tickets in the default partition, at most 400 at once.
+// strayPeriods returns the periods of the tickets in the default partition, at most 400.
 func (s *Store) strayPeriods(ctx context.Context, period Period) (spans []span, err error) {
 	_, err = s.keepUp(ctx, "look into the default partition", func(up upkeep) error {
 		if up.partition == "" {
@@ -288,8 +290,8 @@ func (s *Store) strayPeriods(ctx context.Context, period Period) (spans []span, 
 	return spans, err
 }
 
-// ensureSpan makes the partitions that are missing in a span, each with the tickets of the default partition that belong
-// into it. Where those are too many, the default partition is set aside first.
+// ensureSpan makes the missing partitions of a span, and moves their tickets from the default partition. If those are too many,
+// it sets the default partition aside first.
 func (s *Store) ensureSpan(ctx context.Context, wanted span) ([]string, error) {
 	for attempt := 1; ; attempt++ {
 		var made []string
@@ -315,7 +317,7 @@ func (s *Store) ensureSpan(ctx context.Context, wanted span) ([]string, error) {
 		case !tooMuch:
 			return made, nil
 		case attempt == 2:
-			return nil, fmt.Errorf("%s: the default partition fills faster than it is set aside; it is tried again", doing)
+			return nil, fmt.Errorf("%s: the default partition fills faster than it can be set aside; it is tried again", doing)
 		}
 		if err := s.setAside(ctx); err != nil {
 			return nil, err
@@ -323,10 +325,10 @@ func (s *Store) ensureSpan(ctx context.Context, wanted span) ([]string, error) {
 	}
 }
 
-// errBusy means that another process looks after partitions at this moment.
-var errBusy = errors.New("another process looks after the partitions")
+// errBusy means that another process holds the lock of partitions at this moment.
+var errBusy = errors.New("another process maintains the partitions")
 
-// gaps returns what no partition covers.
+// gaps returns the parts of a span that no partition covers.
 func (up upkeep) gaps(ctx context.Context, wanted span) ([]span, error) {
 	rows, err := up.Query(ctx, listPartitions)
 	if err != nil {
@@ -343,7 +345,7 @@ func (up upkeep) gaps(ctx context.Context, wanted span) ([]span, error) {
 func (up upkeep) makePartitions(ctx context.Context, gaps []span) (made []string, err error) {
 	var stop []string
 	if up.partition != "" {
-		// Attaching scans the default partition for rows that belong to the new one, so nobody may add any meanwhile.
+		// Attaching scans the default partition for rows of the new one, so no session may add any meanwhile.
 		stop = append(stop, up.partition)
 	}
 	if err := up.lock(ctx, stop...); err != nil {

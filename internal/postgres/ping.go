@@ -11,26 +11,26 @@ import (
 	"myticket/internal/ticket"
 )
 
-// insertProbe stores what nobody sent: one byte.
+// insertProbe inserts a row that no sender sent: one byte.
 const insertProbe = `
 INSERT INTO tickets (id, received_at, source, body, status) VALUES ($1, $2, 'myticket-probe', '\x0a', 'TO_TREAT')`
 
-// emitProbe writes to the write-ahead log by itself
-// (https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-REPLICATION), for when the probe's row is
-// refused before anything is written.
+// emitProbe writes to the write-ahead log without a table
+// (https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-REPLICATION). It is needed if the row of insertProbe
+// is refused before anything is written.
 const emitProbe = `SELECT pg_logical_emit_message(true, 'myticket', 'probe'::text) IS NOT NULL`
 
-// lockProbe waits for whoever keeps a batch from the tables that it writes besides tickets.
+// lockProbe waits for sessions that block the other tables that a batch writes.
 const lockProbe = `LOCK TABLE products, deliveries IN ROW EXCLUSIVE MODE`
 
-// Ping reports whether Save has a chance: whether the database answers, takes a ticket, and commits. It depends on no
-// ticket that waits. It inserts a row of its own, takes that back, and commits the rest, which waits for the disk and for
-// synchronous standbys as the commit of a ticket does: the row that was taken back left a transaction id and a record in
-// the write-ahead log (RecordTransactionCommit in Postgres' xact.c waits only where there are both). Nothing stays in a
-// table. A database that refuses the row because of its content (somebody's trigger or constraint) answers, too.
+// Ping reports whether Save has a chance: whether the database answers, takes a ticket, and commits. It uses no ticket that
+// waits. It inserts a row of its own, rolls that back to a savepoint, and commits. The commit waits for the disk and for
+// synchronous standbys as that of a ticket does, because the row left a transaction id and a record in the write-ahead log
+// (RecordTransactionCommit in Postgres' xact.c waits only if there are both). Nothing stays in a table. If a trigger or a
+// constraint of a user refuses the row, the database still counts as answering.
 //
-// The error is ticket.ErrUnavailable: the database does not answer, a table is locked or missing, the role may not write,
-// or the server is read-only.
+// The error is ticket.ErrUnavailable: the database does not answer, a table is locked or missing, the role may not write, or
+// the server is read-only.
 func (s *Store) Ping(ctx context.Context) error {
 	id, at, err := ticket.NewID()
 	if err != nil {
@@ -55,18 +55,12 @@ func (s *Store) Ping(ctx context.Context) error {
 		s.pool.Reset()
 	}
 	if isCode(err, readOnlyTransaction) {
-		err = fmt.Errorf("the server is read-only, so it is a standby, or a primary that was demoted: %w", err)
+		err = fmt.Errorf("the server is read-only, because it is a standby or was demoted to one: %w", err)
 	}
 	return explain("ask the database", err)
 }
 
-// SQLSTATEs (https://www.postgresql.org/docs/current/errcodes-appendix.html).
-const (
-	insufficientPrivilege = "42501"
-	readOnlyTransaction   = "25006"
-)
-
-// takenBack runs a statement behind a savepoint, and returns to that.
+// takenBack runs a statement after a savepoint, and rolls back to that.
 func takenBack(ctx context.Context, tx pgx.Tx, sql string, args ...any) error {
 	savepoint, err := tx.Begin(ctx)
 	if err != nil {

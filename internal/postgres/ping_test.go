@@ -47,11 +47,11 @@ func TestStore_Ping_NoticesThatCommitsWait(t *testing.T) {
 		var waiting int
 		err := admin.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`).Scan(&waiting)
 		return err == nil && waiting == 0
-	}, 30*time.Second, 10*time.Millisecond, "a connection must not hang for ever because nobody waits for it")
+	}, 30*time.Second, 10*time.Millisecond, "a connection must not hang for ever after its client is gone")
 
 	for _, c := range [][2]string{
 		{"a constraint refuses the probe's row, so nothing is inserted", `ALTER TABLE tickets ADD CONSTRAINT c CHECK (octet_length(body) > 1)`},
-		{"nobody may write to the log by hand", `ALTER TABLE tickets DROP CONSTRAINT IF EXISTS c;
+		{"the role may not write to the log by hand", `ALTER TABLE tickets DROP CONSTRAINT IF EXISTS c;
 			REVOKE EXECUTE ON FUNCTION pg_logical_emit_message(bool, text, text) FROM PUBLIC`},
 	} {
 		_, err = admin.Exec(t.Context(), `SET synchronous_commit = local; `+c[1])

@@ -19,7 +19,7 @@ type Config struct {
 	// (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING). Required, or URLFrom.
 	URL string
 
-	// URLFrom is asked for the URL before each new connection, instead of URL: for one in a file that changes.
+	// URLFrom returns the URL before each new connection, instead of URL. It is for a URL in a file that may change.
 	URLFrom func() (string, error)
 
 	// MaxConns bounds the connections of this process. Pods × MaxConns must stay below the server's max_connections.
@@ -32,15 +32,14 @@ type Config struct {
 	// ApplicationName is what pg_stat_activity shows. Defaults to "myticket".
 	ApplicationName string
 
-	// Sources says what holds for the products that tickets name, by their source. Defaults to no limit.
+	// Sources are the policies for the products that tickets name, by source. Defaults to no limit.
 	Sources Sources
 
-	// AuthenticatedProducts makes what tickets of authenticated sources say about a product count for more than what others
-	// say, whichever is newer. Without Sources, nobody is authenticated: a product that was said by such a source stays.
+	// AuthenticatedProducts makes tickets of authenticated sources overrule all others about a product, whichever is newer.
+	// Without Sources no source is authenticated, and a product that comes from an authenticated source stays as it is.
 	AuthenticatedProducts bool
 
-	// Traces gets a span for each statement, without its parameters, where the context has one that is sampled. Defaults
-	// to none.
+	// Traces gets a span for each statement, without its parameters, if the context has a sampled span. Defaults to none.
 	Traces trace.TracerProvider
 
 	// Logger defaults to slog.Default.
@@ -54,12 +53,12 @@ type Store struct {
 	logger  *slog.Logger
 
 	newProducts *newProducts
-	// authenticated reports whether what a source says about products counts for more; nil when all count the same.
+	// authenticated reports whether a source overrules others about products; nil if all sources are equal.
 	authenticated func(source string) bool
 }
 
-// Open prepares a store. It makes no connection yet: a server that is away is no error here, but in the first call.
-// A URL that cannot be read is an error that does not show it, for it may hold a password.
+// Open prepares a store. It makes no connection yet, so a server that is away is an error only in the first call. If the URL
+// cannot be read, the error does not show it, because it may hold a password.
 func Open(ctx context.Context, config Config) (*Store, error) {
 	if config.URLFrom == nil {
 		config.URLFrom = func() (string, error) { return config.URL, nil }
@@ -104,14 +103,14 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 	return s, nil
 }
 
-// statements hides the rest of a tracer from pgx, which also has it make a span for each connection that is taken from the
-// pool, and for each statement that is looked up among the prepared ones: they take less time than their spans.
+// statements hides the other methods of a tracer from pgx. With them pgx would make a span for each connection that is taken
+// from the pool, and for each lookup of a prepared statement. Those take less time than their spans.
 type statements struct {
 	pgx.QueryTracer
 	pgx.BatchTracer
 }
 
-// Describe says which database a URL means, without what may be secret.
+// Describe returns which database a URL means, without secrets.
 func Describe(url string) string {
 	config, err := pgx.ParseConfig(url)
 	if err != nil {
@@ -120,12 +119,12 @@ func Describe(url string) string {
 	return fmt.Sprintf("%s on %s:%d as %s", config.Database, config.Host, config.Port, config.User)
 }
 
-// Close waits for the connections that are in use, and closes all.
+// Close waits for the connections that are in use, and closes all connections.
 func (s *Store) Close() { s.pool.Close() }
 
-// preferIndexes keeps the planner from plans that are right only while a table is small. A server prepares its
-// statements on an empty database and keeps the plans for as long as nobody runs ANALYZE; every statement of the hot
-// path reads and writes by key, so a sequential scan, a hash join or a merge join would be wrong sooner or later.
+// preferIndexes forbids plans that are right only while a table is small. A server may prepare its statements on an empty
+// database, and keeps the plans until ANALYZE runs. Every statement of the hot path reads and writes by key, so a sequential
+// scan, a hash join or a merge join would become wrong as the tables grow.
 func preferIndexes(ctx context.Context, conn *pgx.Conn) error {
 	_, err := conn.Exec(ctx, `SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off`)
 	return err

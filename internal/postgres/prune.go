@@ -14,37 +14,37 @@ import (
 	"myticket/internal/ticket"
 )
 
-// PruneSelection names tickets: by their ids, or else by a filter, of which Source, Since and Until count.
+// PruneSelection selects tickets by their ids, or else by Source, Since and Until of a filter.
 type PruneSelection struct {
 	IDs    []uuid.UUID
 	Filter TicketFilter
 }
 
-// Pruned is what PruneProducts found and did.
+// Pruned is the result of PruneProducts.
 type Pruned struct {
-	Candidates int      `json:"candidates"` // products whose name and price a named ticket gave
-	Kept       int      `json:"kept"`       // of these: another ticket names them, too
-	Products   int      `json:"products"`   // only named tickets name them: removed, or to be removed
-	Changed    int      `json:"changed"`    // of these: left alone, because somebody was changing them
-	Examples   []string `json:"examples"`   // ids of the first of Products
-	More       bool     `json:"more"`       // there are more than the limit: run it again
+	Candidates int      `json:"candidates"` // products that have their name and price from a selected ticket
+	Kept       int      `json:"kept"`       // of these: named by other tickets, too, so they stay
+	Products   int      `json:"products"`   // of these: named only by selected tickets, so they are (to be) removed
+	Changed    int      `json:"changed"`    // of these: not removed, because another transaction was changing them
+	Examples   []string `json:"examples"`   // some ids of Products
+	More       bool     `json:"more"`       // there are more candidates than the limit: run it again
 }
 
 const (
-	pruneChunk    = 50_000 // products that are looked for at once, in the tickets of their time
+	pruneChunk    = 50_000 // products for which the other tickets are searched at once
 	pruneBatch    = 1000   // products that one transaction removes
 	pruneExamples = 20
-	// pruneRest is how long no ticket must have named a product. A ticket that names it writes last_seen_at once it is a
-	// minute old: twice that, and whoever names it now is seen by removeProducts.
+	// pruneRest is how long no ticket must have named a product. A ticket that names it updates last_seen_at if that is more
+	// than a minute old. With twice that time, removeProducts notices every ticket that names the product now.
 	pruneRest = "2 minutes"
 )
 
-// pruneCandidates are products that only tickets of the selection may have made: the one that gave the name and the price is
-// among them, and so is the one that named it first, which must be there still: a product that is older than the tickets that
-// are kept has been named by others.
+// pruneCandidates selects products that only tickets of the selection may have made. The ticket that gave the name and the price
+// is one of them, and so is the ticket that named the product first. That ticket must still be there: a product that is older
+// than all kept tickets was named by others.
 //
-// The cursor outlives its transaction: one that is open for as long as all of this takes would hold back vacuum in the whole
-// database. So it needs a connection of its own, which is not shared by a pooler.
+// The cursor outlives its transaction, because a transaction that is open for the whole time would hold back vacuum in the whole
+// database. So it needs a connection of its own, which a pooler must not share.
 const pruneCandidates = `
 DECLARE prune_candidates NO SCROLL CURSOR WITH HOLD FOR
 SELECT p.product_id, p.ticket_id, p.first_seen_at, p.last_seen_at, p.authenticated
@@ -55,15 +55,16 @@ WHERE p.last_seen_at < now() - interval '` + pruneRest + `' AND p.unsettled_sinc
 ORDER BY p.first_seen_at, p.last_seen_at
 LIMIT %[2]d`
 
-// otherTickets are those that may name a product of the time from $1 to $2, and are not of the selection. Of what another version
-// of the parser read, it returns the products that that one found.
+// otherTickets selects tickets that may name a product of the time from $1 to $2, and are not in the selection. For tickets that
+// another version of the parser read, it also returns the products that that version found.
 const otherTickets = `
 SELECT body, CASE WHEN parser_version <> %[2]d AND jsonb_typeof(lines) = 'array' THEN
     ARRAY(SELECT l ->> 'product_id' FROM jsonb_array_elements(lines) AS l WHERE l ->> 'product_id' IS NOT NULL) END
 FROM tickets
 WHERE status = 'TREATED' AND received_at >= $1 AND received_at <= $2 AND NOT (%[1]s)`
 
-// removeProducts removes products that are still as they were when they were looked at. What somebody is changing is passed by.
+// removeProducts removes products that have not changed since they were selected. It skips products that another transaction
+// has locked.
 const removeProducts = `
 WITH same AS (
     SELECT p.product_id FROM products p
@@ -75,7 +76,7 @@ WITH same AS (
 )
 DELETE FROM products p USING same WHERE p.product_id = same.product_id`
 
-// where returns the condition that holds for the named tickets, behind parameters that come before.
+// where returns the condition for the selected tickets. Its parameters follow those in before.
 func (s PruneSelection) where(before ...any) (sql string, args []any, err error) {
 	c := &conditions{args: before}
 	if len(s.IDs) > 0 {
@@ -89,7 +90,7 @@ func (s PruneSelection) where(before ...any) (sql string, args []any, err error)
 	return strings.Join(c.sql, " AND "), c.args, nil
 }
 
-// candidate is a product that may go.
+// candidate is a product that may be removed.
 type candidate struct {
 	id                  string
 	ticketID            uuid.UUID
@@ -97,12 +98,12 @@ type candidate struct {
 	authenticated       bool
 }
 
-// PruneProducts removes the products that only the named tickets have made: no other TREATED ticket names them, as the bodies
-// say. It looks at most at limit products, holds a bounded number of them and one ticket at a time in memory, and may be
-// repeated: when it fails, what was removed before stays so. With dryRun it only counts. Products that a ticket has named
-// within two minutes are left alone.
+// PruneProducts removes the products that only the selected tickets name: no body of another TREATED ticket names them. It looks
+// at up to limit products, and holds a bounded number of them and one ticket at a time in memory. It may be repeated: if it
+// fails, the products that were removed before are gone. With dryRun it only counts. It does not remove products that a ticket
+// has named within the last two minutes.
 //
-// A ticket that waits in a spool says nothing yet; when it is drained, what it names comes back.
+// It does not know tickets that wait in a spool. When such a ticket is drained, the products that it names come back.
 func (s *Store) PruneProducts(ctx context.Context, selection PruneSelection, limit int, dryRun bool) (Pruned, error) {
 	pruned := Pruned{Examples: []string{}}
 	where, args, err := selection.where()
@@ -140,7 +141,7 @@ func (s *Store) PruneProducts(ctx context.Context, selection PruneSelection, lim
 	return pruned, explain("prune products", err)
 }
 
-// pruneChunk adds what it found out about some candidates to pruned.
+// pruneChunk handles some candidates, and adds the result to pruned.
 func (s *Store) pruneChunk(ctx context.Context, selection PruneSelection, chunk []candidate, dryRun bool, pruned *Pruned) error {
 	kept, err := s.namedByOthers(ctx, selection, chunk)
 	if err != nil {
@@ -184,8 +185,8 @@ func (s *Store) pruneChunk(ctx context.Context, selection PruneSelection, chunk 
 	return nil
 }
 
-// namedByOthers returns which of the candidates a ticket names that is not of the selection. It reads the bodies of all
-// tickets of the time in which the candidates were named.
+// namedByOthers returns the candidates that a ticket outside of the selection names. It reads the bodies of all tickets of the
+// time in which the candidates were named.
 func (s *Store) namedByOthers(ctx context.Context, selection PruneSelection, chunk []candidate) (map[string]bool, error) {
 	candidates := make(map[string]bool, len(chunk))
 	from, to := chunk[0].firstSeen, chunk[0].lastSeen
@@ -195,7 +196,7 @@ func (s *Store) namedByOthers(ctx context.Context, selection PruneSelection, chu
 			from = c.firstSeen
 		}
 		last := c.lastSeen
-		if c.authenticated { // tickets of other sources are newer without being seen
+		if c.authenticated { // tickets of other sources do not update last_seen_at
 			last = time.Now().Add(24 * time.Hour)
 		}
 		if last.After(to) {
@@ -220,7 +221,7 @@ func (s *Store) namedByOthers(ctx context.Context, selection PruneSelection, chu
 		}
 		for _, id := range found {
 			if candidates[id] {
-				named[strings.Clone(id)] = true // and not the ticket that it is a part of
+				named[strings.Clone(id)] = true // a clone, so that the ticket's memory is freed
 			}
 		}
 		return nil

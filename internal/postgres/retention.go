@@ -4,19 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"myticket/internal/ticket"
 )
 
-// OldPartition is a partition of tickets that is older than what is to be kept.
+// OldPartition is a partition of tickets that is past its retention.
 type OldPartition struct {
 	Name    string                  `json:"name"`
-	From    *time.Time              `json:"from"` // null when it has no lower bound
+	From    *time.Time              `json:"from"` // null if it has no lower bound
 	To      time.Time               `json:"to"`   // its tickets are older than this
 	Tickets map[ticket.Status]int64 `json:"tickets"`
 	Bytes   int64                   `json:"bytes"` // on disk, with indexes
@@ -24,11 +22,11 @@ type OldPartition struct {
 	table string // its name in a statement
 }
 
-// Unfinished tells how many of its tickets somebody still has to do with.
+// Unfinished returns how many of its tickets are TO_TREAT or ERROR.
 func (p OldPartition) Unfinished() int64 { return p.Tickets[ticket.ToTreat] + p.Tickets[ticket.Error] }
 
-// oldPartitions reads the ranges from the catalog, whatever the partitions are called. The default partition has none,
-// and one without an upper bound (MAXVALUE) is never old.
+// oldPartitions reads the ranges from the catalog, not from the names of the partitions. The default partition has no range,
+// and a partition without an upper bound (MAXVALUE) is never old.
 const oldPartitions = `
 SELECT name, oid::regclass::text, from_, to_, pg_total_relation_size(oid)
 FROM (SELECT c.oid, c.relname AS name,
@@ -38,12 +36,12 @@ FROM (SELECT c.oid, c.relname AS name,
       WHERE i.inhparent = 'tickets'::regclass) p
 WHERE to_ <= $1 ORDER BY to_`
 
-// readOnly is for what is read at leisure: bounds in a format that is read back as it was meant, whatever the role's
-// settings are, and whole tables by the shortest way, which preferIndexes forbids to the statements of the server.
+// readOnly are settings for slow reads: a format of bounds that does not depend on the settings of the role, and sequential
+// scans for whole tables, which preferIndexes forbids otherwise.
 const readOnly = `SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO, YMD'; SET LOCAL enable_seqscan = on`
 
-// OldPartitions returns the partitions that hold only tickets received before a time, the oldest first. The default
-// partition is never among them. Each is read once, as a whole, to count its tickets.
+// OldPartitions returns the partitions that hold only tickets received before a time, the oldest first, without the default
+// partition. It reads each as a whole, to count its tickets.
 func (s *Store) OldPartitions(ctx context.Context, before time.Time) ([]OldPartition, error) {
 	var partitions []OldPartition
 	err := s.atLeisure(ctx, func(tx pgx.Tx) error {
@@ -68,10 +66,10 @@ func (s *Store) OldPartitions(ctx context.Context, before time.Time) ([]OldParti
 	}
 	there := partitions[:0]
 	for _, p := range partitions {
-		// A transaction each: one for all would hold back vacuum in the whole database for as long as they take.
+		// One transaction each: a long one for all would hold back vacuum in the whole database.
 		p.Tickets, err = s.countByStatus(ctx, p.table)
 		switch {
-		case isCode(err, "42P01"): // undefined_table: another process has dropped it meanwhile
+		case isCode(err, undefinedTable): // another process has dropped it meanwhile
 		case err != nil:
 			return nil, explain("count the tickets of "+p.Name, err)
 		default:
@@ -108,39 +106,35 @@ func (s *Store) atLeisure(ctx context.Context, read func(pgx.Tx) error) error {
 	})
 }
 
-func isCode(err error, codes ...string) bool {
-	var pgErr *pgconn.PgError
-	return errors.As(err, &pgErr) && slices.Contains(codes, pgErr.Code)
-}
-
 // Why a partition was not dropped.
 var (
-	// ErrUnfinished means that it holds tickets that are TO_TREAT or ERROR, and was kept because of them.
+	// ErrUnfinished means that the partition holds tickets that are TO_TREAT or ERROR, so it was kept.
 	ErrUnfinished = errors.New("the partition holds tickets that are TO_TREAT or ERROR")
 
-	// ErrNoPartition means that there is no such partition, or not any more; or that it is the default one.
+	// ErrNoPartition means that there is no such partition (any more), or that it is the default partition.
 	ErrNoPartition = errors.New("no partition of tickets that could be dropped")
 )
 
-// How often a drop is tried, how long live traffic may have to wait behind one attempt, and the pause before the second
-// one, which grows by as much with each: a transaction that is in the way for half a minute is waited out.
+// How often a drop is tried, how long live traffic may have to wait behind one attempt, and the pause after the first
+// attempt. The pause grows by that much with each attempt, so a drop outlasts a transaction that blocks it for half a
+// minute.
 const (
 	dropAttempts    = 5
 	dropLockTimeout = 2 * time.Second
 	dropPause       = 2 * time.Second
 )
 
-// DropPartition drops a partition with all its tickets. Unless evenUnfinished, one that holds a ticket that is TO_TREAT
-// or ERROR at that moment is kept (ErrUnfinished). ErrNoPartition is returned for the default partition and whatever
-// else is no range of tickets.
+// DropPartition drops a partition with all its tickets. Unless evenUnfinished, it keeps a partition that holds a TO_TREAT or
+// ERROR ticket at that moment (ErrUnfinished). It returns ErrNoPartition for the default partition, and for everything that
+// is not a range of tickets.
 //
-// The lock that it needs stops all traffic for as long as it waits for it, so it waits two seconds at most, and tries
-// again a few times; then it is ticket.ErrUnavailable. Detaching first (DETACH PARTITION CONCURRENTLY) would need less,
-// and is not possible beside a default partition (https://www.postgresql.org/docs/current/sql-altertable.html).
+// All traffic stops while it waits for the lock that it needs. So it waits at most 2 s, and tries again a few times; then it
+// returns ticket.ErrUnavailable. To detach the partition first (DETACH PARTITION CONCURRENTLY) would need a weaker lock, but
+// is not possible beside a default partition (https://www.postgresql.org/docs/current/sql-altertable.html).
 func (s *Store) DropPartition(ctx context.Context, name string, evenUnfinished bool) error {
 	for attempt := 1; ; attempt++ {
 		err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error { return dropPartition(ctx, tx, name, evenUnfinished) })
-		busy := isCode(err, "55P03", "40P01") // lock_not_available, deadlock_detected
+		busy := isCode(err, lockNotAvailable, deadlockDetected)
 		switch {
 		case err == nil:
 			return nil
@@ -156,7 +150,7 @@ func (s *Store) DropPartition(ctx context.Context, name string, evenUnfinished b
 	}
 }
 
-// partitionToDrop returns a partition of tickets that has a range, and the default partition beside it.
+// partitionToDrop returns a partition of tickets that has a range, and the default partition.
 const partitionToDrop = `
 SELECT c.oid::regclass::text, coalesce(nullif(p.partdefid, 0)::regclass::text, '')
 FROM pg_inherits i
@@ -165,15 +159,15 @@ JOIN pg_partitioned_table p ON p.partrelid = i.inhparent
 WHERE i.inhparent = 'tickets'::regclass AND c.relname = $1 AND c.oid <> p.partdefid`
 
 func dropPartition(ctx context.Context, tx pgx.Tx, name string, evenUnfinished bool) error {
-	// While it holds its locks everything waits. Should the client vanish, the server does not wait for it, and its commit
-	// does not wait for a standby that is missing: after a failover the partition may be there again, and is dropped again.
+	// Everything waits while this holds its locks. So the server does not wait long for a client that vanished, and the commit
+	// does not wait for a missing standby. After a failover the partition may be there again, and is dropped again.
 	settings := fmt.Sprintf(`SET LOCAL lock_timeout = '%dms'; SET LOCAL idle_in_transaction_session_timeout = '5s';
 		SET LOCAL synchronous_commit = 'local'`,
 		dropLockTimeout.Milliseconds())
 	if _, err := tx.Exec(ctx, settings); err != nil {
 		return err
 	}
-	// Nobody makes partitions meanwhile: that takes the default partition before the parent, so the two could deadlock.
+	// No process may make partitions meanwhile: that locks the default partition before the parent, so the two could deadlock.
 	if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(partitionLock)); err != nil {
 		return err
 	}
@@ -185,8 +179,8 @@ func dropPartition(ctx context.Context, tx pgx.Tx, name string, evenUnfinished b
 	if err != nil {
 		return err
 	}
-	// These locks hold up nobody but autovacuum, which gives way after deadlock_timeout, a second. Without them that
-	// second would be spent below, while everything waits.
+	// These locks hold up only autovacuum, which gives way after deadlock_timeout (1 s). Without them that second would pass
+	// below, while everything waits.
 	quiet := `LOCK TABLE ONLY ` + partition
 	if defaultPartition != "" {
 		quiet += `, ONLY ` + defaultPartition
@@ -194,7 +188,7 @@ func dropPartition(ctx context.Context, tx pgx.Tx, name string, evenUnfinished b
 	if _, err := tx.Exec(ctx, quiet+` IN SHARE UPDATE EXCLUSIVE MODE`); err != nil {
 		return err
 	}
-	// The parent first, as everybody does: from here on nothing comes in, and nothing is treated.
+	// The parent first, as in all transactions. From here on no ticket comes in, and none is treated.
 	if _, err := tx.Exec(ctx, `LOCK TABLE ONLY tickets IN ACCESS EXCLUSIVE MODE`); err != nil {
 		return err
 	}
@@ -202,7 +196,7 @@ func dropPartition(ctx context.Context, tx pgx.Tx, name string, evenUnfinished b
 		return err
 	}
 	if !evenUnfinished {
-		// Whatever was counted before, this is what counts. It is read off the ends of two partial indexes, in no time.
+		// This check decides, not the earlier count. It reads only the ends of two partial indexes, so it is fast.
 		var unfinished bool
 		err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM `+partition+` WHERE `+statusIs[ticket.ToTreat]+`)
 			OR EXISTS (SELECT FROM `+partition+` WHERE `+statusIs[ticket.Error]+`)`).Scan(&unfinished)
@@ -227,16 +221,15 @@ func (s *Store) ExpiredKeys(ctx context.Context) (int64, error) {
 // keyBatch is how many keys one transaction deletes.
 const keyBatch = 10_000
 
-// deleteExpiredKeys never waits for a lock, so it cannot deadlock with a batch of tickets that takes expired keys over;
-// what it passes by is not expired any more.
+// deleteExpiredKeys never waits for a lock, so it cannot deadlock with a batch of tickets that takes over expired keys. Such
+// a key is not expired any more, so it is right to skip it.
 const deleteExpiredKeys = `
 DELETE FROM deliveries d USING (
     SELECT source, key FROM deliveries WHERE expires_at <= now() ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED
 ) e
 WHERE d.source = e.source AND d.key = e.key AND d.expires_at <= now()`
 
-// DeleteExpiredKeys deletes the idempotency keys that have expired, in transactions of bounded size, and returns how
-// many.
+// DeleteExpiredKeys deletes the expired idempotency keys in transactions of bounded size, and returns how many.
 func (s *Store) DeleteExpiredKeys(ctx context.Context) (int64, error) {
 	var total int64
 	for {

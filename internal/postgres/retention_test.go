@@ -90,7 +90,7 @@ func TestDropPartition_TicketThatIsBeingSentBack_IsNotLost(t *testing.T) {
 	found, err := b.store.OldPartitions(t.Context(), time.Now())
 	require.NoError(t, err)
 	require.Zero(t, found[0].Unfinished())
-	tx, err := b.pool.Begin(t.Context()) // somebody's retry, which is not committed when the drop begins
+	tx, err := b.pool.Begin(t.Context()) // a retry that is not committed when the drop begins
 	require.NoError(t, err)
 	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
 	_, err = tx.Exec(t.Context(), `UPDATE tickets SET status = 'TO_TREAT', next_attempt_at = now()`)

@@ -15,8 +15,8 @@ import (
 	"myticket/internal/ticket"
 )
 
-// insertTickets stores a batch. The arrays are unnested side by side in the select list, which keeps no intermediate copy
-// of the rows, as FROM unnest(…) would.
+// insertTickets stores a batch. The arrays are unnested side by side in the select list. FROM unnest(…) would keep a copy of
+// the rows.
 const insertTickets = `
 INSERT INTO tickets (id, received_at, source, body, content_type, traceparent, status, problems,
                      order_number, vat, total, extra, lines, parser_version, attempts, next_attempt_at, claims)
@@ -24,15 +24,15 @@ SELECT unnest($1::uuid[]), unnest($2::timestamptz[]), unnest($3::text[]), unnest
        unnest($6::text[]), unnest($7::text[]), unnest($8::jsonb[]), unnest($9::text[]), unnest($10::numeric[]),
        unnest($11::numeric[]), unnest($12::jsonb[]), unnest($13::jsonb[]), $14::int2, $15::int2, now() + $16::interval, $15::int2`
 
-// insertTicketsAgain is for a batch that is sent again, because the answer to its COMMIT was lost: a ticket that is there
-// already is left as it is. Looking for it costs a quarter of the statement, so a first attempt does without. Only the
-// ticket's own key counts: a unique index of somebody else's must not make a ticket vanish.
+// insertTicketsAgain is for a batch that is sent again because the answer to its COMMIT was lost. A ticket that is there
+// already stays as it is. Looking for it costs a quarter of the statement, so the first attempt does not. Only the conflict
+// on the ticket's own key is ignored: a unique index that a user added must not make a ticket vanish.
 const insertTicketsAgain = insertTickets + `
 ON CONFLICT (received_at, id) DO NOTHING`
 
 // Save stores a batch's tickets, their products and their idempotency keys in one transaction. See intake.Store. It returns
-// only when the synchronous standbys have them, however often they were sent before. A ticket that names new products beyond
-// its source's rate is stored as ERROR (ProblemNewProducts).
+// only when the synchronous standbys have them, however often they were sent before. If a ticket names new products beyond
+// the rate of its source, it is stored as ERROR (ProblemNewProducts).
 func (s *Store) Save(ctx context.Context, b intake.Batch) (intake.Saved, error) {
 	again := false
 	gate := s.newProducts.gate()
@@ -40,7 +40,7 @@ func (s *Store) Save(ctx context.Context, b intake.Batch) (intake.Saved, error) 
 	err := s.commit(ctx, "store tickets", func(conn *pgxpool.Conn) (err error) {
 		defer func() { again = true }()
 		done, err = s.save(ctx, conn, b, gate, again)
-		if isCode(err, "23505") && !again { // unique_violation: a ticket is there, from an attempt whose answer was lost
+		if isCode(err, uniqueViolation) && !again { // a ticket is there already, from an attempt whose answer was lost
 			done, err = s.save(ctx, conn, b, gate, true)
 		}
 		return err
@@ -52,14 +52,14 @@ func (s *Store) Save(ctx context.Context, b intake.Batch) (intake.Saved, error) 
 	return intake.Saved{Outcomes: done.outcomes(b.Entries)}, nil
 }
 
-// saved is what an attempt of Save has done. It is certain once the transaction is committed.
+// saved is the result of an attempt of Save. It is valid once the transaction is committed.
 type saved struct {
-	rows    []row          // the tickets that are stored
-	repeats map[int]repeat // the entries that are not, by their index, because an earlier delivery has their key
+	rows    []row          // what is stored
+	repeats map[int]repeat // the entries that are not stored because another delivery has their key, by their index
 	added   []saying       // the products that were not there before
 }
 
-// outcomes returns what became of entries.
+// outcomes returns what became of each entry.
 func (s saved) outcomes(entries []*intake.Entry) []intake.Outcome {
 	outcomes := make([]intake.Outcome, len(entries))
 	rows := s.rows
@@ -103,43 +103,8 @@ func (s *Store) save(ctx context.Context, conn *pgxpool.Conn, b intake.Batch, ga
 	return done, err
 }
 
-// standing is what a ticket is stored as.
-type standing struct {
-	status   ticket.Status
-	problems []ticket.Problem
-}
-
-// row is a ticket that is to be stored, as what, and what of it was read.
-type row struct {
-	ticket *ticket.Ticket
-	order  *ticket.Order
-	standing
-}
-
-// nothingRead is what is stored of a ticket that was not read.
-var nothingRead ticket.Order
-
-// rowOf returns a ticket that was read, as it was read.
-func rowOf(t *ticket.Ticket) row { return row{t, &t.Order, standing{t.Status, t.Problems}} }
-
-// rowsOf returns the tickets of a batch that are to be stored: all but repeats.
-func rowsOf(b intake.Batch, repeats map[int]repeat) []row {
-	rows := make([]row, 0, len(b.Entries)-len(repeats))
-	for i, e := range b.Entries {
-		if _, ok := repeats[i]; ok {
-			continue
-		}
-		if b.Unread {
-			rows = append(rows, row{&e.Ticket, &nothingRead, standing{status: ticket.ToTreat}})
-			continue
-		}
-		rows = append(rows, rowOf(&e.Ticket))
-	}
-	return rows
-}
-
-// insert sends tickets and products in one round trip and one transaction: without a BEGIN, the statements up to the
-// Sync message are a transaction (https://www.postgresql.org/docs/current/protocol-flow.html, "Pipelining"). It returns the
+// insert sends tickets and products in one round trip and one transaction: without a BEGIN, the statements up to the Sync
+// message are a transaction (https://www.postgresql.org/docs/current/protocol-flow.html, "Pipelining"). It returns the
 // products that were not there before.
 func (s *Store) insert(
 	ctx context.Context, conn *pgx.Conn, b intake.Batch, rows []row, gate *gate,
@@ -181,7 +146,7 @@ func (s *Store) send(
 	if s.queries == nil {
 		return readAdded(conn.PgConn().ExecBatch(ctx, batch), sayings)
 	}
-	// pgx tells the tracer of its own queries, not of those of the protocol. It is one round trip, and so one span.
+	// pgx traces its own queries, but not those that use the protocol directly. One round trip is one span.
 	ctx = s.queries.TraceQueryStart(ctx, conn, pgx.TraceQueryStartData{SQL: sql})
 	added, last, err = readAdded(conn.PgConn().ExecBatch(ctx, batch), sayings)
 	s.queries.TraceQueryEnd(ctx, conn, pgx.TraceQueryEndData{Err: err})
@@ -193,9 +158,9 @@ SELECT t.id, t.status, t.problems
 FROM unnest($1::timestamptz[], $2::uuid[]) AS i (received_at, id)
 JOIN tickets t ON t.received_at = i.received_at AND t.id = i.id`
 
-// insertAgain is insert for tickets of which some may be there already. Those are what was stored, even where they would be
-// read or judged otherwise now (another version of the parser, another moment for the limit of new products): one that was
-// not stored as TREATED says nothing about products.
+// insertAgain is insert for tickets of which some may be there already. Those stay as they were stored, even if they would be
+// read or judged differently now (another version of the parser, another state of the limit of new products). A ticket that
+// was not stored as TREATED says nothing about products.
 func (s *Store) insertAgain(
 	ctx context.Context, tx pgx.Tx, b intake.Batch, rows []row, gate *gate,
 ) (added []saying, err error) {
@@ -218,7 +183,8 @@ func (s *Store) insertAgain(
 		return nil, err
 	}
 	if locked.RowsAffected() != 1 {
-		return nil, errors.New("a ticket that was there already has vanished meanwhile, so nothing is certain: it must be sent again")
+		return nil, errors.New("a ticket that was there already has vanished meanwhile, so it is not certain what is stored: " +
+			"the batch must be sent again")
 	}
 	there, err := standings(ctx, tx, rows)
 	if err != nil {
@@ -238,7 +204,7 @@ func (s *Store) insertAgain(
 	return added, err
 }
 
-// standings returns what tickets are that are there.
+// standings returns what the tickets that are there are stored as.
 func standings(ctx context.Context, tx pgx.Tx, rows []row) (map[uuid.UUID]standing, error) {
 	times, ids := make([]time.Time, len(rows)), make([]uuid.UUID, len(rows))
 	for i := range rows {

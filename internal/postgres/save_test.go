@@ -100,7 +100,7 @@ func TestSave_HotProductsThatDoNotChange_WaitForNobody(t *testing.T) {
 	_, err = tx.Exec(t.Context(), `SELECT FROM products FOR UPDATE`)
 	require.NoError(t, err)
 
-	// While somebody holds the rows, tickets that only confirm them go through.
+	// While another session holds the rows, tickets that only confirm them are stored.
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	require.NoError(t, trySave(ctx, b.store, entry(t, body("2", "Café,a,2", "Thé,b,3"))),

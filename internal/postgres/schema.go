@@ -14,38 +14,37 @@ import (
 	"github.com/golang-migrate/migrate/v4/source"
 	"github.com/golang-migrate/migrate/v4/source/iofs"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 
 	"myticket/migrations"
 )
 
-// SchemaStatus is where the schema of a database stands.
+// SchemaStatus is the version of a database's schema.
 type SchemaStatus struct {
 	Version uint // of the newest migration that ran; 0 for none
-	Latest  uint // that this program has
-	Dirty   bool // the migration to Version failed half-way; a person must look
+	Latest  uint // the newest version that this program knows
+	Dirty   bool // the migration to Version failed half-way; a person must repair it
 }
 
-// Ready tells whether this program can work on the schema. A newer schema is fine: migrations keep the version of the
-// program before them working. So is one that is dirty at a newer version, which is every schema while it is being
-// migrated: all that this program needs was there before.
+// Ready reports whether this program can use the schema. A newer schema is fine, because migrations keep the previous version of
+// the program working. A schema that is dirty at a newer version is fine, too: everything that this program needs was there
+// before. Every schema is dirty while it is migrated.
 func (s SchemaStatus) Ready() bool { return s.Version > s.Latest || s.Version == s.Latest && !s.Dirty }
 
-// String says in words what Ready says, and what to do.
+// String says in words whether the schema is ready, and what to do.
 func (s SchemaStatus) String() string {
 	switch {
 	case s.Dirty && s.Ready():
-		return fmt.Sprintf("this program needs version %d and can work; the migration to version %d is under way, or has failed "+
-			"half-way (dirty): then find out why, mend the schema by hand, and run \"myticket migrate force VERSION\"",
+		return fmt.Sprintf("this program needs version %d and can work; the migration to version %d is under way, or failed "+
+			"half-way (dirty): then find out why, repair the schema by hand, and run \"myticket migrate force VERSION\"",
 			s.Latest, s.Version)
 	case s.Dirty:
-		return fmt.Sprintf("the migration to version %d failed half-way (dirty): find out why, mend the schema by hand, "+
+		return fmt.Sprintf("the migration to version %d failed half-way (dirty): find out why, repair the schema by hand, "+
 			"then run \"myticket migrate force VERSION\"", s.Version)
 	case s.Version < s.Latest:
 		return fmt.Sprintf("the schema is at version %d and this program needs %d: run \"myticket migrate up\"", s.Version, s.Latest)
 	}
-	return fmt.Sprintf("the schema is at version %d, which this program can work on", s.Version)
+	return fmt.Sprintf("the schema is at version %d, which this program can use", s.Version)
 }
 
 // LatestSchema returns the version of the newest migration in this program.
@@ -68,7 +67,7 @@ func LatestSchema() (uint, error) {
 	return version, nil
 }
 
-// Schema asks the database where its schema stands. A database that was never migrated is at version 0.
+// Schema reads the version of the schema from the database. A database that was never migrated is at version 0.
 func (s *Store) Schema(ctx context.Context) (SchemaStatus, error) {
 	latest, err := LatestSchema()
 	if err != nil {
@@ -77,11 +76,10 @@ func (s *Store) Schema(ctx context.Context) (SchemaStatus, error) {
 	status := SchemaStatus{Latest: latest}
 	var version int64
 	err = s.pool.QueryRow(ctx, `SELECT version, dirty FROM schema_migrations`).Scan(&version, &status.Dirty)
-	var pgErr *pgconn.PgError
 	switch {
 	case err == nil:
 		status.Version = uint(max(version, 0))
-	case errors.Is(err, pgx.ErrNoRows), errors.As(err, &pgErr) && pgErr.Code == "42P01": // undefined_table
+	case errors.Is(err, pgx.ErrNoRows), isCode(err, undefinedTable):
 	default:
 		if broken(err) {
 			s.pool.Reset()
@@ -91,15 +89,15 @@ func (s *Store) Schema(ctx context.Context) (SchemaStatus, error) {
 	return status, nil
 }
 
-// MigrateConfig says how to migrate.
+// MigrateConfig configures a migration.
 type MigrateConfig struct {
-	URL     string                 // of the database; never through a pooler, for the lock is one of the session
+	URL     string                 // of the database; not of a pooler, because the lock belongs to the session
 	URLFrom func() (string, error) // instead of URL; see Config
-	// LockTimeout is how long to wait for another migration to end. Defaults to 5 min.
+	// LockTimeout bounds the wait for another migration to end. Defaults to 5 min.
 	LockTimeout time.Duration
-	// Wait is how long Migrate waits for the database to let it in. Defaults to not at all.
+	// Wait bounds the wait until a login to the database succeeds. Defaults to no wait.
 	Wait time.Duration
-	// BusyFor is for how long a migration is tried again that does not get its locks, because somebody else holds them.
+	// BusyFor bounds how long a migration is tried again if it does not get its locks, because another session holds them.
 	// Defaults to 2 min.
 	BusyFor time.Duration
 	Logger  *slog.Logger // Defaults to slog.Default.
@@ -121,8 +119,8 @@ func (c MigrateConfig) login() (*login, error) {
 	return in, err
 }
 
-// MigrateUp runs every migration that the database does not have yet, each in a transaction of its own. Processes that
-// call it at once wait for each other.
+// MigrateUp runs every migration that the database does not have yet, each in its own transaction. Processes that call it at the
+// same time wait for each other.
 func MigrateUp(ctx context.Context, databaseURL string) error {
 	return Migrate(ctx, MigrateConfig{URL: databaseURL, Logger: slog.New(slog.DiscardHandler)})
 }
@@ -134,7 +132,7 @@ func Migrate(ctx context.Context, config MigrateConfig) error {
 		if err != nil {
 			return err
 		}
-		if err := await(ctx, in, config.Wait); err != nil {
+		if err := in.await(ctx, config.Wait); err != nil {
 			return err
 		}
 	}
@@ -153,7 +151,7 @@ func Migrate(ctx context.Context, config MigrateConfig) error {
 	})
 }
 
-// ForceSchema declares that the schema is at a version, after a person has mended what a failed migration left.
+// ForceSchema declares that the schema is at a version, after a person has repaired what a failed migration left.
 func ForceSchema(ctx context.Context, config MigrateConfig, version uint) error {
 	return withMigrator(ctx, config, func(m *migrate.Migrate) error { return m.Force(int(version)) })
 }
@@ -193,7 +191,7 @@ func withMigrator(ctx context.Context, config MigrateConfig, use func(*migrate.M
 	return use(m)
 }
 
-// migrateLogger gives golang-migrate's lines to slog.
+// migrateLogger passes the log lines of golang-migrate to slog.
 type migrateLogger struct{ logger *slog.Logger }
 
 func (l migrateLogger) Printf(format string, args ...any) {

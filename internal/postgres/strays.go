@@ -10,13 +10,13 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// A default partition that holds much cannot be emptied in one transaction: all who write into it would wait for that. So
-// its table is detached under another name, which makes it an ordinary table, and its tickets are moved to their
-// partitions in pieces. Until then they are in the database, and not in tickets: no query finds them, none is treated, and
-// a delivery that is sent again is stored again, which the move notices.
+// A default partition that holds many tickets cannot be emptied in one transaction, because all its writers would wait for that.
+// So its table is detached and renamed, which makes it an ordinary table, and its tickets are moved to their partitions in
+// pieces. Until then the tickets are in the database, but not in the table tickets: no query finds them, and none is treated. A
+// delivery that is sent again meanwhile is stored again, which the move notices.
 
-// strayTable is how such tables are called, with a number behind it. They are found by that name and their columns, so a
-// process that was killed leaves nothing behind that the next one does not find.
+// strayTable is the name of such tables, followed by a number. They are found by that name and their columns, so the next process
+// finds what a killed process left behind.
 const strayTable = "tickets_strays"
 
 // strayTables lists them, quoted.
@@ -28,14 +28,14 @@ WHERE c.relname ~ '^` + strayTable + `_[0-9]+$' AND c.relkind = 'r' AND NOT c.re
            WHERE a.attrelid = c.oid AND a.attname IN ('id', 'received_at', 'source', 'body', 'status') AND NOT a.attisdropped)
 ORDER BY length(c.relname), c.relname`
 
-// setAside puts an empty table in the place of the default partition, whose table becomes one of strayTables. Everything
-// waits for that, and it takes no longer than the few catalog rows it writes.
+// setAside replaces the default partition by an empty table. The old table becomes one of strayTables. Everything waits
+// meanwhile, but only for the time to write a few rows of the catalog.
 func (s *Store) setAside(ctx context.Context) error {
 	_, err := s.keepUp(ctx, "set the default partition aside", func(up upkeep) error {
 		if _, tooMuch, err := up.load(ctx, always); err != nil || !tooMuch { // another process was faster
 			return err
 		}
-		if err := up.lock(ctx, "tickets", up.partition); err != nil { // the parent first, as everybody does
+		if err := up.lock(ctx, "tickets", up.partition); err != nil { // the parent first, as in all transactions
 			return err
 		}
 		name, err := up.freeName(ctx, strayTable, 1)
@@ -55,14 +55,14 @@ func (s *Store) setAside(ctx context.Context) error {
 	return err
 }
 
-// Strays counts the tickets that were set aside and wait for MoveStrays; at most 100,000 of each table are counted.
+// Strays counts the tickets that were set aside and wait for MoveStrays, up to 100,000 per table.
 func (s *Store) Strays(ctx context.Context) (int, error) {
 	tables, err := s.strayTables(ctx)
 	total := 0
 	for _, table := range tables {
 		var n int
 		err := s.pool.QueryRow(ctx, `SELECT count(*) FROM (SELECT FROM `+table+` LIMIT $1) t`, backlogLimit).Scan(&n)
-		if err != nil && !isCode(err, "42P01") { // undefined_table: it was empty, and has been dropped meanwhile
+		if err != nil && !isCode(err, undefinedTable) { // it was empty, and was dropped meanwhile
 			return 0, explain("count tickets that were set aside", err)
 		}
 		total += n
@@ -79,14 +79,14 @@ func (s *Store) strayTables(ctx context.Context) ([]string, error) {
 	return tables, explain("look for tickets that were set aside", err)
 }
 
-// pieceTimeout bounds the transaction that moves a piece. One that does not end in time is made smaller.
+// pieceTimeout bounds the transaction that moves a piece. After a timeout the pieces are made smaller.
 const pieceTimeout = 5 * time.Second
 
-// MoveStrays moves the tickets that EnsurePartitions has set aside to their partitions, which it makes, in transactions of
-// at most pieceTickets and pieceBytes, and pauses between two for as long as one took: nobody waits for it. A ticket that
-// was stored again meanwhile stays as that was. What it did before it was interrupted is done. Tickets that cannot be moved
-// stay where they are, stop no others, and are an error. It begins nothing new after the time atMost, and returns how many
-// tickets it moved, and whether there is more to do.
+// MoveStrays moves the tickets that EnsurePartitions has set aside to their partitions, and makes those. It uses transactions of
+// at most pieceTickets and pieceBytes, and pauses after each for as long as that took, so that no other session waits for long.
+// If a ticket was stored again meanwhile, the newer row stays. If it is interrupted, what it has moved stays moved. Tickets that
+// cannot be moved stay where they are, do not stop the others, and are an error. It starts nothing new after atMost. It returns
+// how many tickets it moved, and whether there is more to do.
 func (s *Store) MoveStrays(ctx context.Context, period Period, atMost time.Duration) (moved int, more bool, err error) {
 	tables, err := s.strayTables(ctx)
 	failures := []error{err}
@@ -96,7 +96,7 @@ func (s *Store) MoveStrays(ctx context.Context, period Period, atMost time.Durat
 		err := m.run(ctx)
 		moved += m.moved
 		switch {
-		case errors.Is(err, errBusy), isCode(err, "42P01"): // another process is at it, or has dropped the table
+		case errors.Is(err, errBusy), isCode(err, undefinedTable): // another process moves them, or has dropped the table
 		case errors.Is(err, errTimeIsUp):
 			return moved, true, errors.Join(failures...)
 		default:
@@ -106,7 +106,7 @@ func (s *Store) MoveStrays(ctx context.Context, period Period, atMost time.Durat
 	return moved, false, errors.Join(failures...)
 }
 
-// errTimeIsUp means that a mover has not come to its end.
+// errTimeIsUp means that a mover has not finished.
 var errTimeIsUp = errors.New("the time for moving tickets is up")
 
 // mover moves the tickets of one table.
@@ -116,11 +116,11 @@ type mover struct {
 	period Period
 	limit  int // tickets in a piece
 	end    time.Time
-	done   place // what is before it was moved, or cannot be
+	done   place // all tickets before it were moved, or cannot be
 	moved  int
 }
 
-// run moves period by period, from the oldest on, and drops the table when nothing is left.
+// run moves the tickets period by period, the oldest first, and drops the table when it is empty.
 func (m *mover) run(ctx context.Context) error {
 	var failures []error
 	for {
@@ -170,7 +170,7 @@ func (m *mover) moveSpan(ctx context.Context, wanted span) error {
 	return errTimeIsUp
 }
 
-// piece picks the first tickets of a table behind a place and before a time, and moves them.
+// piece picks the first tickets of a table after a place and before a time, and moves them.
 const piece = `
 WITH first AS (
     SELECT received_at, id, pg_column_size(body)::bigint AS bytes FROM %[1]s
@@ -188,7 +188,7 @@ WITH first AS (
 )
 SELECT (SELECT count(*) FROM moved), received_at, id FROM piece ORDER BY received_at DESC, id DESC LIMIT 1`
 
-// movePiece moves the next tickets before a time, and returns how many; 0 when there are none.
+// movePiece moves the next tickets before a time, and returns how many; 0 if there are none.
 func (m *mover) movePiece(ctx context.Context, before time.Time) (n int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, pieceTimeout)
 	defer cancel()
@@ -219,7 +219,7 @@ func (m *mover) movePiece(ctx context.Context, before time.Time) (n int, err err
 	return n, nil
 }
 
-// drop drops the table once nothing is in it.
+// drop drops the table if it is empty.
 func (m *mover) drop(ctx context.Context) error {
 	mine, err := m.store.keepUp(ctx, "drop an empty table of tickets that were set aside", func(up upkeep) error {
 		var left bool
@@ -227,7 +227,7 @@ func (m *mover) drop(ctx context.Context) error {
 			return err
 		}
 		if err := up.QueryRow(ctx, `SELECT EXISTS (SELECT FROM `+m.table+`)`).Scan(&left); err != nil || left {
-			return err // another process could not move them; the next round tries
+			return err // tickets that another process could not move; the next round tries again
 		}
 		return up.run(ctx, `DROP TABLE `+m.table)
 	})

@@ -95,7 +95,7 @@ func TestEnsurePartitions_FullDefaultPartition_IsEmptiedInPiecesAndHoldsUpNobody
 	_, err = b.pool.Exec(t.Context(), `INSERT INTO tickets (id, received_at, source, body, status)
 		SELECT id, received_at, source, body, status FROM tickets_strays_1 WHERE id = $1`, repeated)
 	require.NoError(t, err)
-	// And somebody has changed the table of tickets meanwhile.
+	// Meanwhile the table of tickets was changed by hand.
 	exec(t, b, `ALTER TABLE tickets ADD COLUMN later text NOT NULL DEFAULT 'x'`)
 
 	moved, more, err := b.store.MoveStrays(t.Context(), postgres.Day, 0)

@@ -12,8 +12,8 @@ import (
 	"myticket/internal/treatment"
 )
 
-// claimTickets claims what is due. A ticket that was claimed before is claimed alone: whoever had it was killed, or had no
-// time left, and it must not use up the attempts of others. Storing it unread counts as one.
+// claimTickets claims tickets that are due. A ticket that was claimed before is claimed alone: the process that had it was
+// killed or ran out of time, and this must not use up the attempts of other tickets. Storing a ticket unread counts as a claim.
 const claimTickets = `
 WITH due AS (
     SELECT received_at, id, attempts, next_attempt_at FROM tickets
@@ -33,8 +33,8 @@ FROM picked
 WHERE t.received_at = picked.received_at AND t.id = picked.id
 RETURNING t.id, t.received_at, t.source, t.body, t.content_type, coalesce(t.traceparent, ''), t.attempts, t.claims`
 
-// finishTicket changes a row only for the holder of the newest claim. Both numbers must be the claim's: a person who
-// sends a ticket back resets attempts, and a server of the version before leaves claims alone.
+// finishTicket changes a row only for the holder of the newest claim. Both numbers must match, because sending a ticket back
+// resets attempts, and a server of the previous version does not change claims.
 const finishTicket = `
 UPDATE tickets t
 SET status = i.status, problems = i.problems, order_number = i.order_number, vat = i.vat, total = i.total,
@@ -43,7 +43,7 @@ FROM unnest($1::text[], $2::jsonb[], $3::text[], $4::numeric[], $5::numeric[], $
      AS i (status, problems, order_number, vat, total, extra, lines)
 WHERE t.received_at = $9 AND t.id = $10 AND t.status = 'TO_TREAT' AND t.attempts = $11 AND t.claims = $12`
 
-// finishedTicket finds what finishTicket has done, for when the answer to its COMMIT was lost. The lock waits for the
+// finishedTicket checks whether finishTicket was committed, after the answer to its COMMIT was lost. Its lock waits for the
 // standbys, as lockTicket does.
 const finishedTicket = `
 SELECT FROM tickets WHERE received_at = $1 AND id = $2 AND status = $3 AND attempts = $4 AND claims = $5 FOR KEY SHARE`
@@ -71,7 +71,7 @@ func (s *Store) Claim(ctx context.Context, limit int, lease time.Duration) ([]tr
 	return claims, err
 }
 
-// Finish implements treatment.Store. New products are limited as with Save.
+// Finish implements treatment.Store. New products are limited as in Save.
 func (s *Store) Finish(ctx context.Context, c treatment.Claim) (ticket.Status, []ticket.Problem, error) {
 	rows := make([]row, 1)
 	gate := s.newProducts.gate()
@@ -103,7 +103,7 @@ func (s *Store) Finish(ctx context.Context, c treatment.Claim) (ticket.Status, [
 			if lost && again {
 				done, err := tx.Exec(ctx, finishedTicket, c.Ticket.ReceivedAt, c.Ticket.ID, rows[0].status, c.Attempt, c.Number)
 				lost = done.RowsAffected() == 0
-				return err // with its products, which are of the same transaction
+				return err // its products were stored in the same transaction
 			}
 			if products := s.distinctProducts(rows); len(products) > 0 && !lost {
 				added, err = s.upsert(ctx, conn, products)

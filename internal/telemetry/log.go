@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// NewLogger returns a logger that writes to w, as "json" or "text", from a level on: debug, info, warn or error. A warning
-// or an error that repeats is written repeatLimit times in each repeatInterval, and after it how often it was left out.
+// NewLogger returns a logger that writes to w as "json" or "text", from a level on: debug, info, warn or error. A repeated
+// warning or error is written at most repeatLimit times in each repeatInterval, and then once more with how often it was
+// left out.
 func NewLogger(w io.Writer, format, level string) (*slog.Logger, error) {
 	var options slog.HandlerOptions
 	var from slog.Level
@@ -24,14 +25,14 @@ func NewLogger(w io.Writer, format, level string) (*slog.Logger, error) {
 	return slog.New(limitRepeats(slog.NewJSONHandler(w, &options))), nil
 }
 
-// What repeats faster than this says nothing new, and hides what else is in the log: in an outage each batch fails.
+// Limits of repeated messages. In an outage each batch fails, and more of the same messages would hide the rest of the log.
 const (
 	repeatLimit    = 5
 	repeatInterval = time.Minute
 )
 
-// repeatLimiter leaves out warnings and errors that repeat. Two are the same when their messages are: what differs, such as
-// a ticket's id, is in the attributes.
+// repeatLimiter leaves out repeated warnings and errors. Two are the same if their messages are the same. What differs, such
+// as the id of a ticket, is in the attributes.
 type repeatLimiter struct {
 	slog.Handler
 	seen *repeats
@@ -45,7 +46,7 @@ type repeats struct {
 type repeat struct {
 	since   time.Time
 	written int
-	left    int // out
+	left    int // left out
 }
 
 func limitRepeats(next slog.Handler) slog.Handler {
@@ -54,11 +55,11 @@ func limitRepeats(next slog.Handler) slog.Handler {
 
 // Handle implements slog.Handler.
 func (l repeatLimiter) Handle(ctx context.Context, r slog.Record) error {
-	summarise := func(left int) { l.summarise(r, left) } //nolint:contextcheck // it is called when the request is over
+	summarise := func(left int) { l.summarise(r, left) } //nolint:contextcheck // it is called after the end of the request
 	if r.Level >= slog.LevelWarn && !l.seen.allow(r.Message, summarise) {
 		return nil
 	}
-	return l.Handler.Handle(ctx, r) //nolint:wrapcheck // a handler's error has no context to add
+	return l.Handler.Handle(ctx, r) //nolint:wrapcheck // there is no context to add
 }
 
 // WithAttrs implements slog.Handler.
@@ -71,7 +72,7 @@ func (l repeatLimiter) WithGroup(name string) slog.Handler {
 	return repeatLimiter{l.Handler.WithGroup(name), l.seen}
 }
 
-// summarise writes how often a message was left out, with what the first of these said.
+// summarise writes how often a message was left out, with the attributes of the first of these.
 func (l repeatLimiter) summarise(first slog.Record, left int) {
 	summary := slog.NewRecord(time.Now(), first.Level, first.Message, first.PC)
 	first.Attrs(func(a slog.Attr) bool { summary.AddAttrs(a); return true })
@@ -79,7 +80,8 @@ func (l repeatLimiter) summarise(first slog.Record, left int) {
 	_ = l.Handler.Handle(context.Background(), summary)
 }
 
-// allow tells whether a message may be written. The first that may not makes summarise be called when the interval ends.
+// allow reports whether a message may be written. After the first one that may not, summarise is called at the end of the
+// interval.
 func (r *repeats) allow(message string, summarise func(left int)) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

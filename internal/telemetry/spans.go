@@ -15,11 +15,11 @@ import (
 	"myticket/internal/treatment"
 )
 
-// maxLinks is how many requests a batch's span points to. Those beyond it still point to the batch.
+// maxLinks is the most requests that the span of a batch links to. Further requests still link to the batch.
 const maxLinks = 128
 
-// TraceStore returns a store whose transactions have a span each, where one of their tickets came with a request that is
-// sampled. A batch has many requests and is nobody's child: the span and those of the requests are linked with each other.
+// TraceStore returns a store that makes a span for each transaction if one of its tickets came with a sampled request. A batch
+// has many requests, so its span has no parent. It is linked with the spans of the requests in both directions.
 func (t *Tracing) TraceStore(store intake.Store) intake.Store {
 	if t == nil {
 		return store
@@ -27,7 +27,7 @@ func (t *Tracing) TraceStore(store intake.Store) intake.Store {
 	return tracedStore{store, t.work.Tracer(scope)}
 }
 
-// TraceSpool does for the spool what TraceStore does for the store.
+// TraceSpool does the same for the spool.
 func (t *Tracing) TraceSpool(spool intake.Spool) intake.Spool {
 	if t == nil || spool == nil {
 		return spool
@@ -35,8 +35,8 @@ func (t *Tracing) TraceSpool(spool intake.Spool) intake.Spool {
 	return tracedSpool{spool, t.work.Tracer(scope)}
 }
 
-// TraceTreatment returns a store whose finished treatments have a span each, linked to the request that brought the
-// ticket, where that was sampled.
+// TraceTreatment returns a store that makes a span for each finished treatment if the request that brought the ticket was
+// sampled. The span is linked to that request.
 func (t *Tracing) TraceTreatment(store treatment.Store) treatment.Store {
 	if t == nil {
 		return store
@@ -58,7 +58,7 @@ func (s tracedStore) Save(ctx context.Context, b intake.Batch) (intake.Saved, er
 	ctx, span := startBatch(ctx, s.tracer, name, b.Entries)
 	saved, err := s.Store.Save(ctx, b)
 	end(span, err)
-	saved.StoredBy = Traceparent(span.SpanContext())
+	saved.StoredBy = Traceparent(span.SpanContext()) //nolint:contextcheck // it only formats ids
 	return saved, err
 }
 
@@ -83,7 +83,7 @@ type tracedTreatment struct {
 
 // Finish implements treatment.Store.
 func (s tracedTreatment) Finish(ctx context.Context, c treatment.Claim) (ticket.Status, []ticket.Problem, error) {
-	request := SpanOf(c.Ticket.Traceparent) //nolint:contextcheck // it reads a text
+	request := SpanOf(c.Ticket.Traceparent) //nolint:contextcheck // it only parses a text
 	if !request.IsSampled() {
 		return s.Store.Finish(ctx, c)
 	}
@@ -95,7 +95,7 @@ func (s tracedTreatment) Finish(ctx context.Context, c treatment.Claim) (ticket.
 	return status, problems, err //nolint:spancheck // as above
 }
 
-// startBatch starts the span of a batch. Without a request that is sampled there is none.
+// startBatch starts the span of a batch. If no request is sampled, the span records nothing.
 func startBatch(ctx context.Context, tracer trace.Tracer, name string, entries []*intake.Entry) (context.Context, trace.Span) {
 	var links []trace.Link
 	for _, e := range entries {
@@ -109,11 +109,11 @@ func startBatch(ctx context.Context, tracer trace.Tracer, name string, entries [
 	if links == nil {
 		return ctx, trace.SpanFromContext(context.Background())
 	}
-	return tracer.Start(ctx, name, trace.WithNewRoot(), trace.WithLinks(links...),
+	return tracer.Start(ctx, name, trace.WithNewRoot(), trace.WithLinks(links...), //nolint:spancheck // end ends it
 		trace.WithAttributes(semconv.MessagingBatchMessageCount(len(entries))))
 }
 
-// end ends a span. What went wrong is named by its kind only: the text may quote a ticket.
+// end ends a span. It sets only the kind of an error, because the text may quote a ticket.
 func end(span trace.Span, err error) {
 	if err != nil {
 		kind := "unavailable"
@@ -133,7 +133,7 @@ func end(span trace.Span, err error) {
 	span.End()
 }
 
-// SpanOf returns the span that a W3C traceparent means (https://www.w3.org/TR/trace-context/); none for an empty one.
+// SpanOf returns the span of a W3C traceparent (https://www.w3.org/TR/trace-context/). An empty text is no span.
 func SpanOf(traceparent string) trace.SpanContext {
 	if traceparent == "" {
 		return trace.SpanContext{}
@@ -142,7 +142,7 @@ func SpanOf(traceparent string) trace.SpanContext {
 	return trace.SpanContextFromContext(propagation.TraceContext{}.Extract(context.Background(), carrier))
 }
 
-// Traceparent writes a span as a W3C traceparent; empty for none.
+// Traceparent returns the W3C traceparent of a span; empty for no span.
 func Traceparent(span trace.SpanContext) string {
 	if !span.IsValid() {
 		return ""

@@ -1,4 +1,4 @@
-// Package telemetry makes what the parts of the program report to: the log and the metrics' registry.
+// Package telemetry makes the log, the registry of metrics, and the traces of the program.
 package telemetry
 
 import (

@@ -22,24 +22,23 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// scope is the name of the instrumentation, as OpenTelemetry calls whoever makes spans.
+// scope is the name of the instrumentation scope, as OpenTelemetry calls it.
 const scope = "myticket"
 
-// Tracing makes spans and sends them away. A nil Tracing is off.
+// Tracing makes spans and exports them. A nil Tracing is off.
 type Tracing struct {
-	requests *sdktrace.TracerProvider // samples as OTEL_TRACES_SAMPLER says
-	// work makes the spans of batches, which begin no trace of a sender's. They exist only for requests that are
-	// sampled, so all of them are.
+	requests *sdktrace.TracerProvider // with the sampler of OTEL_TRACES_SAMPLER
+	// work makes the spans of batches. They exist only if a request is sampled, so all of them are sampled.
 	work  *sdktrace.TracerProvider
 	roots float64 // share of the requests without a parent that are sampled
 }
 
-// NewTracing sends spans where the standard variables say
-// (https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/), and returns nil where they name no
+// NewTracing exports spans as the standard variables say
+// (https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/). It returns nil if they set no
 // endpoint: OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT. The protocol is http/protobuf or grpc.
 func NewTracing(ctx context.Context, version string, logger *slog.Logger) (*Tracing, error) {
 	if !traced() {
-		return nil, nil //nolint:nilnil // off is no error
+		return nil, nil //nolint:nilnil // off is not an error
 	}
 	exporter, err := newExporter(ctx)
 	if err != nil {
@@ -51,9 +50,9 @@ func NewTracing(ctx context.Context, version string, logger *slog.Logger) (*Trac
 	if err != nil && !errors.Is(err, resource.ErrPartialResource) {
 		return nil, fmt.Errorf("read OTEL_RESOURCE_ATTRIBUTES: %w", err)
 	}
-	// It is how the SDK reports everything that goes wrong later, such as a receiver that is away.
+	// The SDK reports all later errors this way, for example a receiver that is away.
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
-		logger.Warn("traces cannot be sent; tickets are not affected", "error", err)
+		logger.Warn("traces cannot be exported; tickets are not affected", "error", err)
 	}))
 	sender := sdktrace.NewBatchSpanProcessor(withoutTexts{exporter})
 	return &Tracing{
@@ -64,8 +63,8 @@ func NewTracing(ctx context.Context, version string, logger *slog.Logger) (*Trac
 	}, nil
 }
 
-// sampledRoots is the share of the traces that begin here which OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG ask for, as
-// the SDK reads them: what it does not understand means all.
+// sampledRoots returns the share of the traces that begin here and are sampled, by OTEL_TRACES_SAMPLER and
+// OTEL_TRACES_SAMPLER_ARG. As in the SDK, a value that is not understood means all.
 func sampledRoots() float64 {
 	switch strings.ToLower(strings.TrimSpace(os.Getenv("OTEL_TRACES_SAMPLER"))) {
 	case "always_off", "parentbased_always_off":
@@ -79,10 +78,10 @@ func sampledRoots() float64 {
 	return 1
 }
 
-// rootSampler spares the SDK the requests that nobody will see, which are nearly all of them: it would make an id for each,
-// and a context, to find out. Nobody else knows the ids of traces that begin here, so that any die will do.
+// rootSampler decides about requests without a parent before the SDK does, because most are not sampled, and the SDK would
+// make an id and a context for each. No other service knows the ids of traces that begin here, so a random number is enough.
 type rootSampler struct {
-	trace.Tracer // for what has a parent
+	trace.Tracer // for requests with a parent
 
 	always trace.Tracer
 	share  float64
@@ -92,15 +91,15 @@ type rootSampler struct {
 func (s rootSampler) Start(ctx context.Context, name string, options ...trace.SpanStartOption) (context.Context, trace.Span) {
 	switch {
 	case trace.SpanContextFromContext(ctx).IsValid():
-		return s.Tracer.Start(ctx, name, options...) //nolint:spancheck // who asked for it ends it
+		return s.Tracer.Start(ctx, name, options...) //nolint:spancheck // the caller ends it
 	case s.share < 1 && rand.Float64() >= s.share:
 		return ctx, trace.SpanFromContext(ctx)
 	}
-	return s.always.Start(ctx, name, options...) //nolint:spancheck // who asked for it ends it
+	return s.always.Start(ctx, name, options...) //nolint:spancheck // the caller ends it
 }
 
-// withoutTexts leaves the texts of errors out of spans: otelpgx puts Postgres' there, which may quote a ticket. Their codes
-// stay, as attributes.
+// withoutTexts removes the texts of errors from spans, because otelpgx sets those of Postgres, which may quote a ticket.
+// Their codes stay as attributes.
 type withoutTexts struct{ sdktrace.SpanExporter }
 
 // ExportSpans implements sdktrace.SpanExporter.
@@ -110,12 +109,12 @@ func (e withoutTexts) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnly
 			spans[i] = textless{span}
 		}
 	}
-	return e.SpanExporter.ExportSpans(ctx, spans) //nolint:wrapcheck // the SDK's error handler says what it means
+	return e.SpanExporter.ExportSpans(ctx, spans) //nolint:wrapcheck // the error handler of the SDK adds the context
 }
 
 type textless struct{ sdktrace.ReadOnlySpan }
 
-// Events implements sdktrace.ReadOnlySpan: the only events are those of errors.
+// Events implements sdktrace.ReadOnlySpan. The only events are errors.
 func (textless) Events() []sdktrace.Event { return nil }
 
 // Status implements sdktrace.ReadOnlySpan.
@@ -128,7 +127,7 @@ func traced() bool {
 	return os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") != "" || os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") != ""
 }
 
-// instance tells the servers of a service apart: a pod's host name is its name.
+// instance returns the name of this server within the service: the host name, which in a pod is the name of the pod.
 func instance() string {
 	name, err := os.Hostname()
 	if err != nil {
@@ -154,7 +153,7 @@ func newExporter(ctx context.Context) (*otlptrace.Exporter, error) {
 	return nil, fmt.Errorf("OTEL_EXPORTER_OTLP_PROTOCOL=%q: use http/protobuf or grpc", protocol)
 }
 
-// Requests returns the tracer of requests; nil when tracing is off.
+// Requests returns the tracer of requests; nil if tracing is off.
 func (t *Tracing) Requests() trace.Tracer {
 	if t == nil {
 		return nil
@@ -162,7 +161,7 @@ func (t *Tracing) Requests() trace.Tracer {
 	return rootSampler{Tracer: t.requests.Tracer(scope), always: t.work.Tracer(scope), share: t.roots}
 }
 
-// Work returns where spans below those of batches are made; nil when tracing is off.
+// Work returns the provider for spans below those of batches; nil if tracing is off.
 func (t *Tracing) Work() trace.TracerProvider {
 	if t == nil {
 		return nil
@@ -170,11 +169,11 @@ func (t *Tracing) Work() trace.TracerProvider {
 	return t.work
 }
 
-// lastSpans bounds how long a server that stops waits for its collector. They are 2,048 at most (OTEL_BSP_MAX_QUEUE_SIZE),
-// and a pod that is late is killed.
+// lastSpans bounds how long a server that stops waits to export its last spans, at most 2,048 (OTEL_BSP_MAX_QUEUE_SIZE). A
+// pod that stops too late is killed.
 const lastSpans = 3 * time.Second
 
-// Shutdown sends the spans that are left, for 3 s at most, and ends tracing. An error means that some were not sent.
+// Shutdown exports the remaining spans within at most 3 s, and ends tracing. An error means that some were not exported.
 func (t *Tracing) Shutdown(ctx context.Context) error {
 	if t == nil {
 		return nil

@@ -13,7 +13,7 @@ import (
 // The sampler that is asked for holds also where the SDK is not asked. It is not parallel: the variables are those of the
 // process.
 func TestTracing_SamplesAsTheVariablesSay(t *testing.T) {
-	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1") // nobody is there
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1") // no server is there
 	const sampled, not = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"
 	for _, c := range []struct {
 		sampler, argument string

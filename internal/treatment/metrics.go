@@ -9,13 +9,13 @@ import (
 	"myticket/internal/ticket"
 )
 
-// Metrics counts what treatment does.
+// Metrics are the metrics of treatment.
 type Metrics struct {
 	attempts map[string]prometheus.Counter
 	failures prometheus.Counter
 }
 
-// What becomes of an attempt.
+// The outcomes of an attempt.
 const (
 	outcomeTreated = "treated"
 	outcomeError   = "error"
@@ -28,14 +28,14 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	auto := promauto.With(r)
 	attempts := auto.NewCounterVec(prometheus.CounterOpts{
 		Name: "myticket_treatment_attempts_total",
-		Help: "Attempts to treat a ticket that was TO_TREAT, by outcome: treated, error, again (it stays TO_TREAT), or " +
+		Help: "Attempts to treat a TO_TREAT ticket, by outcome: treated, error, again (it stays TO_TREAT), or " +
 			"claim_lost (another server treats it).",
 	}, []string{"outcome"})
 	m := &Metrics{
 		attempts: map[string]prometheus.Counter{},
 		failures: auto.NewCounter(prometheus.CounterOpts{
 			Name: "myticket_treatment_claim_failures_total",
-			Help: "Looks for tickets that are TO_TREAT which failed; they are repeated.",
+			Help: "Failed queries for TO_TREAT tickets; they are repeated.",
 		}),
 	}
 	for _, outcome := range []string{outcomeTreated, outcomeError, outcomeAgain, outcomeLost} {

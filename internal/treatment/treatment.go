@@ -1,5 +1,5 @@
-// Package treatment treats the tickets that are stored and not read yet (TO_TREAT): those whose batch the database
-// refused, and those that a person sent back. Several servers may do it at once.
+// Package treatment treats the tickets that are stored but not read yet (TO_TREAT): those whose batch the database refused,
+// and those that a person sent back. Several servers may do it at the same time.
 package treatment
 
 import (
@@ -14,44 +14,44 @@ import (
 	"myticket/internal/ticket"
 )
 
-// Claim is a ticket that this process may treat, and nobody else until the lease ends.
+// Claim is a ticket that only this process may treat until the lease ends.
 type Claim struct {
 	Ticket *ticket.Ticket
 	// Attempt counts the claims of the ticket since it was stored or sent back, this one included.
 	Attempt int
-	// Number counts them since it was stored, and each time that it was sent back. It never goes back. With Attempt it is
-	// the fence: a process whose lease ran out holds an old number, and its writes change nothing.
+	// Number counts the claims since the ticket was stored, and each time that it was sent back. It never decreases. Together
+	// with Attempt it is the fencing token: a process whose lease has ended has an old number, and its writes change nothing.
 	Number int
 }
 
 // Store is what treatment needs of a store. Its errors are those of package ticket.
 type Store interface {
-	// Claim returns up to limit tickets that are due, oldest due first, and claims them for lease. One that was claimed
-	// before comes alone.
+	// Claim claims up to limit tickets that are due for the time of a lease, and returns them, the longest due first. A ticket
+	// that was claimed before is returned alone.
 	Claim(ctx context.Context, limit int, lease time.Duration) ([]Claim, error)
-	// Finish stores what was read from a claimed ticket, its status, and its products, in one transaction. It returns what
-	// the ticket is stored as, which may be ticket.Error because of its products. ErrClaimLost means that another process
-	// claimed it meanwhile; nothing was changed.
+	// Finish stores what was read from a claimed ticket, its status, and its products, in one transaction. It returns the
+	// status that was stored, which may be ticket.Error because of the products, and the problems. ErrClaimLost means that
+	// another process has claimed the ticket meanwhile; then nothing was changed.
 	Finish(ctx context.Context, c Claim) (ticket.Status, []ticket.Problem, error)
-	// Postpone gives the claim back: the ticket may be claimed again after wait. ErrClaimLost as with Finish.
+	// Postpone gives up the claim: the ticket may be claimed again after wait. ErrClaimLost is as with Finish.
 	Postpone(ctx context.Context, c Claim, wait time.Duration) error
 }
 
-// ErrClaimLost means that a claim is not valid any more: somebody else is treating the ticket, or has.
+// ErrClaimLost means that a claim is not valid any more, because another process treats the ticket or has treated it.
 var ErrClaimLost = errors.New("another process has claimed the ticket")
 
 // Config bounds a Treater. The zero value of a field means its default.
 type Config struct {
-	Interval    time.Duration // between looks for tickets that are due, when none was. Defaults to 1 s.
+	Interval    time.Duration // between two looks for due tickets if there was none. Defaults to 1 s.
 	Batch       int           // tickets claimed at once. Defaults to 32.
-	Lease       time.Duration // how long a claim lasts, for all of a batch. Defaults to 1 min.
-	Timeout     time.Duration // of one call to the store; no call lasts longer than the lease. Defaults to 10 s.
+	Lease       time.Duration // how long the claims of a batch last. Defaults to 1 min.
+	Timeout     time.Duration // of one call to the store, and never longer than the lease. Defaults to 10 s.
 	MaxAttempts int           // after this many the ticket becomes ERROR. Defaults to 10.
 	MinBackOff  time.Duration // before the second attempt; it doubles with each. Defaults to 1 s.
 	MaxBackOff  time.Duration // the longest back-off. Defaults to 10 min.
 
 	Logger  *slog.Logger                                  // Defaults to slog.Default.
-	Metrics *Metrics                                      // Defaults to metrics that nobody sees.
+	Metrics *Metrics                                      // Defaults to metrics that are not exposed.
 	Parse   func([]byte) (ticket.Order, []ticket.Problem) // Defaults to ticket.Parse.
 }
 
@@ -61,7 +61,7 @@ type Treater struct {
 	store  Store
 }
 
-// New returns a Treater. It does nothing by itself until Run is called.
+// New returns a Treater. It does nothing until Run, RunOnce or Treat is called.
 func New(config Config, store Store) *Treater {
 	config.Interval = cmp.Or(config.Interval, time.Second)
 	config.Batch = cmp.Or(config.Batch, 32)
@@ -80,7 +80,7 @@ func New(config Config, store Store) *Treater {
 	return &Treater{config: config, store: store}
 }
 
-// Run treats what is due until ctx ends. While the store is away it looks again at every interval.
+// Run treats due tickets until ctx ends. While the store is away it tries again at every interval.
 func (tr *Treater) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		claimed, err := tr.RunOnce(ctx)
@@ -94,13 +94,13 @@ func (tr *Treater) Run(ctx context.Context) {
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(tr.config.Interval/2 + rand.N(tr.config.Interval)): // servers do not march in step
+		case <-time.After(tr.config.Interval/2 + rand.N(tr.config.Interval)): // jitter: servers must not act in step
 		}
 	}
 }
 
-// RunOnce claims one batch of what is due, treats it, and returns how many tickets it claimed. Tickets that ctx leaves
-// no time for keep their claim until its lease ends.
+// RunOnce claims one batch of due tickets, treats it, and returns how many tickets it claimed. Tickets that are not treated
+// before ctx ends keep their claim until the lease ends.
 func (tr *Treater) RunOnce(ctx context.Context) (int, error) {
 	leaseEnd := time.Now().Add(tr.config.Lease)
 	claims, err := tr.claim(ctx)
@@ -116,7 +116,7 @@ func (tr *Treater) RunOnce(ctx context.Context) (int, error) {
 				Warn("a ticket could not be treated; it stays TO_TREAT and is tried again", "attempt", c.Attempt, "error", err)
 		}
 	}
-	return len(claims), nil //nolint:nilerr // what ctx left no time for is no failure
+	return len(claims), nil //nolint:nilerr // a ticket that was not treated before ctx ended is not a failure
 }
 
 func (tr *Treater) claim(ctx context.Context) ([]Claim, error) {
@@ -125,10 +125,11 @@ func (tr *Treater) claim(ctx context.Context) ([]Claim, error) {
 	return tr.store.Claim(ctx, tr.config.Batch, tr.config.Lease)
 }
 
-// Treat reads a ticket that this process has stored claimed, and stores what it says: attempt is the number of its claims,
-// and nobody has sent the ticket back yet. A ticket that cannot be read, or that the store refuses, becomes ERROR with the
-// reason; one whose transaction fails for another reason is postponed, and becomes ERROR after Config.MaxAttempts. It
-// returns what the ticket is stored as. An error means that the ticket is TO_TREAT still, or that somebody else has it.
+// Treat reads a ticket that this process has stored with a claim, and stores what it says. Attempt is the number of its
+// claims so far; the ticket must never have been sent back. A ticket that cannot be read, or that the store refuses, becomes
+// ERROR with the reason. If the transaction fails for another reason, the ticket is postponed, and becomes ERROR after
+// Config.MaxAttempts. Treat returns the status and the problems that were stored. An error means that the ticket is still
+// TO_TREAT, or that another process has it.
 func (tr *Treater) Treat(ctx context.Context, t ticket.Ticket, attempt int) (ticket.Status, []ticket.Problem, error) {
 	return tr.attempt(ctx, Claim{Ticket: &t, Attempt: attempt, Number: attempt}, time.Now().Add(tr.config.Lease))
 }
@@ -142,9 +143,9 @@ func (tr *Treater) attempt(ctx context.Context, c Claim, leaseEnd time.Time) (ti
 	return status, problems, err
 }
 
-// treat stores what it reads, or else that it cannot be kept, or else that it is to be tried again.
+// treat stores what it reads. If it cannot, it stores ERROR; if another attempt may help, it postpones the ticket instead.
 func (tr *Treater) treat(ctx context.Context, c Claim) (ticket.Status, []ticket.Problem, error) {
-	if c.Attempt > tr.config.MaxAttempts { // whoever treated it was killed each time
+	if c.Attempt > tr.config.MaxAttempts { // the process that treated it was killed each time
 		return tr.giveUp(ctx, c, ProblemAttempts, errors.New("each attempt was cut short"))
 	}
 	read := *c.Ticket
@@ -163,12 +164,12 @@ func (tr *Treater) treat(ctx context.Context, c Claim) (ticket.Status, []ticket.
 		return tr.giveUp(ctx, c, ProblemAttempts, err)
 	}
 	if postponeErr := tr.postpone(ctx, c); postponeErr != nil {
-		err = fmt.Errorf("%w (nor postponed, so the lease must end first: %w)", err, postponeErr)
+		err = fmt.Errorf("%w (and it could not be postponed, so the lease must end first: %w)", err, postponeErr)
 	}
 	return "", nil, err
 }
 
-// finish and postpone are given up in time: on a connection that went silent nobody answers, however long one waits.
+// finish and postpone have a timeout, because a connection that went silent never answers.
 func (tr *Treater) finish(ctx context.Context, c Claim, read ticket.Ticket) (ticket.Status, []ticket.Problem, error) {
 	ctx, cancel := context.WithTimeout(ctx, tr.config.Timeout)
 	defer cancel()
@@ -188,7 +189,7 @@ const (
 	ProblemAttempts = "attempts_used_up" // no attempt succeeded; the last reason is in the message
 )
 
-// giveUp stores the ticket as ERROR, with what was read from it left out: it is what the store refuses.
+// giveUp stores the ticket as ERROR, without what was read from it, because that may be what the store refuses.
 func (tr *Treater) giveUp(ctx context.Context, c Claim, code string, reason error) (ticket.Status, []ticket.Problem, error) {
 	read := *c.Ticket
 	read.Status, read.Order = ticket.Error, ticket.Order{}
@@ -199,7 +200,7 @@ func (tr *Treater) giveUp(ctx context.Context, c Claim, code string, reason erro
 	return tr.finish(ctx, c, read)
 }
 
-// backOff is exponential, with a jitter of half of it.
+// backOff returns an exponential back-off, of which half is jitter.
 func (tr *Treater) backOff(attempt int) time.Duration {
 	wait := tr.config.MaxBackOff
 	if shift := attempt - 1; shift < 32 && tr.config.MinBackOff<<shift < wait && tr.config.MinBackOff<<shift > 0 {

@@ -249,7 +249,7 @@ func TestRetryTickets_TicketThatChangesMeanwhile_IsLeftAlone(t *testing.T) {
 	assert.Equal(t, "TREATED", one[string](t, b, `SELECT status FROM tickets WHERE order_number = '501'`))
 }
 
-// awaitWaiting returns when somebody waits for a lock in the test's database.
+// awaitWaiting returns when a session waits for a lock in the test's database.
 func awaitWaiting(t *testing.T, b *testBundle) {
 	t.Helper()
 	require.Eventually(t, func() bool {

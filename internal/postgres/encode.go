@@ -12,8 +12,8 @@ import (
 	"myticket/internal/ticket"
 )
 
-// The parameters of the hot statements are written straight into Postgres' binary array format, without pgx's
-// encoding of Go slices: BenchmarkTicketParams has the two beside each other.
+// The parameters of the hot statements are written directly in Postgres' binary array format, without pgx's encoding of Go
+// slices, because that costs more time and memory.
 
 // Formats of parameters, as the protocol's Bind message has them
 // (https://www.postgresql.org/docs/current/protocol-message-formats.html).
@@ -95,7 +95,7 @@ func (a *array) param() []byte {
 	return a.b
 }
 
-// postgresEpoch is where Postgres' timestamps begin: 2000-01-01, in Unix microseconds.
+// postgresEpoch is the zero of Postgres' timestamps: 2000-01-01, in Unix microseconds.
 const postgresEpoch = 946_684_800_000_000
 
 func appendTime(b []byte, t time.Time) []byte {
@@ -107,7 +107,7 @@ func appendInterval(b []byte, d time.Duration) []byte {
 	return append(binary.BigEndian.AppendUint64(b, uint64(d.Microseconds())), 0, 0, 0, 0, 0, 0, 0, 0)
 }
 
-// amounts is an array of numerics in text format, which is the shorter way for decimals.
+// amounts is an array of numerics in text format, which is simpler for decimals.
 type amounts struct{ b []byte }
 
 func (a *amounts) add(amount ticket.Amount) {
@@ -123,7 +123,7 @@ func (a *amounts) add(amount ticket.Amount) {
 	a.b = amount.AppendText(a.b)
 }
 
-// param returns the array, which may have no element. It may be called once.
+// param returns the array, which may be empty. It may be called only once.
 func (a *amounts) param() []byte {
 	if len(a.b) == 0 {
 		return []byte("{}")
@@ -131,7 +131,7 @@ func (a *amounts) param() []byte {
 	return append(a.b, '}')
 }
 
-// ticketColumns are arrays with an element for each ticket.
+// ticketColumns are arrays with one element per ticket.
 type ticketColumns struct {
 	id, receivedAt, source, body, contentType, traceparent  []byte
 	status, problems, orderNumber, vat, total, extra, lines []byte
@@ -225,7 +225,8 @@ func linesJSON(a *array, lines []ticket.Line) {
 	a.jsonb(func(b []byte) []byte { return appendLines(b, lines) })
 }
 
-// appendProblems appends what json.Marshal would, but for characters that are safe outside of HTML: what Ticket.Cost counts.
+// appendProblems appends the same JSON as json.Marshal, but does not escape characters that are only special in HTML.
+// Ticket.Cost counts its bytes.
 func appendProblems(b []byte, problems []ticket.Problem) []byte {
 	b = append(b, '[')
 	for i := range problems {
@@ -253,7 +254,7 @@ func appendFields(b []byte, fields []ticket.Field) []byte {
 	return append(b, ']')
 }
 
-// appendLines leaves out the columns that MyTicket does not know: the body is the one copy of those.
+// appendLines leaves out the columns that MyTicket does not know. Only the body has them.
 func appendLines(b []byte, lines []ticket.Line) []byte {
 	b = append(b, '[')
 	for i := range lines {
@@ -278,7 +279,7 @@ func appendLines(b []byte, lines []ticket.Line) []byte {
 func appendJSON(b []byte, s string) []byte {
 	const digits = "0123456789abcdef"
 	b = append(b, '"')
-	plain := 0 // where what was not appended yet begins
+	plain := 0 // s[plain:i] is not appended yet
 	for i := range len(s) {
 		c := s[i]
 		if c >= 0x20 && c != '"' && c != '\\' {

@@ -17,7 +17,7 @@ func PageSQL(filter TicketFilter, after uuid.UUID, limit int) (sql string, args 
 // RetrySQL is the statement of RetryTickets for a batch of one status behind a ticket.
 func RetrySQL(filter TicketFilter, status ticket.Status, done uuid.UUID) (sql string, args []any) {
 	last := place{time.Now().AddDate(1, 0, 0), uuid.UUID{math.MaxUint8}}
-	return retry().batch(filter, status, place{ticket.IDTime(done), done}, last)
+	return sendBack().batch(filter, status, place{ticket.IDTime(done), done}, last)
 }
 
 // BacklogSQL is what Backlog asks.

@@ -159,7 +159,7 @@ func TestParams_AreTheJSONThatTheyShouldBe(t *testing.T) {
 	assert.Equal(t, problems, read)
 }
 
-// TestCost_BoundsTheMemoryOfATicketThatWaits runs alone, for it looks at the memory of the whole process.
+// TestCost_BoundsTheMemoryOfATicketThatWaits runs alone, because it measures the memory of the whole process.
 func TestCost_BoundsTheMemoryOfATicketThatWaits(t *testing.T) { //nolint:paralleltest // see above
 	for name, body := range shapes() {
 		held := func() uint64 {
@@ -177,5 +177,21 @@ func TestCost_BoundsTheMemoryOfATicketThatWaits(t *testing.T) { //nolint:paralle
 		each := int(held()-before) / copies
 		assert.LessOrEqual(t, each, entries[0].Ticket.Cost()+1<<10, "%s: memory that a ticket holds", name)
 		runtime.KeepAlive(entries)
+	}
+}
+
+// BenchmarkTicketParams is what the process itself does for a batch of 256 tickets, without the database.
+func BenchmarkTicketParams(b *testing.B) {
+	batch := intake.Batch{}
+	for range 256 {
+		batch.Entries = append(batch.Entries, parsed(shapes()["the sample"]))
+	}
+	s := &Store{}
+	b.ReportAllocs()
+	for b.Loop() {
+		rows := rowsOf(batch, nil)
+		_ = insertParams(batch, rows)
+		_ = s.productParams(s.distinctProducts(rows))
+		_ = saved{rows: rows}.outcomes(batch.Entries)
 	}
 }

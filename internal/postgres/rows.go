@@ -1,0 +1,41 @@
+package postgres
+
+import (
+	"myticket/internal/intake"
+	"myticket/internal/ticket"
+)
+
+// standing is what a ticket is stored as.
+type standing struct {
+	status   ticket.Status
+	problems []ticket.Problem
+}
+
+// row is a ticket that is to be stored: the ticket, what was read from it, and its status and problems.
+type row struct {
+	ticket *ticket.Ticket
+	order  *ticket.Order
+	standing
+}
+
+// nothingRead is what is stored of a ticket that was not read.
+var nothingRead ticket.Order
+
+// rowOf returns the row of a ticket that was read.
+func rowOf(t *ticket.Ticket) row { return row{t, &t.Order, standing{t.Status, t.Problems}} }
+
+// rowsOf returns the rows of a batch, without those of the entries that are repeats.
+func rowsOf(b intake.Batch, repeats map[int]repeat) []row {
+	rows := make([]row, 0, len(b.Entries)-len(repeats))
+	for i, e := range b.Entries {
+		if _, ok := repeats[i]; ok {
+			continue
+		}
+		if b.Unread {
+			rows = append(rows, row{&e.Ticket, &nothingRead, standing{status: ticket.ToTreat}})
+			continue
+		}
+		rows = append(rows, rowOf(&e.Ticket))
+	}
+	return rows
+}

@@ -1,0 +1,227 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"myticket/internal/ticket"
+)
+
+// unsettledProducts selects products that changed a while ago, those with the oldest tickets first. It selects only products
+// whose tickets are close together in time, so that newestSayings reads a short span of tickets, and looks at a bounded number.
+const unsettledProducts = `
+WITH due AS (
+    SELECT product_id, unsettled_since, changed_at, authenticated FROM products
+    WHERE unsettled_since < now() - $1::interval
+    ORDER BY unsettled_since LIMIT $2 * 10
+), oldest AS (
+    SELECT * FROM due ORDER BY changed_at LIMIT $2
+)
+SELECT product_id, unsettled_since, changed_at, authenticated FROM oldest
+WHERE changed_at < (SELECT min(changed_at) FROM oldest) + $3::interval
+ORDER BY changed_at, product_id`
+
+// newestSayings reads back in time, so that it can end as soon as there is a saying for each product. It needs no sort beyond
+// the order of the index, because a hostile ticket may name one product on each of its lines.
+const newestSayings = `
+DECLARE newest_sayings NO SCROLL CURSOR FOR
+SELECT t.id, t.source, l.line, l.value ->> 'product_id', l.value ->> 'product', l.value ->> 'price'
+FROM tickets t CROSS JOIN LATERAL jsonb_array_elements(t.lines) WITH ORDINALITY AS l (value, line)
+WHERE t.received_at >= $1 AND t.received_at <= $2 AND t.status = 'TREATED' AND l.value ->> 'product_id' = ANY ($3)
+ORDER BY t.received_at DESC, t.id DESC`
+
+// fetchSayings bounds how many lines are in memory at once.
+const fetchSayings = `FETCH 1000 FROM newest_sayings`
+
+// settled never waits for a lock, so it cannot deadlock with a batch. Products that it skips are settled the next time.
+const settled = `
+WITH free AS (
+    SELECT p.product_id FROM products p
+    JOIN unnest($1::text[], $2::timestamptz[]) AS u (product_id, since)
+      ON p.product_id = u.product_id AND p.unsettled_since = u.since
+    FOR UPDATE OF p SKIP LOCKED
+)
+UPDATE products p SET unsettled_since = NULL FROM free WHERE p.product_id = free.product_id`
+
+// settleLater puts a product that cannot be settled behind all others.
+const settleLater = `UPDATE products SET unsettled_since = now() WHERE product_id = $1`
+
+// settleTime bounds the reading of the tickets of one group of products, if the caller gives no deadline.
+const settleTime = 10 * time.Second
+
+// unsettled is a product whose name or price changed.
+type unsettled struct {
+	id               string
+	since, changedAt time.Time
+	authenticated    bool // only authenticated sources can overrule it
+}
+
+// SettleProducts checks products whose name or price changed longer than after ago. If a newer ticket says something else, that
+// ticket counts. A product that no ticket names any more keeps its name and price. After must be longer than any transaction
+// that stores tickets, so that all transactions that ran beside the change have ended. It returns how many products it checked,
+// at most limit; 0 means that all are settled.
+//
+// A product that cannot be settled does not hold up the others. SettleProducts tries fewer at once, and puts a product that
+// alone cannot be settled behind all others, which is an error.
+func (s *Store) SettleProducts(ctx context.Context, after time.Duration, limit int) (int, error) {
+	for {
+		products, err := s.unsettledProducts(ctx, after, limit)
+		if err != nil || len(products) == 0 {
+			return 0, explain("look for products that changed", err)
+		}
+		err = s.settle(ctx, products)
+		switch {
+		case err == nil:
+			return len(products), nil
+		case ctx.Err() != nil || !answered(err):
+			return 0, explain("settle products", err)
+		case len(products) == 1:
+			if _, laterErr := s.pool.Exec(ctx, settleLater, products[0].id); laterErr != nil {
+				return 0, explain("put a product off", laterErr)
+			}
+			return 1, fmt.Errorf("product %q: %w", products[0].id, explain("settle products", err))
+		}
+		limit = len(products) / 2
+	}
+}
+
+// answered reports whether the server is there, and only failed to do this one thing.
+func answered(err error) bool {
+	return sqlState(err) != "" && !broken(err) || errors.Is(err, errSlow)
+}
+
+var errSlow = errors.New("it takes too long to read the tickets that name them")
+
+func (s *Store) unsettledProducts(ctx context.Context, after time.Duration, limit int) ([]unsettled, error) {
+	var products []unsettled
+	err := s.retry(ctx, "look for products that changed", func() error {
+		rows, err := s.pool.Query(ctx, unsettledProducts, after, limit, lastSeenStep)
+		if err != nil {
+			return err
+		}
+		products, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (p unsettled, err error) {
+			return p, row.Scan(&p.id, &p.since, &p.changedAt, &p.authenticated)
+		})
+		return err
+	})
+	return products, err
+}
+
+// settle settles products, which must be in the order of their times.
+func (s *Store) settle(ctx context.Context, products []unsettled) error {
+	sayings, err := s.newestSayings(ctx, products)
+	if err != nil {
+		return err
+	}
+	ids, since := make([]string, len(products)), make([]time.Time, len(products))
+	for i := range products {
+		ids[i], since[i] = products[i].id, products[i].since
+	}
+	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if len(sayings) > 0 {
+			if _, err := s.upsert(ctx, tx.Conn(), sayings); err != nil {
+				return err
+			}
+		}
+		_, err := tx.Exec(ctx, settled, ids, since)
+		return err
+	})
+}
+
+// newestSayings returns what the newest tickets say about products. It looks at tickets since the oldest change. For a product
+// of an authenticated source it looks only at tickets of such sources.
+func (s *Store) newestSayings(ctx context.Context, products []unsettled) ([]saying, error) {
+	budget := settleTime
+	if deadline, ok := ctx.Deadline(); ok {
+		budget = time.Until(deadline) / 2
+	}
+	giveUp := time.Now().Add(budget)
+	ids := make([]string, len(products))
+	wanted := make(map[string]*unsettled, len(products)) // by id
+	for i := range products {
+		ids[i] = products[i].id
+		wanted[products[i].id] = &products[i]
+	}
+	newest := sayingsFound{wanted: wanted, found: make(map[string]*found, len(products))}
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		// The server ends a statement that takes too long. A context that ends would cost the connection.
+		if _, err := tx.Exec(ctx, fmt.Sprintf(`SET LOCAL statement_timeout = %d`, max(budget.Milliseconds(), 1))); err != nil {
+			return err
+		}
+		from, to := products[0].changedAt, products[len(products)-1].changedAt.Add(lastSeenStep)
+		if _, err := tx.Exec(ctx, newestSayings, from, to, ids); err != nil {
+			return err
+		}
+		for !newest.complete() {
+			if time.Now().After(giveUp) {
+				return errSlow
+			}
+			rows, err := tx.Query(ctx, fetchSayings)
+			if err != nil {
+				return err
+			}
+			if n, err := newest.read(rows, s.authenticated); err != nil || n == 0 {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	sayings := make([]saying, 0, len(newest.found))
+	for _, f := range newest.found {
+		sayings = append(sayings, f.saying)
+	}
+	return sayings, nil
+}
+
+// found is the newest saying about a product, and its line on the ticket.
+type found struct {
+	saying
+	line int64
+}
+
+// sayingsFound is what was found so far. The lines of the newest tickets come first.
+type sayingsFound struct {
+	wanted map[string]*unsettled
+	found  map[string]*found // by product
+	oldest uuid.UUID         // of the tickets in found
+	last   uuid.UUID         // the ticket of the last line that was read
+}
+
+// complete reports whether there is a saying for each product, and all lines of their tickets were read.
+func (s *sayingsFound) complete() bool { return len(s.found) == len(s.wanted) && s.last != s.oldest }
+
+// read reads lines, and returns how many there were. The lines of a ticket may come in any order, and the last line on the
+// ticket counts. A line whose price cannot be read is ignored.
+func (s *sayingsFound) read(rows pgx.Rows, authenticated func(string) bool) (n int, err error) {
+	var f found
+	var name, price *string
+	_, err = pgx.ForEachRow(rows, []any{&f.ticketID, &f.source, &f.line, &f.ID, &name, &price}, func() error {
+		n++
+		s.last = f.ticketID
+		product := s.wanted[f.ID]
+		f.authenticated = authenticated != nil && authenticated(f.source)
+		if product == nil || name == nil || price == nil || authenticated != nil && product.authenticated && !f.authenticated {
+			return nil
+		}
+		if have := s.found[f.ID]; have != nil && (have.ticketID != f.ticketID || have.line > f.line) {
+			return nil
+		}
+		amount, err := ticket.ParseAmount(*price)
+		if err != nil {
+			return nil //nolint:nilerr // another program wrote it
+		}
+		said := f
+		said.Name, said.Price, said.firstAt = *name, amount, ticket.IDTime(f.ticketID)
+		s.found[f.ID], s.oldest = &said, f.ticketID
+		return nil
+	})
+	return n, err
+}

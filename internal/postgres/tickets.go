@@ -1,0 +1,237 @@
+package postgres
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"myticket/internal/ticket"
+)
+
+// TicketFilter selects tickets. An empty field selects all.
+type TicketFilter struct {
+	Statuses []ticket.Status
+	Source   string
+	Order    string    // order number, exactly
+	Problem  string    // code of one of its problems
+	Since    time.Time // received at this time or later
+	Until    time.Time // received before this time
+}
+
+// StoredTicket is a ticket as an operator sees it. Its amounts are exactly those in Postgres.
+type StoredTicket struct {
+	ID            uuid.UUID        `json:"id"`
+	ReceivedAt    time.Time        `json:"received_at"`
+	Source        string           `json:"source"`
+	Status        ticket.Status    `json:"status"`
+	OrderNumber   string           `json:"order_number,omitempty"`
+	VAT           json.Number      `json:"vat,omitempty"`
+	Total         json.Number      `json:"total,omitempty"`
+	Lines         []StoredLine     `json:"lines"`
+	Extra         []StoredField    `json:"extra,omitempty"`
+	Problems      []ticket.Problem `json:"problems"`
+	ContentType   string           `json:"content_type,omitempty"`
+	Traceparent   string           `json:"traceparent,omitempty"`
+	ParserVersion int              `json:"parser_version"` // 0 if it was not read yet
+	Attempts      int              `json:"attempts"`
+	NextAttemptAt *time.Time       `json:"next_attempt_at,omitempty"`
+	Body          []byte           `json:"-"` // only from Store.Ticket
+}
+
+// StoredLine is one product line of a stored ticket. Extra are the columns that MyTicket does not know. Only Store.Ticket
+// returns them, because it reads them from the body. They are stored nowhere else, except in rows of older versions.
+type StoredLine struct {
+	Product   string        `json:"product"`
+	ProductID string        `json:"product_id"`
+	Price     json.Number   `json:"price,omitempty"` // absent if it was not read, because an empty Number would be written as 0
+	Extra     []StoredField `json:"extra,omitempty"`
+}
+
+// StoredField is a text that MyTicket keeps without understanding it.
+type StoredField struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
+
+const ticketColumnsSQL = `id, received_at, source, status, coalesce(order_number, ''), vat::text, total::text, lines,
+	extra, problems, content_type, coalesce(traceparent, ''), parser_version, attempts, next_attempt_at`
+
+func scanTicket(row pgx.CollectableRow, more ...any) (StoredTicket, error) {
+	var t StoredTicket
+	var vat, total *string
+	err := row.Scan(append([]any{
+		&t.ID, &t.ReceivedAt, &t.Source, &t.Status, &t.OrderNumber, &vat, &total, &t.Lines, &t.Extra,
+		&t.Problems, &t.ContentType, &t.Traceparent, &t.ParserVersion, &t.Attempts, &t.NextAttemptAt,
+	}, more...)...)
+	t.ReceivedAt = t.ReceivedAt.UTC()
+	if t.NextAttemptAt != nil {
+		next := t.NextAttemptAt.UTC()
+		t.NextAttemptAt = &next
+	}
+	// In JSON these are arrays, also if they are empty.
+	if t.Lines == nil {
+		t.Lines = []StoredLine{}
+	}
+	if t.Problems == nil {
+		t.Problems = []ticket.Problem{}
+	}
+	if vat != nil {
+		t.VAT = json.Number(*vat)
+	}
+	if total != nil {
+		t.Total = json.Number(*total)
+	}
+	return t, err
+}
+
+// conditions is a WHERE clause that grows, with its parameters.
+type conditions struct {
+	sql  []string
+	args []any
+}
+
+// add adds a condition, in which each ? stands for the next of args.
+func (c *conditions) add(sql string, args ...any) {
+	for _, arg := range args {
+		c.args = append(c.args, arg)
+		sql = strings.Replace(sql, "?", fmt.Sprintf("$%d", len(c.args)), 1)
+	}
+	c.sql = append(c.sql, sql)
+}
+
+// where returns the clause, with more conditions that take no parameters.
+func (c *conditions) where(more ...string) string {
+	all := slices.Concat(c.sql, more)
+	if len(all) == 0 {
+		return ""
+	}
+	return " WHERE " + strings.Join(all, " AND ")
+}
+
+// statusIs are conditions on the status as literals. The status is not a parameter if an index depends on it: Postgres uses a
+// partial index only if it can prove the condition of the index at planning, and the plan of a statement that is run several
+// times may not know the parameters.
+var statusIs = map[ticket.Status]string{
+	ticket.ToTreat:   `status = 'TO_TREAT'`,
+	ticket.Treated:   `status = 'TREATED'`,
+	ticket.Error:     `status = 'ERROR'`,
+	ticket.Dismissed: `status = 'DISMISSED'`,
+}
+
+// conditions returns the conditions of the filter, without the statuses. Their parameters follow those in before.
+func (f TicketFilter) conditions(before ...any) *conditions {
+	c := &conditions{args: before}
+	if f.Source != "" {
+		c.add("source = ?", f.Source)
+	}
+	if f.Order != "" {
+		c.add("order_number = ?", f.Order)
+	}
+	if f.Problem != "" {
+		c.add("problems @> jsonb_build_array(jsonb_build_object('code', ?::text))", f.Problem)
+	}
+	if !f.Since.IsZero() {
+		c.add("received_at >= ?", f.Since)
+	}
+	if !f.Until.IsZero() {
+		c.add("received_at < ?", f.Until)
+	}
+	return c
+}
+
+// Tickets returns up to limit tickets, the newest first, without their bodies and what is only there. After is the last ticket
+// of the previous page, or uuid.Nil. It reads no partition outside of the filter's times. It finds order numbers, and the
+// statuses TO_TREAT and ERROR, by indexes. There is no index for DISMISSED, a source or a problem: it searches back in time
+// until it has enough tickets.
+func (s *Store) Tickets(ctx context.Context, filter TicketFilter, after uuid.UUID, limit int) ([]StoredTicket, error) {
+	sql, args := filter.page(after, limit)
+	rows, err := s.pool.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, explain("list tickets", err)
+	}
+	tickets, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (StoredTicket, error) { return scanTicket(row) })
+	return tickets, explain("list tickets", err)
+}
+
+// page returns the statement of Tickets.
+func (f TicketFilter) page(after uuid.UUID, limit int) (sql string, args []any) {
+	c := f.conditions()
+	if after != uuid.Nil {
+		// The comparison of rows finds the place in the index, but excludes no partition. The plain comparison does.
+		c.add("received_at <= ?", ticket.IDTime(after))
+		c.add("(received_at, id) < (?, ?)", ticket.IDTime(after), after)
+	}
+	const from = `SELECT ` + ticketColumnsSQL + ` FROM tickets`
+	if f.Order != "" {
+		if len(f.Statuses) > 0 {
+			c.add("status = ANY (?)", f.Statuses)
+		}
+		c.args = append(c.args, limit)
+		// OFFSET 0 keeps ORDER BY out of the choice of an index. Otherwise a planner that knows little about the table may
+		// read all tickets by time until it has enough.
+		return `SELECT * FROM (` + from + c.where() + ` OFFSET 0) t` + newestFirst(len(c.args)), c.args
+	}
+	c.args = append(c.args, limit)
+	if len(f.Statuses) == 0 {
+		return from + c.where() + newestFirst(len(c.args)), c.args
+	}
+	// Each status is read by its own index, if it has one.
+	var pages []string
+	for status, is := range statusIs {
+		if slices.Contains(f.Statuses, status) {
+			pages = append(pages, `(`+from+c.where(is)+newestFirst(len(c.args))+`)`)
+		}
+	}
+	slices.Sort(pages) // a map has no order, and a prepared statement is found by its text
+	return `SELECT * FROM (` + strings.Join(pages, ` UNION ALL `) + `) t` + newestFirst(len(c.args)), c.args
+}
+
+// newestFirst orders tickets, and limits them to the parameter $limit.
+func newestFirst(limit int) string {
+	return fmt.Sprintf(` ORDER BY received_at DESC, id DESC LIMIT $%d`, limit)
+}
+
+// Ticket returns one ticket, with its body and what is only there, or ticket.ErrNotFound.
+func (s *Store) Ticket(ctx context.Context, id uuid.UUID) (StoredTicket, error) {
+	rows, err := s.pool.Query(ctx, `SELECT `+ticketColumnsSQL+`, body FROM tickets WHERE received_at = $1 AND id = $2`,
+		ticket.IDTime(id), id)
+	if err != nil {
+		return StoredTicket{}, explain("show a ticket", err)
+	}
+	t, err := pgx.CollectExactlyOneRow(rows, func(row pgx.CollectableRow) (StoredTicket, error) {
+		var body []byte
+		t, err := scanTicket(row, &body)
+		t.Body = body
+		t.readColumns()
+		return t, err
+	})
+	if errors.Is(err, pgx.ErrNoRows) {
+		return StoredTicket{}, fmt.Errorf("ticket %s: %w", id, ticket.ErrNotFound)
+	}
+	return t, explain("show a ticket", err)
+}
+
+// readColumns sets Extra of the lines from the body. It skips lines that another version of the parser read differently, and
+// lines that have Extra already.
+func (t *StoredTicket) readColumns() {
+	order, _ := ticket.Parse(t.Body)
+	if len(order.Columns) == 0 || len(order.Lines) != len(t.Lines) {
+		return
+	}
+	for i := range t.Lines {
+		line, read := &t.Lines[i], &order.Lines[i]
+		if line.Extra != nil || line.Product != read.Name || line.ProductID != read.ProductID {
+			continue
+		}
+		for column, name := range order.Columns {
+			line.Extra = append(line.Extra, StoredField{name, read.Extra[column]})
+		}
+	}
+}
