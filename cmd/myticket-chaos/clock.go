@@ -104,13 +104,13 @@ func (w *watch) set(wrong time.Duration) error {
 
 // turn makes the clock wrong, and waits until tickets have come with it.
 func (w *watch) turn(ctx context.Context, wrong time.Duration) error {
+	if n := len(w.faults); n > 0 {
+		w.faults[n-1].to = time.Now() // before the clock changes: a ticket that comes at that moment has either time
+	}
 	if err := w.set(wrong); err != nil {
 		return err
 	}
 	from := time.Now()
-	if n := len(w.faults); n > 0 {
-		w.faults[n-1].to = from
-	}
 	w.faults = append(w.faults, clockSpan{span{from: from, to: from.Add(24 * time.Hour)}, wrong})
 	lab.Pause(ctx, w.span(2*time.Second, time.Second))
 	return w.awaitLoad(ctx, from, http.StatusOK, 100)
