@@ -20,7 +20,7 @@ import (
 
 const (
 	mebibyte = 1 << 20
-	patience = 30 * time.Second // no condition takes nearly as long
+	patience = 2 * time.Minute // no condition takes nearly as long
 )
 
 // await waits for a condition.

@@ -104,7 +104,8 @@ func TestConnections_WhoseRequestsComeSlowly_AreClosedForNewOnes(t *testing.T) {
 	t.Parallel()
 	registry := prometheus.NewRegistry()
 	accepter := &slowAccepter{entered: make(chan struct{}, 3), release: make(chan struct{})}
-	address := listenWith(t, httpapi.Config{Registry: registry, MaxConnections: 3}, accepter, httpapi.OpenSources())
+	// On a busy machine this takes longer than the usual timeout, which would close the slow ones as well.
+	address := listenWith(t, httpapi.Config{Registry: registry, MaxConnections: 3, ReadTimeout: patience}, accepter, httpapi.OpenSources())
 	begun := []string{
 		"POST /ticket HTTP/1.1\r\nHost:",
 		"POST /ticket HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nx",
