@@ -101,10 +101,9 @@ func (in *Intake) Close(ctx context.Context) error {
 	if in.queue.close() {
 		close(in.stopping)
 	}
-	defer context.AfterFunc(ctx, in.hurry)()
+	defer in.hurry()
 	select {
 	case <-in.ended:
-		in.hurry()
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("flush the tickets that wait: %w", ctx.Err())

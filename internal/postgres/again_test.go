@@ -52,3 +52,19 @@ func TestSave_TicketThatIsThereAlready_IsWhatWasStored_AndSaysNothingNewAboutPro
 	assert.Equal(t, ticket.ToTreat, outcomes[1].Status)
 	assert.Equal(t, ticket.Treated, outcomes[2].Status)
 }
+
+// A ticket that is there already as TREATED may be sent again unread, or be read as ERROR by another version of the parser.
+// Then what was read from it now must not reach the products, whose constraints it may violate.
+func TestSave_TicketThatIsThereAlreadyAsTreated_AndIsNotNow_SaysNothingAboutProducts(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	e := entry(t, body("1", "Café,a,2"))
+	save(t, b, e)
+	exec(t, b, `DELETE FROM products`)
+	exec(t, b, `ALTER TABLE products ADD CONSTRAINT no_coffee CHECK (name <> 'Café')`)
+	require.ErrorIs(t, trySave(t.Context(), b.store, e), ticket.ErrRefused)
+	want := []intake.Outcome{{ID: e.Ticket.ID, Status: ticket.Treated}}
+	assert.Equal(t, want, saveBatch(t, b, intake.Batch{Entries: []*intake.Entry{e}, Unread: true, Drained: true}))
+	e.Ticket.Status, e.Ticket.Problems = ticket.Error, []ticket.Problem{{Code: "stricter"}}
+	assert.Equal(t, want, save(t, b, e))
+}

@@ -159,8 +159,8 @@ FROM unnest($1::timestamptz[], $2::uuid[]) AS i (received_at, id)
 JOIN tickets t ON t.received_at = i.received_at AND t.id = i.id`
 
 // insertAgain is insert for tickets of which some may be there already. Those stay as they were stored, even if they would be
-// read or judged differently now (another version of the parser, another state of the limit of new products). A ticket that
-// was not stored as TREATED says nothing about products.
+// read or judged differently now (another version of the parser, another state of the limit of new products). A ticket says
+// something about products only if it was stored as TREATED and would be now.
 func (s *Store) insertAgain(
 	ctx context.Context, tx pgx.Tx, b intake.Batch, rows []row, gate *gate,
 ) (added []saying, err error) {
@@ -192,10 +192,13 @@ func (s *Store) insertAgain(
 	}
 	var treated []row
 	for i := range rows {
-		if is, ok := there[rows[i].ticket.ID]; ok {
-			if rows[i].standing = is; is.status == ticket.Treated {
-				treated = append(treated, rows[i])
-			}
+		is, ok := there[rows[i].ticket.ID]
+		if !ok {
+			continue
+		}
+		read := rows[i].status
+		if rows[i].standing = is; read == ticket.Treated && is.status == ticket.Treated {
+			treated = append(treated, rows[i])
 		}
 	}
 	if sayings := s.distinctProducts(treated); len(sayings) > 0 {

@@ -65,9 +65,9 @@ func (s *Spool) room(n int, b int64) error {
 	return nil
 }
 
-// ensureActive makes a file to write to, if there is none. The caller must hold s.write.
+// ensureActive makes a file to write to, if there is none that can be written. The caller must hold s.write.
 func (s *Spool) ensureActive() error {
-	if s.active != nil {
+	if s.active != nil && !s.active.stuck.Load() {
 		return nil
 	}
 	segment, err := s.folder.create(suffixSegment)

@@ -92,11 +92,13 @@ func (s *segment) isNeeded(sequence uint64) bool {
 // walk calls f with the records of a range that are wanted, until f returns false. The records must be whole and follow
 // each other without a gap. The caller must hold s.file.
 func (s *segment) walk(from, last uint64, wanted func(uint64) bool, f func(r *record, size int64) bool) error {
-	return whole(func() error {
+	begun := false
+	err := whole(func() error {
 		if err := s.openFile(); err != nil {
 			return err
 		}
 		return s.db.View(func(tx *bolt.Tx) error {
+			begun = true
 			b := tx.Bucket(bucketName)
 			if b == nil {
 				return fmt.Errorf("%w: it has no tickets at all", errDamaged)
@@ -125,6 +127,12 @@ func (s *segment) walk(from, last uint64, wanted func(uint64) bool, f func(r *re
 			return nil
 		})
 	})
+	if err != nil && !begun && s.db != nil {
+		// bbolt panicked while it held its locks, because it cannot read the first pages. Even to close it would hang.
+		s.stuck.Store(true)
+		s.db = nil
+	}
+	return err
 }
 
 // walkSalvaged is walk for a file that is read without its structure. The caller must hold s.file.

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -23,6 +24,8 @@ type segment struct {
 	nonce  nonce
 	id     uint64   // in the queue; it does not change once the segment is there
 	writer *bolt.DB // for append; nil if this process did not make the file. It never changes. It is db until that is closed.
+
+	stuck atomic.Bool // the locks of the writer may be held for ever, so it must not be used again
 
 	// file guards what follows. It is held while the file is opened, read, renamed or closed, but not while records are
 	// appended: a reader does not wait for a writer.
