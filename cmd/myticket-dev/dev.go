@@ -145,6 +145,9 @@ type endError struct {
 }
 
 func (e *endError) Error() string {
+	if number := syscall.Signal(e.code - 128); number > 0 {
+		return fmt.Sprintf("%s was ended by signal %d (%s)", e.what, number, number)
+	}
 	return fmt.Sprintf("%s ended by itself with exit code %d. Its messages above say why", e.what, e.code)
 }
 

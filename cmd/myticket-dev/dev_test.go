@@ -244,3 +244,9 @@ func TestMyticket_HasNoToolsOfDevelopment(t *testing.T) {
 	require.NoError(t, err)
 	assert.False(t, bytes.Contains(program, []byte("apt-get")), "bin/myticket contains apt-get")
 }
+
+func TestEndError_SaysHowItEnded(t *testing.T) {
+	t.Parallel()
+	assert.Equal(t, "myticket serve was ended by signal 9 (killed)", (&endError{"myticket serve", 128 + 9}).Error())
+	assert.Contains(t, (&endError{"myticket serve", 2}).Error(), "ended by itself with exit code 2")
+}

@@ -448,3 +448,19 @@ func TestPoison_CostsNoOtherTicket(t *testing.T) {
 	require.Len(t, products, tickets-1)
 	require.NotContains(t, products, "poison")
 }
+
+// A sender that is slower than the shutdown must not leave the operator with "context deadline exceeded" alone.
+func TestServe_WhoseShutdownTakesTooLong_SaysWhatThatMeansForTickets(t *testing.T) {
+	t.Parallel()
+	s := serve(t, unreachable, "--shutdown-timeout=50ms")
+	conn, err := net.Dial("tcp", strings.TrimPrefix(s.webhook, "http://"))
+	require.NoError(t, err)
+	defer conn.Close()
+	_, err = conn.Write([]byte("POST /ticket HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\nExpect: 100-continue\r\n\r\n"))
+	require.NoError(t, err)
+	_, err = conn.Read(make([]byte, 100)) // it waits for the body now
+	require.NoError(t, err)
+	require.Equal(t, 1, s.stop())
+	require.Contains(t, s.log.String(), "--shutdown-timeout (50ms) is over, and not all is finished: a request without an answer has to be sent again")
+	s.code = 0 // for the end of the test
+}

@@ -180,6 +180,10 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 				"tickets", left, "folder", f.SpoolDir)
 		}
 	}
+	if err != nil && ending.Err() != nil {
+		err = fmt.Errorf("--shutdown-timeout (%s) is over, and not all is finished: a request without an answer has to be sent again; "+
+			"a ticket that was answered 2xx is safe: %w", f.ShutdownTimeout, err)
+	}
 	if err == nil {
 		logger.Info("stopped; every ticket that was accepted has been answered")
 	}

@@ -94,7 +94,11 @@ func ReadSources(file string) (*Sources, error) {
 		return nil, fmt.Errorf("read the sources file: %w", err)
 	}
 	sources := newSources()
-	if err := sources.read(content); err != nil {
+	err = sources.read(content)
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = fmt.Errorf("its JSON is not complete: %w", err)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("read the sources file %s: %w", file, err)
 	}
 	return sources, nil

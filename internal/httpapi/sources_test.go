@@ -23,7 +23,9 @@ func readSources(t *testing.T, content string) (*httpapi.Sources, error) {
 func TestReadSources_RefusesWhatCannotBeMeant(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct{ content, why string }{
-		"empty":                   {``, "EOF"},
+		"empty":                   {``, "its JSON is not complete"},
+		"half an object":          {`{"s": {}`, "its JSON is not complete"},
+		"half an entry":           {`{"s": {"rate": 1`, "its JSON is not complete"},
 		"not JSON":                {`s: {}`, "invalid character"},
 		"not an object":           {`["s"]`, "sources file"},
 		"unknown key":             {`{"s": {"bearer_token": ["t"]}}`, `unknown field "bearer_token"`},

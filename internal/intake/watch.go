@@ -15,7 +15,7 @@ func (in *Intake) storeAway(err error) {
 	}
 	in.gone <- struct{}{} // never blocks: only the caller that finds the store gone comes here
 	if in.config.Spool != nil {
-		in.config.Logger.Error("the database does not take tickets; they are kept in the spool and answered 202", "error", err)
+		in.config.Logger.Warn("the database does not take tickets; they are kept in the spool and answered 202", "error", err)
 		return
 	}
 	in.config.Logger.Error("the database does not take tickets; senders are asked to send again (503)", "error", err)

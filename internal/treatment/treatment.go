@@ -105,7 +105,7 @@ func (tr *Treater) RunOnce(ctx context.Context) (int, error) {
 	leaseEnd := time.Now().Add(tr.config.Lease)
 	claims, err := tr.claim(ctx)
 	if err != nil {
-		return 0, fmt.Errorf("look for tickets to treat: %w", err)
+		return 0, err
 	}
 	for _, c := range claims {
 		if ctx.Err() != nil || !time.Now().Before(leaseEnd) {
