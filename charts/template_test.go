@@ -779,6 +779,25 @@ func TestNotes_WarnOfWhatMayLoseTickets(t *testing.T) {
 	assert.Contains(t, notes(values(append(external, "networkPolicy.enabled=false")...)...), "WARNING: networkPolicy.enabled is false")
 }
 
+// Helm prints notes only for a cluster that it knows, which here has no CloudNativePG and no Prometheus operator.
+func TestNotes_SayWhatIsOff(t *testing.T) {
+	t.Parallel()
+	notes := func(set ...string) string {
+		text, err := run(t, ".", helm4, append([]string{"install", "myticket", "myticket", "--dry-run=client"},
+			values(append(modes()["external"], set...)...)...)...)
+		require.NoError(t, err)
+		return text[strings.Index(text, "NOTES:"):]
+	}
+	all := notes()
+	for _, setting := range []string{"retention.enabled ", "monitoring.podMonitor.enabled ", "monitoring.prometheusRule.enabled "} {
+		assert.Contains(t, all, "\n  "+setting)
+	}
+	assert.NotContains(t, all, "database.cluster.backup", "the backups of a Postgres of your own are yours")
+	some := notes("retention.enabled=true")
+	assert.NotContains(t, some, "retention.enabled")
+	assert.Contains(t, some, "monitoring.prometheusRule.enabled ")
+}
+
 func TestGenerated_FilesAreNotBehind(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "myticket")
