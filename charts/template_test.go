@@ -786,7 +786,9 @@ func TestNotes_SayWhatIsOff(t *testing.T) {
 		text, err := run(t, ".", helm4, append([]string{"install", "myticket", "myticket", "--dry-run=client"},
 			values(append(modes()["external"], set...)...)...)...)
 		require.NoError(t, err)
-		return text[strings.Index(text, "NOTES:"):]
+		_, text, found := strings.Cut(text, "NOTES:")
+		require.True(t, found)
+		return text
 	}
 	all := notes()
 	for _, setting := range []string{"retention.enabled ", "monitoring.podMonitor.enabled ", "monitoring.prometheusRule.enabled "} {
