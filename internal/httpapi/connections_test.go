@@ -118,6 +118,9 @@ func TestConnections_WhoseRequestsComeSlowly_AreClosedForNewOnes(t *testing.T) {
 	}
 	status, _, _ := slow[2].answer(t)
 	require.Equal(t, http.StatusOK, status)
+	await(t, "the server has read a part of each", func() bool {
+		return metric(t, registry, "myticket_http_connections") == 3 && metric(t, registry, "myticket_http_connections_idle") == 0
+	})
 	// Not one by one: on a busy machine the server may accept two connections between two looks at the metric.
 	await(t, "the slow ones are closed", func() bool {
 		connect(t, address).writef(t, small) // it is refused, or takes the place of a slow one and stays
