@@ -28,7 +28,7 @@ import (
 // serveCmd is `myticket serve`.
 type serveCmd struct {
 	databaseFlags
-	serverFlags `kong:"set='log_format=json',set='http_addr=:9098',set='admin_addr=:9099'"`
+	serverFlags
 }
 
 // Run serves until ctx ends.

@@ -9,8 +9,8 @@ import (
 
 // serverFlags are the settings of a server, except for its database URL.
 type serverFlags struct {
-	HTTPAddr    string `name:"http-addr" env:"MYTICKET_HTTP_ADDR" default:"${http_addr}" group:"Listeners" help:"Address of the webhook, /ping and /metrics. Default: ${default}."`
-	AdminAddr   string `name:"admin-addr" env:"MYTICKET_ADMIN_ADDR" default:"${admin_addr}" group:"Listeners" help:"Address of the internal listener: /livez, /readyz, /metrics, /debug/pprof. It must not be reachable from outside. Default: ${default}."`
+	HTTPAddr    string `name:"http-addr" env:"MYTICKET_HTTP_ADDR" default:":9098" group:"Listeners" help:"Address of the webhook, /ping and /metrics. Default: ${default}."`
+	AdminAddr   string `name:"admin-addr" env:"MYTICKET_ADMIN_ADDR" default:":9099" group:"Listeners" help:"Address of the internal listener: /livez, /readyz, /metrics, /debug/pprof. It must not be reachable from outside. Default: ${default}."`
 	SourcesFile string `env:"MYTICKET_SOURCES_FILE" type:"path" placeholder:"FILE" group:"Listeners" help:"JSON file with the credentials and rates of sources (docs/webhook.md). A source that is not in the file may not send, unless the file has an entry for all others. Default: no credentials are needed."`
 
 	MaxBody               byteSize      `env:"MYTICKET_MAX_BODY" default:"1MiB" group:"Limits" help:"Maximum size of a ticket, in bytes. A larger one is answered 413. Default: ${default}."`
@@ -55,7 +55,7 @@ type serverFlags struct {
 	ShutdownDelay   time.Duration `env:"MYTICKET_SHUTDOWN_DELAY" default:"0s" group:"Shutdown" help:"How long to keep serving after SIGTERM while not ready, until load balancers have noticed. Default: ${default}."`
 	ShutdownTimeout time.Duration `env:"MYTICKET_SHUTDOWN_TIMEOUT" default:"20s" group:"Shutdown" help:"Longest time to finish what is in progress, after --shutdown-delay. Default: ${default}."`
 
-	LogFormat string `env:"MYTICKET_LOG_FORMAT" default:"${log_format}" enum:"json,text" group:"Log" help:"json or text. Default: ${default}."`
+	LogFormat string `env:"MYTICKET_LOG_FORMAT" default:"json" enum:"json,text" group:"Log" help:"json or text. Default: ${default}."`
 	LogLevel  string `env:"MYTICKET_LOG_LEVEL" default:"info" enum:"debug,info,warn,error" group:"Log" help:"debug, info, warn or error. Default: ${default}."`
 }
 
