@@ -138,12 +138,12 @@ func TestAttack_ProductsWithoutTickets_SettleAndHoldUpNoOther(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.submit(t, "/ticket", body("1", "Coffee,c,2"))
-	b.exec(t, `UPDATE products SET unsettled_since = now() - interval '1 hour'`)
-	b.exec(t, `INSERT INTO products (product_id, name, price, first_seen_at, last_seen_at, changed_at, ticket_id, unsettled_since)
+	b.exec(t, `UPDATE products SET unsettled_at = now() - interval '1 hour'`)
+	b.exec(t, `INSERT INTO products (product_id, name, price, first_seen_at, last_seen_at, changed_at, ticket_id, unsettled_at)
 		SELECT 'gone-' || i, 'Gone', 1, at, at, at, gen_random_uuid(), now() - interval '1 hour'
 		FROM generate_series(1, 3) i, (SELECT now() - interval '1 day' AS at) a`)
 	await(t, "every product is settled", func() bool {
-		return b.count(t, `SELECT count(*) FROM products WHERE unsettled_since IS NOT NULL`) == 0
+		return b.count(t, `SELECT count(*) FROM products WHERE unsettled_at IS NOT NULL`) == 0
 	})
 	require.Equal(t, "Coffee 2", b.products(t)["c"])
 }

@@ -21,7 +21,7 @@ INSERT INTO tickets (id, received_at, source, body, status) VALUES ($1, $2, 'myt
 const emitProbe = `SELECT pg_logical_emit_message(true, 'myticket', 'probe'::text) IS NOT NULL`
 
 // lockProbe waits for sessions that block the other tables that a batch writes.
-const lockProbe = `LOCK TABLE products, deliveries IN ROW EXCLUSIVE MODE`
+const lockProbe = `LOCK TABLE products, deliveries, outbox IN ROW EXCLUSIVE MODE`
 
 // Ping reports whether Save has a chance: whether the database answers, takes a ticket, and commits. It uses no ticket that
 // waits. It inserts a row of its own, rolls that back to a savepoint, and commits. The commit waits for the disk and for

@@ -49,7 +49,7 @@ const pruneCandidates = `
 DECLARE prune_candidates NO SCROLL CURSOR WITH HOLD FOR
 SELECT p.product_id, p.ticket_id, p.first_seen_at, p.last_seen_at, p.authenticated
 FROM products p
-WHERE p.last_seen_at < now() - interval '` + pruneRest + `' AND p.unsettled_since IS NULL
+WHERE p.last_seen_at < now() - interval '` + pruneRest + `' AND p.unsettled_at IS NULL
   AND EXISTS (SELECT FROM tickets WHERE received_at = p.changed_at AND id = p.ticket_id AND %[1]s)
   AND EXISTS (SELECT FROM tickets WHERE received_at = p.first_seen_at AND status = 'TREATED' AND %[1]s)
 ORDER BY p.first_seen_at, p.last_seen_at
@@ -70,7 +70,7 @@ WITH same AS (
     SELECT p.product_id FROM products p
     JOIN unnest($1::text[], $2::uuid[], $3::timestamptz[]) AS u (product_id, ticket_id, last_seen_at)
       ON p.product_id = u.product_id AND p.ticket_id = u.ticket_id AND p.last_seen_at = u.last_seen_at
-    WHERE p.unsettled_since IS NULL
+    WHERE p.unsettled_at IS NULL
     ORDER BY p.product_id
     FOR UPDATE OF p SKIP LOCKED
 )

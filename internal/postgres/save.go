@@ -19,10 +19,10 @@ import (
 // the rows.
 const insertTickets = `
 INSERT INTO tickets (id, received_at, source, body, content_type, traceparent, status, problems,
-                     order_number, vat, total, extra, lines, parser_version, attempts, next_attempt_at, claims)
+                     order_number, vat, total, extra, parser_version, attempts, next_attempt_at, claims)
 SELECT unnest($1::uuid[]), unnest($2::timestamptz[]), unnest($3::text[]), unnest($4::bytea[]), unnest($5::text[]),
        unnest($6::text[]), unnest($7::text[]), unnest($8::jsonb[]), unnest($9::text[]), unnest($10::numeric[]),
-       unnest($11::numeric[]), unnest($12::jsonb[]), unnest($13::jsonb[]), $14::int2, $15::int2, now() + $16::interval, $15::int2`
+       unnest($11::numeric[]), unnest($12::jsonb[]), $13::int2, $14::int2, now() + $15::interval, $14::int2`
 
 // insertTicketsAgain is for a batch that is sent again because the answer to its COMMIT was lost. A ticket that is there
 // already stays as it is. Looking for it costs a quarter of the statement, so the first attempt does not. Only the conflict

@@ -164,7 +164,7 @@ func TestProducts_LateTicketDoesNotOverruleANewerOneThatChangedNothing(t *testin
 	save(t, b, late)
 	settle(t, b)
 	assert.Equal(t, "2", one[string](t, b, `SELECT price::text FROM products`))
-	assert.Zero(t, one[int](t, b, `SELECT count(*) FROM products WHERE unsettled_since IS NOT NULL`))
+	assert.Zero(t, one[int](t, b, `SELECT count(*) FROM products WHERE unsettled_at IS NOT NULL`))
 
 	// After more than a minute, last_seen_at alone stops it.
 	exec(t, b, `UPDATE products SET last_seen_at = last_seen_at + interval '1 hour'`)
@@ -316,7 +316,7 @@ func TestSettleProducts_ProductWhoseTicketsAreGone_IsSettledAndKeepsWhatItHas(t 
 	save(t, b, entry(t, body("2", "Café,a,4", "Thé,b,5")))
 	exec(t, b, `DELETE FROM tickets`)
 	settle(t, b)
-	assert.Zero(t, one[int](t, b, `SELECT count(*) FROM products WHERE unsettled_since IS NOT NULL`))
+	assert.Zero(t, one[int](t, b, `SELECT count(*) FROM products WHERE unsettled_at IS NOT NULL`))
 	assert.Equal(t, "4 5", one[string](t, b, `SELECT string_agg(price::text, ' ' ORDER BY product_id) FROM products`))
 }
 
@@ -340,7 +340,7 @@ func TestSettleProducts_OneThatCannotBeSettled_KeepsNobodyFromIt(t *testing.T) {
 	save(t, b, second...) // find nothing new, and so write nothing
 	save(t, b, late)
 	exec(t, b, `CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-		IF NEW.product_id = 'p0' AND NEW.unsettled_since IS NULL THEN RAISE 'not this one'; END IF; RETURN NEW; END $$;
+		IF NEW.product_id = 'p0' AND NEW.unsettled_at IS NULL THEN RAISE 'not this one'; END IF; RETURN NEW; END $$;
 		CREATE TRIGGER no BEFORE UPDATE ON products FOR EACH ROW EXECUTE FUNCTION no()`)
 	var failures []error
 	for range 10 {
@@ -350,7 +350,7 @@ func TestSettleProducts_OneThatCannotBeSettled_KeepsNobodyFromIt(t *testing.T) {
 	}
 	require.NotEmpty(t, failures)
 	require.ErrorContains(t, failures[0], `"p0"`)
-	assert.Equal(t, "p0", one[string](t, b, `SELECT string_agg(product_id, ' ' ORDER BY product_id) FROM products WHERE unsettled_since IS NOT NULL`))
+	assert.Equal(t, "p0", one[string](t, b, `SELECT string_agg(product_id, ' ' ORDER BY product_id) FROM products WHERE unsettled_at IS NOT NULL`))
 	assert.Equal(t, 7, one[int](t, b, `SELECT count(*) FROM products WHERE price = 2`))
 	exec(t, b, `DROP TRIGGER no ON products`)
 	settle(t, b)

@@ -16,13 +16,13 @@ import (
 // whose tickets are close together in time, so that newestSayings reads a short span of tickets, and looks at a bounded number.
 const unsettledProducts = `
 WITH due AS (
-    SELECT product_id, unsettled_since, changed_at, authenticated FROM products
-    WHERE unsettled_since < now() - $1::interval
-    ORDER BY unsettled_since LIMIT $2 * 10
+    SELECT product_id, unsettled_at, changed_at, authenticated FROM products
+    WHERE unsettled_at < now() - $1::interval
+    ORDER BY unsettled_at LIMIT $2 * 10
 ), oldest AS (
     SELECT * FROM due ORDER BY changed_at LIMIT $2
 )
-SELECT product_id, unsettled_since, changed_at, authenticated FROM oldest
+SELECT product_id, unsettled_at, changed_at, authenticated FROM oldest
 WHERE changed_at < (SELECT min(changed_at) FROM oldest) + $3::interval
 ORDER BY changed_at, product_id`
 
@@ -43,13 +43,13 @@ const settled = `
 WITH free AS (
     SELECT p.product_id FROM products p
     JOIN unnest($1::text[], $2::timestamptz[]) AS u (product_id, since)
-      ON p.product_id = u.product_id AND p.unsettled_since = u.since
+      ON p.product_id = u.product_id AND p.unsettled_at = u.since
     FOR UPDATE OF p SKIP LOCKED
 )
-UPDATE products p SET unsettled_since = NULL FROM free WHERE p.product_id = free.product_id`
+UPDATE products p SET unsettled_at = NULL FROM free WHERE p.product_id = free.product_id`
 
 // settleLater puts a product that cannot be settled behind all others.
-const settleLater = `UPDATE products SET unsettled_since = now() WHERE product_id = $1`
+const settleLater = `UPDATE products SET unsettled_at = now() WHERE product_id = $1`
 
 // settleTime bounds the reading of the tickets of one group of products, if the caller gives no deadline.
 const settleTime = 10 * time.Second
