@@ -49,6 +49,8 @@ type serverFlags struct {
 	TreatMinBackOff  time.Duration `env:"MYTICKET_TREAT_MIN_BACK_OFF" default:"1s" group:"Treatment" help:"Wait before the second attempt. It doubles with each further attempt. Default: ${default}."`
 	TreatMaxBackOff  time.Duration `env:"MYTICKET_TREAT_MAX_BACK_OFF" default:"10m" group:"Treatment" help:"Longest wait before an attempt. Default: ${default}."`
 
+	OrderLines bool `env:"MYTICKET_ORDER_LINES" default:"true" negatable:"" group:"Order lines" help:"Fill the view order_lines, for SQL and Grafana, a moment behind the tickets. One of the servers does so, and gives way while tickets wait to be stored. Default: ${default}."`
+
 	PartitionPeriod string `env:"MYTICKET_PARTITION_PERIOD" default:"day" enum:"day,week,month" group:"Partitions" help:"Period of one partition, in UTC: day, week or month. Default: ${default}."`
 	PartitionsAhead int    `env:"MYTICKET_PARTITIONS_AHEAD" default:"3" group:"Partitions" help:"Partitions to create ahead of time. Default: ${default}."`
 

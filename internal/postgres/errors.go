@@ -32,7 +32,10 @@ func explain(doing string, err error) error {
 const (
 	uniqueViolation       = "23505"
 	checkViolation        = "23514"
+	dataCorrupted         = "XX001"
+	indexCorrupted        = "XX002"
 	readOnlyTransaction   = "25006"
+	notNullViolation      = "23502"
 	invalidCatalogName    = "3D000"
 	serializationFailure  = "40001"
 	deadlockDetected      = "40P01"
