@@ -59,11 +59,21 @@ func (p Period) gapAt(at time.Time, outer, covered []span) span {
 }
 
 // DropOldLines drops the partitions of ticket_lines for whose time there is no partition of tickets and no ticket (any more), and
-// returns their names. Tickets that were set aside do not count: their lines are filled again once they are moved. It does not
-// wait for queries: a partition that one reads is an error, and can be dropped the next time.
-func (s *Store) DropOldLines(ctx context.Context) ([]string, error) {
+// returns their names. Tickets that were set aside do not count: their lines are filled again once they are moved. While queries
+// read order lines, it tries again as DropPartition does; no other session waits for longer than lockTimeout.
+func (s *Store) DropOldLines(ctx context.Context) (dropped []string, err error) {
+	err = patiently(ctx, func() error {
+		names, err := s.dropOldLines(ctx)
+		dropped = append(dropped, names...)
+		return err
+	})
+	return dropped, err
+}
+
+// dropOldLines is one attempt of DropOldLines.
+func (s *Store) dropOldLines(ctx context.Context) (dropped []string, err error) {
 	var old []partition
-	_, err := s.keepUp(ctx, "look for old order lines", func(up upkeep) error {
+	_, err = s.keepUp(ctx, "look for old order lines", func(up upkeep) error {
 		tickets, err := up.partitions(ctx, "tickets")
 		if err != nil {
 			return err
@@ -77,7 +87,6 @@ func (s *Store) DropOldLines(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	var dropped []string
 	var failures []error
 	for _, p := range old {
 		gone := false

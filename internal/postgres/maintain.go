@@ -247,7 +247,7 @@ func (m *Maintainer) makePartitions(ctx context.Context) (more bool, err error) 
 
 func (m *Maintainer) dropOld(ctx context.Context) (more bool, err error) {
 	outbox, err := m.store.CleanOutbox(ctx, m.config.OrderLines)
-	lines, linesErr := m.store.DropOldLines(ctx)
+	lines, linesErr := m.store.dropOldLines(ctx)
 	if dropped := append(outbox, lines...); len(dropped) > 0 {
 		m.store.logger.Info("dropped old partitions", "partitions", dropped)
 	}
