@@ -16,7 +16,7 @@ const (
 )
 
 // insertOutbox notes a batch's tickets in its transaction. If the transaction began later than $3 by Postgres' clock, the row is
-// refused, and the transaction with it (errTooLate).
+// refused, and the transaction with it: see tooLate.
 const insertOutbox = `
 INSERT INTO outbox (kind, tickets) SELECT $1::text, CASE WHEN coalesce(now() <= $3::timestamptz, true) THEN $2::bytea END`
 

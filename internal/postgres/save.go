@@ -128,7 +128,7 @@ func (s *Store) insert(
 	return added, err
 }
 
-// insertBatch returns a batch of one statement, which stores tickets.
+// insertBatch returns a batch of two statements, which store tickets and note them in the outbox.
 func insertBatch(ctx context.Context, conn *pgx.Conn, sql string, b intake.Batch, rows []row) (*pgconn.Batch, error) {
 	tickets, err := conn.Prepare(ctx, sql, sql) // once a connection
 	if err != nil {
@@ -136,7 +136,7 @@ func insertBatch(ctx context.Context, conn *pgx.Conn, sql string, b intake.Batch
 	}
 	batch := &pgconn.Batch{}
 	batch.ExecPrepared(tickets.Name, insertParams(b, rows), insertFormats, nil)
-	return batch, nil
+	return batch, queueOutbox(ctx, conn, batch, kindStored, rows, time.Time{})
 }
 
 // send runs a batch of statements. It returns the products that were not there before, and what the last statement did.
