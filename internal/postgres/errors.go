@@ -36,7 +36,6 @@ const (
 	dataCorrupted         = "XX001"
 	indexCorrupted        = "XX002"
 	readOnlyTransaction   = "25006"
-	notNullViolation      = "23502"
 	invalidCatalogName    = "3D000"
 	serializationFailure  = "40001"
 	deadlockDetected      = "40P01"

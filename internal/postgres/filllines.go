@@ -101,37 +101,46 @@ func (f *lineFiller) read(ctx context.Context, tickets []outboxTicket) (lines []
 	for i := range tickets {
 		ids[i], times[i] = tickets[i].id, ticket.IDTime(tickets[i].id)
 	}
-	rows, err := f.store.pool.Query(ctx, readForLines, times, ids, fillBytes)
-	if err != nil {
-		return nil, 0, err
-	}
-	lines = make([]lineRow, 0, len(tickets))
-	var row lineRow
-	var body pgtype.DriverBytes // valid until the next row
-	var place, found int
-	_, err = pgx.ForEachRow(rows, []any{&place, &row.id, &row.source, &row.order, &body, &found}, func() error {
-		n++
-		if row.lines, err = linesOf(body); err != nil {
-			f.stepOver(row.id, err)
-			return nil
+	err = f.store.steady(ctx, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, readForLines, times, ids, fillBytes)
+		if err != nil {
+			return err
 		}
-		if len(row.lines) > 0 {
-			lines = append(lines, row)
-		}
-		return nil
+		lines, n, err = f.parse(rows, len(tickets))
+		return err
 	})
 	switch {
-	case err == nil && n < found:
-		return lines, place, nil
-	case err == nil:
-		return lines, len(tickets), nil
-	case !isCode(err, dataCorrupted, indexCorrupted):
-		return nil, 0, err
+	case err == nil || !isCode(err, dataCorrupted, indexCorrupted):
+		return lines, n, err
 	case len(tickets) > 1:
 		return f.read(ctx, tickets[:len(tickets)/2])
 	}
 	f.stepOver(ids[0], err)
 	return nil, 1, nil
+}
+
+// parse reads the rows of readForLines for some tickets, one body at a time.
+func (f *lineFiller) parse(rows pgx.Rows, tickets int) (lines []lineRow, n int, err error) {
+	lines = make([]lineRow, 0, tickets)
+	var row lineRow
+	var body pgtype.DriverBytes // valid until the next row
+	var place, found, seen int
+	_, err = pgx.ForEachRow(rows, []any{&place, &row.id, &row.source, &row.order, &body, &found}, func() error {
+		seen++
+		text, err := linesOf(body)
+		if err != nil {
+			f.stepOver(row.id, err)
+			return nil
+		}
+		if row.lines = text; len(text) > 0 {
+			lines = append(lines, row)
+		}
+		return nil
+	})
+	if seen < found {
+		return lines, place, err
+	}
+	return lines, tickets, err
 }
 
 // linesOf returns the lines of a body as ticket_lines has them.

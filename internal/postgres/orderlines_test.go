@@ -131,6 +131,39 @@ func TestOrderLines_TicketsThatAreMoved_WhenTheReaderHasPassedThem(t *testing.T)
 	assert.Equal(t, strays, one[int](t, b, `SELECT count(DISTINCT ticket_id) FROM order_lines`))
 }
 
+// TestOrderLines_TicketsThatAreMovedAtThatMoment: the reader waits for the transaction that moves them out of the default
+// partition, and was planned before it ended.
+func TestOrderLines_TicketsThatAreMovedAtThatMoment_AreFound(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	save(t, b, entryAt(t, strayDay, body("1", "Café,a,2")))
+	fill(t, b) // so that statements are prepared and their partitions there
+	save(t, b, entryAt(t, strayDay, body("2", "Café,a,2")))
+	awaitReadable(t, b)
+	tx, err := b.pool.Begin(t.Context())
+	require.NoError(t, err)
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+	for _, sql := range []string{ // what EnsurePartitions does
+		`LOCK TABLE ONLY tickets_default IN ACCESS EXCLUSIVE MODE`,
+		`CREATE TABLE moved_to (LIKE tickets INCLUDING ALL)`,
+		`WITH moved AS (DELETE FROM tickets_default RETURNING *) INSERT INTO moved_to SELECT * FROM moved`,
+		`ALTER TABLE tickets ATTACH PARTITION moved_to FOR VALUES FROM ('2026-03-01 00:00:00Z') TO ('2026-03-02 00:00:00Z')`,
+	} {
+		_, err := tx.Exec(t.Context(), sql)
+		require.NoError(t, err, sql)
+	}
+	exec(t, b, `UPDATE outbox_readers SET held_until = '-infinity'`)
+	done := make(chan error, 1)
+	go func() {
+		_, err := postgres.NewOrderLines(postgres.OrderLinesConfig{}, open(t, b.url)).Round(t.Context())
+		done <- err
+	}()
+	awaitWaiting(t, b)
+	require.NoError(t, tx.Commit(t.Context()))
+	require.NoError(t, <-done)
+	assert.Equal(t, []string{"1/1 a Café 2", "2/1 a Café 2"}, lineTexts(t, b))
+}
+
 func TestOrderLines_TextsAsTheyWere(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

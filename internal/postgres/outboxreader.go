@@ -67,6 +67,12 @@ SELECT xid, at, extract(epoch FROM clock_timestamp() - at)::float8, tickets FROM
 WHERE xid > $1 AND xid < pg_snapshot_xmin(pg_current_snapshot())
 ORDER BY xid FETCH FIRST ($2) ROWS WITH TIES`
 
+// steady runs a transaction whose snapshot is older than the plans of its statements. A statement alone is planned first. If it
+// then waits while a partition is made, it looks for rows only where they were before, and sees that they are not there any more.
+func (s *Store) steady(ctx context.Context, read func(pgx.Tx) error) error {
+	return pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, read)
+}
+
 // renumberTimeout bounds the statements that go through the whole outbox.
 const renumberTimeout = 5 * time.Minute
 
@@ -76,30 +82,33 @@ func (r outboxReader) next(ctx context.Context, limit int, timeout time.Duration
 	defer cancel()
 	var chunk outboxChunk
 	var free, here bool
-	err := r.store.pool.QueryRow(short, readerPlace, r.name, r.me).Scan(&chunk.after, &free, &here)
+	err := r.store.steady(short, func(tx pgx.Tx) error {
+		err := tx.QueryRow(short, readerPlace, r.name, r.me).Scan(&chunk.after, &free, &here)
+		if err != nil || !free || !here {
+			return err
+		}
+		rows, err := tx.Query(short, nextInOutbox, chunk.after, limit)
+		if err != nil {
+			return err
+		}
+		chunk.rows, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (o outboxRow, err error) {
+			var age float64
+			err = row.Scan(&o.xid, &o.at, &age, &o.tickets)
+			o.age = seconds(age)
+			return o, err
+		})
+		chunk.more = len(chunk.rows) >= limit
+		return err
+	})
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		_, err = r.store.pool.Exec(short, addReader, r.name)
 		return outboxChunk{more: true}, err
-	case err != nil || !free:
-		return outboxChunk{}, err
-	case !here:
+	case err == nil && free && !here:
 		long, cancel := context.WithTimeout(ctx, renumberTimeout)
 		defer cancel()
-		err := r.store.renumberOutbox(long, r.name)
-		return outboxChunk{more: true}, err
+		return outboxChunk{more: true}, r.store.renumberOutbox(long, r.name)
 	}
-	rows, err := r.store.pool.Query(short, nextInOutbox, chunk.after, limit)
-	if err != nil {
-		return outboxChunk{}, err
-	}
-	chunk.rows, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (o outboxRow, err error) {
-		var age float64
-		err = row.Scan(&o.xid, &o.at, &age, &o.tickets)
-		o.age = seconds(age)
-		return o, err
-	})
-	chunk.more = len(chunk.rows) >= limit
 	return chunk, err
 }
 
