@@ -187,7 +187,7 @@ func appendEscaped(b []byte, s string) []byte {
 // stepOver counts a ticket whose lines cannot be filled.
 func (f *lineFiller) stepOver(id uuid.UUID, why error) {
 	f.failed.Inc()
-	f.store.logger.Error("the lines of a ticket could not be filled, so order_lines lacks them; the ticket itself is stored",
+	f.store.logger.Warn("the lines of a ticket could not be filled, so order_lines lacks them; the ticket itself is stored",
 		"ticket", id, "error", why)
 }
 
