@@ -30,6 +30,7 @@ func explain(doing string, err error) error {
 
 // SQLSTATEs (https://www.postgresql.org/docs/current/errcodes-appendix.html).
 const (
+	notNullViolation      = "23502"
 	uniqueViolation       = "23505"
 	checkViolation        = "23514"
 	readOnlyTransaction   = "25006"
