@@ -133,22 +133,20 @@ func (a *amounts) param() []byte {
 
 // ticketColumns are arrays with one element per ticket.
 type ticketColumns struct {
-	id, receivedAt, source, body, contentType, traceparent  []byte
-	status, problems, orderNumber, vat, total, extra, lines []byte
+	id, receivedAt, source, body, contentType, traceparent []byte
+	status, problems, orderNumber, vat, total, extra       []byte
 }
 
 func ticketParams(rows []row) ticketColumns {
-	n, bodies, read := len(rows), 0, 0
+	n, bodies := len(rows), 0
 	for i := range rows {
 		bodies += len(rows[i].ticket.Body)
-		read += rows[i].order.StoredBytes()
 	}
 	ids, times := newArray(pgtype.UUIDOID, 20*n), newArray(pgtype.TimestamptzOID, 12*n)
 	sources, body := newArray(pgtype.TextOID, 16*n), newArray(pgtype.ByteaOID, bodies+4*n)
 	types, parents := newArray(pgtype.TextOID, 32*n), newArray(pgtype.TextOID, 4*n)
 	statuses, problems := newArray(pgtype.TextOID, 12*n), newArray(pgtype.JSONBOID, 4*n)
 	numbers, extras := newArray(pgtype.TextOID, 16*n), newArray(pgtype.JSONBOID, 4*n)
-	orderLines := newArray(pgtype.JSONBOID, 8*n+read)
 	var vats, totals amounts
 	for i := range rows {
 		r := &rows[i]
@@ -165,19 +163,18 @@ func ticketParams(rows []row) ticketColumns {
 		vats.add(o.VAT)
 		totals.add(o.Total)
 		fieldsJSON(&extras, o.Extra)
-		linesJSON(&orderLines, o.Lines)
 	}
 	return ticketColumns{
 		id: ids.param(), receivedAt: times.param(), source: sources.param(), body: body.param(),
 		contentType: types.param(), traceparent: parents.param(), status: statuses.param(),
 		problems: problems.param(), orderNumber: numbers.param(), vat: vats.param(), total: totals.param(),
-		extra: extras.param(), lines: orderLines.param(),
+		extra: extras.param(),
 	}
 }
 
 var insertFormats = []int16{
 	formatBinary, formatBinary, formatBinary, formatBinary, formatBinary, formatBinary, formatBinary, formatBinary,
-	formatBinary, formatText, formatText, formatBinary, formatBinary, formatBinary, formatBinary, formatBinary,
+	formatBinary, formatText, formatText, formatBinary, formatBinary, formatBinary, formatBinary,
 }
 
 // insertParams returns the parameters of insertTickets for the rows of a batch.
@@ -189,13 +186,13 @@ func insertParams(b intake.Batch, rows []row) [][]byte {
 	}
 	return [][]byte{
 		p.id, p.receivedAt, p.source, p.body, p.contentType, p.traceparent, p.status, p.problems, p.orderNumber,
-		p.vat, p.total, p.extra, p.lines, int2(parser), int2(attempts), next,
+		p.vat, p.total, p.extra, int2(parser), int2(attempts), next,
 	}
 }
 
 var finishFormats = []int16{
 	formatBinary, formatBinary, formatBinary, formatText, formatText, formatBinary, formatBinary, formatBinary,
-	formatBinary, formatBinary, formatBinary, formatBinary,
+	formatBinary, formatBinary, formatBinary,
 }
 
 func int2(n int) []byte { return binary.BigEndian.AppendUint16(nil, uint16(n)) }
@@ -215,14 +212,6 @@ func fieldsJSON(a *array, fields []ticket.Field) {
 		return
 	}
 	a.jsonb(func(b []byte) []byte { return appendFields(b, fields) })
-}
-
-func linesJSON(a *array, lines []ticket.Line) {
-	if len(lines) == 0 {
-		a.null()
-		return
-	}
-	a.jsonb(func(b []byte) []byte { return appendLines(b, lines) })
 }
 
 // appendProblems appends the same JSON as json.Marshal, but does not escape characters that are only special in HTML.
@@ -249,27 +238,6 @@ func appendFields(b []byte, fields []ticket.Field) []byte {
 		}
 		b = appendJSON(append(b, `{"name":`...), fields[i].Name)
 		b = appendJSON(append(b, `,"value":`...), fields[i].Value)
-		b = append(b, '}')
-	}
-	return append(b, ']')
-}
-
-// appendLines leaves out the columns that MyTicket does not know. Only the body has them.
-func appendLines(b []byte, lines []ticket.Line) []byte {
-	b = append(b, '[')
-	for i := range lines {
-		line := &lines[i]
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = appendJSON(append(b, `{"product":`...), line.Name)
-		b = appendJSON(append(b, `,"product_id":`...), line.ProductID)
-		b = append(b, `,"price":`...)
-		if line.Price.IsSet() {
-			b = line.Price.AppendText(b)
-		} else {
-			b = append(b, "null"...)
-		}
 		b = append(b, '}')
 	}
 	return append(b, ']')

@@ -19,6 +19,6 @@ func (s *Store) StoreNothing(ctx context.Context) error {
 	p := ticketParams(nil)
 	return conn.Conn().PgConn().ExecPrepared(ctx, insert.Name, [][]byte{
 		p.id, p.receivedAt, p.source, p.body, p.contentType, p.traceparent, p.status, p.problems, p.orderNumber,
-		p.vat, p.total, p.extra, p.lines, int2(1), int2(0), nil,
+		p.vat, p.total, p.extra, int2(1), int2(0), nil,
 	}, insertFormats, nil).Read().Err
 }

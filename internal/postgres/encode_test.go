@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"runtime"
@@ -132,10 +133,15 @@ func TestNoTicketBecomesMoreThanItsLimits(t *testing.T) {
 	t.Parallel()
 	for name, body := range shapes() {
 		e := parsed(body)
-		stored := 0
-		for _, p := range [][]byte{appendLines(nil, e.Ticket.Order.Lines), appendFields(nil, e.Ticket.Order.Extra)} {
-			stored += len(p)
+		lines := []StoredLine{}
+		for i := range e.Ticket.Order.Lines {
+			lines = append(lines, storedLine(&e.Ticket.Order.Lines[i]))
 		}
+		var shown bytes.Buffer
+		out := json.NewEncoder(&shown)
+		out.SetEscapeHTML(false)
+		require.NoError(t, out.Encode(lines))
+		stored := shown.Len() - len("\n") + len(appendFields(nil, e.Ticket.Order.Extra))
 		assert.LessOrEqual(t, stored, e.Ticket.Order.StoredBytes(), name)
 		assert.LessOrEqual(t, stored, ticket.MaxStoredBytes, name)
 		assert.LessOrEqual(t, e.Ticket.Cost(), 20<<20, name)

@@ -104,9 +104,10 @@ const (
 )
 
 // EnsurePartitions makes the partitions for now and for ahead periods after it, and empties the default partition. If there are
-// few tickets in it, it moves those of each period to their own partition in one transaction, so that a reader never misses a
-// ticket or sees it twice. If there are more (pieceTickets, pieceBytes, maxDefaultSize), it sets the table aside at once, puts an
-// empty one in its place, and MoveStrays moves the tickets.
+// few tickets in it, it moves those of each period to their own partition in one transaction. A statement that waits for that
+// transaction misses these tickets, because Postgres has planned it without the new partition; the next one sees them. If there
+// are more (pieceTickets, pieceBytes, maxDefaultSize), it sets the table aside at once, puts an empty one in its place, and
+// MoveStrays moves the tickets.
 //
 // No insert waits for longer than a second. A partition that cannot be made is an error, and does not stop the rest. Only one
 // process does this at a time: if another one has the lock for longer than quietLockTimeout, EnsurePartitions leaves the work to

@@ -37,7 +37,7 @@ func TestStore_Ping_NoticesThatCommitsWait(t *testing.T) {
 		return store.Ping(ctx)
 	}
 	require.ErrorIs(t, ping(time.Minute), ticket.ErrUnavailable, "a role that may not write stores no ticket")
-	_, err = admin.Exec(t.Context(), `GRANT INSERT ON tickets, products, deliveries TO app`)
+	_, err = admin.Exec(t.Context(), `GRANT INSERT ON tickets, products, deliveries, outbox TO app`)
 	require.NoError(t, err)
 	require.NoError(t, ping(time.Minute), "no more rights are needed than a server has")
 

@@ -189,6 +189,9 @@ func (s *Store) insertAgain(
 	if err != nil {
 		return nil, err
 	}
+	if err := queueOutbox(ctx, conn, batch, kindStored, rows, reliance{}); err != nil {
+		return nil, err
+	}
 	lock, err := conn.Prepare(ctx, lockTicket, lockTicket)
 	if err != nil {
 		return nil, err

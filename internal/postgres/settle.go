@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"myticket/internal/ticket"
 )
@@ -26,17 +30,14 @@ SELECT product_id, unsettled_at, changed_at, authenticated FROM oldest
 WHERE changed_at < (SELECT min(changed_at) FROM oldest) + $3::interval
 ORDER BY changed_at, product_id`
 
-// newestSayings reads back in time, so that it can end as soon as there is a saying for each product. It needs no sort beyond
-// the order of the index, because a hostile ticket may name one product on each of its lines.
+// newestSayings reads the bodies back in time, so that it can end as soon as there is a saying for each product.
 const newestSayings = `
 DECLARE newest_sayings NO SCROLL CURSOR FOR
-SELECT t.id, t.source, l.line, l.value ->> 'product_id', l.value ->> 'product', l.value ->> 'price'
-FROM tickets t CROSS JOIN LATERAL jsonb_array_elements(t.lines) WITH ORDINALITY AS l (value, line)
-WHERE t.received_at >= $1 AND t.received_at <= $2 AND t.status = 'TREATED' AND l.value ->> 'product_id' = ANY ($3)
-ORDER BY t.received_at DESC, t.id DESC`
+SELECT id, source, body FROM tickets
+WHERE received_at >= $1 AND received_at <= $2 AND status = 'TREATED'
+ORDER BY received_at DESC, id DESC`
 
-// fetchSayings bounds how many lines are in memory at once.
-const fetchSayings = `FETCH 1000 FROM newest_sayings`
+const fetchSayings = `FETCH 500 FROM newest_sayings`
 
 // settled never waits for a lock, so it cannot deadlock with a batch. Products that it skips are settled the next time.
 const settled = `
@@ -141,20 +142,18 @@ func (s *Store) newestSayings(ctx context.Context, products []unsettled) ([]sayi
 		budget = time.Until(deadline) / 2
 	}
 	giveUp := time.Now().Add(budget)
-	ids := make([]string, len(products))
 	wanted := make(map[string]*unsettled, len(products)) // by id
 	for i := range products {
-		ids[i] = products[i].id
 		wanted[products[i].id] = &products[i]
 	}
-	newest := sayingsFound{wanted: wanted, found: make(map[string]*found, len(products))}
+	newest := sayingsFound{wanted: wanted, found: make(map[string]saying, len(products))}
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		// The server ends a statement that takes too long. A context that ends would cost the connection.
 		if _, err := tx.Exec(ctx, fmt.Sprintf(`SET LOCAL statement_timeout = %d`, max(budget.Milliseconds(), 1))); err != nil {
 			return err
 		}
 		from, to := products[0].changedAt, products[len(products)-1].changedAt.Add(lastSeenStep)
-		if _, err := tx.Exec(ctx, newestSayings, from, to, ids); err != nil {
+		if _, err := tx.Exec(ctx, newestSayings, from, to); err != nil {
 			return err
 		}
 		for !newest.complete() {
@@ -171,56 +170,43 @@ func (s *Store) newestSayings(ctx context.Context, products []unsettled) ([]sayi
 		}
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	sayings := make([]saying, 0, len(newest.found))
-	for _, f := range newest.found {
-		sayings = append(sayings, f.saying)
-	}
-	return sayings, nil
+	return slices.Collect(maps.Values(newest.found)), err
 }
 
-// found is the newest saying about a product, and its line on the ticket.
-type found struct {
-	saying
-	line int64
-}
-
-// sayingsFound is what was found so far. The lines of the newest tickets come first.
+// sayingsFound is what was found so far. The newest tickets come first.
 type sayingsFound struct {
-	wanted map[string]*unsettled
-	found  map[string]*found // by product
-	oldest uuid.UUID         // of the tickets in found
-	last   uuid.UUID         // the ticket of the last line that was read
+	wanted map[string]*unsettled // by product
+	found  map[string]saying     // by product
 }
 
-// complete reports whether there is a saying for each product, and all lines of their tickets were read.
-func (s *sayingsFound) complete() bool { return len(s.found) == len(s.wanted) && s.last != s.oldest }
+// complete reports whether there is a saying for each product.
+func (s *sayingsFound) complete() bool { return len(s.found) == len(s.wanted) }
 
-// read reads lines, and returns how many there were. The lines of a ticket may come in any order, and the last line on the
-// ticket counts. A line whose price cannot be read is ignored.
+// read reads tickets, one at a time, and returns how many there were.
 func (s *sayingsFound) read(rows pgx.Rows, authenticated func(string) bool) (n int, err error) {
-	var f found
-	var name, price *string
-	_, err = pgx.ForEachRow(rows, []any{&f.ticketID, &f.source, &f.line, &f.ID, &name, &price}, func() error {
+	var id uuid.UUID
+	var source string
+	var body pgtype.DriverBytes // read before the next row comes
+	_, err = pgx.ForEachRow(rows, []any{&id, &source, &body}, func() error {
 		n++
-		s.last = f.ticketID
-		product := s.wanted[f.ID]
-		f.authenticated = authenticated != nil && authenticated(f.source)
-		if product == nil || name == nil || price == nil || authenticated != nil && product.authenticated && !f.authenticated {
+		if s.complete() { // the rest of what was fetched
 			return nil
 		}
-		if have := s.found[f.ID]; have != nil && (have.ticketID != f.ticketID || have.line > f.line) {
-			return nil
+		order, _ := ticket.Parse(body)
+		said := saying{ticketID: id, firstAt: ticket.IDTime(id), source: source}
+		said.authenticated = authenticated != nil && authenticated(source)
+		for i := range order.Lines {
+			line := &order.Lines[i]
+			product := s.wanted[line.ProductID]
+			if product == nil || authenticated != nil && product.authenticated && !said.authenticated {
+				continue
+			}
+			if newer, ok := s.found[product.id]; ok && newer.ticketID != id {
+				continue
+			}
+			said.Product = ticket.Product{ID: product.id, Name: strings.Clone(line.Name), Price: line.Price}
+			s.found[product.id] = said // of one ticket, the last line counts
 		}
-		amount, err := ticket.ParseAmount(*price)
-		if err != nil {
-			return nil //nolint:nilerr // another program wrote it
-		}
-		said := f
-		said.Name, said.Price, said.firstAt = *name, amount, ticket.IDTime(f.ticketID)
-		s.found[f.ID], s.oldest = &said, f.ticketID
 		return nil
 	})
 	return n, err

@@ -45,8 +45,8 @@ type StoredTicket struct {
 	Body          []byte           `json:"-"` // only from Store.Ticket
 }
 
-// StoredLine is one product line of a stored ticket. Extra are the columns that MyTicket does not know. Only Store.Ticket
-// returns them, because it reads them from the body. They are stored nowhere else, except in rows of older versions.
+// StoredLine is one product line of a stored ticket, as it is read from the body now. Extra are the columns that MyTicket does not
+// know. Lines that an older version has stored are shown as they are.
 type StoredLine struct {
 	Product   string        `json:"product"`
 	ProductID string        `json:"product_id"`
@@ -61,15 +61,18 @@ type StoredField struct {
 }
 
 const ticketColumnsSQL = `id, received_at, source, status, coalesce(order_number, ''), vat::text, total::text, lines,
-	extra, problems, content_type, coalesce(traceparent, ''), parser_version, attempts, next_attempt_at`
+	extra, problems, content_type, coalesce(traceparent, ''), parser_version, attempts, next_attempt_at, body`
 
-func scanTicket(row pgx.CollectableRow, more ...any) (StoredTicket, error) {
+func scanTicket(row pgx.CollectableRow) (StoredTicket, error) {
 	var t StoredTicket
 	var vat, total *string
-	err := row.Scan(append([]any{
+	err := row.Scan(
 		&t.ID, &t.ReceivedAt, &t.Source, &t.Status, &t.OrderNumber, &vat, &total, &t.Lines, &t.Extra,
-		&t.Problems, &t.ContentType, &t.Traceparent, &t.ParserVersion, &t.Attempts, &t.NextAttemptAt,
-	}, more...)...)
+		&t.Problems, &t.ContentType, &t.Traceparent, &t.ParserVersion, &t.Attempts, &t.NextAttemptAt, &t.Body,
+	)
+	if err == nil {
+		t.readLines()
+	}
 	t.ReceivedAt = t.ReceivedAt.UTC()
 	if t.NextAttemptAt != nil {
 		next := t.NextAttemptAt.UTC()
@@ -146,7 +149,7 @@ func (f TicketFilter) conditions(before ...any) *conditions {
 	return c
 }
 
-// Tickets returns up to limit tickets, the newest first, without their bodies and what is only there. After is the last ticket
+// Tickets returns up to limit tickets, the newest first, without their bodies. After is the last ticket
 // of the previous page, or uuid.Nil. It reads no partition outside of the filter's times. It finds order numbers, and the
 // statuses TO_TREAT and ERROR, by indexes. There is no index for DISMISSED, a source or a problem: it searches back in time
 // until it has enough tickets.
@@ -156,7 +159,11 @@ func (s *Store) Tickets(ctx context.Context, filter TicketFilter, after uuid.UUI
 	if err != nil {
 		return nil, explain("list tickets", err)
 	}
-	tickets, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (StoredTicket, error) { return scanTicket(row) })
+	tickets, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (StoredTicket, error) {
+		t, err := scanTicket(row)
+		t.Body = nil
+		return t, err
+	})
 	return tickets, explain("list tickets", err)
 }
 
@@ -200,28 +207,30 @@ func newestFirst(limit int) string {
 
 // Ticket returns one ticket, with its body and what is only there, or ticket.ErrNotFound.
 func (s *Store) Ticket(ctx context.Context, id uuid.UUID) (StoredTicket, error) {
-	rows, err := s.pool.Query(ctx, `SELECT `+ticketColumnsSQL+`, body FROM tickets WHERE received_at = $1 AND id = $2`,
+	rows, err := s.pool.Query(ctx, `SELECT `+ticketColumnsSQL+` FROM tickets WHERE received_at = $1 AND id = $2`,
 		ticket.IDTime(id), id)
 	if err != nil {
 		return StoredTicket{}, explain("show a ticket", err)
 	}
-	t, err := pgx.CollectExactlyOneRow(rows, func(row pgx.CollectableRow) (StoredTicket, error) {
-		var body []byte
-		t, err := scanTicket(row, &body)
-		t.Body = body
-		t.readColumns()
-		return t, err
-	})
+	t, err := pgx.CollectExactlyOneRow(rows, scanTicket)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return StoredTicket{}, fmt.Errorf("ticket %s: %w", id, ticket.ErrNotFound)
 	}
 	return t, explain("show a ticket", err)
 }
 
-// readColumns sets Extra of the lines from the body. It skips lines that another version of the parser read differently, and
-// lines that have Extra already.
-func (t *StoredTicket) readColumns() {
+// readLines reads the lines from the body, if the ticket was read when it was stored. A row of an older version has lines. Of
+// these it reads only Extra, unless that is there, too, or the body is read differently now.
+func (t *StoredTicket) readLines() {
+	if t.ParserVersion == 0 {
+		return
+	}
 	order, _ := ticket.Parse(t.Body)
+	if t.Lines == nil {
+		for i := range order.Lines {
+			t.Lines = append(t.Lines, storedLine(&order.Lines[i]))
+		}
+	}
 	if len(order.Columns) == 0 || len(order.Lines) != len(t.Lines) {
 		return
 	}
@@ -234,4 +243,12 @@ func (t *StoredTicket) readColumns() {
 			line.Extra = append(line.Extra, StoredField{name, read.Extra[column]})
 		}
 	}
+}
+
+func storedLine(line *ticket.Line) StoredLine {
+	stored := StoredLine{Product: line.Name, ProductID: line.ProductID}
+	if line.Price.IsSet() {
+		stored.Price = json.Number(line.Price.AppendText(nil))
+	}
+	return stored
 }

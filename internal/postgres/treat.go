@@ -34,14 +34,20 @@ WHERE t.received_at = picked.received_at AND t.id = picked.id
 RETURNING t.id, t.received_at, t.source, t.body, t.content_type, coalesce(t.traceparent, ''), t.attempts, t.claims`
 
 // finishTicket changes a row only for the holder of the newest claim. Both numbers must match, because sending a ticket back
-// resets attempts, and a server of the previous version does not change claims.
+// resets attempts, and a server of the previous version does not change claims. The same statement notes it in the outbox.
 const finishTicket = `
-UPDATE tickets t
-SET status = i.status, problems = i.problems, order_number = i.order_number, vat = i.vat, total = i.total,
-    extra = i.extra, lines = i.lines, parser_version = $8, next_attempt_at = NULL
-FROM unnest($1::text[], $2::jsonb[], $3::text[], $4::numeric[], $5::numeric[], $6::jsonb[], $7::jsonb[])
-     AS i (status, problems, order_number, vat, total, extra, lines)
-WHERE t.received_at = $9 AND t.id = $10 AND t.status = 'TO_TREAT' AND t.attempts = $11 AND t.claims = $12`
+WITH finished AS (
+    UPDATE tickets t
+    SET status = i.status, problems = i.problems, order_number = i.order_number, vat = i.vat, total = i.total,
+        extra = i.extra, lines = NULL, parser_version = $7, next_attempt_at = NULL
+    FROM unnest($1::text[], $2::jsonb[], $3::text[], $4::numeric[], $5::numeric[], $6::jsonb[])
+         AS i (status, problems, order_number, vat, total, extra)
+    WHERE t.received_at = $8 AND t.id = $9 AND t.status = 'TO_TREAT' AND t.attempts = $10 AND t.claims = $11
+    RETURNING t.id
+), noted AS (
+    INSERT INTO outbox (kind, tickets) SELECT '` + kindTreated + `', uuid_send(id) FROM finished
+)
+SELECT FROM finished`
 
 // finishedTicket checks whether finishTicket was committed, after the answer to its COMMIT was lost. Its lock waits for the
 // standbys, as lockTicket does.
@@ -92,7 +98,7 @@ func (s *Store) Finish(ctx context.Context, c treatment.Claim) (ticket.Status, [
 			p := ticketParams(rows)
 			result := conn.PgConn().ExecPrepared(ctx, finish.Name,
 				[][]byte{
-					p.status, p.problems, p.orderNumber, p.vat, p.total, p.extra, p.lines, int2(ticket.ParserVersion),
+					p.status, p.problems, p.orderNumber, p.vat, p.total, p.extra, int2(ticket.ParserVersion),
 					appendTime(nil, c.Ticket.ReceivedAt), c.Ticket.ID[:], int2(c.Attempt), int4(c.Number),
 				}, finishFormats, nil).Read()
 			if result.Err != nil {

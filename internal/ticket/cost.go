@@ -10,7 +10,8 @@ import (
 type size struct {
 	text    int // bytes of the memory that the Order's texts share, and of their copies
 	texts   int // bytes of the texts of the lines' products
-	escapes int // additional bytes of JSON for those texts and for Extra
+	escapes int // additional bytes of JSON for those texts
+	extra   int // bytes of JSON that Extra becomes
 }
 
 // Additional bytes around texts, as they are stored and sent.
@@ -28,13 +29,10 @@ const (
 )
 
 // StoredBytes returns the most bytes of JSON that the product lines and the unknown header records of an Order become. The Order
-// must be one that Parse returned. The values of unknown columns are stored only in the body.
+// must be one that Parse returned. Only the header records are stored with the ticket. The lines are stored behind, and take less
+// there; as JSON they are shown. The values of unknown columns are stored only in the body.
 func (o *Order) StoredBytes() int {
-	n := lineJSON*len(o.Lines) + o.size.texts + o.size.escapes + len("[][]")
-	for i := range o.Extra {
-		n += fieldJSON + len(o.Extra[i].Name) + len(o.Extra[i].Value)
-	}
-	return n
+	return lineJSON*len(o.Lines) + o.size.texts + o.size.escapes + o.size.extra + len("[][]")
 }
 
 // Cost returns an upper bound of the bytes that a ticket takes until it is stored: the memory of its body and of what Parse read
@@ -44,7 +42,7 @@ func (o *Order) StoredBytes() int {
 func (t *Ticket) Cost() int {
 	o := &t.Order
 	n := ticketCost + 2*(len(t.Body)+len(t.Source)+len(t.ContentType)+len(t.Traceparent)+len(o.Number)) + o.size.text
-	n += o.StoredBytes() + int(unsafe.Sizeof(Field{}))*cap(o.Extra)
+	n += o.size.extra + int(unsafe.Sizeof(Field{}))*cap(o.Extra)
 	// The lines' unknown columns share pieces of memory, and the last piece may not be full.
 	cells := len(o.Columns)*(len(o.Lines)+1) + min(len(o.Columns)*cap(o.Lines), chunkOfCells)
 	n += int(unsafe.Sizeof(Line{}))*cap(o.Lines) + int(unsafe.Sizeof(""))*cells
@@ -64,9 +62,14 @@ func (o *Order) withoutLines() Order {
 	for _, f := range o.Extra {
 		short.Extra = append(short.Extra, Field{strings.Clone(f.Name), strings.Clone(f.Value)})
 		short.size.text += len(f.Name) + len(f.Value)
-		short.size.escapes += escapes(f.Name) + escapes(f.Value)
+		short.size.extra += f.json()
 	}
 	return short
+}
+
+// json returns how many bytes of JSON a field becomes.
+func (f *Field) json() int {
+	return fieldJSON + len(f.Name) + len(f.Value) + escapes(f.Name) + escapes(f.Value)
 }
 
 // escapes returns how many bytes a JSON string takes more than its text, without the quotes around it: a control character

@@ -198,13 +198,13 @@ func (p *parser) tooManyLines(number, lines, columns int) bool {
 	return true
 }
 
-// tooLarge reports whether what was read takes more than MaxStoredBytes, and gives up if it does.
+// tooLarge reports whether what was read becomes more than MaxStoredBytes, and gives up if it does.
 func (p *parser) tooLarge(number int) bool {
 	if p.order.StoredBytes() <= MaxStoredBytes {
 		return false
 	}
 	p.giveUp(number, ProblemTooLarge,
-		fmt.Sprintf("what was read up to this line takes more than %d bytes as it is stored", MaxStoredBytes))
+		fmt.Sprintf("what was read up to this line takes more than %d bytes as JSON", MaxStoredBytes))
 	return true
 }
 

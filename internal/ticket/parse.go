@@ -18,7 +18,7 @@ const (
 	MaxTextBytes   = 16 << 20 // bytes of a body that is read; a longer one is not
 	MaxLines       = 10_000   // lines of a product list, readable or not
 	MaxCells       = 100_000  // lines of a product list times its columns
-	MaxStoredBytes = 4 << 20  // bytes that product lines and unknown header records take as they are stored (StoredBytes)
+	MaxStoredBytes = 4 << 20  // bytes of JSON that product lines and unknown header records become (StoredBytes)
 
 	MaxNumberLength    = 64   // characters of an order number
 	MaxProductIDLength = 128  // characters
@@ -274,8 +274,9 @@ func (p *parser) record(name, value string) {
 	case p.tooLong(p.line, "the name of the record", name, MaxFieldName),
 		p.tooLong(p.line, "the value of the record", value, MaxFieldValue):
 	default:
-		p.order.Extra = append(p.order.Extra, Field{name, value})
-		p.order.size.escapes += escapes(name) + escapes(value)
+		field := Field{name, value}
+		p.order.Extra = append(p.order.Extra, field)
+		p.order.size.extra += field.json()
 	}
 }
 
