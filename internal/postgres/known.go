@@ -2,7 +2,6 @@ package postgres
 
 import (
 	"encoding/binary"
-	"errors"
 	"hash/maphash"
 	"sync"
 	"time"
@@ -199,23 +198,16 @@ type seenProducts struct {
 }
 
 // read reads the result of selectSeen. It leaves out what must not be remembered.
-func (k *known) read(rows *pgconn.ResultReader, seen *seenProducts) error {
+func (k *known) read(rows *pgconn.ResultReader) (seen seenProducts) {
 	var words []byte
 	for rows.NextRow() {
 		v := rows.Values()
-		var times [4]int64 // last_seen_at, first_seen_at, now(), pg_postmaster_start_time()
-		for i := range times {
-			if len(v[4+i]) != 8 {
-				return errors.New("a time of a product is not in Postgres' binary format")
-			}
-			times[i] = int64(binary.BigEndian.Uint64(v[4+i]))
-		}
-		lastSeen, firstSeen := times[0], times[1]
-		seen.began, seen.server = times[2], times[3]
-		if lastSeen <= seen.began-knownRest.Microseconds() || firstSeen < 0 || lastSeen > maxSeen {
+		lastSeen, firstSeen := readTime(v[4]), readTime(v[5])
+		seen.began, seen.server = readTime(v[6]), readTime(v[7])
+		if lastSeen <= seen.began-knownRest.Microseconds() || firstSeen < 0 || firstSeen > lastSeen || lastSeen > maxSeen {
 			continue
 		}
-		words = appendWords(words[:0], v[0], v[1], k.ranks && len(v[3]) == 1 && v[3][0] == 1)
+		words = appendWords(words[:0], v[0], v[1], k.ranks && v[3][0] == 1)
 		words = trimZeros(append(words, v[2]...), len(words))
 		seen.products = append(seen.products, knownProduct{
 			id: maphash.Bytes(k.idSeed, v[0]), words: maphash.Bytes(k.wordsSeed, words),
@@ -224,8 +216,11 @@ func (k *known) read(rows *pgconn.ResultReader, seen *seenProducts) error {
 			asOf:  uint32(seen.began / second),
 		})
 	}
-	return nil
+	return seen
 }
+
+// readTime reads a time in the binary format: in microseconds of Postgres' epoch.
+func readTime(b []byte) int64 { return int64(binary.BigEndian.Uint64(b)) }
 
 // maxSeen is a time of the year 2100, in microseconds of Postgres' epoch. Only a clock that is wrong names a later one.
 const maxSeen = 100 * 365 * 24 * 3600 * second
@@ -253,9 +248,7 @@ func (k *known) remember(seen seenProducts) {
 				place = &set[i]
 			}
 		}
-		if place.id != p.id || place.asOf <= p.asOf {
-			*place = p
-		}
+		*place = p
 	}
 }
 

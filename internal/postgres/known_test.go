@@ -200,6 +200,21 @@ func TestKnown_Ranks(t *testing.T) {
 	assert.True(t, one[bool](t, b, `SELECT authenticated FROM products`))
 }
 
+// A ticket that confirms what another server has changed meanwhile is stored without a question. The second look finds it.
+func TestKnown_ProductThatAnotherServerChanges_IsWhatTheNewestTicketSays(t *testing.T) {
+	t.Parallel()
+	for newest, at := range map[string]time.Duration{"2": 0, "3": 15 * time.Second} {
+		b := setup(t)
+		save(t, b, ago(entry(t, body("1", "Café,a,2")), 20*time.Second))
+		require.NoError(t, trySave(t.Context(), open(t, b.url), ago(entry(t, body("2", "Café,a,3")), 10*time.Second)))
+		assert.False(t, asks(t, b, ago(entry(t, body("3", "Café,a,2")), at)))
+		assert.Equal(t, "3", one[string](t, b, `SELECT price::text FROM products`))
+		settle(t, b)
+		assert.Equal(t, newest, one[string](t, b, `SELECT price::text FROM products`))
+		assertReplayed(t, b, nil)
+	}
+}
+
 // The server looks at what it knows, and is paused. Meanwhile another one changes the product, and the second look finds no
 // newer ticket, because this one is not there yet.
 func TestKnown_ServerThatWasPaused_AsksAgain(t *testing.T) {

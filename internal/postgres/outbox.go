@@ -14,8 +14,8 @@ const (
 	kindTreated = "treated"
 )
 
-// insertOutbox notes a batch's tickets in its transaction. If it is later than $3 by Postgres' clock, or the server is not the one
-// that was started at $4, the row is refused, and the transaction with it: see tooLate.
+// insertOutbox notes a batch's tickets in its transaction. If it is later than $3 by Postgres' clock, or Postgres was not started
+// at $4, the row is refused, and the transaction with it: see tooLate.
 const insertOutbox = `
 INSERT INTO outbox (kind, tickets) SELECT $1::text, CASE WHEN coalesce(
     clock_timestamp() <= $3::timestamptz AND pg_postmaster_start_time() = $4::timestamptz, true) THEN $2::bytea END`

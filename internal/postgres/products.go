@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
@@ -152,7 +151,7 @@ func (s *Store) readAnswers(results *pgconn.MultiResultReader, sayings []saying)
 	for results.NextResult() {
 		rows := results.ResultReader()
 		if len(rows.FieldDescriptions()) == seenColumns {
-			err = s.known.read(rows, &a.seen)
+			a.seen = s.known.read(rows)
 		}
 		for rows.NextRow() {
 			if values := rows.Values(); len(values) > 0 && values[0] != nil {
@@ -167,7 +166,7 @@ func (s *Store) readAnswers(results *pgconn.MultiResultReader, sayings []saying)
 			break // results.Close returns the same error
 		}
 	}
-	if err := errors.Join(results.Close(), err); err != nil {
+	if err := results.Close(); err != nil {
 		return answers{}, err
 	}
 	for i := range sayings {
@@ -196,8 +195,8 @@ func (s *saying) overrules(other *saying) bool {
 	return compareIDs(s.ticketID, other.ticketID) > 0
 }
 
-// news returns what must be asked about products before the TREATED rows are stored, each product once, and what the transaction
-// relies on then. Of a product that must be asked about, the tickets that only confirm it count too, because the newest one counts.
+// news returns what the TREATED rows say about products that must be asked about, each product once, and what the transaction
+// relies on then. Rows that only confirm such a product are included, because the newest one counts.
 func (s *Store) news(rows []row) ([]saying, reliance) {
 	ids, relies := s.known.news(rows, s.authenticated)
 	if ids != nil && len(ids) == 0 {
