@@ -248,9 +248,9 @@ func TestServer_LimitsFollowTheValues(t *testing.T) {
 func TestServer_TakesSettings(t *testing.T) {
 	t.Parallel()
 	for _, helm := range helms {
-		variables := env(renderWith(t, helm, values("settings.MYTICKET_ORDER_LINES=false", "database.connectionsPerServer=7", "settings.MYTICKET_BATCH_TICKETS=512", "settings.MYTICKET_WAITING_TICKETS=1500000",
+		variables := env(renderWith(t, helm, values("settings.MYTICKET_ORDER_LINES=false", "settings.MYTICKET_BATCH_TICKETS=512", "settings.MYTICKET_WAITING_TICKETS=1500000",
 			"settings.MYTICKET_REQUEST_TIMEOUT=5s", "settings.MYTICKET_LOG_LEVEL=debug")...).server(t))
-		assert.Equal(t, "false", variables["MYTICKET_ORDER_LINES"], "and seven connections are enough then")
+		assert.Equal(t, "false", variables["MYTICKET_ORDER_LINES"])
 		assert.Equal(t, "512", variables["MYTICKET_BATCH_TICKETS"])
 		assert.Equal(t, "1500000", variables["MYTICKET_WAITING_TICKETS"], "and not 1.5e+06")
 		assert.Equal(t, "5s", variables["MYTICKET_REQUEST_TIMEOUT"])
@@ -692,8 +692,7 @@ func TestChart_RefusesContradictions(t *testing.T) {
 		"too many connections":             {[]string{"autoscaling.maxReplicas=24"}, "are more than the 200 that the database allows"},
 		"too many, of a fixed number":      {[]string{"autoscaling.enabled=false", "replicas=24"}, "lower autoscaling.maxReplicas (or replicas)"},
 		"too many for an external one":     {append(modes()["external"], "autoscaling.maxReplicas=11"), "are more than the 100"},
-		"more batches than connections":    {[]string{"settings.MYTICKET_BATCHES_IN_FLIGHT=4"}, "must be at least 10"},
-		"too few without order lines":      {[]string{"settings.MYTICKET_BATCHES_IN_FLIGHT=4", "settings.MYTICKET_ORDER_LINES=false"}, "must be at least 9"},
+		"more batches than connections":    {[]string{"settings.MYTICKET_BATCHES_IN_FLIGHT=4"}, "must be at least 9"},
 		"minimum over maximum":             {[]string{"autoscaling.minReplicas=11"}, "is more than autoscaling.maxReplicas: lower the minimum, or raise the maximum"},
 		"nothing to scale by":              {[]string{"autoscaling.targetCPUUtilizationPercentage=0"}, "nothing to scale by"},
 		"scaling without a request":        {[]string{"resources.requests=null"}, "needs resources.requests.cpu"},

@@ -107,7 +107,7 @@ func TestKey_SentManyTimesAtOnce_IsOneTicket(t *testing.T) {
 			t.Parallel()
 			b := b
 			if what == "batches of their own" {
-				b = setup(t, "--batch-tickets=1", "--batches-in-flight=8", "--database-max-conns=14")
+				b = setup(t, "--batch-tickets=1", "--batches-in-flight=8", "--database-max-conns=13")
 			}
 			text := body("1", "Coffee,c,2")
 			receipts := make([]receipt, posts)

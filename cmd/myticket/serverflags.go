@@ -24,7 +24,7 @@ type serverFlags struct {
 	WriteTimeout          time.Duration `env:"MYTICKET_WRITE_TIMEOUT" default:"10s" group:"Limits" help:"Longest time that a client may take to read its answer. Default: ${default}."`
 	IdleTimeout           time.Duration `env:"MYTICKET_IDLE_TIMEOUT" default:"75s" group:"Limits" help:"How long a connection may idle between requests. Set it longer than the idle timeout of the proxy in front. Default: ${default}."`
 
-	DatabaseMaxConns int `env:"MYTICKET_DATABASE_MAX_CONNS" default:"8" group:"Database" help:"Maximum connections of this server to Postgres, at least --batches-in-flight plus 6 (5 without --order-lines). All servers together must stay below Postgres' max_connections. Default: ${default}."`
+	DatabaseMaxConns int `env:"MYTICKET_DATABASE_MAX_CONNS" default:"8" group:"Database" help:"Maximum connections of this server to Postgres, at least --batches-in-flight plus 5. All servers together must stay below Postgres' max_connections. Default: ${default}."`
 
 	BatchTickets    int           `env:"MYTICKET_BATCH_TICKETS" default:"256" group:"Batching" help:"Maximum tickets in one transaction. Default: ${default}."`
 	BatchBytes      byteSize      `env:"MYTICKET_BATCH_BYTES" default:"4MiB" group:"Batching" help:"Maximum bytes of the tickets in one transaction: their bodies, what was read from them, and their rows. One ticket always fits. Default: ${default}."`
@@ -63,17 +63,8 @@ type serverFlags struct {
 
 // connsBesides is how many connections a server needs besides those of its batches: one each for treatment, for maintenance,
 // for draining the spool, for batches that the spool does not take, and for checking whether the database answers. That check
-// must never wait behind tickets. Filling order lines needs one more.
+// must never wait behind tickets. Filling order lines takes one only while two are free.
 const connsBesides = 5
-
-// leastConns is the fewest connections to the database that a server works with.
-func (f *serverFlags) leastConns() int {
-	least := f.BatchesInFlight + connsBesides
-	if f.OrderLines {
-		least++
-	}
-	return least
-}
 
 // headerName is a token (RFC 9110, section 5.6.2).
 var headerName = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
@@ -155,9 +146,9 @@ func (f *serverFlags) smallest() error {
 	if f.TreatMaxBackOff < f.TreatMinBackOff {
 		return errors.New("--treat-max-back-off is too small: it must be at least --treat-min-back-off")
 	}
-	if least := f.leastConns(); f.DatabaseMaxConns < least {
+	if least := f.BatchesInFlight + connsBesides; f.DatabaseMaxConns < least {
 		return fmt.Errorf("--database-max-conns is too small: it must be at least --batches-in-flight and %d more, which is %d",
-			least-f.BatchesInFlight, least)
+			connsBesides, least)
 	}
 	return nil
 }

@@ -93,12 +93,18 @@ func (l *OrderLines) Run(ctx context.Context) {
 
 // Round fills the lines of some batches. It reports whether there may be more. It does nothing while another server fills.
 func (l *OrderLines) Round(ctx context.Context) (more bool, err error) {
+	if !l.spare() {
+		return false, nil
+	}
 	chunk, err := l.filler.reader.next(ctx, linesRows, linesTimeout)
 	if err != nil {
 		return false, explain("read the outbox", err)
 	}
 	tickets := chunk.tickets()
 	for place := chunk.after; len(tickets) > 0; {
+		if !l.spare() {
+			return false, nil
+		}
 		start, age := time.Now(), tickets[0].row.age
 		limited, cancel := context.WithTimeout(ctx, linesTimeout)
 		var n int
@@ -114,6 +120,12 @@ func (l *OrderLines) Round(ctx context.Context) (more bool, err error) {
 		pause(ctx, l.yield(time.Since(start), age))
 	}
 	return chunk.more, nil
+}
+
+// spare reports whether there is a connection to spare. Batches come first, and so does the check whether the database answers.
+func (l *OrderLines) spare() bool {
+	pool := l.filler.store.pool.Stat()
+	return pool.AcquiredConns() < pool.MaxConns()-1 || pool.MaxConns() < 3
 }
 
 // yield returns the pause after a transaction that took some time and filled tickets of an age.
