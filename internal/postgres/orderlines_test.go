@@ -220,6 +220,7 @@ func TestOrderLines_ReadAgain_EndInWhatTheBodiesSay(t *testing.T) {
 	exec(t, b, `DELETE FROM ticket_lines WHERE order_number = '203'`)
 	exec(t, b, `UPDATE outbox_readers SET xid = '0'`) // as if the last steps were lost
 	exec(t, b, `INSERT INTO outbox (kind, tickets) SELECT 'treated', tickets FROM outbox`)
+	exec(t, b, `INSERT INTO outbox (kind, tickets) VALUES ('moved', '')`)
 	fill(t, b)
 	assert.Equal(t, want, lineTexts(t, b))
 	assert.Equal(t, unchanged, one[string](t, b, `SELECT xmin::text FROM ticket_lines WHERE order_number = '119'`),
