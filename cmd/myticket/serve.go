@@ -108,7 +108,7 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 	in := intake.New(intakeConfig, tracing.TraceStore(store), treater) //nolint:contextcheck // it outlives ctx until Close
 	in.Register(registry)
 	maintainer := postgres.NewMaintainer(
-		postgres.MaintainConfig{Period: postgres.Period(f.PartitionPeriod), Ahead: f.PartitionsAhead}, store)
+		postgres.MaintainConfig{Period: postgres.Period(f.PartitionPeriod), Ahead: f.PartitionsAhead, OrderLines: f.OrderLines}, store)
 	registry.MustRegister(maintainer)
 	webhook := httpapi.New(httpapi.Config{
 		MaxBody: int(f.MaxBody), MaxHeader: int(f.MaxHeader), BodyBytes: limits.bodyBytes,
@@ -139,6 +139,13 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 	failed := make(chan error, 2)
 	parts.Go(func() { maintainer.Run(background) })
 	parts.Go(func() { treater.Run(background) })
+	if f.OrderLines {
+		lines := postgres.NewOrderLines(postgres.OrderLinesConfig{
+			Period: postgres.Period(f.PartitionPeriod), Registry: registry,
+			Ready: func() bool { return maintainer.Health().Ready }, Busy: func() bool { return in.Waiting() > 0 },
+		}, store)
+		parts.Go(func() { lines.Run(background) })
+	}
 	if queue != nil {
 		parts.Go(func() { queue.Watch(background) })
 	}
