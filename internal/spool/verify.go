@@ -59,6 +59,9 @@ func (s *Spool) verify(segment *segment) error {
 		s.aside.Add(1)
 	}
 	segment.setVerified() // under any name
+	if s.queue.unverified() == 0 {
+		s.keys.complete()
+	}
 	s.refreshOldest()
 	if err = errors.Join(err, s.forgetDrained()); err != nil {
 		s.config.Logger.Warn("a file of the spool cannot be renamed or removed; its tickets are drained", "error", err)
