@@ -110,22 +110,35 @@ func TestIntake_KeysOfTheSpoolAreNotRead_DeliveriesAreTakenAfterHalfOfTheTimeout
 
 func TestIntake_KeysAreNotRead_AndNeitherStoreNorDiskAnswers_NobodyWaitsBeyondTheTimeout(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		const timeout = 4 * time.Second
-		queue, store, held := openEarlierSpool(t), &memory{}, make(chan struct{})
+	for name, away := range map[string]bool{"it is known that the store is away": true, "it is not": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) { requireAnswersInTime(t, away) })
+		})
+	}
+}
+
+func requireAnswersInTime(t *testing.T, away bool) {
+	t.Helper()
+	const timeout = 4 * time.Second
+	queue, store, held := openEarlierSpool(t), &memory{}, make(chan struct{})
+	if store.away.Store(away); !away {
 		store.hold.Store(&held)
-		disk := hangingSpool{queue.Spool, make(chan struct{})}
-		in := start(t, intake.Config{Spool: struct {
-			*earlierSpool
-			putter
-		}{queue, disk}, Timeout: timeout}, store, nil)
-		defer close(disk.release)
-		defer close(queue.release)
-		defer close(held)
-		r := <-accept(in, sample, "k")
-		require.ErrorIs(t, r.err, ticket.ErrUnavailable)
-		require.Equal(t, timeout, r.after)
-	})
+	}
+	disk := hangingSpool{queue.Spool, make(chan struct{})}
+	in := start(t, intake.Config{Spool: struct {
+		*earlierSpool
+		putter
+	}{queue, disk}, Timeout: timeout}, store, nil)
+	defer close(disk.release)
+	defer close(queue.release)
+	defer close(held)
+	if away {
+		accept(in, "no key", "") // finds out
+	}
+	r := <-accept(in, sample, "k")
+	require.ErrorIs(t, r.err, ticket.ErrUnavailable)
+	require.Equal(t, timeout, r.after)
 }
 
 // putter makes the Put of another spool one's own.

@@ -63,8 +63,8 @@ func TestSpool_Open_TakesTickets_BeforeTheOldOnesAreVerified(t *testing.T) {
 	require.NoError(t, s.Remove(some))
 	requireSame(t, append(slices.Clone(old[5:]), fresh...), take(t, s))
 	require.Zero(t, s.Stats().Unverified)
+	require.True(t, areRead(s), "nothing is left to verify")
 	require.NoError(t, s.Verify(t.Context()))
-	require.True(t, areRead(s))
 	require.NoError(t, s.Close())
 	require.Empty(t, glob(t, dir, "*.spool"))
 }
@@ -184,6 +184,22 @@ func loseStructure(t *testing.T, path string) {
 	_, err = file.WriteAt(make([]byte, 2*os.Getpagesize()), 0)
 	require.NoError(t, err)
 	require.NoError(t, file.Close())
+}
+
+// A damaged file is searched piece by piece, and a record may begin in one and end in the next.
+func TestSpool_RecordAcrossTwoPiecesOfAFile_IsFound(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "file")
+	e := entry(t, "x")
+	for at := spool.PieceBytes - 300; at <= spool.PieceBytes; at++ {
+		found, err := spool.Scan(path, 2*spool.PieceBytes, at, e)
+		require.NoError(t, err)
+		require.Equal(t, []int64{int64(at)}, found)
+	}
+	long := entry(t, string(make([]byte, 3*spool.PieceBytes)))
+	found, err := spool.Scan(path, 5*spool.PieceBytes, 100, long)
+	require.NoError(t, err)
+	require.Equal(t, []int64{100}, found)
 }
 
 // A file without a structure seems to hold nothing. It must not be taken for drained.
