@@ -218,8 +218,8 @@ func verifySpool(ctx context.Context, queue *spool.Spool, logger *slog.Logger) {
 	switch err := queue.Verify(ctx); {
 	case ctx.Err() != nil: // the next server verifies the rest
 	case err != nil:
-		logger.Error("files of the spool cannot be read; their tickets stay in them, and a repeated delivery of one may get another id; "+
-			"the server keeps trying", "error", err)
+		logger.Error("files of the spool cannot be read; their tickets stay in them, and a repeated delivery of one may get "+
+			"another id; the server keeps trying", "error", err)
 	case files > 0:
 		logger.Info("the files of the spool are verified", "files", files, "took", time.Since(start).Round(time.Millisecond).String())
 	}

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"myticket/internal/devdb/pgtest"
@@ -34,7 +35,12 @@ func TestServe_TakesTickets_WhileTheOldFilesOfItsSpoolAreVerified(t *testing.T) 
 	s.awaitReady(t)
 	require.Equal(t, http.StatusOK, s.post(t, "/ticket", sample(t)).status)
 	repeated := make(chan answer, 1)
-	go func() { repeated <- s.post(t, "/ticket/shop-1", sample(t), "Idempotency-Key", "k") }()
+	text := sample(t)
+	go func() {
+		a, err := s.send("/ticket/shop-1", text, "Idempotency-Key", "k")
+		assert.NoError(t, err)
+		repeated <- a
+	}()
 	await(t, "the repeated delivery waits", func() bool { return s.metric(t, "myticket_intake_in_flight") == 1 })
 	require.Empty(t, repeated)
 	require.InDelta(t, 3, s.metric(t, "myticket_spool_files_unverified"), 0, "the pipe and two files")

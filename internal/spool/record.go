@@ -67,50 +67,26 @@ func (n nonce) encode(sequence uint64, e *intake.Entry) ([]byte, error) {
 
 // decode reads the record that b begins with, and returns how long it is. It shares no memory with b.
 func (n nonce) decode(b []byte) (record, int, error) {
-	var r record
-	length, err := n.decodeInto(b, &r)
-	return r, length, err
-}
-
-// heading is the part of a record that tells it from others.
-type heading struct {
-	Sequence uint64    `cbor:"1,keyasint"`
-	ID       uuid.UUID `cbor:"2,keyasint"`
-}
-
-// decodeHeading does what decode does, but reads only the heading, which costs much less.
-func (n nonce) decodeHeading(b []byte) (heading, int, error) {
-	var h heading
-	length, err := n.decodeInto(b, &h)
-	return h, length, err
-}
-
-func (n nonce) decodeInto(b []byte, v any) (length int, err error) {
 	if len(b) < headerSize || nonce(b[:nonceSize]) != n {
-		return 0, errDamaged
+		return record{}, 0, errDamaged
 	}
-	stated := int64(binary.BigEndian.Uint32(b[nonceSize:]))
-	if stated > int64(len(b)-headerSize) {
-		return 0, errDamaged
+	length := int64(binary.BigEndian.Uint32(b[nonceSize:]))
+	if length > int64(len(b)-headerSize) {
+		return record{}, 0, errDamaged
 	}
-	payload := b[headerSize : headerSize+stated]
+	payload := b[headerSize : headerSize+length]
 	if crc32.Checksum(payload, castagnoli) != binary.BigEndian.Uint32(b[nonceSize+4:]) {
-		return 0, errDamaged
+		return record{}, 0, errDamaged
 	}
-	if err := decoding.Unmarshal(payload, v); err != nil {
-		return 0, fmt.Errorf("%w: %w", errDamaged, err)
+	if r, ok := decodePlain(payload); ok {
+		return r, headerSize + len(payload), nil
 	}
-	return headerSize + len(payload), nil
+	var r record
+	if err := cbor.Unmarshal(payload, &r); err != nil {
+		return record{}, 0, fmt.Errorf("%w: %w", errDamaged, err)
+	}
+	return r, headerSize + len(payload), nil
 }
-
-// decoding reads an id as the bytes that it is, without asking for a method that does.
-var decoding = func() cbor.DecMode {
-	mode, err := cbor.DecOptions{BinaryUnmarshaler: cbor.BinaryUnmarshalerNone}.DecMode()
-	if err != nil {
-		panic(err) // the options are constants
-	}
-	return mode
-}()
 
 // entry returns the ticket as intake had it before it was read.
 func (r *record) entry() intake.Entry {

@@ -37,10 +37,10 @@ func (s *segment) salvage(cause error) (*damage, error) {
 	s.closeFile()
 	var salvaged []salvagedRecord
 	seen := map[uuid.UUID]bool{} // a page that was written anew leaves its old copy behind
-	size, err := s.scan(0, func(h heading, at int64, length int) bool {
-		if !seen[h.ID] {
-			seen[h.ID] = true
-			salvaged = append(salvaged, salvagedRecord{h.Sequence, at, length})
+	size, err := s.scan(0, func(r *record, at int64, length int) bool {
+		if !seen[r.ID] {
+			seen[r.ID] = true
+			salvaged = append(salvaged, salvagedRecord{r.Sequence, at, length})
 		}
 		return true
 	})
@@ -71,7 +71,7 @@ const scanBytes = 1 << 20
 
 // scan calls f with every whole record after a sequence number, wherever it is in the file, until f returns false. It returns
 // the size of the file. What the disk does not return counts as zeros. The caller must hold s.file.
-func (s *segment) scan(after uint64, f func(h heading, at int64, length int) bool) (size int64, err error) {
+func (s *segment) scan(after uint64, f func(r *record, at int64, length int) bool) (size int64, err error) {
 	file, err := os.Open(s.path)
 	if err != nil {
 		return 0, err
@@ -97,8 +97,8 @@ func (s *segment) scan(after uint64, f func(h heading, at int64, length int) boo
 				at++
 				continue
 			}
-			h, length, err := s.headingAt(file, from+int64(at), size)
-			if err == nil && !f(h, from+int64(at), length) {
+			r, length, err := s.recordAt(file, from+int64(at), size)
+			if err == nil && !f(&r, from+int64(at), length) {
 				return size, nil
 			}
 			at += max(length, 1)
@@ -112,41 +112,21 @@ func (s *segment) scan(after uint64, f func(h heading, at int64, length int) boo
 	return size, nil
 }
 
-// headingAt reads a record of a file of a size, and returns its heading and its length if it is whole.
-func (s *segment) headingAt(file *os.File, at, size int64) (heading, int, error) {
+// recordAt reads a record of a file of a size, and returns its length, too, if it is whole.
+func (s *segment) recordAt(file *os.File, at, size int64) (record, int, error) {
 	var header [headerSize]byte
 	if _, err := file.ReadAt(header[:], at); err != nil {
-		return heading{}, 0, err
+		return record{}, 0, err
 	}
 	length := headerSize + int64(binary.BigEndian.Uint32(header[nonceSize:]))
 	if at+length > size {
-		return heading{}, 0, errDamaged
+		return record{}, 0, errDamaged
 	}
 	value := make([]byte, length)
 	if _, err := file.ReadAt(value, at); err != nil {
-		return heading{}, 0, err
+		return record{}, 0, err
 	}
-	return s.nonce.decodeHeading(value)
-}
-
-// statedSequence returns the sequence number that a record begins with, if it is one. It does not check whether the record is
-// whole, and costs much less than that. (CBOR, RFC 8949: a map, the key 1, and an unsigned integer.)
-func statedSequence(b []byte) (n uint64, ok bool) {
-	const mapHead, key, number = headerSize, headerSize + 1, headerSize + 2
-	if len(b) < number+5 || b[mapHead]>>5 != 5 || b[key] != 1 {
-		return 0, false
-	}
-	switch b = b[number:]; {
-	case b[0] < 24:
-		return uint64(b[0]), true
-	case b[0] == 24:
-		return uint64(b[1]), true
-	case b[0] == 25:
-		return uint64(binary.BigEndian.Uint16(b[1:])), true
-	case b[0] == 26:
-		return uint64(binary.BigEndian.Uint32(b[1:])), true
-	}
-	return 0, false
+	return s.nonce.decode(value)
 }
 
 // readWhatCanBe fills content with what is in a file from a place on. What the disk does not return is zeros.

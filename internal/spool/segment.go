@@ -27,6 +27,8 @@ type segment struct {
 
 	stuck atomic.Bool // the locks of the writer may be held for ever, so it must not be used again
 
+	verifying sync.Mutex // held by Spool.verify, so that it verifies the file once; locked before Spool.write
+
 	// file guards what follows. It is held while the file is opened, read, renamed or closed, but not while records are
 	// appended: a reader does not wait for a writer.
 	file      sync.Mutex

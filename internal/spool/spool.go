@@ -43,8 +43,6 @@ type Spool struct {
 	queue  queue
 	aside  atomic.Int64 // how many files a person should look at
 
-	verifying sync.Mutex // held while a file is verified, so that it is verified once; locked before write
-
 	// write guards what follows. It is held while a file is made, written, renamed or removed.
 	write   sync.Mutex
 	folder  *folder
@@ -166,10 +164,8 @@ func (s *Spool) Stats() Stats {
 	return have
 }
 
-// Close closes the files and releases the folder. The tickets stay in it.
+// Close closes the files and releases the folder. The tickets stay in it. All other calls must have returned.
 func (s *Spool) Close() error {
-	s.verifying.Lock()
-	defer s.verifying.Unlock()
 	s.write.Lock()
 	defer s.write.Unlock()
 	return s.close()

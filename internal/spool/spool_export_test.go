@@ -3,6 +3,8 @@ package spool
 import (
 	"os"
 
+	"github.com/fxamacker/cbor/v2"
+
 	"myticket/internal/intake"
 )
 
@@ -22,7 +24,7 @@ func Scan(path string, size, at int, e *intake.Entry) (found []int64, err error)
 		return nil, err
 	}
 	seen := map[int64]bool{}
-	_, err = s.scan(0, func(_ heading, at int64, _ int) bool {
+	_, err = s.scan(0, func(_ *record, at int64, _ int) bool {
 		if !seen[at] {
 			seen[at] = true
 			found = append(found, at)
@@ -56,4 +58,18 @@ func (s *Spool) FailSync(entries []*intake.Entry, during func(path string)) erro
 	during(s.active.name())
 	s.abandon()
 	return nil
+}
+
+// DecodeRecord reads the CBOR of a record in both ways. Plain is false if only the general one can read it.
+func DecodeRecord(b []byte) (plain bool, fast, general any, err error) {
+	r, ok := decodePlain(b)
+	var all record
+	err = cbor.Unmarshal(b, &all)
+	return ok, r, all, err
+}
+
+// EncodeRecord returns the CBOR of a record.
+func EncodeRecord(e *intake.Entry) ([]byte, error) {
+	b, err := nonce{}.encode(1<<20, e)
+	return b[min(len(b), headerSize):], err
 }

@@ -16,7 +16,7 @@ var errEndsEarly = errors.New("the file holds records that its structure does no
 
 // Verify verifies the files that processes before this one left, oldest first, and then closes KeysRead. It returns when all
 // are verified, with an error if the disk does not return some of them, or when ctx ends and the present file is verified.
-// Meanwhile any other method may be called. If Peek gets to a file first, it verifies it.
+// Meanwhile any other method but Close may be called. If Peek gets to a file first, it verifies it.
 func (s *Spool) Verify(ctx context.Context) error {
 	var failure error
 	for _, segment := range s.queue.all() {
@@ -39,8 +39,8 @@ func (s *Spool) verify(segment *segment) error {
 	if segment.isVerified() {
 		return nil
 	}
-	s.verifying.Lock()
-	defer s.verifying.Unlock()
+	segment.verifying.Lock()
+	defer segment.verifying.Unlock()
 	if segment.isVerified() {
 		return nil
 	}
@@ -84,7 +84,7 @@ func (s *segment) estimate() error {
 		// Whatever is wrong, verify finds it.
 		_ = s.view(func(tx *bolt.Tx, b *bolt.Bucket) error {
 			if _, value := b.Cursor().Last(); value != nil {
-				r, _, err := s.nonce.decodeHeading(value)
+				r, _, err := s.nonce.decode(value)
 				if err != nil {
 					return err
 				}
@@ -153,7 +153,7 @@ func (s *segment) verify(f func(*record)) error {
 // transaction. The caller must hold s.file.
 func (s *segment) endsEarly(last uint64) error {
 	found := false
-	_, err := s.scan(last, func(heading, int64, int) bool {
+	_, err := s.scan(last, func(*record, int64, int) bool {
 		found = true
 		return false
 	})
