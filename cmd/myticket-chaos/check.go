@@ -61,7 +61,7 @@ func (t *trial) check(ctx context.Context) error {
 	return nil
 }
 
-// settleProducts does now what the server does by itself half a minute later.
+// settleProducts does now what the server does by itself a minute later.
 func settleProducts(ctx context.Context, url string) error {
 	store, err := postgres.Open(ctx, postgres.Config{URL: url, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/dustin/go-humanize"
 
 	"myticket/internal/httpapi"
+	"myticket/internal/postgres"
 )
 
 // assumedMemory is the memory that a server is assumed to have if no limit is known, in bytes.
@@ -89,8 +90,9 @@ const (
 
 // memoryNeeded returns the most that a server uses, in bytes: the sum in docs/server.md.
 func (f *serverFlags) memoryNeeded(l clientLimits) int64 {
-	needed := memoryAtRest + int64(l.connections)*int64(httpapi.ConnectionCost(int(f.MaxHeader))) + int64(l.bodyBytes) +
-		2*int64(l.waitingBytes) + 2*int64(f.BatchesInFlight)*int64(f.BatchBytes)
+	needed := memoryAtRest + postgres.KnownProductsBytes + int64(l.bodyBytes) +
+		int64(l.connections)*int64(httpapi.ConnectionCost(int(f.MaxHeader))) + 2*int64(l.waitingBytes) +
+		2*int64(f.BatchesInFlight)*int64(f.BatchBytes)
 	if f.SpoolDir != "" {
 		needed += 4*int64(f.BatchBytes) + memoryOfWrite + int64(f.BatchBytes) + memoryOfKey*int64(f.SpoolMaxTickets)
 	}

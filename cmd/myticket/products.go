@@ -131,7 +131,7 @@ func (c productsPruneCmd) print(std streams, pruned postgres.Pruned) error {
 		what = "removed"
 	}
 	fmt.Fprintf(std.stdout, "%d products have their name and price from these tickets, "+
-		"and no ticket has named them for two minutes\n", pruned.Candidates)
+		"and no ticket has named them for ten minutes\n", pruned.Candidates)
 	fmt.Fprintf(std.stdout, "%d of them stay, because other tickets name them too\n", pruned.Kept)
 	if pruned.Changed > 0 {
 		fmt.Fprintf(std.stdout, "%d of them stay, because they were being changed: run the command again\n", pruned.Changed)

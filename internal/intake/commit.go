@@ -8,7 +8,7 @@ import (
 	"myticket/internal/ticket"
 )
 
-// commitBatches is one lane. It commits one batch after another, and never waits for a batch to fill.
+// commitBatches is one lane. It commits one batch after another. It never waits for a batch to fill while no other is under way.
 func (in *Intake) commitBatches() {
 	for {
 		b := in.queue.next()
@@ -17,9 +17,10 @@ func (in *Intake) commitBatches() {
 		}
 		if time.Since(b.since) >= in.config.Timeout {
 			b.fail(ticket.ErrUnavailable) // its senders have this answer already
-			continue
+		} else {
+			in.commit(b)
 		}
-		in.commit(b)
+		in.queue.done()
 	}
 }
 

@@ -10,8 +10,13 @@ import (
 
 // largeCost is the cost from which a ticket that was read counts as large. Large tickets may take half of the room in the
 // queue, so they never keep out all others. A usual ticket of largeBody, with lines of 30 bytes, is not large. One of 64 KiB
-// with the shortest lines becomes 2 MiB.
+// with the shortest lines becomes 1.4 MiB.
 const largeCost = 128 << 10
+
+// company is how long a batch that is smaller than the one under way waits for more tickets. With few senders, two lanes would
+// take half-full batches from each other otherwise, and each costs a commit. A transaction that takes longer than this holds up
+// nothing: the next batch starts beside it.
+const company = 5 * time.Millisecond
 
 // queue is where entries wait, grouped into batches. The last batch of a list is open for more entries, and those before it
 // are full. The queue is bounded in tickets and in bytes (Ticket.Cost). It also knows whether the store is away, because that
@@ -24,7 +29,7 @@ type queue struct {
 	pressed                       chan struct{} // gets a value when there may be a batch for the spool
 
 	mu       sync.Mutex // guards all fields below
-	changed  sync.Cond  // signaled for a new batch; broadcast when the queue closes, or the store goes or comes back
+	changed  sync.Cond  // signaled for a batch that is due; broadcast when the queue closes, or the store goes or comes back
 	away     time.Time  // since when the store takes no tickets; zero while it takes them
 	flushed  bool       // the lanes of the store have ended
 	closed   bool
@@ -33,6 +38,9 @@ type queue struct {
 	tickets  int
 	cost     int
 	large    int
+	underWay int         // batches that lanes of the store have taken and not finished
+	newest   int         // tickets in the last of them
+	waited   *time.Timer // signals changed when the first batch has waited for company
 }
 
 func newQueue(config Config) *queue {
@@ -42,6 +50,11 @@ func newQueue(config Config) *queue {
 		spools: config.Spool != nil, pressed: make(chan struct{}, 1),
 	}
 	q.changed.L = &q.mu
+	q.waited = time.AfterFunc(company, func() {
+		q.mu.Lock() // or else a lane that is about to wait would miss the signal
+		defer q.mu.Unlock()
+		q.changed.Signal()
+	})
 	return q
 }
 
@@ -58,10 +71,13 @@ func (q *queue) add(e *Entry) (b *batch, entry int, err error) {
 		return nil, 0, err
 	}
 	b, isNew := q.open(&q.forStore, cost, causeNone)
-	if isNew {
-		q.changed.Signal()
-	}
 	entry = q.put(b, e, cost, large)
+	switch {
+	case q.due():
+		q.changed.Signal()
+	case isNew:
+		q.waited.Reset(company)
+	}
 	if q.held() || q.crowded() {
 		q.press()
 	}
@@ -258,18 +274,42 @@ func (q *queue) overflowing(wait time.Duration) *batch {
 	return b
 }
 
-// next takes the oldest batch for the store, and waits while there is none. It returns nil once the queue is closed and
-// empty.
+// next takes the oldest batch for the store, and waits until one is due. It returns nil once the queue is closed and empty. The
+// caller must call done before it calls next again.
 func (q *queue) next() *batch {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for len(q.forStore) == 0 || q.held() {
+	for !q.due() || q.held() {
 		if q.closed {
 			return nil
 		}
+		if len(q.forStore) > 0 && !q.held() {
+			q.waited.Reset(company - time.Since(q.forStore[0].since))
+		}
 		q.changed.Wait()
 	}
-	return q.take(&q.forStore)
+	b := q.take(&q.forStore)
+	q.underWay++
+	q.newest = len(b.entries)
+	return b
+}
+
+// done notes that a lane of the store has finished its batch.
+func (q *queue) done() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.underWay--
+}
+
+// due reports whether the store's next batch may start: if none is under way, if it is full or no smaller than the last that
+// started, or if it has waited for company. The caller must hold q.mu.
+func (q *queue) due() bool {
+	if len(q.forStore) == 0 {
+		return false
+	}
+	b := q.forStore[0]
+	return q.underWay == 0 || len(q.forStore) > 1 || len(b.entries) >= min(q.newest, q.maxBatchTickets) ||
+		q.closed || time.Since(b.since) >= company
 }
 
 // take removes the first batch of a list. The caller must hold q.mu.

@@ -75,7 +75,7 @@ func TestIntake_LargeTickets_TakeTurns_AndSmallOnesPass(t *testing.T) {
 func TestIntake_LargeTicketsThatWait_LeaveRoomForSmallOnes(t *testing.T) {
 	t.Parallel()
 	saving, commit := make(chan struct{}, 100), make(chan struct{})
-	in := start(t, intake.Config{BatchesInFlight: 1, WaitingBytes: 12 << 20}, &scriptedStore{save: func(context.Context, intake.Batch) error {
+	in := start(t, intake.Config{BatchesInFlight: 1, WaitingBytes: 8 << 20}, &scriptedStore{save: func(context.Context, intake.Batch) error {
 		saving <- struct{}{}
 		<-commit
 		return nil
@@ -89,7 +89,7 @@ func TestIntake_LargeTicketsThatWait_LeaveRoomForSmallOnes(t *testing.T) {
 	}
 	accept(delivery(sample), nil)
 	<-saving
-	accept(large(90_000), nil) // becomes 2.5 MiB, and so does the next
+	accept(large(90_000), nil) // becomes 1.9 MiB, and so does the next
 	awaitWaiting(t, in, 1)
 	accept(large(90_000), nil)
 	awaitWaiting(t, in, 2)

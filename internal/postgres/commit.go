@@ -49,6 +49,7 @@ func (s *Store) retry(ctx context.Context, doing string, transaction func() erro
 		again := transient(err)
 		if broken(err) {
 			s.pool.Reset()
+			s.known.forget()
 			again = true
 		}
 		again = again && time.Since(start) <= retryFor || errors.Is(err, errUnreplicated)

@@ -24,9 +24,10 @@ const (
 	// prepareTimeout is how long a server waits for its first partitions before it becomes ready without them.
 	prepareTimeout = 10 * time.Second
 
-	// settleAfter is the time after which every transaction that ran beside a change of a product has ended. Transactions of
-	// deliveries end within seconds, because their senders do not wait longer.
-	settleAfter = 30 * time.Second
+	// settleAfter is the time after which every transaction has ended that did not see a change of a product: those that ran beside
+	// it, and those that relied on what was there before (knownFor). Transactions of deliveries end within seconds, because their
+	// senders do not wait longer.
+	settleAfter = knownFor + 30*time.Second
 	settleLimit = 1000
 
 	// moveFor is how long tickets that were set aside are moved before other jobs have a turn.

@@ -214,5 +214,7 @@ func (g *gate) committed(added []saying) {
 	}
 }
 
-// Register registers the metrics of the limit of new products.
-func (s *Store) Register(r prometheus.Registerer) { r.MustRegister(s.newProducts.stopped) }
+// Register registers the metrics of the limit of new products, and of the products that are known.
+func (s *Store) Register(r prometheus.Registerer) {
+	r.MustRegister(s.newProducts.stopped, s.known.lines)
+}

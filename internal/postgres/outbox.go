@@ -3,7 +3,6 @@ package postgres
 import (
 	"context"
 	"errors"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -15,17 +14,18 @@ const (
 	kindTreated = "treated"
 )
 
-// insertOutbox notes a batch's tickets in its transaction. If the transaction began later than $3 by Postgres' clock, the row is
-// refused, and the transaction with it: see tooLate.
+// insertOutbox notes a batch's tickets in its transaction. If it is later than $3 by Postgres' clock, or Postgres was not started
+// at $4, the row is refused, and the transaction with it: see tooLate.
 const insertOutbox = `
-INSERT INTO outbox (kind, tickets) SELECT $1::text, CASE WHEN coalesce(now() <= $3::timestamptz, true) THEN $2::bytea END`
+INSERT INTO outbox (kind, tickets) SELECT $1::text, CASE WHEN coalesce(
+    clock_timestamp() <= $3::timestamptz AND pg_postmaster_start_time() = $4::timestamptz, true) THEN $2::bytea END`
 
-var outboxFormats = []int16{formatText, formatBinary, formatBinary}
+var outboxFormats = []int16{formatText, formatBinary, formatBinary, formatBinary}
 
-// queueOutbox adds the statement for the tickets of rows to a batch. NotAfter is the latest time, by Postgres' clock, at which the
-// transaction may begin; the zero time for no limit.
+// queueOutbox adds the statement for the tickets of rows to a batch. It must be the last one if the transaction relies on
+// something, so that the time of all other statements counts.
 func queueOutbox(
-	ctx context.Context, conn *pgx.Conn, batch *pgconn.Batch, kind string, rows []row, notAfter time.Time,
+	ctx context.Context, conn *pgx.Conn, batch *pgconn.Batch, kind string, rows []row, relies reliance,
 ) error {
 	outbox, err := conn.Prepare(ctx, insertOutbox, insertOutbox)
 	if err != nil {
@@ -35,15 +35,12 @@ func queueOutbox(
 	for i := range rows {
 		ids = append(ids, rows[i].ticket.ID[:]...)
 	}
-	var limit []byte
-	if !notAfter.IsZero() {
-		limit = appendTime(nil, notAfter)
-	}
-	batch.ExecPrepared(outbox.Name, [][]byte{[]byte(kind), ids, limit}, outboxFormats, nil)
+	until, server := relies.params()
+	batch.ExecPrepared(outbox.Name, [][]byte{[]byte(kind), ids, until, server}, outboxFormats, nil)
 	return nil
 }
 
-// tooLate reports whether the outbox refused a row because its transaction began too late.
+// tooLate reports whether the outbox refused a row because what its transaction relied on no longer holds.
 func tooLate(err error) bool {
 	var refused *pgconn.PgError
 	return errors.As(err, &refused) && refused.Code == notNullViolation && refused.ColumnName == "tickets"

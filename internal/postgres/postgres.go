@@ -53,6 +53,7 @@ type Store struct {
 	logger  *slog.Logger
 
 	newProducts *newProducts
+	known       *known
 	// authenticated reports whether a source overrules others about products; nil if all sources are equal.
 	authenticated func(source string) bool
 }
@@ -91,12 +92,15 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 	poolConfig.MaxConnLifetime = 30 * time.Minute
 	poolConfig.MaxConnLifetimeJitter = 5 * time.Minute
 	poolConfig.HealthCheckPeriod = 15 * time.Second
-	poolConfig.AfterConnect = preferIndexes
+	poolConfig.AfterConnect = prepareSession
 	pool, err := pgxpool.NewWithConfig(ctx, poolConfig)
 	if err != nil {
 		return nil, fmt.Errorf("make the connection pool: %w", err)
 	}
-	s := &Store{pool: pool, queries: in.tracer, logger: config.Logger, newProducts: limitNewProducts(config.Sources)}
+	s := &Store{
+		pool: pool, queries: in.tracer, logger: config.Logger, newProducts: limitNewProducts(config.Sources),
+		known: newKnown(config.AuthenticatedProducts),
+	}
 	if config.AuthenticatedProducts {
 		s.authenticated = config.Sources.authenticated
 	}
@@ -122,10 +126,13 @@ func Describe(url string) string {
 // Close waits for the connections that are in use, and closes all connections.
 func (s *Store) Close() { s.pool.Close() }
 
-// preferIndexes forbids plans that are right only while a table is small. A server may prepare its statements on an empty
+// prepareSession forbids plans that are right only while a table is small. A server may prepare its statements on an empty
 // database, and keeps the plans until ANALYZE runs. Every statement of the hot path reads and writes by key, so a sequential
 // scan, a hash join or a merge join would become wrong as the tables grow.
-func preferIndexes(ctx context.Context, conn *pgx.Conn) error {
-	_, err := conn.Exec(ctx, `SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off`)
+//
+// It also has Postgres end a transaction whose process was paused before its COMMIT: see settleAfter.
+func prepareSession(ctx context.Context, conn *pgx.Conn) error {
+	_, err := conn.Exec(ctx, `SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
+		SET idle_in_transaction_session_timeout = '10s'`)
 	return err
 }

@@ -106,24 +106,53 @@ func productArrays(sayings []saying) [][]byte {
 
 // upsert runs upsertProducts, and returns the products that were not there before.
 func (s *Store) upsert(ctx context.Context, conn *pgx.Conn, sayings []saying) ([]saying, error) {
-	products, err := conn.Prepare(ctx, upsertProducts, upsertProducts)
-	if err != nil {
+	batch := &pgconn.Batch{}
+	if err := s.queueProducts(ctx, conn, batch, sayings); err != nil {
 		return nil, err
 	}
-	batch := &pgconn.Batch{}
-	batch.ExecPrepared(products.Name, s.productParams(sayings), productFormats, nil)
-	added, _, err := readAdded(conn.PgConn().ExecBatch(ctx, batch), sayings)
-	return added, err
+	a, err := s.readAnswers(conn.PgConn().ExecBatch(ctx, batch), sayings)
+	return a.added, err
 }
 
-// readAdded reads the results of a batch of statements. Only upsertProducts returns columns. It returns the products that were
-// not there before, and the tag of the last statement.
-func readAdded(
-	results *pgconn.MultiResultReader, sayings []saying,
-) (added []saying, last pgconn.CommandTag, err error) {
+// queueProducts adds upsertProducts to a batch.
+func (s *Store) queueProducts(ctx context.Context, conn *pgx.Conn, batch *pgconn.Batch, sayings []saying) error {
+	products, err := conn.Prepare(ctx, upsertProducts, upsertProducts)
+	if err != nil {
+		return err
+	}
+	batch.ExecPrepared(products.Name, s.productParams(sayings), productFormats, nil)
+	return nil
+}
+
+// queueSeen adds selectSeen to a batch.
+func queueSeen(ctx context.Context, conn *pgx.Conn, batch *pgconn.Batch, sayings []saying) error {
+	seen, err := conn.Prepare(ctx, selectSeen, selectSeen)
+	if err != nil {
+		return err
+	}
+	ids := newArray(pgtype.TextOID, 16*len(sayings))
+	for i := range sayings {
+		ids.text(sayings[i].ID)
+	}
+	batch.ExecPrepared(seen.Name, [][]byte{ids.param()}, []int16{formatBinary}, []int16{formatBinary})
+	return nil
+}
+
+// answers are the results of a batch of statements.
+type answers struct {
+	added []saying          // the products that were not there before
+	seen  seenProducts      // of selectSeen
+	last  pgconn.CommandTag // of the last statement
+}
+
+// readAnswers reads the results of a batch of statements. Only upsertProducts and selectSeen return columns.
+func (s *Store) readAnswers(results *pgconn.MultiResultReader, sayings []saying) (a answers, err error) {
 	var ids map[string]bool // usually empty
 	for results.NextResult() {
 		rows := results.ResultReader()
+		if len(rows.FieldDescriptions()) == seenColumns {
+			a.seen = s.known.read(rows)
+		}
 		for rows.NextRow() {
 			if values := rows.Values(); len(values) > 0 && values[0] != nil {
 				if ids == nil {
@@ -132,22 +161,20 @@ func readAdded(
 				ids[string(values[0])] = true
 			}
 		}
-		if last, err = rows.Close(); err != nil {
+		var failed error
+		if a.last, failed = rows.Close(); failed != nil {
 			break // results.Close returns the same error
 		}
 	}
 	if err := results.Close(); err != nil {
-		return nil, last, err
-	}
-	if len(ids) == 0 {
-		return nil, last, nil
+		return answers{}, err
 	}
 	for i := range sayings {
-		if ids[sayings[i].ID] {
-			added = append(added, sayings[i])
+		if len(ids) > 0 && ids[sayings[i].ID] {
+			a.added = append(a.added, sayings[i])
 		}
 	}
-	return added, last, nil
+	return a, nil
 }
 
 // saying is what a batch says about a product: name and price in its newest ticket of the highest rank, and the time of the
@@ -168,9 +195,30 @@ func (s *saying) overrules(other *saying) bool {
 	return compareIDs(s.ticketID, other.ticketID) > 0
 }
 
+// news returns what the TREATED rows say about products that must be asked about, each product once, and what the transaction
+// relies on then. Rows that only confirm such a product are included, because the newest one counts.
+func (s *Store) news(rows []row) ([]saying, reliance) {
+	ids, relies := s.known.news(rows, s.authenticated)
+	if ids != nil && len(ids) == 0 {
+		return nil, relies
+	}
+	return s.sayings(rows, ids), relies
+}
+
+// everything is news for a transaction that asks about all products.
+func (s *Store) everything(rows []row) ([]saying, reliance) {
+	return s.distinctProducts(rows), reliance{}
+}
+
 // distinctProducts returns what the TREATED rows say about products, each product once.
-func (s *Store) distinctProducts(rows []row) []saying {
-	index := map[string]int{}
+func (s *Store) distinctProducts(rows []row) []saying { return s.sayings(rows, nil) }
+
+// sayings is distinctProducts for the products in only; nil for all. It changes only, which must have the value -1 for each.
+func (s *Store) sayings(rows []row, only map[string]int) []saying {
+	index, all := only, only == nil
+	if all {
+		index = map[string]int{}
+	}
 	var sayings []saying
 	for r := range rows {
 		t := rows[r].ticket
@@ -183,7 +231,10 @@ func (s *Store) distinctProducts(rows []row) []saying {
 			line := &t.Order.Lines[i]
 			said.Product = ticket.Product{ID: line.ProductID, Name: line.Name, Price: line.Price}
 			at, ok := index[line.ProductID]
-			if !ok {
+			if !ok && !all {
+				continue
+			}
+			if !ok || at < 0 {
 				index[line.ProductID] = len(sayings)
 				sayings = append(sayings, said)
 				continue

@@ -35,8 +35,9 @@ const (
 	pruneBatch    = 1000   // products that one transaction removes
 	pruneExamples = 20
 	// pruneRest is how long no ticket must have named a product. A ticket that names it updates last_seen_at if that is more
-	// than a minute old. With twice that time, removeProducts notices every ticket that names the product now.
-	pruneRest = "2 minutes"
+	// than a minute old. With twice that time, removeProducts notices every ticket that names the product now. It is longer, so
+	// that servers remember also the products of late tickets (knownRest).
+	pruneRest = 10 * time.Minute
 )
 
 // pruneCandidates selects products that only tickets of the selection may have made. The ticket that gave the name and the price
@@ -49,7 +50,7 @@ const pruneCandidates = `
 DECLARE prune_candidates NO SCROLL CURSOR WITH HOLD FOR
 SELECT p.product_id, p.ticket_id, p.first_seen_at, p.last_seen_at, p.authenticated
 FROM products p
-WHERE p.last_seen_at < now() - interval '` + pruneRest + `' AND p.unsettled_at IS NULL
+WHERE p.last_seen_at < now() - interval '%[3]d seconds' AND p.unsettled_at IS NULL
   AND EXISTS (SELECT FROM tickets WHERE received_at = p.changed_at AND id = p.ticket_id AND %[1]s)
   AND EXISTS (SELECT FROM tickets WHERE received_at = p.first_seen_at AND status = 'TREATED' AND %[1]s)
 ORDER BY p.first_seen_at, p.last_seen_at
@@ -101,7 +102,7 @@ type candidate struct {
 // PruneProducts removes the products that only the selected tickets name: no body of another TREATED ticket names them. It looks
 // at up to limit products, and holds a bounded number of them and one ticket at a time in memory. It may be repeated: if it
 // fails, the products that were removed before are gone. With dryRun it only counts. It does not remove products that a ticket
-// has named within the last two minutes.
+// has named within the last ten minutes.
 //
 // It does not know tickets that wait in a spool. When such a ticket is drained, the products that it names come back.
 func (s *Store) PruneProducts(ctx context.Context, selection PruneSelection, limit int, dryRun bool) (Pruned, error) {
@@ -111,7 +112,7 @@ func (s *Store) PruneProducts(ctx context.Context, selection PruneSelection, lim
 		return pruned, err
 	}
 	err = s.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
-		if _, err := conn.Exec(ctx, fmt.Sprintf(pruneCandidates, where, limit+1), args...); err != nil {
+		if _, err := conn.Exec(ctx, fmt.Sprintf(pruneCandidates, where, limit+1, pruneRest/time.Second), args...); err != nil {
 			return err
 		}
 		defer func() { _, _ = conn.Exec(context.WithoutCancel(ctx), `CLOSE prune_candidates`) }()

@@ -19,15 +19,15 @@ func products(t *testing.T, b *testBundle) string {
 	return one[string](t, b, `SELECT coalesce(string_agg(product_id, ' ' ORDER BY product_id), '') FROM products`)
 }
 
-// rest makes all that was saved five minutes older, so that its products are at rest.
+// rest makes all that was saved a quarter of an hour older, so that its products are at rest.
 func rest(t *testing.T, b *testBundle) {
 	t.Helper()
 	settle(t, b)
 	exec(t, b, `CREATE OR REPLACE FUNCTION older(uuid) RETURNS uuid LANGUAGE sql AS $$ SELECT (lpad(to_hex(
-			('x' || replace(left($1::text, 13), '-', ''))::bit(48)::bigint - 300000), 12, '0') || substr(replace($1::text, '-', ''), 13))::uuid $$;
-		UPDATE tickets SET id = older(id), received_at = received_at - interval '5 minutes';
-		UPDATE products SET ticket_id = older(ticket_id), changed_at = changed_at - interval '5 minutes',
-			first_seen_at = first_seen_at - interval '5 minutes', last_seen_at = last_seen_at - interval '5 minutes'`)
+			('x' || replace(left($1::text, 13), '-', ''))::bit(48)::bigint - 900000), 12, '0') || substr(replace($1::text, '-', ''), 13))::uuid $$;
+		UPDATE tickets SET id = older(id), received_at = received_at - interval '15 minutes';
+		UPDATE products SET ticket_id = older(ticket_id), changed_at = changed_at - interval '15 minutes',
+			first_seen_at = first_seen_at - interval '15 minutes', last_seen_at = last_seen_at - interval '15 minutes'`)
 }
 
 func TestPruneProducts_RemovesWhatOnlyTheNamedTicketsMade(t *testing.T) {

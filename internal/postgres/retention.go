@@ -37,7 +37,7 @@ FROM (SELECT c.oid, c.relname AS name,
 WHERE to_ <= $1 ORDER BY to_`
 
 // readOnly are settings for slow reads: a format of bounds that does not depend on the settings of the role, and sequential
-// scans for whole tables, which preferIndexes forbids otherwise.
+// scans for whole tables, which prepareSession forbids otherwise.
 const readOnly = `SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO, YMD'; SET LOCAL enable_seqscan = on`
 
 // OldPartitions returns the partitions that hold only tickets received before a time, the oldest first, without the default

@@ -37,11 +37,17 @@ func (s *Store) Save(ctx context.Context, b intake.Batch) (intake.Saved, error) 
 	again := false
 	gate := s.newProducts.gate()
 	var done saved
+	var sent time.Duration
 	err := s.commit(ctx, "store tickets", func(conn *pgxpool.Conn) (err error) {
 		defer func() { again = true }()
-		done, err = s.save(ctx, conn, b, gate, again)
+		sent = time.Since(s.known.start)
+		done, err = s.save(ctx, conn, b, gate, again, s.news)
+		if tooLate(err) { // nothing is stored; asked about all products, Postgres does not refuse it again
+			s.known.forget()
+			done, err = s.save(ctx, conn, b, gate, again, s.everything)
+		}
 		if isCode(err, uniqueViolation) && !again { // a ticket is there already, from an attempt whose answer was lost
-			done, err = s.save(ctx, conn, b, gate, true)
+			done, err = s.save(ctx, conn, b, gate, true, s.everything)
 		}
 		return err
 	})
@@ -49,6 +55,8 @@ func (s *Store) Save(ctx context.Context, b intake.Batch) (intake.Saved, error) 
 		return intake.Saved{}, err
 	}
 	gate.committed(done.added)
+	done.seen.sent = sent
+	s.known.remember(done.seen)
 	return intake.Saved{Outcomes: done.outcomes(b.Entries)}, nil
 }
 
@@ -57,6 +65,7 @@ type saved struct {
 	rows    []row          // what is stored
 	repeats map[int]repeat // the entries that are not stored because another delivery has their key, by their index
 	added   []saying       // the products that were not there before
+	seen    seenProducts   // the products that were asked about
 }
 
 // outcomes returns what became of each entry.
@@ -75,12 +84,14 @@ func (s saved) outcomes(entries []*intake.Entry) []intake.Outcome {
 	return outcomes
 }
 
-// save is one attempt of Save.
-func (s *Store) save(ctx context.Context, conn *pgxpool.Conn, b intake.Batch, gate *gate, again bool) (done saved, err error) {
+// save is one attempt of Save. Ask returns what to ask about products.
+func (s *Store) save(
+	ctx context.Context, conn *pgxpool.Conn, b intake.Batch, gate *gate, again bool, ask func([]row) ([]saying, reliance),
+) (done saved, err error) {
 	keyed := slices.ContainsFunc(b.Entries, func(e *intake.Entry) bool { return e.Key != "" })
 	if !keyed && !again {
 		done.rows = rowsOf(b, nil)
-		done.added, err = s.insert(ctx, conn.Conn(), b, done.rows, gate)
+		err = s.insert(ctx, conn.Conn(), b, &done, gate, ask)
 		return done, err
 	}
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) (err error) {
@@ -96,7 +107,7 @@ func (s *Store) save(ctx context.Context, conn *pgxpool.Conn, b intake.Batch, ga
 		case again:
 			done.added, err = s.insertAgain(ctx, tx, b, done.rows, gate)
 		default:
-			done.added, err = s.insert(ctx, tx.Conn(), b, done.rows, gate)
+			err = s.insert(ctx, tx.Conn(), b, &done, gate, ask)
 		}
 		return err
 	})
@@ -104,31 +115,37 @@ func (s *Store) save(ctx context.Context, conn *pgxpool.Conn, b intake.Batch, ga
 }
 
 // insert sends tickets and products in one round trip and one transaction: without a BEGIN, the statements up to the Sync
-// message are a transaction (https://www.postgresql.org/docs/current/protocol-flow.html, "Pipelining"). It returns the
-// products that were not there before.
+// message are a transaction (https://www.postgresql.org/docs/current/protocol-flow.html, "Pipelining"). It stores done.rows, and
+// sets what it learns about products.
 func (s *Store) insert(
-	ctx context.Context, conn *pgx.Conn, b intake.Batch, rows []row, gate *gate,
-) (added []saying, err error) {
+	ctx context.Context, conn *pgx.Conn, b intake.Batch, done *saved, gate *gate, ask func([]row) ([]saying, reliance),
+) error {
+	rows := done.rows
 	if err := gate.stop(ctx, conn, rows); err != nil {
-		return nil, err
+		return err
 	}
 	batch, err := insertBatch(ctx, conn, insertTickets, b, rows)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	sayings := s.distinctProducts(rows)
+	sayings, relies := ask(rows)
 	if len(sayings) > 0 {
-		products, err := conn.Prepare(ctx, upsertProducts, upsertProducts)
-		if err != nil {
-			return nil, err
+		if err := s.queueProducts(ctx, conn, batch, sayings); err != nil {
+			return err
 		}
-		batch.ExecPrepared(products.Name, s.productParams(sayings), productFormats, nil)
+		if err := queueSeen(ctx, conn, batch, sayings); err != nil {
+			return err
+		}
 	}
-	added, _, err = s.send(ctx, conn, insertTickets, batch, sayings)
-	return added, err
+	if err := queueOutbox(ctx, conn, batch, kindStored, rows, relies); err != nil {
+		return err
+	}
+	a, err := s.send(ctx, conn, insertTickets, batch, sayings)
+	done.added, done.seen = a.added, a.seen
+	return err
 }
 
-// insertBatch returns a batch of two statements, which store tickets and note them in the outbox.
+// insertBatch returns a batch of one statement, which stores tickets.
 func insertBatch(ctx context.Context, conn *pgx.Conn, sql string, b intake.Batch, rows []row) (*pgconn.Batch, error) {
 	tickets, err := conn.Prepare(ctx, sql, sql) // once a connection
 	if err != nil {
@@ -136,21 +153,21 @@ func insertBatch(ctx context.Context, conn *pgx.Conn, sql string, b intake.Batch
 	}
 	batch := &pgconn.Batch{}
 	batch.ExecPrepared(tickets.Name, insertParams(b, rows), insertFormats, nil)
-	return batch, queueOutbox(ctx, conn, batch, kindStored, rows, time.Time{})
+	return batch, nil
 }
 
-// send runs a batch of statements. It returns the products that were not there before, and what the last statement did.
+// send runs a batch of statements.
 func (s *Store) send(
 	ctx context.Context, conn *pgx.Conn, sql string, batch *pgconn.Batch, sayings []saying,
-) (added []saying, last pgconn.CommandTag, err error) {
+) (a answers, err error) {
 	if s.queries == nil {
-		return readAdded(conn.PgConn().ExecBatch(ctx, batch), sayings)
+		return s.readAnswers(conn.PgConn().ExecBatch(ctx, batch), sayings)
 	}
 	// pgx traces its own queries, but not those that use the protocol directly. One round trip is one span.
 	ctx = s.queries.TraceQueryStart(ctx, conn, pgx.TraceQueryStartData{SQL: sql})
-	added, last, err = readAdded(conn.PgConn().ExecBatch(ctx, batch), sayings)
+	a, err = s.readAnswers(conn.PgConn().ExecBatch(ctx, batch), sayings)
 	s.queries.TraceQueryEnd(ctx, conn, pgx.TraceQueryEndData{Err: err})
-	return added, last, err
+	return a, err
 }
 
 const selectStandings = `
@@ -172,17 +189,20 @@ func (s *Store) insertAgain(
 	if err != nil {
 		return nil, err
 	}
+	if err := queueOutbox(ctx, conn, batch, kindStored, rows, reliance{}); err != nil {
+		return nil, err
+	}
 	lock, err := conn.Prepare(ctx, lockTicket, lockTicket)
 	if err != nil {
 		return nil, err
 	}
 	t := rows[0].ticket
 	batch.ExecPrepared(lock.Name, [][]byte{appendTime(nil, t.ReceivedAt), t.ID[:]}, []int16{formatBinary, formatBinary}, nil)
-	_, locked, err := s.send(ctx, conn, insertTicketsAgain, batch, nil)
+	a, err := s.send(ctx, conn, insertTicketsAgain, batch, nil)
 	if err != nil {
 		return nil, err
 	}
-	if locked.RowsAffected() != 1 {
+	if a.last.RowsAffected() != 1 {
 		return nil, errors.New("a ticket that was there already has vanished meanwhile, so it is not certain what is stored: " +
 			"the batch must be sent again")
 	}
