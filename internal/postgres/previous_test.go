@@ -4,10 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"slices"
 	"strconv"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -657,10 +660,7 @@ var awkwardInView = `1|Thé\n "vert" \ 5 €|a\b|2.50`
 // them: on the same connections, whose statements are prepared.
 func TestPrevious_GoesOnWhileItsSchemaIsMigrated(t *testing.T) {
 	t.Parallel()
-	b := &testBundle{url: pgtest.Empty(t)}
-	b.store, b.pool = open(t, b.url), openPool(t, b.url)
-	migrateTo3(t, b)
-	old := newPrevious(t, b)
+	b, old := setupPrevious(t)
 	all := func(round string) {
 		t.Helper()
 		e, later := entry(t, body(round, awkward, "Café,c,2")), entry(t, body(round+" later", "Café,c,3"))
@@ -884,35 +884,36 @@ func TestPrevious_MarkOfThisVersion_Stays(t *testing.T) {
 // equal to a replay of all tickets in the order of their ids.
 func TestPrevious_ProductsOfBothVersions_EqualAReplay(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	t.Run("with the trigger", func(t *testing.T) {
+		t.Parallel()
+		assert.Empty(t, wrongAfterAMix(t, setup(t)))
+	})
+	t.Run("without it, which shows that the mix is one that needs it", func(t *testing.T) {
+		t.Parallel()
+		b := setup(t)
+		exec(t, b, `DROP TRIGGER products_unsettled ON products`)
+		assert.NotEmpty(t, wrongAfterAMix(t, b))
+	})
+}
+
+// wrongAfterAMix stores tickets of both versions, and returns the products that are not what the newest ticket says.
+func wrongAfterAMix(t *testing.T, b *testBundle) (wrong []string) {
+	t.Helper()
 	old := newPrevious(t, b)
-	r := rand.New(rand.NewPCG(13, 4))
+	r := rand.New(rand.NewPCG(13, 6))
 	var entries []*intake.Entry
 	newest := map[string]said{}
-	for i := range 300 {
-		var lines []string
-		for range 1 + r.IntN(4) {
-			p := r.IntN(8)
-			lines = append(lines, fmt.Sprintf("Product %d,p%d,%d", p, p, r.IntN(3)))
-		}
-		e := entry(t, body(strconv.Itoa(i), lines...))
+	for i := range 600 { // few prices, so that confirmations and changes mix
+		p := r.IntN(100)
+		e := entry(t, body(strconv.Itoa(i), fmt.Sprintf("Product %d,p%d,%d", p, p, r.IntN(2))))
 		entries = append(entries, e)
 		for _, s := range saysOf(&e.Ticket) { // the ids of entries grow
 			newest[s.ID] = s
 		}
 	}
 	r.Shuffle(len(entries), func(i, j int) { entries[i], entries[j] = entries[j], entries[i] })
-	wrong := func() (products []string) {
-		for id, s := range newest {
-			if is := one[string](t, b, `SELECT name || ' ' || price FROM products WHERE product_id = $1`, id); is !=
-				fmt.Sprintf("%s %s", s.Name, s.Price.AppendText(nil)) {
-				products = append(products, id+" is "+is)
-			}
-		}
-		return products
-	}
 	for _, e := range entries {
-		switch r.IntN(12) {
+		switch r.IntN(20) {
 		case 0:
 			old.settle()
 		case 1:
@@ -926,7 +927,13 @@ func TestPrevious_ProductsOfBothVersions_EqualAReplay(t *testing.T) {
 	}
 	old.settle()
 	settle(t, b)
-	assert.Empty(t, wrong())
+	for id, s := range newest {
+		want := fmt.Sprintf("%s %s", s.Name, s.Price.AppendText(nil))
+		if is := one[string](t, b, `SELECT name || ' ' || price FROM products WHERE product_id = $1`, id); is != want {
+			wrong = append(wrong, fmt.Sprintf("%s is %s, and the newest ticket says %s", id, is, want))
+		}
+	}
+	return wrong
 }
 
 func TestPrevious_PrunesWhatOnlyItsTicketsName_WhicheverVersionStoredThem(t *testing.T) {
@@ -944,4 +951,145 @@ func TestPrevious_PrunesWhatOnlyItsTicketsName_WhicheverVersionStoredThem(t *tes
 	require.NoError(t, err)
 	assert.Equal(t, 2, pruned.Products)
 	assert.Equal(t, "kept shared", products(t, b))
+}
+
+// setupPrevious returns a database with the schema of the version before, and such a server.
+func setupPrevious(t *testing.T) (*testBundle, previous) {
+	t.Helper()
+	b := &testBundle{url: pgtest.Empty(t)}
+	b.store, b.pool = open(t, b.url), openPool(t, b.url)
+	migrateTo3(t, b)
+	return b, newPrevious(t, b)
+}
+
+// The schema is migrated while senders, settling and partitions of the version before go on, and while reports read what it
+// changes. Nothing of that fails, and nothing deadlocks.
+func TestMigrations_OnABusyDatabase(t *testing.T) {
+	t.Parallel()
+	b, old := setupPrevious(t)
+	ahead := 1
+	_, err := b.store.EnsurePartitions(t.Context(), postgres.Day, ahead, time.Now())
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	var group sync.WaitGroup
+	again := func(do func()) {
+		group.Go(func() {
+			for ctx.Err() == nil {
+				do()
+			}
+		})
+	}
+	var stored atomic.Int64
+	var longest atomic.Int64
+	for range 4 {
+		again(func() {
+			n := stored.Add(1)
+			start := time.Now()
+			old.save(entry(t, body(strconv.Itoa(int(n)), fmt.Sprintf("Café,c%d,%d", n%8, n/100))))
+			longest.Store(max(longest.Load(), int64(time.Since(start))))
+		})
+	}
+	again(func() { old.settle(); old.claim(time.Minute) })
+	again(func() {
+		ahead++ // each time there is a partition to make
+		if _, err := b.store.EnsurePartitions(t.Context(), postgres.Day, ahead, time.Now()); err != nil {
+			assert.ErrorContains(t, err, "55P03", "it gives way, and is tried again")
+		}
+		time.Sleep(200 * time.Millisecond)
+	})
+	report := func(sql string, d time.Duration) func() {
+		conn := connect(t, b.url)
+		return func() {
+			assert.NoError(t, pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) error {
+				_, err := tx.Exec(t.Context(), sql)
+				time.Sleep(d) // a report that takes as long
+				return err
+			}))
+			time.Sleep(d / 4)
+		}
+	}
+	again(report(`SELECT count(*) FROM order_lines`, 700*time.Millisecond))
+	again(report(`SELECT count(*) FROM products`, 300*time.Millisecond))
+	again(report(`SELECT count(*) FROM products JOIN order_lines USING (product_id)`, 10*time.Millisecond))
+	require.Eventually(t, func() bool { return stored.Load() > 50 }, time.Minute, time.Millisecond)
+	require.NoError(t, postgres.MigrateUp(t.Context(), b.url))
+	migrated := stored.Load()
+	require.Eventually(t, func() bool { return stored.Load() > migrated+50 }, time.Minute, time.Millisecond)
+	cancel()
+	group.Wait()
+	assert.Less(t, time.Duration(longest.Load()), 10*time.Second)
+	assert.Zero(t, one[int](t, b, `SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()`))
+	assert.Equal(t, int(stored.Load()), one[int](t, b, `SELECT count(DISTINCT ticket_id) FROM order_lines`))
+}
+
+// What an operator must do then is in docs/operations.md, "A migration that failed".
+func TestMigrations_KilledWhileTheyWait_LeaveTheVersionBeforeAtWork(t *testing.T) {
+	t.Parallel()
+	for locked, failed := range map[string]uint{"order_lines": 4, "products": 5} {
+		t.Run(fmt.Sprintf("%d", failed), func(t *testing.T) {
+			t.Parallel()
+			b, old := setupPrevious(t)
+			report := connect(t, b.url)
+			_, err := report.Exec(t.Context(), `BEGIN; SELECT count(*) FROM `+locked)
+			require.NoError(t, err)
+			ended := make(chan error, 1)
+			go func() { ended <- postgres.MigrateUp(t.Context(), b.url) }()
+			require.Eventually(t, func() bool {
+				return one[int](t, b, `SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+					WHERE datname = current_database() AND application_name = 'myticket migrate' AND wait_event_type = 'Lock'`) > 0
+			}, time.Minute, time.Millisecond)
+			require.Error(t, <-ended)
+			_, err = report.Exec(t.Context(), `ROLLBACK`)
+			require.NoError(t, err)
+
+			status, err := b.store.Schema(t.Context())
+			require.NoError(t, err)
+			assert.True(t, status.Dirty)
+			assert.Equal(t, failed, status.Version)
+			assert.False(t, status.Ready(), "this version needs what is missing")
+			status.Latest = 3
+			assert.True(t, status.Ready(), "the version before goes on")
+			old.save(entry(t, body("1", "Café,c,2")))
+			require.ErrorContains(t, postgres.MigrateUp(t.Context(), b.url), "migrate force")
+
+			config := postgres.MigrateConfig{URL: b.url, Logger: slog.New(slog.DiscardHandler)}
+			require.NoError(t, postgres.ForceSchema(t.Context(), config, failed-1))
+			require.NoError(t, postgres.MigrateUp(t.Context(), b.url))
+			save(t, b, entry(t, body("2", "Café,c,2")))
+
+			// The process may also die after Postgres has committed, and before that is noted. Then nothing runs twice.
+			exec(t, b, fmt.Sprintf(`UPDATE schema_migrations SET version = %d, dirty = true`, failed))
+			require.NoError(t, postgres.ForceSchema(t.Context(), config, failed-1))
+			require.ErrorContains(t, postgres.MigrateUp(t.Context(), b.url), "already exists")
+			require.NoError(t, postgres.ForceSchema(t.Context(), config, 5))
+			save(t, b, entry(t, body("3", "Café,c,2")))
+		})
+	}
+}
+
+// Functions in a view are called with the rights of whoever reads the view, unlike its tables
+// (https://www.postgresql.org/docs/current/sql-createview.html).
+func TestMigrations_ReaderOfOrderLines_NeedsNoMoreRightsThanBefore(t *testing.T) {
+	t.Parallel()
+	b, old := setupPrevious(t)
+	role := pgx.Identifier{"reader " + uuid.NewString()}.Sanitize()
+	exec(t, b, `CREATE ROLE `+role)
+	t.Cleanup(func() {
+		_, err := b.pool.Exec(context.WithoutCancel(t.Context()), `DROP OWNED BY `+role+`; DROP ROLE `+role)
+		assert.NoError(t, err)
+	})
+	exec(t, b, `ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC; GRANT SELECT ON order_lines TO `+role)
+	require.NoError(t, postgres.MigrateUp(t.Context(), b.url))
+	e := entry(t, body("1", awkward))
+	old.save(e)
+	exec(t, b, `CREATE TABLE ticket_lines_default PARTITION OF ticket_lines DEFAULT;
+		INSERT INTO ticket_lines VALUES (now(), gen_random_uuid(), 'shop', '2', E'a\\sb\t2.50\tTh\u00e9')`)
+	reader := connect(t, b.url)
+	_, err := reader.Exec(t.Context(), `SET ROLE `+role)
+	require.NoError(t, err)
+	rows, err := reader.Query(t.Context(), `SELECT product_id FROM order_lines`)
+	require.NoError(t, err)
+	found, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	require.NoError(t, err)
+	assert.Equal(t, []string{`a\b`, `a\b`}, found)
 }
