@@ -24,7 +24,7 @@ func stat(pid int) ([]string, error) {
 	}
 	// The name is in parentheses, and may contain anything.
 	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
-	const known = 13 // up to stime
+	const known = 15 // up to cstime
 	if len(fields) < known {
 		return nil, fmt.Errorf("/proc/%d/stat is too short: %q", pid, text)
 	}
@@ -69,18 +69,46 @@ func inState(pid int, states string) bool {
 
 // CPUTime returns the processor time that a process has used.
 func CPUTime(pid int) (time.Duration, error) {
-	const tick = 10 * time.Millisecond // USER_HZ is 100 on all common architectures of Linux
 	fields, err := stat(pid)
 	if err != nil {
 		return 0, err
 	}
+	return ticks(pid, fields[11:13]) // utime and stime
+}
+
+// TreeCPUTime returns the processor time that a process has used, with all that it has started: children that run, and those that
+// have ended, with theirs. A child that ends while this looks may be missed.
+func TreeCPUTime(pid int) (time.Duration, error) {
+	fields, err := stat(pid)
+	if err != nil {
+		return 0, err
+	}
+	used, err := ticks(pid, fields[11:15]) // also cutime and cstime
+	if err != nil {
+		return 0, err
+	}
+	children, err := ChildrenOf(pid)
+	if err != nil {
+		return 0, err
+	}
+	for _, child := range children {
+		if more, err := TreeCPUTime(child); err == nil { // an error: it has just ended
+			used += more
+		}
+	}
+	return used, nil
+}
+
+// ticks adds up times of stat.
+func ticks(pid int, fields []string) (time.Duration, error) {
+	const tick = 10 * time.Millisecond // USER_HZ is 100 on all common architectures of Linux
 	var used time.Duration
-	for _, field := range fields[11:13] { // utime and stime
-		ticks, err := strconv.ParseInt(field, 10, 64)
+	for _, field := range fields {
+		n, err := strconv.ParseInt(field, 10, 64)
 		if err != nil {
 			return 0, fmt.Errorf("processor time of process %d: %w", pid, err)
 		}
-		used += time.Duration(ticks) * tick
+		used += time.Duration(n) * tick
 	}
 	return used, nil
 }
