@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"strconv"
 	"strings"
 )
@@ -17,19 +18,45 @@ type tickets struct {
 const (
 	hotProducts      = 10
 	distinctProducts = 100_000
+	newShopProducts  = 20_000
 	orderDigits      = 10
 )
 
-// newTickets makes tickets with a number of lines each, which name a number of products in all.
+// product is what all tickets say about it.
+type product struct{ id, name, price string }
+
+func productOf(i int) product {
+	return product{
+		id: fmt.Sprintf("aZde%06d", i), name: fmt.Sprintf("Formule(s) midi %d", i), price: fmt.Sprintf("%d.90", i%97),
+	}
+}
+
+// newTickets makes tickets with a number of lines each, which name a number of products in all, one after the other.
 func newTickets(lines, products int) tickets {
-	t := tickets{name: fmt.Sprintf("%d lines, %d products", lines, products), lines: lines, products: products}
-	count := max(products/lines, 1_000)
-	for i := range count {
+	name := fmt.Sprintf("%d lines, %d products", lines, products)
+	next := -1
+	return makeTickets(name, lines, products, max(products/lines, 1_000), func() int {
+		next++
+		return next % products
+	})
+}
+
+// newShopTickets makes tickets whose products are picked by chance, always the same. So most of a new shop's first tickets name
+// products that no ticket named before, and later ones fewer and fewer.
+func newShopTickets(lines, products int) tickets {
+	chance := rand.New(rand.NewPCG(1, 2))
+	name := fmt.Sprintf("%d lines, %d new products", lines, products)
+	return makeTickets(name, lines, products, 8*products/lines, func() int { return chance.IntN(products) })
+}
+
+func makeTickets(name string, lines, products, count int, pick func() int) tickets {
+	t := tickets{name: name, lines: lines, products: products}
+	for range count {
 		var body strings.Builder
 		fmt.Fprintf(&body, "Order: %0*d\nVAT: 3.10\nTotal: 16.90\n\nproduct,product_id,price\n", orderDigits, 0)
-		for line := range lines {
-			product := (i*lines + line) % products
-			fmt.Fprintf(&body, "Formule(s) midi %d,aZde%06d,%d.90\n", product, product, product%97)
+		for range lines {
+			p := productOf(pick())
+			fmt.Fprintf(&body, "%s,%s,%s\n", p.name, p.id, p.price)
 		}
 		text := strings.TrimSuffix(body.String(), "\n")
 		head := "POST /ticket HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: " +
