@@ -130,8 +130,8 @@ func (d *database) awaitSettled(ctx context.Context) error {
 	})
 }
 
-// checkStored compares what was acknowledged with what is stored, because a benchmark that loses tickets measures nothing. What was
-// said about products must not have been news, if they were filled in.
+// checkStored compares what was acknowledged with what is stored, because a benchmark that loses tickets measures nothing. What
+// was said about products must not have been news, if they were filled in.
 func (d *database) checkStored(ctx context.Context, acked int) error {
 	stored, err := d.count(ctx, `SELECT count(*) FROM tickets WHERE status = 'TREATED'`)
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/gofiber/fiber/v2"
 )
 
-// serveFloor is the floor: the same HTTP server as MyTicket's, with the same limits and the same answer. Its handler reads the body
-// and stores nothing. A body is read completely before its handler begins; a body that has not come is refused.
+// serveFloor is the floor: the same HTTP server as MyTicket's, with the same limits and the same answer. Its handler reads the
+// body and stores nothing. A body is read completely before its handler begins; a body that has not come is refused.
 func serveFloor(addr string) error {
 	const maxConnections, maxLeaving = 4096, 64 // as in internal/httpapi
 	app := fiber.New(fiber.Config{

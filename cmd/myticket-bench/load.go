@@ -23,7 +23,7 @@ type load struct {
 	duration    time.Duration
 	count       int  // tickets in all, instead of warmUp and duration; 0 for no such limit
 	mayBeKept   bool // 202 is a right answer, too: the ticket is in the spool
-	tickets     tickets
+	tickets     *tickets
 }
 
 // result is what a load measured after its warm-up.
@@ -37,6 +37,7 @@ type result struct {
 func (l load) run(ctx context.Context) (result, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	l.tickets.make()
 	start := time.Now()
 	from, until := start.Add(l.warmUp), start.Add(l.warmUp+l.duration)
 	if l.count > 0 {
@@ -73,8 +74,8 @@ func (l load) run(ctx context.Context) (result, error) {
 		r.acked += workers[i].acked
 		answered += workers[i].answered
 	}
-	if len(all) == 0 {
-		return result{}, errors.New("no request was answered")
+	if answered == 0 || len(all) == 0 {
+		return result{}, fmt.Errorf("no ticket was answered within %s", took)
 	}
 	if r.acked < l.count {
 		return result{}, fmt.Errorf("only %d of %d tickets were answered within %s", r.acked, l.count, longestCount)
@@ -140,8 +141,8 @@ func (w *worker) run(ctx context.Context) error {
 	return nil
 }
 
-// readOK reads one answer, which must be 200 (or 202, if it may be) with a Content-Length. net/http's client would cost as much as
-// the server.
+// readOK reads one answer, which must be 200 (or 202, if it may be) with a Content-Length. net/http's client would cost as much
+// as the server.
 func readOK(r *bufio.Reader, mayBeKept bool) error {
 	status, err := r.ReadSlice('\n')
 	if err != nil {

@@ -21,7 +21,7 @@ func serveNaive(addr, database string) error {
 	if err != nil {
 		return err
 	}
-	config.MaxConns = peerConnections
+	config.MaxConns, config.MinConns = peerConnections, peerConnections // all are there before the first ticket
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return err

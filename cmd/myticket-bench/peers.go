@@ -20,7 +20,8 @@ import (
 	"myticket/internal/lab"
 )
 
-// The peers are what a team would write in an afternoon. Each stores the body in a table of its own, and answers after the commit.
+// The peers are what a team would write in an afternoon. Each stores the body in a table of its own, and answers after the
+// commit.
 //
 //go:embed peers
 var peerSources embed.FS
@@ -28,7 +29,7 @@ var peerSources embed.FS
 const (
 	// peersDir is where peers are installed.
 	peersDir = "bin/peers"
-	// peerConnections is how many connections to Postgres each peer has in all. With two processors more do not help.
+	// peerConnections is how many connections to Postgres each peer has in all. With 16, all peers were slower.
 	peerConnections = 40
 	peerWorkers     = "2"
 	// databaseVariable is the variable that names the database to a peer.
@@ -75,8 +76,8 @@ func (p peer) checkStored(ctx context.Context, db *database, acked int) error {
 	return err
 }
 
-// installPeers returns the peers that this machine can run, and installs them below dir. What is missing it prints, with how to get
-// it.
+// installPeers returns the peers that this machine can run, and installs them below dir. What is missing it prints, with how to
+// get it.
 func installPeers(ctx context.Context, dir string, out io.Writer) []peer {
 	dir, err := filepath.Abs(dir)
 	if err != nil {

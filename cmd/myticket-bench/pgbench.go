@@ -14,6 +14,9 @@ import (
 	"myticket/internal/postgres"
 )
 
+// ceilingLines is how many lines the ticket of storedRow has.
+const ceilingLines = 2
+
 // storedRow is what MyTicket stores of the two-line ticket.
 const storedRow = `(gen_random_uuid(), now(), 'default', 'Order: 0000000000
 VAT: 3.10
@@ -64,7 +67,8 @@ func (b *bench) printCeiling(ctx context.Context) error {
 
 var tps = regexp.MustCompile(`tps = ([0-9.]+)`)
 
-// pgbench returns the transactions a second of an INSERT of a number of rows. It takes as long as three slices, and at least a second.
+// pgbench returns the transactions a second of an INSERT of a number of rows. It takes as long as
+// three slices, and at least a second.
 func (b *bench) pgbench(ctx context.Context, db *database, clients, rows int) (float64, error) {
 	seconds := max(int((3 * b.settings.duration).Seconds()), 1)
 	dir, err := os.MkdirTemp("", "myticket-bench-")

@@ -25,8 +25,8 @@ type process struct {
 	log         *lab.Tail
 }
 
-// launch starts a program that is MyTicket on a database, with further variables of its environment and arguments. It returns when
-// the server is ready.
+// launch starts a program that is MyTicket on a database, with further variables of its environment and arguments. It returns
+// when the server is ready.
 func (b *bench) launch(
 	ctx context.Context, program, url string, environment []string, args ...string,
 ) (*process, error) {
@@ -58,8 +58,8 @@ func startFloor(ctx context.Context) (*process, error) {
 	return start(ctx, exec.Command(program, "floor", addr), addr, "", "http://"+addr+"/ping")
 }
 
-// start starts a server and returns when it answers the URL. If this program dies, the server is asked to end, because a peer must
-// end its workers, too.
+// start starts a server and returns when it answers the URL. If this program dies, the server is asked to end, because a peer
+// must end its workers, too.
 func start(ctx context.Context, command *exec.Cmd, addr, admin, url string) (*process, error) {
 	p := &process{addr: addr, admin: admin, log: &lab.Tail{}}
 	command.Stderr, command.Stdout = p.log, p.log

@@ -30,19 +30,12 @@ type drain struct {
 
 // printSpooled measures how fast the tickets of a spool get into Postgres, beside the rate of the webhook in the same minute.
 func (b *bench) printSpooled(ctx context.Context) error {
-	var rows []tickets
-	for _, lines := range []int{2, 40} {
-		t := newTickets(lines, distinctProducts)
-		t.name += ", drained from a spool"
-		if b.settings.spooled > 0 && b.wants(t.name, spoolConcurrency) {
-			rows = append(rows, t)
-		}
-	}
+	rows := b.spooledRows()
 	if len(rows) == 0 {
 		return nil
 	}
-	fmt.Fprintf(b.out, "\n%d tickets are put into a spool while Postgres is down, %d times. Drained is their rate into Postgres, each "+
-		"stored and treated, while no others come. Webhook is what the same server took over %d connections shortly before.\n\n"+
+	fmt.Fprintf(b.out, "\n%d tickets are put into a spool while Postgres is down, %d times. Drained is their rate into Postgres, "+
+		"each stored and treated, while no others come. Webhook is what the same server took over %d connections shortly before.\n\n"+
 		"| tickets of | drained/s | webhook/s | drained/webhook | least and most | drained/(c) | into the spool/s "+
 		"| Postgres up until all are treated | peak memory | processor time |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
 		b.settings.spooled, b.settings.rounds, spoolConcurrency)
@@ -60,7 +53,19 @@ func (b *bench) printSpooled(ctx context.Context) error {
 	return nil
 }
 
-func (b *bench) printDrains(t tickets, drains []drain) {
+// spooledRows are those that -only asks for.
+func (b *bench) spooledRows() (rows []*tickets) {
+	for _, lines := range []int{2, 40} {
+		t := newTickets(lines, distinctProducts)
+		t.name += ", drained from a spool"
+		if b.settings.spooled > 0 && b.wants(t.name, spoolConcurrency) {
+			rows = append(rows, t)
+		}
+	}
+	return rows
+}
+
+func (b *bench) printDrains(t *tickets, drains []drain) {
 	var webhook, spooled, drained []float64
 	var totals []time.Duration
 	var works []work
@@ -70,7 +75,7 @@ func (b *bench) printDrains(t tickets, drains []drain) {
 		totals, works, memory = append(totals, d.total), append(works, d.works...), max(memory, d.memory)
 	}
 	all, perCeiling := pairs(drained, webhook), ""
-	if t.lines == 2 {
+	if t.lines == ceilingLines {
 		perCeiling = fmt.Sprintf("%.2f", median(drained)/b.ceiling)
 	}
 	fmt.Fprintf(b.out, "| %s | %.0f | %.0f | **%.2f** | %.2f–%.2f | %s | %.0f | %s | %s | %s |\n", t.name, median(drained),
@@ -79,7 +84,7 @@ func (b *bench) printDrains(t tickets, drains []drain) {
 }
 
 // drainOnce fills the spool of a fresh server and lets it drain.
-func (b *bench) drainOnce(ctx context.Context, t tickets) (d drain, err error) {
+func (b *bench) drainOnce(ctx context.Context, t *tickets) (d drain, err error) {
 	db, err := b.newDatabase(ctx, t.products)
 	if err != nil {
 		return d, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 	"time"
 
 	"myticket/internal/lab"
@@ -25,6 +26,10 @@ func (b *bench) sustained(ctx context.Context) (err error) {
 	t := newTickets(sustainLines, distinctProducts)
 	floor, err := b.floorRate(ctx, t)
 	if err != nil {
+		return err
+	}
+	size := b.settings.share * floor * b.settings.sustain.Seconds() * float64(len(t.requests[0]))
+	if err := checkRoom(b.database.Dir(), size); err != nil {
 		return err
 	}
 	db, err := b.newDatabase(ctx, t.products)
@@ -66,8 +71,24 @@ func (b *bench) sustained(ctx context.Context) (err error) {
 	return db.checkStored(ctx, r.acked)
 }
 
+// checkRoom returns an error if a folder's disk has no room for what Postgres makes of tickets of a size in bytes: the bodies,
+// their lines in half that size, and the write-ahead log.
+func checkRoom(dir string, size float64) error {
+	const mostLog = 6 << 30 // max_wal_size, and what comes before a checkpoint has ended
+	var stat syscall.Statfs_t
+	if err := syscall.Statfs(dir, &stat); err != nil {
+		return fmt.Errorf("look for room in %s: %w", dir, err)
+	}
+	free, needed := float64(stat.Bavail)*float64(stat.Bsize), 1.5*size+min(3*size, mostLog)
+	if free < needed {
+		return fmt.Errorf("-sustain would need about %.0f GiB in %s, which has %.0f GiB: make it shorter, or name another disk "+
+			"in TMPDIR", needed/(1<<30), dir, free/(1<<30))
+	}
+	return nil
+}
+
 // floorRate returns the median rate of the floor.
-func (b *bench) floorRate(ctx context.Context, t tickets) (rate float64, err error) {
+func (b *bench) floorRate(ctx context.Context, t *tickets) (rate float64, err error) {
 	floor, err := startFloor(ctx)
 	if err != nil {
 		return 0, err
@@ -99,8 +120,8 @@ func (g gauge) describe(unit string) string {
 	return fmt.Sprintf("%.4g%s, %.4g%s", g.most, unit, g.last, unit)
 }
 
-func (g *gauge) see(value float64) {
-	*g = gauge{known: true, most: max(g.most, value), last: value}
+func (g gauge) after(value float64) gauge {
+	return gauge{known: true, most: max(g.most, value), last: value}
 }
 
 // watchGauges reads metrics again and again until the function that it returns is called, which returns what was seen.
@@ -115,9 +136,7 @@ func watchGauges(ctx context.Context, addr string, interval time.Duration, names
 				return
 			}
 			for name, value := range found {
-				g := seen[name]
-				g.see(value)
-				seen[name] = g
+				seen[name] = seen[name].after(value)
 			}
 			if ctx.Err() != nil {
 				done <- nil

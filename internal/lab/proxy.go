@@ -14,8 +14,8 @@ import (
 // Answers passes on what a server sends to one client of a Proxy. It returns when either side ends the connection.
 type Answers func(ctx context.Context, from io.Reader, to io.Writer)
 
-// Proxy passes on TCP connections to a server, such as Postgres. What clients send goes through unchanged. Its Answers decide what
-// becomes of what the server sends. The methods may be called from any goroutine.
+// Proxy passes on TCP connections to a server, such as Postgres. What clients send goes through unchanged. Its Answers decide
+// what becomes of what the server sends. The methods may be called from any goroutine.
 type Proxy struct {
 	listener net.Listener
 	answers  Answers
@@ -82,8 +82,9 @@ const (
 	pieceBytes    = 64 << 10 // of one piece
 )
 
-// Delay returns Answers that come later by d. All that the server sends within d is under way at the same time, as on a long line, so
-// a delay costs no throughput. A request and its answer take d longer together; a client that waits cannot tell in which direction.
+// Delay returns Answers that come later by d. All that the server sends within d is under way at the same time, as on a long
+// line, so a delay costs no throughput. A request and its answer take d longer together; a client that waits cannot tell in
+// which direction.
 func Delay(d time.Duration) Answers {
 	type piece struct {
 		due  time.Time

@@ -158,9 +158,8 @@ func TestTreeCPUTime_CountsChildrenAlsoWhenTheyEnded(t *testing.T) {
 		t.Skip("only Linux has /proc")
 	}
 	const count = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done"
-	p, log := shell(t, "sh -c '"+count+"'; sh -c '"+count+"; echo ready; exec sleep 60' >&1 & "+
-		"read -r _ </dev/null; wait")
-	awaitLog(t, log, "ready")
+	p, log := shell(t, "sh -c '"+count+"'; sh -c '"+count+"; echo counted; exec sleep 60' >&1 & wait")
+	awaitLog(t, log, "counted")
 	own, err := lab.CPUTime(p.PID())
 	require.NoError(t, err)
 	tree, err := lab.TreeCPUTime(p.PID())

@@ -19,7 +19,11 @@ if (cluster.isPrimary) {
     if (Object.keys(cluster.workers).length === 0) process.exit(0)
   })
 } else {
-  const pool = new pg.Pool({ connectionString: process.env.BENCH_DATABASE_URL, max: Number(connections) / workers })
+  const max = Number(connections) / workers
+  const pool = new pg.Pool({ connectionString: process.env.BENCH_DATABASE_URL, max, idleTimeoutMillis: 0 })
+  // All connections are there before the first ticket.
+  const clients = await Promise.all(Array.from({ length: max }, () => pool.connect()))
+  for (const client of clients) client.release()
   const app = Fastify({ bodyLimit: 1 << 20, keepAliveTimeout: 75_000 })
   app.removeAllContentTypeParsers()
   app.addContentTypeParser('*', { parseAs: 'buffer' }, (request, body, done) => done(null, body))
