@@ -254,7 +254,7 @@ type storedTicket struct {
 	Order       *string
 	VAT         *string
 	Total       *string
-	Lines       []storedLine
+	Lines       []storedLine // in order_lines, where they come a moment later
 }
 
 type storedLine struct {
@@ -267,7 +267,9 @@ func (b *testBundle) ticket(t *testing.T, id uuid.UUID) storedTicket {
 	t.Helper()
 	rows, err := b.pool.Query(t.Context(), `
 		SELECT source, body, content_type, coalesce(traceparent, ''), status, coalesce(problems, '[]'),
-		       order_number, vat::text, total::text, coalesce(lines, '[]')
+		       order_number, vat::text, total::text,
+		       (SELECT coalesce(jsonb_agg(jsonb_build_object('product', product, 'product_id', product_id, 'price', price) ORDER BY line), '[]')
+		        FROM order_lines WHERE ticket_id = $1)
 		FROM tickets WHERE id = $1`, id)
 	require.NoError(t, err)
 	found, err := pgx.CollectExactlyOneRow(rows, func(row pgx.CollectableRow) (storedTicket, error) {
