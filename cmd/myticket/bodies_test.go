@@ -74,9 +74,7 @@ func TestTicket_IsReadAsItsSenderMeantIt(t *testing.T) {
 			b := setup(t)
 			r := b.submit(t, "/ticket", test.body)
 			require.Equal(t, ticket.Treated, r.Status, "problems: %v", r.Problems)
-			await(t, "its lines are in order_lines", func() bool {
-				return b.count(t, `SELECT count(*) FROM order_lines WHERE ticket_id = $1`, r.ID) > 0
-			})
+			b.awaitOrderLines(t)
 			stored := b.ticket(t, r.ID)
 			require.Equal(t, test.body, stored.Body, "the bytes that were sent, unchanged")
 			order, vat, total := "123456", "3.10", "16.90"
@@ -136,6 +134,7 @@ func TestTicket_ThatCannotBeRead_IsStoredWithTheReason(t *testing.T) {
 				}
 			}
 			require.Empty(t, b.products(t), "a ticket that is not understood as a whole says nothing about products")
+			b.awaitOrderLines(t)
 			require.Zero(t, b.count(t, `SELECT count(*) FROM order_lines WHERE ticket_id = $1`, r.ID))
 		})
 	}
@@ -314,7 +313,8 @@ func TestTickets_20000InABurst_EachIsStoredOnceWithItsBytes(t *testing.T) {
 		products[fmt.Sprintf("special-%d", special)] = fmt.Sprintf("Special %d.25", newest)
 	}
 	require.Equal(t, products, b.products(t), "each product is what the newest ticket says that names it")
-	await(t, "their lines are in order_lines", func() bool { return b.count(t, `SELECT count(*) FROM order_lines`) == 3*tickets })
+	b.awaitOrderLines(t)
+	require.Equal(t, 3*tickets, b.count(t, `SELECT count(*) FROM order_lines`))
 	require.Zero(t, b.count(t, `SELECT count(*) FROM tickets_default`),
 		"their partition was there before the server was ready")
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -362,6 +363,43 @@ func TestOrderLines_SeveralAtOnce_FillEachTicketOnce(t *testing.T) {
 	cancel()
 	running.Wait()
 	assert.Equal(t, tickets, one[int](t, b, `SELECT count(*) FROM order_lines`))
+}
+
+// TestOrderLines_GiveWayToIntake: in a burst they take little of the time, and more the later they are.
+func TestOrderLines_GiveWayToIntake_AndCatchUpAfterwards(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var busy atomic.Bool
+	lines := postgres.NewOrderLines(postgres.OrderLinesConfig{Busy: busy.Load}, b.store)
+	assert.Zero(t, lines.Yield(time.Second, time.Hour), "nothing is stored at the moment")
+	busy.Store(true)
+	const took = 10 * time.Millisecond
+	assert.Equal(t, 9*took, lines.Yield(took, 0))
+	assert.Equal(t, 9*took/2, lines.Yield(took, 30*time.Second))
+	assert.Zero(t, lines.Yield(took, time.Minute), "an endless load does not hold them up for ever")
+	assert.Zero(t, lines.Yield(took, time.Hour))
+	assert.Less(t, lines.Yield(time.Hour, 0), 5*time.Second, "less than the time after which another server follows")
+
+	var entries []*intake.Entry
+	for i := range 3000 {
+		entries = append(entries, entry(t, body(fmt.Sprint(i), "Café,a,2", "Thé,b,3")))
+	}
+	save(t, b, entries...)
+	awaitReadable(t, b)
+	round := func() time.Duration {
+		exec(t, b, `TRUNCATE ticket_lines`)
+		exec(t, b, `UPDATE outbox_readers SET xid = '0'`)
+		start := time.Now()
+		fillLines(t, lines)
+		require.Equal(t, 6000, one[int](t, b, `SELECT count(*) FROM order_lines`))
+		return time.Since(start)
+	}
+	busy.Store(false)
+	fillLines(t, lines)
+	alone := round()
+	busy.Store(true)
+	beside := round()
+	assert.Greater(t, beside, 2*alone, "it has not given way")
 }
 
 // TestOrderLines_AfterADumpAndARestore: transactions of the other cluster are higher than all of this one.
