@@ -85,7 +85,7 @@ vuln: ## look up known vulnerabilities of our code and its modules; ARGS are fla
 	$(TOOL) govulncheck $(ARGS) ./...
 
 .PHONY: bench
-bench: ## measure throughput, and the most that this machine can do; ARGS are its flags
+bench: build ## measure throughput beside the most that this machine can do; ARGS are its flags (-peers, -sustain 10m, -only ROW)
 	$(GO) run ./cmd/myticket-bench $(ARGS)
 
 .PHONY: chaos

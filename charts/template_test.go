@@ -248,8 +248,9 @@ func TestServer_LimitsFollowTheValues(t *testing.T) {
 func TestServer_TakesSettings(t *testing.T) {
 	t.Parallel()
 	for _, helm := range helms {
-		variables := env(renderWith(t, helm, values("settings.MYTICKET_BATCH_TICKETS=512", "settings.MYTICKET_WAITING_TICKETS=1500000",
+		variables := env(renderWith(t, helm, values("settings.MYTICKET_ORDER_LINES=false", "settings.MYTICKET_BATCH_TICKETS=512", "settings.MYTICKET_WAITING_TICKETS=1500000",
 			"settings.MYTICKET_REQUEST_TIMEOUT=5s", "settings.MYTICKET_LOG_LEVEL=debug")...).server(t))
+		assert.Equal(t, "false", variables["MYTICKET_ORDER_LINES"])
 		assert.Equal(t, "512", variables["MYTICKET_BATCH_TICKETS"])
 		assert.Equal(t, "1500000", variables["MYTICKET_WAITING_TICKETS"], "and not 1.5e+06")
 		assert.Equal(t, "5s", variables["MYTICKET_REQUEST_TIMEOUT"])

@@ -29,18 +29,22 @@ CREATE INDEX outbox_xid ON outbox (xid);
 -- Takes rows that have no partition of their own, so that a missing partition stops no ticket.
 CREATE TABLE outbox_default PARTITION OF outbox DEFAULT;
 
--- How far each reader of the outbox has come.
+-- How far each reader of the outbox has come, and which process reads for it. A process takes the place for some seconds with
+-- each step, so another one follows soon after it was killed, and no session has to hold a lock.
 CREATE TABLE outbox_readers (
     name              text        NOT NULL COLLATE "C" PRIMARY KEY,
     system_identifier bigint      NOT NULL,
     xid               xid8        NOT NULL,
-    at                timestamptz NOT NULL
+    at                timestamptz NOT NULL,
+    holder            uuid,
+    held_until        timestamptz NOT NULL DEFAULT '-infinity'
 );
 
 COMMENT ON TABLE  outbox_readers IS 'How far each reader of the outbox has come';
 COMMENT ON COLUMN outbox_readers.system_identifier IS 'The database cluster that xid belongs to (pg_control_system): after a dump and a restore, transactions count from anew';
 COMMENT ON COLUMN outbox_readers.xid IS 'All rows up to this transaction were read';
 COMMENT ON COLUMN outbox_readers.at IS 'The time of the newest row that was read';
+COMMENT ON COLUMN outbox_readers.holder IS 'The process that reads; another one only after held_until';
 
 -- One row a ticket: a row a line would cost more than the ticket itself.
 CREATE TABLE ticket_lines (

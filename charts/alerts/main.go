@@ -51,7 +51,7 @@ func groups() []group {
 		{"${fullname}.spool", alerts(
 			databaseAway(), spoolFillingWarning(), spoolFillingCritical(), spoolAgeing(), spoolDrainStuck(), spoolFailing(), spoolFilesAside(),
 		)},
-		{"${fullname}.reading", alerts(errorJump(), newProductsLimited(), backlog(), maintenanceFailing())},
+		{"${fullname}.reading", alerts(errorJump(), newProductsLimited(), backlog(), maintenanceFailing(), orderLinesBehind())},
 		{"${fullname}.database", alerts(
 			poolSaturated(), schemaBehind(), synchronousMissing(required), synchronousMissing(preferred), standbyMissing(),
 			volumeFilling(), archivingFailed(), backupFailed(),

@@ -58,3 +58,18 @@ func maintenanceFailing() alert {
 		description: "No ticket is lost. Until tickets are moved, no query finds them, and they are not treated.",
 	}
 }
+
+func orderLinesBehind() alert {
+	return alert{
+		name:     "MyticketOrderLinesBehind",
+		severity: warning,
+		expr: lines(
+			`max by (namespace) (myticket_order_lines_lag_seconds{${servers}}) > 600`,
+			`  or sum by (namespace) (increase(myticket_order_lines_failed_tickets_total{${servers}}[1h])) >= 1`,
+		),
+		lasts:       "5m",
+		panel:       "myticket-service/54",
+		summary:     "The view order_lines lacks tickets",
+		description: "The tickets are stored, and products are up to date. Queries and dashboards of sold products lack them.",
+	}
+}

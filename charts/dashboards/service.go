@@ -251,6 +251,23 @@ func service() *dashboard.DashboardBuilder {
 			},
 			alerts: []string{"MyticketMaintenanceFailing"},
 		},
+		panel{
+			id: 54, title: "order_lines: lag", look: curves, unit: seconds, warn: 60, alarm: 600,
+			about: "How long ago the oldest tickets were stored that are not in order_lines yet. It grows in a burst, because tickets come first.",
+			queries: []query{
+				{`max(myticket_order_lines_lag_seconds{namespace="$namespace"})`, "lag"},
+			},
+			alerts: []string{"MyticketOrderLinesBehind"},
+		},
+		panel{
+			id: 55, title: "order_lines: tickets", look: curves, unit: count,
+			about: "waiting: stored and not in order_lines yet. failed: order_lines lacks them for good; the log says why.",
+			queries: []query{
+				{`max(myticket_order_lines_waiting_tickets{namespace="$namespace"})`, "waiting"},
+				{`sum(increase(myticket_order_lines_failed_tickets_total{namespace="$namespace"}[$__rate_interval]))`, "failed"},
+			},
+			alerts: []string{"MyticketOrderLinesBehind"},
+		},
 	)
 	return board.WithVariable(choice("servers", "Servers", `label_values(myticket_build_info{namespace="$namespace"}, pod)`).
 		Multi(true).IncludeAll(true))

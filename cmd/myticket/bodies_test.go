@@ -85,7 +85,9 @@ func TestTicket_IsReadAsItsSenderMeantIt(t *testing.T) {
 				test.products = map[string]string{"aZde": "Formule(s) midi 14.90", "IZ8z": "Café 2"}
 			}
 			require.Equal(t, test.products, b.products(t))
-			require.Equal(t, len(test.lines), b.count(t, `SELECT count(*) FROM order_lines WHERE ticket_id = $1`, r.ID))
+			await(t, "its lines are in order_lines", func() bool {
+				return b.count(t, `SELECT count(*) FROM order_lines WHERE ticket_id = $1`, r.ID) == len(test.lines)
+			})
 		})
 	}
 }
@@ -315,7 +317,7 @@ func TestTickets_20000InABurst_EachIsStoredOnceWithItsBytes(t *testing.T) {
 		products[fmt.Sprintf("special-%d", special)] = fmt.Sprintf("Special %d.25", newest)
 	}
 	require.Equal(t, products, b.products(t), "each product is what the newest ticket says that names it")
-	require.Equal(t, 3*tickets, b.count(t, `SELECT count(*) FROM order_lines`))
+	await(t, "their lines are in order_lines", func() bool { return b.count(t, `SELECT count(*) FROM order_lines`) == 3*tickets })
 	require.Zero(t, b.count(t, `SELECT count(*) FROM tickets_default`),
 		"their partition was there before the server was ready")
 }

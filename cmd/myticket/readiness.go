@@ -46,6 +46,11 @@ func checks(maintainer *postgres.Maintainer, in *intake.Intake, queue *spool.Spo
 		kept.Detail = fmt.Sprintf("takes the tickets while the database is away; it holds %d", have.Tickets)
 	case have.Tickets > 0:
 		kept.Detail = fmt.Sprintf("holds %d tickets, the oldest since %s", have.Tickets, have.Oldest.Format(time.RFC3339))
+	case have.Unverified > 0:
+		kept.Detail = "holds no tickets that are known"
+	}
+	if have.Unverified > 0 {
+		kept.Detail += fmt.Sprintf("; %d files of an earlier process are not verified yet", have.Unverified)
 	}
 	return serving.OK && (database.OK && schema.OK || kept.OK && (schema.OK || unknown)), append(list, kept)
 }

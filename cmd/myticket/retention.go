@@ -62,6 +62,9 @@ func (c retentionCmd) Run(ctx context.Context, std streams) error {
 	}
 	var keysErr error
 	if c.Apply {
+		if _, linesErr := store.DropOldLines(ctx); linesErr != nil {
+			err = errors.Join(err, fmt.Errorf("order_lines still shows lines of dropped partitions, until a server drops them: %w", linesErr))
+		}
 		report.ExpiredKeys, keysErr = store.DeleteExpiredKeys(ctx)
 	} else {
 		report.ExpiredKeys, keysErr = store.ExpiredKeys(ctx)

@@ -108,7 +108,7 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 	in := intake.New(intakeConfig, tracing.TraceStore(store), treater) //nolint:contextcheck // it outlives ctx until Close
 	in.Register(registry)
 	maintainer := postgres.NewMaintainer(
-		postgres.MaintainConfig{Period: postgres.Period(f.PartitionPeriod), Ahead: f.PartitionsAhead}, store)
+		postgres.MaintainConfig{Period: postgres.Period(f.PartitionPeriod), Ahead: f.PartitionsAhead, OrderLines: f.OrderLines}, store)
 	registry.MustRegister(maintainer)
 	webhook := httpapi.New(httpapi.Config{
 		MaxBody: int(f.MaxBody), MaxHeader: int(f.MaxHeader), BodyBytes: limits.bodyBytes,
@@ -139,8 +139,16 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 	failed := make(chan error, 2)
 	parts.Go(func() { maintainer.Run(background) })
 	parts.Go(func() { treater.Run(background) })
+	if f.OrderLines {
+		lines := postgres.NewOrderLines(postgres.OrderLinesConfig{
+			Period: postgres.Period(f.PartitionPeriod), Registry: registry,
+			Ready: func() bool { return maintainer.Health().Ready }, Busy: func() bool { return in.Waiting() > 0 },
+		}, store)
+		parts.Go(func() { lines.Run(background) })
+	}
 	if queue != nil {
 		parts.Go(func() { queue.Watch(background) })
+		parts.Go(func() { verifySpool(background, queue, logger) })
 	}
 	parts.Go(func() {
 		if err := webhook.Serve(webhookListener); err != nil {
@@ -175,9 +183,9 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 		logger.Warn("the last traces could not be sent; tickets are not affected", "error", err)
 	}
 	if queue != nil {
-		if left := queue.Stats().Tickets; left > 0 {
+		if left := queue.Stats(); left.Tickets > 0 || left.Unverified > 0 {
 			logger.Warn("tickets stay in the spool; the next server on this folder drains them, or \"myticket spool drain\"",
-				"tickets", left, "folder", f.SpoolDir)
+				"tickets", left.Tickets, "unverified_files", left.Unverified, "folder", f.SpoolDir)
 		}
 	}
 	if err != nil && ending.Err() != nil {
@@ -204,9 +212,22 @@ func (f *serverFlags) openSpool(logger *slog.Logger, registry prometheus.Registe
 		return nil, fmt.Errorf("open --spool-dir: %w", err)
 	}
 	queue.Register(registry)
-	if have := queue.Stats(); have.Tickets > 0 {
-		logger.Info("the spool holds tickets of an earlier process; they are drained now",
-			"tickets", have.Tickets, "oldest", have.Oldest)
+	if have := queue.Stats(); have.Tickets > 0 || have.Unverified > 0 {
+		logger.Info("the spool holds tickets of an earlier process; its files are verified and drained now",
+			"tickets", have.Tickets, "oldest", have.Oldest, "unverified_files", have.Unverified)
 	}
 	return queue, nil
+}
+
+// verifySpool verifies what an earlier process left in the spool, while the server takes tickets.
+func verifySpool(ctx context.Context, queue *spool.Spool, logger *slog.Logger) {
+	start, files := time.Now(), queue.Stats().Unverified
+	switch err := queue.Verify(ctx); {
+	case ctx.Err() != nil: // the next server verifies the rest
+	case err != nil:
+		logger.Error("files of the spool cannot be read; their tickets stay in them, and a repeated delivery of one may get "+
+			"another id; the server keeps trying", "error", err)
+	case files > 0:
+		logger.Info("the files of the spool are verified", "files", files, "took", time.Since(start).Round(time.Millisecond).String())
+	}
 }

@@ -49,6 +49,8 @@ type serverFlags struct {
 	TreatMinBackOff  time.Duration `env:"MYTICKET_TREAT_MIN_BACK_OFF" default:"1s" group:"Treatment" help:"Wait before the second attempt. It doubles with each further attempt. Default: ${default}."`
 	TreatMaxBackOff  time.Duration `env:"MYTICKET_TREAT_MAX_BACK_OFF" default:"10m" group:"Treatment" help:"Longest wait before an attempt. Default: ${default}."`
 
+	OrderLines bool `env:"MYTICKET_ORDER_LINES" default:"true" negatable:"" group:"Order lines" help:"Fill the view order_lines, for SQL and Grafana, a moment behind the tickets. One of the servers does so, and gives way while tickets wait to be stored. Default: ${default}."`
+
 	PartitionPeriod string `env:"MYTICKET_PARTITION_PERIOD" default:"day" enum:"day,week,month" group:"Partitions" help:"Period of one partition, in UTC: day, week or month. Default: ${default}."`
 	PartitionsAhead int    `env:"MYTICKET_PARTITIONS_AHEAD" default:"3" group:"Partitions" help:"Partitions to create ahead of time. Default: ${default}."`
 
@@ -61,7 +63,7 @@ type serverFlags struct {
 
 // connsBesides is how many connections a server needs besides those of its batches: one each for treatment, for maintenance,
 // for draining the spool, for batches that the spool does not take, and for checking whether the database answers. That check
-// must never wait behind tickets.
+// must never wait behind tickets. Filling order lines takes one only while two are free.
 const connsBesides = 5
 
 // headerName is a token (RFC 9110, section 5.6.2).

@@ -27,8 +27,8 @@ type spoolFlags struct {
 	Dir string `arg:"" type:"existingdir" placeholder:"DIR" help:"The spool folder, or a copy of it."`
 }
 
-// open opens the folder. What is wrong with it is logged to stderr.
-func (f spoolFlags) open(std streams, readOnly bool) (*spool.Spool, *slog.Logger, error) {
+// open opens the folder and verifies its files. What is wrong with them is logged to stderr.
+func (f spoolFlags) open(ctx context.Context, std streams, readOnly bool) (*spool.Spool, *slog.Logger, error) {
 	logger, err := telemetry.NewLogger(std.stderr, "text", "info")
 	if err != nil {
 		return nil, nil, err
@@ -37,7 +37,13 @@ func (f spoolFlags) open(std streams, readOnly bool) (*spool.Spool, *slog.Logger
 	if errors.Is(err, spool.ErrInUse) {
 		err = fmt.Errorf("%w; a running server drains its folder by itself, and shows what it holds on /readyz and /metrics", err)
 	}
-	return queue, logger, err
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := queue.Verify(ctx); err != nil {
+		return nil, nil, errors.Join(err, queue.Close())
+	}
+	return queue, logger, nil
 }
 
 type spoolStatusCmd struct {
@@ -53,8 +59,8 @@ type spoolReport struct {
 	FilesAside int        `json:"files_aside"`
 }
 
-func (c spoolStatusCmd) Run(std streams) error {
-	queue, _, err := c.open(std, true)
+func (c spoolStatusCmd) Run(ctx context.Context, std streams) error {
+	queue, _, err := c.open(ctx, std, true)
 	if err != nil {
 		return err
 	}
@@ -86,7 +92,7 @@ func (c spoolDrainCmd) Run(ctx context.Context, std streams) (err error) {
 		return err
 	}
 	defer store.Close()
-	queue, logger, err := c.spoolFlags.open(std, false)
+	queue, logger, err := c.spoolFlags.open(ctx, std, false)
 	if err != nil {
 		return err
 	}
@@ -125,7 +131,7 @@ type exported struct {
 }
 
 func (c spoolExportCmd) Run(ctx context.Context, std streams) (err error) {
-	queue, _, err := c.open(std, true)
+	queue, _, err := c.open(ctx, std, true)
 	if err != nil {
 		return err
 	}

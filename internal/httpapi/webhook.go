@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -284,7 +285,7 @@ func appendReceipt(b []byte, r intake.Receipt) []byte {
 		b = make([]byte, 0, 80)
 	}
 	b = append(b, `{"id":"`...)
-	b = append(b, r.ID.String()...)
+	b = appendID(b, r.ID)
 	b = append(b, `","status":"`...)
 	b = append(b, r.Status...)
 	b = append(b, '"')
@@ -298,6 +299,17 @@ func appendReceipt(b []byte, r intake.Receipt) []byte {
 		b = append(b, `,"duplicate":true`...)
 	}
 	return append(b, '}')
+}
+
+// appendID appends an id as uuid.UUID.String writes it, without the memory for that string.
+func appendID(b []byte, id uuid.UUID) []byte {
+	for i, part := range [...][]byte{id[:4], id[4:6], id[6:8], id[8:10], id[10:]} {
+		if i > 0 {
+			b = append(b, '-')
+		}
+		b = hex.AppendEncode(b, part)
+	}
+	return b
 }
 
 func validSource(name string) bool {

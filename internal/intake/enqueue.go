@@ -11,7 +11,7 @@ import (
 type queued struct {
 	batch *batch
 	entry int              // its place in the batch
-	late  <-chan time.Time // set for an entry that waited for a turn: its own timer
+	late  <-chan time.Time // set for an entry that waited before it was in the batch: its own timer
 	turn  turn             // ends when its sender is answered
 }
 
@@ -35,31 +35,38 @@ func (q *queued) await() bool {
 	return false
 }
 
-// enqueue reads a ticket and adds it to the queue for the store. Two kinds of tickets go to the spool unread: those that come
-// while the store is away, and those for which there is no memory, either to read them or to keep what was read.
-func (in *Intake) enqueue(e *Entry) (queued, error) {
+// enqueue reads a ticket that came at start, and adds it to the queue for the store. Waited means that it has waited since.
+// Two kinds of tickets go to the spool unread: those that come while the store is away, and those for which there is no
+// memory, either to read them or to keep what was read.
+func (in *Intake) enqueue(e *Entry, start time.Time, waited bool) (queued, error) {
 	spools := in.config.Spool != nil
 	if spools && !in.Available() {
-		return in.enqueueUnread(e, causeAway, time.Now())
+		return in.enqueueUnread(e, causeAway, start, waited)
 	}
-	start, patience := time.Now(), in.config.Timeout/2
+	patience := in.config.Timeout / 2
 	if spools {
 		patience = min(patience, in.config.OverflowWait/2)
 	}
 	var q queued
 	err := ErrOverloaded
-	t, waited, ok := in.reading.take(len(e.Ticket.Body), patience)
+	t, waitedForTurn, ok := in.reading.take(len(e.Ticket.Body), patience)
+	waited = waited || waitedForTurn
 	if ok {
 		q.batch, q.entry, err = in.readAndAdd(e, t)
 	}
 	if errors.Is(err, ErrOverloaded) && spools {
 		e.Ticket.Order, e.Ticket.Problems, e.Ticket.Status = ticket.Order{}, nil, ""
-		return in.enqueueUnread(e, causeFull, start)
+		return in.enqueueUnread(e, causeFull, start, waited)
 	}
 	if waited {
-		q.late = time.After(time.Until(start.Add(in.config.Timeout)))
+		q.late = in.lateAfter(start)
 	}
 	return q, err
+}
+
+// lateAfter returns what fires when the time of an entry that came at start is up.
+func (in *Intake) lateAfter(start time.Time) <-chan time.Time {
+	return time.After(time.Until(start.Add(in.config.Timeout)))
 }
 
 // readAndAdd reads a ticket and adds it to the queue. It always ends the turn, even if the parser panics: otherwise the other
@@ -72,7 +79,7 @@ func (in *Intake) readAndAdd(e *Entry, t turn) (*batch, int, error) {
 
 // enqueueUnread adds a ticket that came at start to the queue for the spool. A large ticket may wait for its turn for three
 // quarters of its time.
-func (in *Intake) enqueueUnread(e *Entry, why cause, start time.Time) (q queued, err error) {
+func (in *Intake) enqueueUnread(e *Entry, why cause, start time.Time, waited bool) (q queued, err error) {
 	t, _, ok := in.reading.takeUnread(&e.Ticket, time.Until(start.Add(in.config.Timeout*3/4)))
 	if !ok {
 		return queued{}, ErrOverloaded
@@ -81,8 +88,8 @@ func (in *Intake) enqueueUnread(e *Entry, why cause, start time.Time) (q queued,
 		t.end()
 		return queued{}, err
 	}
-	if q.turn = t; t.class != nil {
-		q.late = time.After(time.Until(start.Add(in.config.Timeout)))
+	if q.turn = t; t.class != nil || waited {
+		q.late = in.lateAfter(start)
 	}
 	return q, nil
 }

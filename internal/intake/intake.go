@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -51,6 +52,8 @@ type Intake struct {
 	queue   *queue
 	drainer *drainer // nil without a spool
 
+	keysLate chan struct{} // closed when deliveries wait no longer for Spool.KeysRead; nil without a spool
+
 	inFlight atomic.Int64
 	gone     chan struct{} // gets a value when the store is away
 	stopping chan struct{} // closed when no more deliveries are accepted
@@ -68,6 +71,7 @@ func New(config Config, store Store, treater Treater) *Intake {
 	}
 	if config.Spool != nil {
 		in.drainer = newDrainer(in.saver)
+		in.keysLate = make(chan struct{})
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	in.hurry = cancel
@@ -84,6 +88,7 @@ func (in *Intake) run(ctx context.Context) {
 	}
 	background.Go(in.watchStore)
 	if in.config.Spool != nil {
+		background.Go(in.boundKeys)
 		background.Go(in.spoolOverflow)
 		background.Go(in.drain)
 	}
@@ -127,6 +132,7 @@ func (in *Intake) Accept(d Delivery) (Receipt, error) {
 	}
 	in.inFlight.Add(1)
 	defer in.inFlight.Add(-1)
+	start, waited := time.Now(), false
 	id, receivedAt, err := in.config.NewID()
 	if err != nil {
 		return Receipt{}, fmt.Errorf("make an id: %w", err)
@@ -138,11 +144,12 @@ func (in *Intake) Accept(d Delivery) (Receipt, error) {
 		e.Key = d.IdempotencyKey
 		e.KeyExpiresAt = receivedAt.Add(in.config.KeyTTL)
 		e.BodySHA256 = sha256.Sum256(d.Body)
+		waited = in.awaitKeys()
 		if r, known, err := in.spooled(e); known {
 			return r, err
 		}
 	}
-	waiting, err := in.enqueue(e)
+	waiting, err := in.enqueue(e, start, waited)
 	if err != nil {
 		return Receipt{}, err
 	}

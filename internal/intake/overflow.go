@@ -8,6 +8,43 @@ import (
 	"myticket/internal/ticket"
 )
 
+// boundKeys ends the wait of deliveries for the keys of tickets that a process before this one spooled: after half of
+// Config.Timeout since the start, so that there is time to store them. From then on such a delivery is handled as by another
+// server, which does not know the spooled ticket: the store finds the duplicate when the spool is drained.
+func (in *Intake) boundKeys() {
+	defer close(in.keysLate)
+	late := time.NewTimer(in.config.Timeout / 2)
+	defer late.Stop()
+	select {
+	case <-in.config.Spool.KeysRead():
+	case <-in.stopping:
+	case <-late.C:
+		in.config.Logger.Warn("the files of the spool are not verified yet, so not all idempotency keys in it are known: "+
+			"until they are, a repeated delivery of a spooled ticket may get another id; it is stored once",
+			"waited", (in.config.Timeout / 2).String())
+	}
+}
+
+// awaitKeys waits until all keys in the spool are known, or boundKeys ends the wait. It reports whether it had to wait.
+func (in *Intake) awaitKeys() (waited bool) {
+	if in.config.Spool == nil {
+		return false
+	}
+	read := in.config.Spool.KeysRead()
+	select {
+	case <-read:
+		return false
+	case <-in.keysLate:
+		return false
+	default:
+	}
+	select {
+	case <-read:
+	case <-in.keysLate:
+	}
+	return true
+}
+
 // spooled answers a delivery that has the idempotency key of a ticket in the spool. The store does not know that key yet.
 func (in *Intake) spooled(e *Entry) (r Receipt, known bool, err error) {
 	if in.config.Spool == nil {

@@ -76,8 +76,11 @@ type Spool interface {
 	// its Outcome is a Duplicate or KeyReused. ErrSpoolFull means that there is no room; any other error means that the disk
 	// fails.
 	Put(entries []*Entry) (Saved, error)
-	// Find returns the ticket that was spooled for an idempotency key.
+	// Find returns the ticket that was spooled for an idempotency key. Until KeysRead is closed, it may not know tickets that
+	// a process before this one spooled.
 	Find(source, key string) (id uuid.UUID, bodySHA256 [sha256.Size]byte, ok bool)
+	// KeysRead is closed when Find knows the keys of all tickets.
+	KeysRead() <-chan struct{}
 	// Peek returns the oldest tickets, unread, without those to skip: up to n tickets of up to b bytes, at least one ticket
 	// if there is any. They stay in the spool until Remove. The caller owns what it gets.
 	Peek(n int, b int64, skip func(uuid.UUID) bool) ([]Spooled, error)

@@ -33,6 +33,8 @@ const (
 	notNullViolation      = "23502"
 	uniqueViolation       = "23505"
 	checkViolation        = "23514"
+	dataCorrupted         = "XX001"
+	indexCorrupted        = "XX002"
 	readOnlyTransaction   = "25006"
 	invalidCatalogName    = "3D000"
 	serializationFailure  = "40001"

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -14,6 +15,8 @@ import (
 type MaintainConfig struct {
 	Period Period // length of a partition. Defaults to Day.
 	Ahead  int    // partitions to make ahead of time. Defaults to 3.
+
+	OrderLines bool // order lines are filled (by OrderLines, on this server or another one)
 }
 
 // Intervals and timeouts of a Maintainer.
@@ -59,6 +62,11 @@ func (m *Maintainer) jobs() []job {
 			m.moveStrays,
 		},
 		{
+			"outbox", time.Minute, time.Minute, slog.LevelWarn,
+			"old partitions of the outbox or of order lines could not be dropped; tickets are not affected, and it is tried again",
+			m.dropOld,
+		},
+		{
 			"settle", 5 * time.Second, 10 * time.Second, slog.LevelWarn,
 			"products that changed could not be settled; tickets are not affected, and it is tried again", m.settle,
 		},
@@ -81,8 +89,8 @@ type Health struct {
 	Misconfigured bool
 }
 
-// Maintainer watches the schema, makes partitions ahead of time, moves stray tickets, settles products and counts the
-// backlog, while Run runs.
+// Maintainer watches the schema, makes partitions ahead of time, moves stray tickets, drops old partitions of the outbox and of
+// order lines, settles products and counts the backlog, while Run runs.
 type Maintainer struct {
 	config MaintainConfig
 	store  *Store
@@ -99,7 +107,8 @@ type Maintainer struct {
 // counted is a backlog and the time of its count.
 type counted struct {
 	Backlog
-	at time.Time
+	lines OutboxBacklog // of order lines
+	at    time.Time
 }
 
 // NewMaintainer returns a Maintainer.
@@ -224,6 +233,8 @@ func (m *Maintainer) report(h Health) {
 
 func (m *Maintainer) makePartitions(ctx context.Context) (more bool, err error) {
 	made, err := m.store.EnsurePartitions(ctx, m.config.Period, m.config.Ahead, ticket.Now())
+	outbox, outboxErr := m.store.EnsureOutbox(ctx)
+	made, err = append(made, outbox...), errors.Join(err, outboxErr)
 	if len(made) > 0 {
 		m.store.logger.Info("made partitions", "partitions", made)
 	}
@@ -233,6 +244,15 @@ func (m *Maintainer) makePartitions(ctx context.Context) (more bool, err error) 
 		close(m.prepared) // no other job closes it
 	}
 	return false, err
+}
+
+func (m *Maintainer) dropOld(ctx context.Context) (more bool, err error) {
+	outbox, err := m.store.CleanOutbox(ctx, m.config.OrderLines)
+	lines, linesErr := m.store.dropOldLines(ctx)
+	if dropped := append(outbox, lines...); len(dropped) > 0 {
+		m.store.logger.Info("dropped old partitions", "partitions", dropped)
+	}
+	return false, errors.Join(err, linesErr)
 }
 
 func (m *Maintainer) moveStrays(ctx context.Context) (more bool, err error) {
@@ -251,8 +271,15 @@ func (m *Maintainer) settle(ctx context.Context) (more bool, err error) {
 // count counts the backlog. If that fails, the last count stays until it is older than backlogFresh: see Collect.
 func (m *Maintainer) count(ctx context.Context) (more bool, err error) {
 	b, err := m.store.Backlog(ctx)
-	if err == nil {
-		m.backlog.Store(&counted{b, time.Now()})
+	if err != nil {
+		return false, err
 	}
+	var lines OutboxBacklog
+	if m.config.OrderLines {
+		if lines, err = m.store.OrderLinesBacklog(ctx); err != nil {
+			return false, err
+		}
+	}
+	m.backlog.Store(&counted{b, lines, time.Now()})
 	return false, err
 }

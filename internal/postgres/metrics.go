@@ -48,6 +48,28 @@ func (s *Store) Backlog(ctx context.Context) (Backlog, error) {
 	return b, err
 }
 
+// outboxBacklog reads no more than 10,000 batches.
+const outboxBacklog = `
+SELECT coalesce(extract(epoch FROM clock_timestamp() - min(at)), 0)::float8, coalesce(sum(octet_length(tickets)) / 16, 0)::int8
+FROM (SELECT at, tickets FROM outbox
+      WHERE xid > coalesce((SELECT xid FROM outbox_readers WHERE name = $1), '0') ORDER BY xid LIMIT 10000) w`
+
+// OutboxBacklog is what a reader of the outbox has not read.
+type OutboxBacklog struct {
+	Tickets int           // of at most 10,000 batches
+	Oldest  time.Duration // age of the oldest batch; 0 for none
+}
+
+// OrderLinesBacklog counts the tickets that are stored and whose lines are still to be filled, with those that have none.
+func (s *Store) OrderLinesBacklog(ctx context.Context) (b OutboxBacklog, err error) {
+	var oldest float64
+	if err := s.pool.QueryRow(ctx, outboxBacklog, linesReader).Scan(&oldest, &b.Tickets); err != nil {
+		return OutboxBacklog{}, fmt.Errorf("count the tickets whose lines are to be filled: %w", err)
+	}
+	b.Oldest = seconds(oldest)
+	return b, nil
+}
+
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
 // describe returns the description of a metric.
@@ -67,7 +89,7 @@ var (
 	poolOpened   = describe("postgres_connections_opened_total", "Connections that were opened.")
 
 	jobFailures = describe("maintenance_failures_total",
-		"Runs of a maintenance task that failed or took too long, by task: partitions, strays, settle or count. "+
+		"Runs of a maintenance task that failed or took too long, by task: partitions, strays, outbox, settle or count. "+
 			"The task is repeated.", "task")
 
 	schemaVersion = describe("schema_version", "Version of the database's schema.")
@@ -83,6 +105,10 @@ var (
 	backlogStrays = describe("strays",
 		"Tickets of a full default partition that are still to be moved to their partitions. No query finds them until "+
 			"they are there. At most 100000 per table are counted.")
+	linesLag = describe("order_lines_lag_seconds",
+		"Age of the oldest batch of tickets that is stored and not in order_lines yet; 0 for none. Absent without --order-lines.")
+	linesWaiting = describe("order_lines_waiting_tickets",
+		"Tickets that are stored and not in order_lines yet; those of at most 10000 batches are counted. Absent without --order-lines.")
 	productsKnown = describe("products", "Products in the product base, estimated by Postgres.")
 )
 
@@ -90,7 +116,8 @@ var (
 func (m *Maintainer) Describe(descriptions chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		poolConnections, poolMax, poolAcquires, poolWaits, poolWaited, poolGivenUp, poolOpened,
-		jobFailures, schemaVersion, schemaNeeded, schemaDirty, backlogTickets, backlogAge, backlogOverdue, backlogStrays, productsKnown,
+		jobFailures, schemaVersion, schemaNeeded, schemaDirty, backlogTickets, backlogAge, backlogOverdue, backlogStrays,
+		linesLag, linesWaiting, productsKnown,
 	} {
 		descriptions <- d
 	}
@@ -134,5 +161,9 @@ func (m *Maintainer) Collect(metrics chan<- prometheus.Metric) {
 		send(backlogOverdue, prometheus.GaugeValue, b.Overdue.Seconds())
 		send(backlogStrays, prometheus.GaugeValue, float64(b.Strays))
 		send(productsKnown, prometheus.GaugeValue, b.Products)
+		if m.config.OrderLines {
+			send(linesLag, prometheus.GaugeValue, b.lines.Oldest.Seconds())
+			send(linesWaiting, prometheus.GaugeValue, float64(b.lines.Tickets))
+		}
 	}
 }

@@ -49,10 +49,13 @@ func (p Period) next(start time.Time) time.Time {
 // span is a range of time, without its end.
 type span struct{ from, to time.Time }
 
-// name returns the name of the table for a span.
-func (s span) name() string {
-	return fmt.Sprintf("tickets_%s_%s", s.from.Format("20060102"), s.to.Format("20060102"))
+// name returns the name of a table's partition for a span.
+func (s span) name(table string) string {
+	return fmt.Sprintf("%s_%s_%s", table, s.from.Format("20060102"), s.to.Format("20060102"))
 }
+
+// contains reports whether a time is in s.
+func (s span) contains(t time.Time) bool { return !t.Before(s.from) && t.Before(s.to) }
 
 // gaps returns the parts of s that no span of taken covers, in order. So if the length of the period changes in the middle of a
 // period, the rest of it gets a shorter partition, and no two partitions overlap.
@@ -79,14 +82,22 @@ func (s span) gaps(taken []span) []span {
 // database.
 const partitionLock = 0x6d795469636b6574 // "myTicket"
 
-// listPartitions reads the bounds of the partitions. One that was made by hand may have no lower or upper bound.
+// listPartitions reads the partitions of a table that have bounds. One that was made by hand may have no lower or upper bound.
 const listPartitions = `
-SELECT coalesce((regexp_match(bound, $$FROM \('([^']+)'\)$$))[1], '0001-01-01')::timestamptz,
+SELECT name, relname, coalesce((regexp_match(bound, $$FROM \('([^']+)'\)$$))[1], '0001-01-01')::timestamptz,
        coalesce((regexp_match(bound, $$TO \('([^']+)'\)$$))[1], '9999-12-31')::timestamptz
-FROM (SELECT pg_get_expr(c.relpartbound, c.oid) AS bound
+FROM (SELECT c.oid::regclass::text AS name, c.relname, pg_get_expr(c.relpartbound, c.oid) AS bound
       FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-      WHERE i.inhparent = 'tickets'::regclass) b
+      WHERE i.inhparent = $1::text::regclass) b
 WHERE bound LIKE 'FOR VALUES FROM%'`
+
+// partition is a partition that has bounds.
+type partition struct {
+	span
+
+	table string // its name in a statement
+	plain string // its plain name
+}
 
 // Limits of what is moved out of the default partition while its writers wait. Attaching the new partition reads the default
 // partition again, with the rows that were deleted, so its size on disk counts, too.
@@ -300,7 +311,8 @@ func (s *Store) ensureSpan(ctx context.Context, wanted span) ([]string, error) {
 		doing := fmt.Sprintf("make the partitions from %s to %s", wanted.from.Format(time.DateOnly), wanted.to.Format(time.DateOnly))
 		mine, err := s.keepUp(ctx, doing, func(up upkeep) (err error) {
 			made, tooMuch = nil, false
-			gaps, err := up.gaps(ctx, wanted)
+			taken, err := up.partitions(ctx, "tickets")
+			gaps := wanted.gaps(spansOf(taken))
 			if err != nil || len(gaps) == 0 {
 				return err
 			}
@@ -329,18 +341,62 @@ func (s *Store) ensureSpan(ctx context.Context, wanted span) ([]string, error) {
 // errBusy means that another process holds the lock of partitions at this moment.
 var errBusy = errors.New("another process maintains the partitions")
 
-// gaps returns the parts of a span that no partition covers.
-func (up upkeep) gaps(ctx context.Context, wanted span) ([]span, error) {
-	rows, err := up.Query(ctx, listPartitions)
+// partitions returns the partitions of a table that have bounds.
+func (up upkeep) partitions(ctx context.Context, table string) ([]partition, error) {
+	rows, err := up.Query(ctx, listPartitions, table)
 	if err != nil {
 		return nil, err
 	}
-	taken, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (span, error) {
-		var t span
-		err := row.Scan(&t.from, &t.to)
-		return t, err
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (p partition, err error) {
+		err = row.Scan(&p.table, &p.plain, &p.from, &p.to)
+		p.from, p.to = p.from.UTC(), p.to.UTC()
+		return p, err
 	})
-	return wanted.gaps(taken), err
+}
+
+func spansOf(partitions []partition) []span {
+	spans := make([]span, len(partitions))
+	for i := range partitions {
+		spans[i] = partitions[i].span
+	}
+	return spans
+}
+
+// add makes a partition of a table that is not tickets, and returns its plain name.
+func (up upkeep) add(ctx context.Context, table string, s span) (name string, err error) {
+	if name, err = up.freeName(ctx, s.name(table), 0); err != nil {
+		return "", err
+	}
+	err = up.run(ctx,
+		fmt.Sprintf(`CREATE TABLE %s (LIKE %s INCLUDING ALL)`, up.table(name), table),
+		fmt.Sprintf(`ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM ('%s') TO ('%s')`,
+			table, up.table(name), s.from.UTC().Format(time.RFC3339), s.to.UTC().Format(time.RFC3339)))
+	if err != nil {
+		return "", fmt.Errorf("partition %s: %w", name, err)
+	}
+	return name, nil
+}
+
+// drop drops a partition of a table that is not tickets, unless the query says that it must be kept. The default partition may be
+// empty. No other session waits for longer than lockTimeout.
+func (up upkeep) drop(ctx context.Context, table, defaultPartition string, p partition, keep string, args ...any) (bool, error) {
+	quiet := `LOCK TABLE ONLY ` + p.table // see lock
+	if defaultPartition != "" {
+		quiet += `, ONLY ` + defaultPartition
+	}
+	err := up.run(ctx,
+		quiet+` IN SHARE UPDATE EXCLUSIVE MODE`,
+		fmt.Sprintf(`SET LOCAL lock_timeout = '%dms'`, lockTimeout.Milliseconds()),
+		`LOCK TABLE ONLY `+table+` IN ACCESS EXCLUSIVE MODE`,
+		`LOCK TABLE ONLY `+p.table+` IN ACCESS EXCLUSIVE MODE`)
+	if err != nil {
+		return false, err
+	}
+	var kept bool
+	if err := up.QueryRow(ctx, keep, args...).Scan(&kept); err != nil || kept {
+		return false, err
+	}
+	return true, up.run(ctx, `DROP TABLE `+p.table)
 }
 
 func (up upkeep) makePartitions(ctx context.Context, gaps []span) (made []string, err error) {
@@ -357,7 +413,7 @@ func (up upkeep) makePartitions(ctx context.Context, gaps []span) (made []string
 		return nil, err
 	}
 	for _, gap := range gaps {
-		name, err := up.freeName(ctx, gap.name(), 0)
+		name, err := up.freeName(ctx, gap.name("tickets"), 0)
 		if err != nil {
 			return nil, err
 		}

@@ -124,7 +124,7 @@ const (
 	dropPause       = 2 * time.Second
 )
 
-// DropPartition drops a partition with all its tickets. Unless evenUnfinished, it keeps a partition that holds a TO_TREAT or
+// DropPartition drops a partition with all its tickets, but not their order lines: DropOldLines does that. Unless evenUnfinished, it keeps a partition that holds a TO_TREAT or
 // ERROR ticket at that moment (ErrUnfinished). It returns ErrNoPartition for the default partition, and for everything that
 // is not a range of tickets.
 //
@@ -132,21 +132,23 @@ const (
 // returns ticket.ErrUnavailable. To detach the partition first (DETACH PARTITION CONCURRENTLY) would need a weaker lock, but
 // is not possible beside a default partition (https://www.postgresql.org/docs/current/sql-altertable.html).
 func (s *Store) DropPartition(ctx context.Context, name string, evenUnfinished bool) error {
+	err := patiently(ctx, func() error {
+		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error { return dropPartition(ctx, tx, name, evenUnfinished) })
+	})
+	if errors.Is(err, ErrUnfinished) || errors.Is(err, ErrNoPartition) {
+		return fmt.Errorf("partition %s: %w", name, err)
+	}
+	return explain("drop partition "+name, err)
+}
+
+// patiently tries a drop again while other transactions hold its locks.
+func patiently(ctx context.Context, drop func() error) error {
 	for attempt := 1; ; attempt++ {
-		err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error { return dropPartition(ctx, tx, name, evenUnfinished) })
-		busy := isCode(err, lockNotAvailable, deadlockDetected)
-		switch {
-		case err == nil:
-			return nil
-		case errors.Is(err, ErrUnfinished), errors.Is(err, ErrNoPartition):
-			return fmt.Errorf("partition %s: %w", name, err)
-		case !busy || attempt == dropAttempts || ctx.Err() != nil:
-			return explain("drop partition "+name, err)
+		err := drop()
+		if !isCode(err, lockNotAvailable, deadlockDetected) || attempt == dropAttempts || ctx.Err() != nil {
+			return err
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Duration(attempt) * dropPause):
-		}
+		pause(ctx, time.Duration(attempt)*dropPause)
 	}
 }
 

@@ -170,7 +170,8 @@ func (m *mover) moveSpan(ctx context.Context, wanted span) error {
 	return errTimeIsUp
 }
 
-// piece picks the first tickets of a table after a place and before a time, and moves them.
+// piece picks the first tickets of a table after a place and before a time, and moves them. A reader of the outbox that looked for
+// them meanwhile has not found them, so it is told again.
 const piece = `
 WITH first AS (
     SELECT received_at, id, pg_column_size(body)::bigint AS bytes FROM %[1]s
@@ -185,6 +186,9 @@ WITH first AS (
     DELETE FROM %[1]s s USING piece p WHERE s.received_at = p.received_at AND s.id = p.id RETURNING s.*
 ), kept AS (
     INSERT INTO tickets (%[2]s) SELECT %[2]s FROM moved ON CONFLICT (received_at, id) DO NOTHING
+), told AS (
+    INSERT INTO outbox (kind, tickets)
+    SELECT 'moved', string_agg(uuid_send(id), ''::bytea) FROM moved HAVING count(*) > 0
 )
 SELECT (SELECT count(*) FROM moved), received_at, id FROM piece ORDER BY received_at DESC, id DESC LIMIT 1`
 

@@ -14,18 +14,13 @@ import (
 var errReadOnly = errors.New("the spool was opened read-only")
 
 // Peek returns the oldest tickets but for those to skip, in the order in which they were put: up to n tickets of up to b
-// bytes, at least one ticket if there is any. They stay until Remove. What they say is not read. Peek does not wait for a Put
-// that is under way.
+// bytes, at least one ticket if there is any. They stay until Remove. What they say is not read. Peek verifies a file that is
+// not verified yet, or waits until it is. It does not wait for a Put that is under way, except to finish that.
 func (s *Spool) Peek(n int, b int64, skip func(uuid.UUID) bool) ([]intake.Spooled, error) {
 	s.dropIdle()
 	var failure error
 	for _, segment := range s.queue.all() {
-		tickets, err := segment.read(n, b, skip)
-		if err != nil {
-			if err = s.salvage(segment, err); err == nil {
-				tickets, err = segment.read(n, b, skip) // what was salvaged of it
-			}
-		}
+		tickets, err := s.read(segment, n, b, skip)
 		if err != nil { // the disk does not return this file, but it may return the next
 			failure = errors.Join(failure, err)
 			continue
@@ -42,6 +37,21 @@ func (s *Spool) Peek(n int, b int64, skip func(uuid.UUID) bool) ([]intake.Spoole
 	return nil, failure
 }
 
+// read returns what Peek returns of one file.
+func (s *Spool) read(segment *segment, n int, b int64, skip func(uuid.UUID) bool) ([]intake.Spooled, error) {
+	if err := s.verify(segment); err != nil {
+		return nil, err
+	}
+	tickets, err := segment.read(n, b, skip)
+	if err == nil {
+		return tickets, nil
+	}
+	if err := s.salvage(segment, err); err != nil {
+		return nil, err
+	}
+	return segment.read(n, b, skip) // what was salvaged of it
+}
+
 // salvage sets a file aside that was whole when it was loaded or made, and cannot be read now.
 func (s *Spool) salvage(segment *segment, cause error) error {
 	s.write.Lock()
@@ -49,8 +59,7 @@ func (s *Spool) salvage(segment *segment, cause error) error {
 	if s.active == segment {
 		s.active = nil
 	}
-	var buffer []byte
-	damage, err := segment.salvage(&buffer, cause)
+	damage, err := segment.salvage(cause)
 	if err == nil && damage != nil {
 		err = s.setAside(segment, damage)
 	}

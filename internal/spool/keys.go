@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"sync"
 	"time"
@@ -14,8 +15,18 @@ import (
 // keyIndex knows the idempotency keys of the tickets in the spool: at most Config.MaxTickets, because each ticket has at
 // most one. Any goroutine may use it, and it never waits for the disk.
 type keyIndex struct {
+	read     chan struct{} // closed when the keys of all files are known
+	complete func()        // closes read; may be called more than once
+
 	mu         sync.Mutex // guards deliveries
 	deliveries map[deliveryKey]delivery
+}
+
+func newKeyIndex() *keyIndex {
+	read := make(chan struct{})
+	return &keyIndex{
+		read: read, complete: sync.OnceFunc(func() { close(read) }), deliveries: map[deliveryKey]delivery{},
+	}
 }
 
 // deliveryKey stands for a source and an idempotency key. It is half of a SHA-256: a sender may make a key long, and no
@@ -33,6 +44,13 @@ type delivery struct {
 	body      [sha256.Size]byte
 	expiresAt int64 // Unix milliseconds
 }
+
+func newDelivery(e *intake.Entry) delivery {
+	return delivery{e.Ticket.ID, e.BodySHA256, e.KeyExpiresAt.UnixMilli()}
+}
+
+// isValid reports whether the key has not expired.
+func (d delivery) isValid() bool { return time.Now().UnixMilli() < d.expiresAt }
 
 // find returns the ticket that came with a key which has not expired.
 func (k *keyIndex) find(source, key string) (delivery, bool) {
@@ -75,7 +93,7 @@ func (k *keyIndex) withoutDuplicates(entries []*intake.Entry) (fresh []*intake.E
 // lookUp does what find does. The caller must hold k.mu.
 func (k *keyIndex) lookUp(key deliveryKey) (delivery, bool) {
 	d, ok := k.deliveries[key]
-	return d, ok && time.Now().UnixMilli() < d.expiresAt
+	return d, ok && d.isValid()
 }
 
 // add adds the keys of tickets that are in the spool now.
@@ -84,16 +102,23 @@ func (k *keyIndex) add(entries ...*intake.Entry) {
 	defer k.mu.Unlock()
 	for _, e := range entries {
 		if e.Key != "" {
-			k.deliveries[newDeliveryKey(e.Ticket.Source, e.Key)] = delivery{e.Ticket.ID, e.BodySHA256, e.KeyExpiresAt.UnixMilli()}
+			k.deliveries[newDeliveryKey(e.Ticket.Source, e.Key)] = newDelivery(e)
 		}
 	}
 }
 
-// addRecord adds the key of a ticket that was read from the disk.
+// addRecord adds the key of a ticket that was read from the disk. If another ticket with that key is known, the older one of
+// those that have not expired counts, in whatever order the files are read.
 func (k *keyIndex) addRecord(r *record) {
-	if r.Key != "" {
-		e := r.entry()
-		k.add(&e)
+	if r.Key == "" {
+		return
+	}
+	e := r.entry()
+	key, d := newDeliveryKey(r.Source, r.Key), newDelivery(&e)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if known, ok := k.lookUp(key); !ok || d.isValid() && bytes.Compare(d.id[:], known.id[:]) < 0 {
+		k.deliveries[key] = d
 	}
 }
 

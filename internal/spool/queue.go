@@ -40,8 +40,7 @@ func (q *queue) drop(active *segment) (drained []*segment) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.segments = slices.DeleteFunc(q.segments, func(s *segment) bool {
-		left, _ := s.holds()
-		if left != 0 || s == active {
+		if !s.isSpent() || s == active {
 			return false
 		}
 		drained = append(drained, s)
@@ -90,4 +89,16 @@ func (q *queue) holds() (tickets int, bytes int64, oldest time.Time) {
 		bytes += size
 	}
 	return tickets, bytes, q.oldest
+}
+
+// unverified returns how many segments are not verified.
+func (q *queue) unverified() (n int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, s := range q.segments {
+		if !s.isVerified() {
+			n++
+		}
+	}
+	return n
 }

@@ -3,7 +3,6 @@ package spool
 import (
 	"encoding/binary"
 	"fmt"
-	"math"
 	"os"
 	"runtime/debug"
 	"time"
@@ -13,49 +12,6 @@ import (
 
 	"myticket/internal/intake"
 )
-
-// load reads a file that a process before this one left, counts its records, and calls f with each. It salvages a file whose
-// structure is not right, and may then call f with a record twice. The buffer is for the content of the file, and grows if
-// it must.
-func (s *segment) load(buffer *[]byte, f func(*record)) (*damage, error) {
-	cause := s.verify(buffer, f)
-	if cause == nil {
-		return nil, nil //nolint:nilnil // no damage is no error
-	}
-	d, err := s.salvage(buffer, cause)
-	if err != nil {
-		return nil, err
-	}
-	return d, s.each(func(r *record, _ int64) bool { f(r); return true })
-}
-
-// verify counts the records, and returns an error if the structure of the file is not right.
-func (s *segment) verify(buffer *[]byte, f func(*record)) error {
-	s.file.Lock()
-	defer s.file.Unlock()
-	if s.damaged {
-		return errDamaged
-	}
-	var records uint64
-	var left int
-	var bytes int64
-	every := func(uint64) bool { return true }
-	err := s.walk(1, math.MaxUint64, every, func(r *record, size int64) bool {
-		records = r.Sequence
-		left++
-		bytes += size
-		f(r)
-		return true
-	})
-	s.closeFile()
-	s.mu.Lock()
-	s.records, s.left, s.bytes = records, left, bytes
-	s.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	return s.endsEarly(buffer, records)
-}
 
 // each calls f with the records that are still needed, oldest first, until f returns false. It does not wait for an append
 // that is under way.
@@ -92,6 +48,34 @@ func (s *segment) isNeeded(sequence uint64) bool {
 // walk calls f with the records of a range that are wanted, until f returns false. The records must be whole and follow
 // each other without a gap. The caller must hold s.file.
 func (s *segment) walk(from, last uint64, wanted func(uint64) bool, f func(r *record, size int64) bool) error {
+	return s.view(func(_ *bolt.Tx, b *bolt.Bucket) error {
+		c := b.Cursor()
+		next := from
+		for key, value := c.Seek(sequenceKey(from)); key != nil && next <= last; key, value = c.Next() {
+			if len(key) != 8 || binary.BigEndian.Uint64(key) != next {
+				return fmt.Errorf("%w: record %d is not where it should be", errDamaged, next)
+			}
+			next++
+			if !wanted(next - 1) {
+				continue
+			}
+			r, length, err := s.nonce.decode(value)
+			if err != nil {
+				return err
+			}
+			if r.Sequence != next-1 || length != len(value) {
+				return fmt.Errorf("%w: record %d is not what it should be", errDamaged, next-1)
+			}
+			if !f(&r, cost(value)) {
+				return nil
+			}
+		}
+		return nil
+	})
+}
+
+// view calls f with what the structure of the file gives access to, in a transaction. The caller must hold s.file.
+func (s *segment) view(f func(tx *bolt.Tx, records *bolt.Bucket) error) error {
 	begun := false
 	err := whole(func() error {
 		if err := s.openFile(); err != nil {
@@ -103,28 +87,7 @@ func (s *segment) walk(from, last uint64, wanted func(uint64) bool, f func(r *re
 			if b == nil {
 				return fmt.Errorf("%w: it has no tickets at all", errDamaged)
 			}
-			c := b.Cursor()
-			next := from
-			for key, value := c.Seek(sequenceKey(from)); key != nil && next <= last; key, value = c.Next() {
-				if len(key) != 8 || binary.BigEndian.Uint64(key) != next {
-					return fmt.Errorf("%w: record %d is not where it should be", errDamaged, next)
-				}
-				next++
-				if !wanted(next - 1) {
-					continue
-				}
-				r, length, err := s.nonce.decode(value)
-				if err != nil {
-					return err
-				}
-				if r.Sequence != next-1 || length != len(value) {
-					return fmt.Errorf("%w: record %d is not what it should be", errDamaged, next-1)
-				}
-				if !f(&r, cost(value)) {
-					return nil
-				}
-			}
-			return nil
+			return f(tx, b)
 		})
 	})
 	if err != nil && !begun && s.db != nil {

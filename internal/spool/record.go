@@ -67,20 +67,23 @@ func (n nonce) encode(sequence uint64, e *intake.Entry) ([]byte, error) {
 
 // decode reads the record that b begins with, and returns how long it is. It shares no memory with b.
 func (n nonce) decode(b []byte) (record, int, error) {
-	var r record
 	if len(b) < headerSize || nonce(b[:nonceSize]) != n {
-		return r, 0, errDamaged
+		return record{}, 0, errDamaged
 	}
 	length := int64(binary.BigEndian.Uint32(b[nonceSize:]))
 	if length > int64(len(b)-headerSize) {
-		return r, 0, errDamaged
+		return record{}, 0, errDamaged
 	}
 	payload := b[headerSize : headerSize+length]
 	if crc32.Checksum(payload, castagnoli) != binary.BigEndian.Uint32(b[nonceSize+4:]) {
-		return r, 0, errDamaged
+		return record{}, 0, errDamaged
 	}
+	if r, ok := decodePlain(payload); ok {
+		return r, headerSize + len(payload), nil
+	}
+	var r record
 	if err := cbor.Unmarshal(payload, &r); err != nil {
-		return r, 0, fmt.Errorf("%w: %w", errDamaged, err)
+		return record{}, 0, fmt.Errorf("%w: %w", errDamaged, err)
 	}
 	return r, headerSize + len(payload), nil
 }

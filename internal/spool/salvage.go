@@ -3,6 +3,7 @@ package spool
 import (
 	"bytes"
 	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -10,9 +11,6 @@ import (
 
 	"github.com/google/uuid"
 )
-
-// errEndsEarly means that the structure of a file is right, but does not have all of the file's records.
-var errEndsEarly = errors.New("the file holds records that its structure does not know of")
 
 // salvagedRecord is where a whole record is in a damaged file.
 type salvagedRecord struct {
@@ -29,31 +27,31 @@ type damage struct {
 
 // salvage finds the whole records in a file whose structure is not whole. From then on only these are read, in the order of
 // their sequence numbers. It returns no damage if the file only ended early and every record is there. It returns the cause
-// as an error if the file was salvaged before. The buffer is for the content of the file, and grows if it must.
-func (s *segment) salvage(buffer *[]byte, cause error) (*damage, error) {
+// as an error if the file was salvaged before.
+func (s *segment) salvage(cause error) (*damage, error) {
 	s.file.Lock()
 	defer s.file.Unlock()
 	if s.scattered {
 		return nil, cause
 	}
 	s.closeFile()
-	content, err := readWhatCanBe(s.path, buffer)
-	if err != nil {
-		return nil, fmt.Errorf("read the damaged file %s: %w", s.path, err)
-	}
-	s.scattered = true
+	var salvaged []salvagedRecord
 	seen := map[uuid.UUID]bool{} // a page that was written anew leaves its old copy behind
-	s.scan(content, func(r *record, at, length int) bool {
+	size, err := s.scan(0, func(r *record, at int64, length int) bool {
 		if !seen[r.ID] {
 			seen[r.ID] = true
-			s.salvaged = append(s.salvaged, salvagedRecord{r.Sequence, int64(at), length})
+			salvaged = append(salvaged, salvagedRecord{r.Sequence, at, length})
 		}
 		return true
 	})
-	slices.SortStableFunc(s.salvaged, func(a, b salvagedRecord) int { return cmp.Compare(a.sequence, b.sequence) })
+	if err != nil {
+		return nil, fmt.Errorf("read the damaged file %s: %w", s.path, err)
+	}
+	slices.SortStableFunc(salvaged, func(a, b salvagedRecord) int { return cmp.Compare(a.sequence, b.sequence) })
+	s.scattered, s.salvaged = true, salvaged
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.left, s.bytes = 0, int64(len(content))
+	s.left, s.bytes = 0, size
 	for _, r := range s.salvaged {
 		s.records = max(s.records, r.sequence)
 		if s.needs(r.sequence) {
@@ -68,59 +66,79 @@ func (s *segment) salvage(buffer *[]byte, cause error) (*damage, error) {
 	return d, nil
 }
 
-// scan calls f with every record that is whole, until f returns false.
-func (s *segment) scan(content []byte, f func(r *record, at, length int) bool) {
-	for at := 0; ; {
-		i := bytes.Index(content[at:], s.nonce[:])
-		if i < 0 {
-			return
-		}
-		at += i
-		r, length, err := s.nonce.decode(content[at:])
-		if err == nil && !f(&r, at, length) {
-			return
-		}
-		at += max(length, 1)
-	}
-}
+// scanBytes is how much of a file is searched at once.
+const scanBytes = 1 << 20
 
-// endsEarly returns errEndsEarly if the file holds a record after the last one that its structure knows of: the page that
-// names the newest transaction is lost and bbolt went back to the one before, or a process was killed in the middle of a
-// transaction. The caller must hold s.file.
-func (s *segment) endsEarly(buffer *[]byte, last uint64) error {
-	content, err := readWhatCanBe(s.path, buffer)
+// scan calls f with every whole record after a sequence number, wherever it is in the file, until f returns false. It returns
+// the size of the file. What the disk does not return counts as zeros. The caller must hold s.file.
+func (s *segment) scan(after uint64, f func(r *record, at int64, length int) bool) (size int64, err error) {
+	file, err := os.Open(s.path)
 	if err != nil {
-		return err
-	}
-	s.scan(content, func(r *record, _, _ int) bool {
-		if r.Sequence > last {
-			err = errEndsEarly
-		}
-		return err == nil
-	})
-	return err
-}
-
-// readWhatCanBe reads a file into a buffer, which grows if it must. What the disk does not return is zeros. A file is about
-// as long as Config.SegmentBytes.
-func readWhatCanBe(path string, buffer *[]byte) ([]byte, error) {
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	defer file.Close()
 	info, err := file.Stat()
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
-	*buffer = slices.Grow((*buffer)[:0], int(info.Size()))[:info.Size()]
-	content := *buffer
+	size = info.Size()
+	buffer := make([]byte, min(scanBytes, size))
+	for from := int64(0); from < size; {
+		content := buffer[:min(int64(len(buffer)), size-from)]
+		readWhatCanBe(file, from, content)
+		at := 0
+		for at < len(content) {
+			i := bytes.Index(content[at:], s.nonce[:])
+			if i < 0 {
+				break
+			}
+			at += i
+			if n, ok := statedSequence(content[at:]); ok && n <= after {
+				at++
+				continue
+			}
+			r, length, err := s.recordAt(file, from+int64(at), size)
+			if err == nil && !f(&r, from+int64(at), length) {
+				return size, nil
+			}
+			at += max(length, 1)
+		}
+		next := from + int64(len(content))
+		if next < size {
+			next -= nonceSize - 1 // a nonce may begin in this piece and end in the next
+		}
+		from = max(next, from+int64(at))
+	}
+	return size, nil
+}
+
+// recordAt reads a record of a file of a size, and returns its length, too, if it is whole.
+func (s *segment) recordAt(file *os.File, at, size int64) (record, int, error) {
+	var header [headerSize]byte
+	if _, err := file.ReadAt(header[:], at); err != nil {
+		return record{}, 0, err
+	}
+	length := headerSize + int64(binary.BigEndian.Uint32(header[nonceSize:]))
+	if at+length > size {
+		return record{}, 0, errDamaged
+	}
+	value := make([]byte, length)
+	if _, err := file.ReadAt(value, at); err != nil {
+		return record{}, 0, err
+	}
+	return s.nonce.decode(value)
+}
+
+// readWhatCanBe fills content with what is in a file from a place on. What the disk does not return is zeros.
+func readWhatCanBe(file *os.File, from int64, content []byte) {
+	if _, err := file.ReadAt(content, from); err == nil {
+		return
+	}
 	page := os.Getpagesize()
 	for at := 0; at < len(content); at += page {
 		piece := content[at:min(at+page, len(content))]
-		if n, err := file.ReadAt(piece, int64(at)); err != nil {
+		if n, err := file.ReadAt(piece, from+int64(at)); err != nil {
 			clear(piece[n:])
 		}
 	}
-	return content, nil
 }

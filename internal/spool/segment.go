@@ -27,6 +27,8 @@ type segment struct {
 
 	stuck atomic.Bool // the locks of the writer may be held for ever, so it must not be used again
 
+	verifying sync.Mutex // held by Spool.verify, so that it verifies the file once; locked before Spool.write
+
 	// file guards what follows. It is held while the file is opened, read, renamed or closed, but not while records are
 	// appended: a reader does not wait for a writer.
 	file      sync.Mutex
@@ -37,12 +39,13 @@ type segment struct {
 	damaged   bool // the file is kept for a person
 
 	// mu guards the counts that follow. The disk is never touched under it.
-	mu      sync.Mutex
-	records uint64              // the sequence number of the newest record that was acknowledged or loaded; the first is 1
-	drained uint64              // no record up to this sequence number is needed any more
-	removed map[uint64]struct{} // records after drained that are not needed: their tickets overtook one that was stepped over
-	left    int                 // records that are still needed
-	bytes   int64               // about what the records take in the file
+	mu       sync.Mutex
+	verified bool                // this process made the file, or has verified it; until then the counts are estimates
+	records  uint64              // the sequence number of the newest record that was acknowledged or loaded; the first is 1
+	drained  uint64              // no record up to this sequence number is needed any more
+	removed  map[uint64]struct{} // records after drained that are not needed: their tickets overtook one that was stepped over
+	left     int                 // records that are still needed
+	bytes    int64               // about what the records take in the file
 }
 
 // encode returns the records of entries that are to be appended next, and what they take in the file.
@@ -106,6 +109,27 @@ func (s *segment) holds() (left int, bytes int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.left, s.bytes
+}
+
+// isVerified reports whether the counts are true and the records may be drained.
+func (s *segment) isVerified() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.verified
+}
+
+// setVerified notes that the file is verified, and salvaged if it was damaged.
+func (s *segment) setVerified() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.verified = true
+}
+
+// isSpent reports whether the file holds nothing that is needed. A file that is not verified may hold more than it seems.
+func (s *segment) isSpent() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.verified && s.left == 0
 }
 
 // isDrained reports whether the segment has records, and none of them is needed any more.

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,11 +35,11 @@ type Config struct {
 const idle = time.Second
 
 // Spool is the queue. Any goroutine may call Put, Find and Stats; Find and Stats never wait for the disk. Only one goroutine
-// at a time may call Peek, Remove and Refuse.
+// at a time may call Peek, Remove and Refuse, and only one Verify.
 type Spool struct {
 	config Config
 	health diskHealth
-	keys   keyIndex
+	keys   *keyIndex
 	queue  queue
 	aside  atomic.Int64 // how many files a person should look at
 
@@ -59,11 +58,16 @@ type Stats struct {
 	Oldest  time.Time // when the oldest ticket was received; zero when there is none
 	Aside   int       // files that were set aside: damaged ones, and tickets that the database refuses
 	Failure error     // why it takes no tickets now; nil when it does
+
+	// Unverified is how many files of a process before this one are not verified. Tickets, Bytes and Oldest count what their
+	// structure says that they hold, or if it makes no sense, their size and no tickets.
+	Unverified int
 }
 
-// Open opens a folder, and verifies every ticket in it. A damaged file is not an error: what is readable in it is drained,
-// and the file is kept for a person. A disk that cannot be written is not an error either, because the process can still
-// serve; Stats reports it. Open returns ErrInUse when another process has the folder open.
+// Open opens a folder, and takes tickets at once. What processes before this one left is verified by Verify, which the caller
+// should run. A damaged file is not an error: what is readable in it is drained, and the file is kept for a person. A disk
+// that cannot be written is not an error either, because the process can still serve; Stats reports it. Open returns ErrInUse
+// when another process has the folder open.
 func Open(config Config) (*Spool, error) {
 	config.MaxTickets = cmp.Or(config.MaxTickets, 1_000_000)
 	config.MaxBytes = cmp.Or(config.MaxBytes, 1<<30)
@@ -72,7 +76,7 @@ func Open(config Config) (*Spool, error) {
 	s := &Spool{
 		config: config,
 		health: diskHealth{folder: config.Dir, logger: config.Logger},
-		keys:   keyIndex{deliveries: map[deliveryKey]delivery{}},
+		keys:   newKeyIndex(),
 	}
 	s.write.Lock()
 	defer s.write.Unlock()
@@ -91,47 +95,36 @@ func Open(config Config) (*Spool, error) {
 	return s, nil
 }
 
-// load verifies what processes before this one left, and counts it. The caller must hold s.write.
+// load lists what processes before this one left, and counts it as far as that is quickly known. The caller must hold
+// s.write.
 func (s *Spool) load() error {
 	segments, recovered, err := s.folder.list(s.config.Logger)
 	if err != nil {
 		return err
 	}
 	s.aside.Add(int64(recovered))
-	s.queue.add(segments...)
-	var buffer []byte // for the content of one file after the other
 	for _, segment := range segments {
-		damage, err := segment.load(&buffer, s.keys.addRecord)
-		if err != nil {
-			return err
-		}
-		switch {
-		case damage != nil:
-			err = s.setAside(segment, damage)
-		case !s.config.ReadOnly:
-			err = s.folder.rename(segment, suffixSegment) // what the database refused is tried again
-		case filepath.Ext(segment.name()) == suffixRefused:
-			s.aside.Add(1)
-		}
-		if err != nil {
+		if err := segment.estimate(); err != nil {
 			return err
 		}
 	}
+	s.queue.add(segments...)
 	s.refreshOldest()
-	return s.forgetDrained()
+	if len(segments) == 0 {
+		s.keys.complete()
+	}
+	return nil
 }
 
 // setAside keeps a damaged file for a person, and logs what is known of it. The caller must hold s.write.
 func (s *Spool) setAside(segment *segment, d *damage) error {
-	if err := s.folder.rename(segment, suffixDamaged); err != nil {
-		return err
-	}
+	err := s.folder.rename(segment, suffixDamaged)
 	s.aside.Add(1)
 	readable, _ := segment.holds()
 	s.config.Logger.Error("a file of the spool is damaged: what is readable is drained, and the file is kept; "+
 		"tickets that are missing were acknowledged, and are lost unless a copy of the disk has them (docs/durability.md)",
 		"file", segment.name(), "readable", readable, "missing_at_least", d.missing, "error", d.cause)
-	return nil
+	return err
 }
 
 // Find returns the ticket that was spooled for an idempotency key and is not drained yet.
@@ -143,6 +136,9 @@ func (s *Spool) Find(source, key string) (id uuid.UUID, body [sha256.Size]byte, 
 // All calls f with every ticket, oldest first, and removes none.
 func (s *Spool) All(f func(e *intake.Entry) error) error {
 	for _, segment := range s.queue.all() {
+		if err := s.verify(segment); err != nil {
+			return err
+		}
 		var err error
 		readErr := segment.each(func(r *record, _ int64) bool {
 			e := r.entry()
@@ -160,6 +156,7 @@ func (s *Spool) All(f func(e *intake.Entry) error) error {
 func (s *Spool) Stats() Stats {
 	have := Stats{Aside: int(s.aside.Load())}
 	have.Tickets, have.Bytes, have.Oldest = s.queue.holds()
+	have.Unverified = s.queue.unverified()
 	_, have.Failure = s.health.failing()
 	if have.Failure == nil && (have.Tickets >= s.config.MaxTickets || have.Bytes >= s.config.MaxBytes) {
 		have.Failure = intake.ErrSpoolFull
@@ -167,7 +164,7 @@ func (s *Spool) Stats() Stats {
 	return have
 }
 
-// Close closes the files and releases the folder. The tickets stay in it.
+// Close closes the files and releases the folder. The tickets stay in it. All other calls must have returned.
 func (s *Spool) Close() error {
 	s.write.Lock()
 	defer s.write.Unlock()

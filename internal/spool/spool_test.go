@@ -22,7 +22,16 @@ import (
 	"myticket/internal/ticket"
 )
 
+// open opens a spool, and verifies what it holds.
 func open(tb testing.TB, config spool.Config) *spool.Spool {
+	tb.Helper()
+	s := openOnly(tb, config)
+	require.NoError(tb, s.Verify(tb.Context()))
+	return s
+}
+
+// openOnly opens a spool as a server does, which takes tickets before it has verified the old ones.
+func openOnly(tb testing.TB, config spool.Config) *spool.Spool {
 	tb.Helper()
 	config.Logger = slog.New(slog.DiscardHandler)
 	s, err := spool.Open(config)

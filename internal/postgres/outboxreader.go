@@ -1,0 +1,206 @@
+package postgres
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// outboxReader reads the outbox in the order of its transactions, at least once, from the place that is stored under its name.
+// Several processes may have a reader of the same name. One of them reads, for as long as it takes steps: with each step it
+// takes the place for outboxHold. After that any other may follow. That is not what keeps them apart, though. A step moves the
+// place only from where the process found it, so of two that take the same step one changes nothing.
+//
+// An advisory lock of a session would do the same with a connection for each server, and after a host vanished Postgres would
+// keep it until TCP notices.
+type outboxReader struct {
+	store *Store
+	name  string
+	me    uuid.UUID // this process
+}
+
+// outboxHold is how long after its last step a process keeps its turn.
+const outboxHold = 10 * time.Second
+
+// outboxRow is a batch of tickets.
+type outboxRow struct {
+	xid     uint64
+	at      time.Time
+	age     time.Duration // by Postgres' clock
+	tickets []byte        // their ids, 16 bytes each
+}
+
+// outboxChunk is what comes after a reader's place.
+type outboxChunk struct {
+	after uint64 // the place
+	rows  []outboxRow
+	more  bool // there may be more after it
+}
+
+// outboxStep is a move of a reader's place. A step of the zero xid only keeps the turn.
+type outboxStep struct {
+	from, to uint64
+	at       time.Time // the newest row that was read
+}
+
+// readerPlace returns a reader's place, whether this process may read, and whether the place belongs to these transactions. A
+// place that no transaction has reached is one of another cluster that has the same identifier, because one is a copy of the other.
+const readerPlace = `
+SELECT r.xid, r.holder = $2 OR r.held_until < clock_timestamp(),
+       r.system_identifier = c.system_identifier AND r.xid < pg_snapshot_xmax(pg_current_snapshot())
+FROM outbox_readers r, pg_control_system() c
+WHERE r.name = $1`
+
+const addReader = `
+INSERT INTO outbox_readers (name, system_identifier, xid, at)
+SELECT $1, system_identifier, '0', '-infinity' FROM pg_control_system()
+ON CONFLICT (name) DO NOTHING`
+
+// nextInOutbox returns all rows of a transaction or none. Below pg_snapshot_xmin no row can appear any more.
+const nextInOutbox = `
+SELECT xid, at, extract(epoch FROM clock_timestamp() - at)::float8, tickets FROM outbox
+WHERE xid > $1 AND xid < pg_snapshot_xmin(pg_current_snapshot())
+ORDER BY xid FETCH FIRST ($2) ROWS WITH TIES`
+
+// steady runs a transaction whose snapshot is older than the plans of its statements. A statement alone is planned first. If it
+// then waits while a partition is made, it looks for rows only where they were before, and sees that they are not there any more.
+func (s *Store) steady(ctx context.Context, read func(pgx.Tx) error) error {
+	return pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, read)
+}
+
+// renumberTimeout bounds the statements that go through the whole outbox.
+const renumberTimeout = 5 * time.Minute
+
+// next returns at least limit rows after the reader's place, if there are so many. It returns none if another process reads.
+func (r outboxReader) next(ctx context.Context, limit int, timeout time.Duration) (outboxChunk, error) {
+	short, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	var chunk outboxChunk
+	var free, here bool
+	err := r.store.steady(short, func(tx pgx.Tx) error {
+		err := tx.QueryRow(short, readerPlace, r.name, r.me).Scan(&chunk.after, &free, &here)
+		if err != nil || !free || !here {
+			return err
+		}
+		rows, err := tx.Query(short, nextInOutbox, chunk.after, limit)
+		if err != nil {
+			return err
+		}
+		chunk.rows, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (o outboxRow, err error) {
+			var age float64
+			err = row.Scan(&o.xid, &o.at, &age, &o.tickets)
+			o.age = seconds(age)
+			return o, err
+		})
+		chunk.more = len(chunk.rows) >= limit
+		return err
+	})
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		_, err = r.store.pool.Exec(short, addReader, r.name)
+		return outboxChunk{more: true}, err
+	case err == nil && free && !here:
+		long, cancel := context.WithTimeout(ctx, renumberTimeout)
+		defer cancel()
+		return outboxChunk{more: true}, r.store.renumberOutbox(long, r.name)
+	}
+	return chunk, err
+}
+
+// moveReader is part of the transaction that makes use of what was read. That transaction does not wait for the disk or a
+// standby: if it is lost, the place is lost with it, and the rows are read again.
+const moveReader = `
+UPDATE outbox_readers
+SET xid = $3, at = greatest(at, $4), holder = $5, held_until = clock_timestamp() + $6::interval
+WHERE name = $1 AND xid = $2 AND (holder = $5 OR held_until < clock_timestamp())
+  AND set_config('synchronous_commit', 'off', true) <> ''`
+
+var moveFormats = []int16{formatText, formatBinary, formatBinary, formatBinary, formatBinary, formatBinary}
+
+// errNotReader means that another process reads now.
+var errNotReader = errors.New("another process reads the outbox")
+
+// queue adds the statement for a step to a batch. If it then changes no row, another process has the turn.
+func (r outboxReader) queue(ctx context.Context, conn *pgx.Conn, batch *pgconn.Batch, step outboxStep) error {
+	move, err := conn.Prepare(ctx, moveReader, moveReader)
+	if err != nil {
+		return err
+	}
+	to, at := step.from, []byte(nil)
+	if step.to != 0 {
+		to, at = step.to, appendTime(nil, step.at)
+	}
+	batch.ExecPrepared(move.Name, [][]byte{
+		[]byte(r.name), binary.BigEndian.AppendUint64(nil, step.from), binary.BigEndian.AppendUint64(nil, to), at, r.me[:], appendInterval(nil, outboxHold),
+	}, moveFormats, nil)
+	return nil
+}
+
+// leave lets another process follow at once.
+func (r outboxReader) leave(ctx context.Context) error {
+	_, err := r.store.pool.Exec(ctx, `UPDATE outbox_readers SET held_until = '-infinity' WHERE name = $1 AND holder = $2`, r.name, r.me)
+	return err
+}
+
+// Rows of the outbox that were copied from another cluster (a dump and a restore) have transactions of that cluster. They may be
+// later than all of this one, so pg_snapshot_xmin says nothing about them. A row that was inserted here shows the same
+// transaction in xmin, which has 32 bits (https://www.postgresql.org/docs/current/ddl-system-columns.html).
+const (
+	copiedRow = `o.xmin::text::bigint <> (o.xid::text::numeric % 4294967296)::bigint`
+
+	lockReaders = `SELECT FROM outbox_readers ORDER BY name FOR UPDATE`
+
+	// deleteCopied deletes what all readers have read.
+	deleteCopied = `
+DELETE FROM outbox o WHERE ` + copiedRow + ` AND o.at <= (SELECT min(at) FROM outbox_readers)
+  AND o.xid <= (SELECT xid FROM outbox_readers ORDER BY xid LIMIT 1)`
+
+	// renumberCopied gives the rows that are left transactions from 1 to 500, in their order. Every cluster has used up more
+	// than those before it has a database of a user. Each has a 500th of the rows, so that no reader must take too many at once.
+	renumberCopied = `
+WITH ordered AS (
+    SELECT o.xid, row_number() OVER (ORDER BY o.xid) AS n, count(*) OVER () AS total FROM outbox o WHERE ` + copiedRow + `
+), bounds AS MATERIALIZED (
+    SELECT coalesce(array_agg(xid ORDER BY xid), '{}') AS xids FROM ordered WHERE n % (total / 500 + 1) = 0
+)
+UPDATE outbox o SET xid = (1 + width_bucket(o.xid, (SELECT xids FROM bounds)))::text::xid8 WHERE ` + copiedRow
+
+	resetReaders = `UPDATE outbox_readers SET xid = '0', system_identifier = (SELECT system_identifier FROM pg_control_system())`
+)
+
+// renumberOutbox makes an outbox that was copied from another cluster one of this cluster. What one of its readers had not read
+// is read by all of them, with some of what they had read.
+func (s *Store) renumberOutbox(ctx context.Context, name string) error {
+	var deleted, renumbered int64
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, lockReaders); err != nil {
+			return err
+		}
+		var xid uint64
+		var free, here bool // again, because another process may have been faster
+		if err := tx.QueryRow(ctx, readerPlace, name, uuid.Nil).Scan(&xid, &free, &here); err != nil || here {
+			return err
+		}
+		done, err := tx.Exec(ctx, deleteCopied)
+		if err != nil {
+			return err
+		}
+		deleted = done.RowsAffected()
+		if done, err = tx.Exec(ctx, renumberCopied); err != nil {
+			return err
+		}
+		renumbered = done.RowsAffected()
+		_, err = tx.Exec(ctx, resetReaders)
+		return err
+	})
+	if err == nil {
+		s.logger.Info("the outbox was copied from another database cluster; its readers go on where they were there",
+			"unread", renumbered, "read", deleted)
+	}
+	return err
+}
