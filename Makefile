@@ -29,7 +29,7 @@ RACE = $(shell [ "$$($(GO) env CGO_ENABLED)" = 1 ] && \
 
 .PHONY: help
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## build bin/myticket, a static binary
@@ -85,13 +85,22 @@ vuln: ## look up known vulnerabilities of our code and its modules; ARGS are fla
 	$(TOOL) govulncheck $(ARGS) ./...
 
 .PHONY: bench
-bench: ## measure throughput, and the most that this machine can do; ARGS are its flags
+bench: build ## measure throughput beside the most that this machine can do; ARGS are its flags (-peers, -sustain 10m, -only ROW)
 	$(GO) run ./cmd/myticket-bench $(ARGS)
 
 .PHONY: chaos
 chaos: ## inject faults, count lost tickets (takes minutes; ARGS='-steady 10m', -only NAME, -short)
 	$(GO) run ./cmd/myticket-chaos $(ARGS)
 	$(GO) run ./cmd/myticket-chaos -short -self-check
+
+# The version before: the last commit before the first migration since the last release. It is built from the sources in Git.
+BEFORE ?= $(shell git log --diff-filter=A --format=%H -- migrations/0004_body_is_the_one_copy.up.sql | tail -n 1)^
+.PHONY: chaos-upgrade
+chaos-upgrade: ## upgrade from the version BEFORE=REF under load, back and forward again, count lost tickets
+	rm -rf bin/before && mkdir -p bin/before
+	git archive $(BEFORE) | tar -x -C bin/before
+	CGO_ENABLED=0 $(GO) -C bin/before build -trimpath -buildvcs=false -ldflags '-X main.version=before' -o myticket-before ./cmd/myticket
+	$(GO) run ./cmd/myticket-chaos -only upgrade -before bin/before/myticket-before $(ARGS)
 
 # Built once and kept in bin/, where the tests of the chart find them.
 bin/helm: .ci/charts/go.mod

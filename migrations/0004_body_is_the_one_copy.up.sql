@@ -73,6 +73,9 @@ CREATE FUNCTION order_line_text(escaped text) RETURNS text LANGUAGE sql IMMUTABL
                 ELSE replace(replace(replace(escaped, '\t', E'\t'), '\n', E'\n'), '\s', '\') END
 $$;
 
+-- Unlike the tables of a view, its functions are used with the rights of whoever reads it.
+GRANT EXECUTE ON FUNCTION order_line_text(text) TO PUBLIC;
+
 CREATE OR REPLACE VIEW order_lines AS
 SELECT t.ticket_id,
        t.received_at,
@@ -99,27 +102,5 @@ WHERE t.status = 'TREATED';
 
 COMMENT ON VIEW order_lines IS 'The lines of treated tickets: of those that this version stored from ticket_lines, a moment later; of those that an older version stored from tickets';
 COMMENT ON COLUMN tickets.lines IS 'NULL: the body has them. Rows of an older version have an array of {product, product_id, price, extra?} here';
-
--- The version before settles a product by the lines in tickets, so it would overlook tickets of this version. Its mark therefore
--- does not count any more: this version has a mark of its own, which only it takes away.
-ALTER TABLE products ADD COLUMN unsettled_at timestamptz;
-
-COMMENT ON COLUMN products.unsettled_at IS 'Set by a change of name or price, until the server has made sure that no newer ticket says otherwise';
-COMMENT ON COLUMN products.unsettled_since IS 'The same for the version before: not used any more';
-
-UPDATE products SET unsettled_at = unsettled_since WHERE unsettled_since IS NOT NULL;
-CREATE INDEX products_unsettled_at ON products (unsettled_at) WHERE unsettled_at IS NOT NULL;
-
-CREATE FUNCTION products_unsettled() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    NEW.unsettled_at := NEW.unsettled_since;
-    RETURN NEW;
-END
-$$;
-
--- Only statements of the version before name unsettled_since, so no other pays for this.
-CREATE TRIGGER products_unsettled BEFORE UPDATE OF unsettled_since ON products FOR EACH ROW
-    WHEN (NEW.unsettled_since IS NOT NULL AND NEW.unsettled_since IS DISTINCT FROM OLD.unsettled_since)
-    EXECUTE FUNCTION products_unsettled();
 
 COMMIT;

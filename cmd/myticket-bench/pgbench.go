@@ -14,8 +14,11 @@ import (
 	"myticket/internal/postgres"
 )
 
-// row is what MyTicket stores of the two-line ticket.
-const row = `(gen_random_uuid(), now(), 'default', 'Order: 0000000000
+// ceilingLines is how many lines the ticket of storedRow has.
+const ceilingLines = 2
+
+// storedRow is what MyTicket stores of the two-line ticket.
+const storedRow = `(gen_random_uuid(), now(), 'default', 'Order: 0000000000
 VAT: 3.10
 Total: 16.90
 
@@ -28,56 +31,58 @@ Formule(s) midi 2,aZde000002,2.90', 'text/plain; charset=utf-8', 'TREATED', (ran
 const insertRow = `INSERT INTO tickets
 (id, received_at, source, body, content_type, status, order_number, vat, total, lines, parser_version) VALUES `
 
-// ceiling measures (c): rows/s of the same row, one by one and in batches of 100, and the time of a single-row commit. It
-// returns the rows/s of the batches.
-func (b *bench) ceiling(ctx context.Context) (float64, error) {
-	// The partition that the server would make, so that both write into the same.
-	store, err := postgres.Open(ctx, postgres.Config{URL: b.url})
+// printCeiling measures (c): rows/s of the same row, one by one and in batches of 100, and the time of a single-row commit.
+func (b *bench) printCeiling(ctx context.Context) error {
+	db, err := b.newDatabase(ctx, 0)
 	if err != nil {
-		return 0, err
+		return err
+	}
+	// The partition that the server would make, so that both write into the same.
+	store, err := postgres.Open(ctx, postgres.Config{URL: db.url})
+	if err != nil {
+		return err
 	}
 	defer store.Close()
 	if _, err := store.EnsurePartitions(ctx, postgres.Day, 1, time.Now()); err != nil {
-		return 0, err
+		return err
 	}
-	alone, err := b.pgbench(ctx, 1, 1)
+	alone, err := b.pgbench(ctx, db, 1, 1)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	b.single = time.Duration(float64(time.Second) / alone)
-	oneByOne, err := b.pgbench(ctx, 50, 1)
+	oneByOne, err := b.pgbench(ctx, db, 50, 1)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	batches, err := b.pgbench(ctx, 4, 100)
+	batches, err := b.pgbench(ctx, db, 4, 100)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	fmt.Fprintf(b.out, "\n| pgbench, the same row | rows/s |\n|---|--:|\n| one by one, 1 client (a commit takes %s) | %.0f |\n"+
+	b.single, b.ceiling = time.Duration(float64(time.Second)/alone), batches*100
+	fmt.Fprintf(b.out, "\n\n| pgbench, the same row | rows/s |\n|---|--:|\n| one by one, 1 client (a commit takes %s) | %.0f |\n"+
 		"| (c) one by one, 50 clients | %.0f |\n| (c) in batches of 100, 4 clients | %.0f |\n",
-		b.single.Round(time.Microsecond), alone, oneByOne, batches*100)
-	return batches * 100, nil
+		b.single.Round(time.Microsecond), alone, oneByOne, b.ceiling)
+	return nil
 }
-
-// pgbenchSeconds is the length of each run of pgbench.
-const pgbenchSeconds = 6
 
 var tps = regexp.MustCompile(`tps = ([0-9.]+)`)
 
-// pgbench returns the transactions a second of an INSERT of a number of rows.
-func (b *bench) pgbench(ctx context.Context, clients, rows int) (float64, error) {
+// pgbench returns the transactions a second of an INSERT of a number of rows. It takes as long as
+// three slices, and at least a second.
+func (b *bench) pgbench(ctx context.Context, db *database, clients, rows int) (float64, error) {
+	seconds := max(int((3 * b.settings.duration).Seconds()), 1)
 	dir, err := os.MkdirTemp("", "myticket-bench-")
 	if err != nil {
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
 	script := filepath.Join(dir, "insert.sql")
-	statement := insertRow + strings.TrimSuffix(strings.Repeat(row+",", rows), ",") + ";\n"
+	statement := insertRow + strings.TrimSuffix(strings.Repeat(storedRow+",", rows), ",") + ";\n"
 	if err := os.WriteFile(script, []byte(statement), 0o644); err != nil {
 		return 0, err
 	}
 	command := exec.CommandContext(ctx, "pgbench", "--no-vacuum", "--protocol=prepared", "--client", strconv.Itoa(clients),
-		"--jobs", "2", "--time", strconv.Itoa(pgbenchSeconds), "--file", script, b.url)
+		"--jobs", "2", "--time", strconv.Itoa(seconds), "--file", script, db.url)
 	output, err := command.CombinedOutput()
 	if err != nil {
 		return 0, fmt.Errorf("pgbench: %w\n%s", err, output)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -24,16 +25,11 @@ type process struct {
 	log         *lab.Tail
 }
 
-// startServer starts MyTicket on empty tables.
-func (b *bench) startServer(ctx context.Context) (*process, error) {
-	if err := b.empty(ctx, "tickets, products, deliveries"); err != nil {
-		return nil, err
-	}
-	return b.launch(ctx, b.settings.server, nil)
-}
-
-// launch starts a program that is MyTicket, with further variables of its environment. It returns when the server is ready.
-func (b *bench) launch(ctx context.Context, program string, environment []string) (*process, error) {
+// launch starts a program that is MyTicket on a database, with further variables of its environment and arguments. It returns
+// when the server is ready.
+func (b *bench) launch(
+	ctx context.Context, program, url string, environment []string, args ...string,
+) (*process, error) {
 	addr, err := lab.FreeAddr(ctx)
 	if err != nil {
 		return nil, err
@@ -42,14 +38,19 @@ func (b *bench) launch(ctx context.Context, program string, environment []string
 	if err != nil {
 		return nil, err
 	}
-	command := exec.Command(program, append([]string{"serve", "--http-addr", addr, "--admin-addr", admin,
-		"--database-url", b.url, "--log-level", "warn"}, strings.Fields(b.settings.args)...)...)
+	command := exec.Command(program, slices.Concat([]string{
+		"serve", "--http-addr", addr, "--admin-addr", admin, "--database-url", url, "--log-level", "warn",
+	}, args, strings.Fields(b.settings.args))...)
 	command.Env = append(os.Environ(), environment...)
 	return start(ctx, command, addr, admin, "http://"+admin+"/readyz")
 }
 
 // startFloor starts the server that stores nothing, which is this program.
-func startFloor(ctx context.Context, program string) (*process, error) {
+func startFloor(ctx context.Context) (*process, error) {
+	program, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
 	addr, err := lab.FreeAddr(ctx)
 	if err != nil {
 		return nil, err
@@ -57,16 +58,17 @@ func startFloor(ctx context.Context, program string) (*process, error) {
 	return start(ctx, exec.Command(program, "floor", addr), addr, "", "http://"+addr+"/ping")
 }
 
-// start starts a server and returns when it answers the URL.
+// start starts a server and returns when it answers the URL. If this program dies, the server is asked to end, because a peer
+// must end its workers, too.
 func start(ctx context.Context, command *exec.Cmd, addr, admin, url string) (*process, error) {
 	p := &process{addr: addr, admin: admin, log: &lab.Tail{}}
 	command.Stderr, command.Stdout = p.log, p.log
 	var err error
-	if p.Process, err = lab.Start(command, syscall.SIGKILL); err != nil {
+	if p.Process, err = lab.Start(command, syscall.SIGTERM); err != nil {
 		return nil, err
 	}
 	if err := p.AwaitOK(ctx, url); err != nil {
-		return nil, errors.Join(err, p.stop())
+		return nil, errors.Join(fmt.Errorf("%w; its log ends with:\n%s", err, p.log), p.stop())
 	}
 	return p, nil
 }
@@ -79,11 +81,11 @@ func (p *process) stop() error {
 	return nil
 }
 
-// peakMemory returns the largest resident set of the server, or "" if the machine does not say.
-func (p *process) peakMemory() string {
+// peakMemory returns the largest resident set of the server in bytes, or 0 if the machine does not say.
+func (p *process) peakMemory() int64 {
 	peak, err := lab.Memory(p.PID(), "VmHWM")
 	if err != nil {
-		return ""
+		return 0
 	}
-	return fmt.Sprintf("%d MiB", peak>>20)
+	return peak
 }

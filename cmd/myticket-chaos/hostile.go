@@ -125,9 +125,11 @@ func newSiege(ctx context.Context, t *trial, memory int64) (*siege, error) {
 func (g *siege) enter(name string) { g.phases = append(g.phases, phase{name, time.Now()}) }
 
 // during returns the name of the phase at a moment.
-func (g *siege) during(at time.Time) string {
+func (g *siege) during(at time.Time) string { return during(g.phases, at) }
+
+func during(phases []phase, at time.Time) string {
 	name := "before the first step"
-	for _, p := range g.phases {
+	for _, p := range phases {
 		if !p.from.After(at) {
 			name = p.name
 		}

@@ -4,13 +4,10 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/url"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -21,10 +18,7 @@ import (
 // Postgres sends (https://www.postgresql.org/docs/current/protocol-message-formats.html: a type byte, the length, the
 // content), and passes on unchanged what the server sends.
 type proxy struct {
-	listener net.Listener
-	backend  atomic.Pointer[string] // address of Postgres
-	stop     context.CancelFunc
-	pipes    sync.WaitGroup
+	*lab.Proxy
 
 	latency atomic.Int64 // in ns, before each answer
 	armed   atomic.Bool  // the next answer to a commit of tickets gets lost
@@ -37,17 +31,15 @@ func (t *trial) newProxy(ctx context.Context) (*proxy, string, error) {
 	if err != nil {
 		return nil, "", fmt.Errorf("read the URL of the database: %w", err)
 	}
-	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp4", "127.0.0.1:0")
+	p := &proxy{}
+	p.Proxy, err = lab.StartProxy(ctx, u.Host, func(ctx context.Context, postgres io.Reader, server io.Writer) {
+		p.answers(ctx, bufio.NewReaderSize(postgres, 64<<10), bufio.NewWriterSize(server, 64<<10))
+	})
 	if err != nil {
-		return nil, "", fmt.Errorf("start a proxy for Postgres: %w", err)
+		return nil, "", err
 	}
-	p := &proxy{listener: listener}
-	backend := u.Host
-	p.backend.Store(&backend)
-	ctx, p.stop = context.WithCancel(ctx)
-	p.pipes.Go(func() { p.accept(ctx) })
-	t.onEnd(p.close)
-	u.Host = listener.Addr().String()
+	t.onEnd(p.Close)
+	u.Host = p.Addr()
 	return p, u.String(), nil
 }
 
@@ -57,41 +49,8 @@ func (p *proxy) point(to string) error {
 	if err != nil {
 		return fmt.Errorf("read the URL of the database: %w", err)
 	}
-	p.backend.Store(&u.Host)
+	p.Point(u.Host)
 	return nil
-}
-
-func (p *proxy) close() error {
-	p.stop()
-	err := p.listener.Close()
-	p.pipes.Wait()
-	return err
-}
-
-func (p *proxy) accept(ctx context.Context) {
-	for {
-		server, err := p.listener.Accept()
-		if err != nil {
-			return // closed
-		}
-		p.pipes.Go(func() { p.connect(ctx, server) })
-	}
-}
-
-// connect passes on what both sides of a connection send, until one of them ends it.
-func (p *proxy) connect(ctx context.Context, server net.Conn) {
-	defer server.Close()
-	postgres, err := (&net.Dialer{}).DialContext(ctx, "tcp4", *p.backend.Load())
-	if err != nil {
-		return // as if Postgres itself had refused
-	}
-	defer postgres.Close()
-	defer context.AfterFunc(ctx, func() { _ = errors.Join(server.Close(), postgres.Close()) })()
-	p.pipes.Go(func() {
-		_, _ = io.Copy(postgres, server)
-		_ = errors.Join(server.Close(), postgres.Close())
-	})
-	p.answers(ctx, bufio.NewReaderSize(postgres, 64<<10), bufio.NewWriterSize(server, 64<<10))
 }
 
 // Messages of Postgres.

@@ -36,6 +36,10 @@ var scenarios = []scenario{
 		"hostile", "hostile tickets and connections of every kind, a server that may take 1 GiB, honest senders at the same time",
 		hostile,
 	},
+	{
+		"upgrade", "the schema is migrated, two servers are replaced by the new version, by the old one, and by the new one again",
+		upgraded,
+	},
 	{"steady", "nothing breaks: memory, goroutines and files of the server stay as they are", steady},
 }
 

@@ -1,14 +1,12 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -63,23 +61,9 @@ func (s *server) awaitOK(ctx context.Context, path string) error {
 
 // metrics returns the values of metrics without labels.
 func (s *server) metrics(ctx context.Context, names ...string) ([]float64, error) {
-	response, err := lab.Get(ctx, "http://"+s.admin+"/metrics")
+	found, err := lab.Metrics(ctx, s.admin, names...)
 	if err != nil {
 		return nil, err
-	}
-	defer response.Body.Close()
-	found := make(map[string]float64, len(names))
-	lines := bufio.NewScanner(response.Body)
-	for lines.Scan() {
-		name, value, _ := strings.Cut(lines.Text(), " ")
-		if slices.Contains(names, name) {
-			if found[name], err = strconv.ParseFloat(value, 64); err != nil {
-				return nil, fmt.Errorf("read the metric %s: %w", name, err)
-			}
-		}
-	}
-	if err := lines.Err(); err != nil {
-		return nil, fmt.Errorf("read the server's metrics: %w", err)
 	}
 	values := make([]float64, len(names))
 	for i, name := range names {

@@ -254,7 +254,7 @@ type storedTicket struct {
 	Order       *string
 	VAT         *string
 	Total       *string
-	Lines       []storedLine
+	Lines       []storedLine // in order_lines, where they come a moment later
 }
 
 type storedLine struct {

@@ -79,6 +79,7 @@ func TestMigrateUp_WithWait_LastsUntilTheDatabaseIsMade(t *testing.T) {
 	require.Contains(t, log, "migrate: 2/u products")
 	require.Contains(t, log, "migrate: 3/u claims")
 	require.Contains(t, log, "migrate: 4/u body_is_the_one_copy")
+	require.Contains(t, log, "migrate: 5/u products_unsettled_at")
 	latest, err := postgres.LatestSchema()
 	require.NoError(t, err)
 	require.Contains(t, log, fmt.Sprintf("the schema is at version %d,", latest))

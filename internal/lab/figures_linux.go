@@ -24,15 +24,15 @@ func stat(pid int) ([]string, error) {
 	}
 	// The name is in parentheses, and may contain anything.
 	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
-	const known = 13 // up to stime
+	const known = 15 // up to cstime
 	if len(fields) < known {
 		return nil, fmt.Errorf("/proc/%d/stat is too short: %q", pid, text)
 	}
 	return fields, nil
 }
 
-// ChildrenOf returns the processes whose parent is pid.
-func ChildrenOf(pid int) ([]int, error) {
+// processes returns the children of each process.
+func processes() (children map[int][]int, err error) {
 	paths, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return nil, err
@@ -40,18 +40,27 @@ func ChildrenOf(pid int) ([]int, error) {
 	if len(paths) == 0 {
 		return nil, errors.New("list processes: /proc is not mounted")
 	}
-	parent := strconv.Itoa(pid)
-	var children []int
+	children = make(map[int][]int, len(paths))
 	for _, path := range paths {
-		candidate, err := strconv.Atoi(filepath.Base(path))
+		pid, err := strconv.Atoi(filepath.Base(path))
 		if err != nil {
 			continue
 		}
-		if fields, err := stat(candidate); err == nil && fields[1] == parent { // an error: it has just ended
-			children = append(children, candidate)
+		fields, err := stat(pid)
+		if err != nil {
+			continue // it has just ended
+		}
+		if parent, err := strconv.Atoi(fields[1]); err == nil {
+			children[parent] = append(children[parent], pid)
 		}
 	}
 	return children, nil
+}
+
+// ChildrenOf returns the processes whose parent is pid.
+func ChildrenOf(pid int) ([]int, error) {
+	children, err := processes()
+	return children[pid], err
 }
 
 // IsAlive reports whether a process runs or can run again. A zombie is dead: it holds nothing, and its parent may never wait
@@ -69,18 +78,47 @@ func inState(pid int, states string) bool {
 
 // CPUTime returns the processor time that a process has used.
 func CPUTime(pid int) (time.Duration, error) {
-	const tick = 10 * time.Millisecond // USER_HZ is 100 on all common architectures of Linux
 	fields, err := stat(pid)
 	if err != nil {
 		return 0, err
 	}
+	return ticks(pid, fields[11:13]) // utime and stime
+}
+
+// TreeCPUTime returns the processor time that a process has used, with all that it has started: children that run, and those that
+// have ended, with theirs. A child that ends while this looks may be missed.
+func TreeCPUTime(pid int) (time.Duration, error) {
+	children, err := processes()
+	if err != nil {
+		return 0, err
+	}
+	return treeCPUTime(pid, children)
+}
+
+func treeCPUTime(pid int, children map[int][]int) (time.Duration, error) {
+	fields, err := stat(pid)
+	if err != nil {
+		return 0, err
+	}
+	used, err := ticks(pid, fields[11:15]) // also cutime and cstime
+	for _, child := range children[pid] {
+		if more, err := treeCPUTime(child, children); err == nil { // an error: it has just ended
+			used += more
+		}
+	}
+	return used, err
+}
+
+// ticks adds up times of stat.
+func ticks(pid int, fields []string) (time.Duration, error) {
+	const tick = 10 * time.Millisecond // USER_HZ is 100 on all common architectures of Linux
 	var used time.Duration
-	for _, field := range fields[11:13] { // utime and stime
-		ticks, err := strconv.ParseInt(field, 10, 64)
+	for _, field := range fields {
+		n, err := strconv.ParseInt(field, 10, 64)
 		if err != nil {
 			return 0, fmt.Errorf("processor time of process %d: %w", pid, err)
 		}
-		used += time.Duration(ticks) * tick
+		used += time.Duration(n) * tick
 	}
 	return used, nil
 }

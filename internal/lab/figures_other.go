@@ -52,5 +52,8 @@ var errNoProc = errors.New("only Linux has this figure, in /proc")
 // CPUTime is not known here.
 func CPUTime(int) (time.Duration, error) { return 0, errNoProc }
 
+// TreeCPUTime is not known here.
+func TreeCPUTime(int) (time.Duration, error) { return 0, errNoProc }
+
 // Memory is not known here.
 func Memory(int, string) (int64, error) { return 0, errNoProc }
