@@ -313,9 +313,10 @@ func TestOrderLines_OneServerAtATime_AndAnotherOneFollowsWhenItIsKilled(t *testi
 	require.Len(t, lineTexts(t, b), 1, "it is the first one's turn")
 	held := one[float64](t, b, `SELECT extract(epoch FROM held_until - now())::float8 FROM outbox_readers`)
 	require.InDelta(t, 10, held, 5, "a killed server is followed within seconds")
-	exec(t, b, `UPDATE outbox_readers SET held_until = now() - interval '1 ms'`) // the first one is gone for that long
-	fillAll(t, b, second)
-	require.Len(t, lineTexts(t, b), 2)
+	require.Eventually(t, func() bool { // the first one does nothing any more
+		fillLines(t, second)
+		return len(lineTexts(t, b)) == 2
+	}, 30*time.Second, 100*time.Millisecond)
 	save(t, b, entry(t, body("3", "Café,a,2")))
 	awaitReadable(t, b)
 	fillLines(t, first)
@@ -330,6 +331,33 @@ func TestOrderLines_OneServerAtATime_AndAnotherOneFollowsWhenItIsKilled(t *testi
 	save(t, b, entry(t, body("4", "Café,a,2")))
 	fillAll(t, b, first)
 	require.Len(t, lineTexts(t, b), 4, "one that ends leaves its turn")
+}
+
+// TestOrderLines_PostgresIsKilled: a step does not wait for the disk, so some are lost, with their places.
+func TestOrderLines_PostgresIsKilled_AndNoLineIsLost(t *testing.T) {
+	t.Parallel()
+	server, url := pgtest.NewServer(t)
+	b := &testBundle{url: url, store: open(t, url), pool: openPool(t, url)}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var running sync.WaitGroup
+	running.Go(func() { postgres.NewOrderLines(postgres.OrderLinesConfig{}, b.store).Run(ctx) })
+	const batches = 40
+	for i := range batches {
+		both := []*intake.Entry{entry(t, body(fmt.Sprint(1000+i), "Café,a,2")), entry(t, body(fmt.Sprint(2000+i), "Café,a,2"))}
+		require.Eventually(t, func() bool { return trySave(t.Context(), b.store, both...) == nil }, 30*time.Second, 10*time.Millisecond)
+		if i == batches/2 {
+			require.Eventually(t, func() bool { return one[int](t, b, `SELECT count(*) FROM ticket_lines`) > 0 },
+				20*time.Second, time.Millisecond)
+			require.NoError(t, server.Kill())
+			require.NoError(t, server.Restart(t.Context()))
+		}
+	}
+	b.pool.Reset()
+	require.Eventually(t, func() bool { return waiting(t, b) == 0 }, 60*time.Second, 10*time.Millisecond)
+	cancel()
+	running.Wait()
+	assert.Len(t, lineTexts(t, b), 2*batches)
 }
 
 // TestOrderLines_SeveralAtOnce: whoever takes a step that another one has taken changes nothing.
