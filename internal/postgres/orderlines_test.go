@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/assert"
@@ -391,6 +392,36 @@ func TestOrderLines_SeveralAtOnce_FillEachTicketOnce(t *testing.T) {
 	cancel()
 	running.Wait()
 	assert.Equal(t, tickets, one[int](t, b, `SELECT count(*) FROM order_lines`))
+}
+
+func TestOrderLines_ReadOnlyWhatTheyMust(t *testing.T) {
+	t.Parallel()
+	b := setupDays(t, 8, 2000)
+	_, err := b.store.EnsureOutbox(t.Context())
+	require.NoError(t, err)
+	for day := range 3 {
+		outboxDay(t, b, 3+day, 10)
+	}
+	exec(t, b, `DO $$ BEGIN
+		EXECUTE format('ALTER DATABASE %I SET enable_bitmapscan = off', current_database());
+		EXECUTE format('ALTER DATABASE %I SET enable_sort = off', current_database());
+	END $$`)
+	b.pool = openPool(t, b.url)
+	for _, generic := range []bool{false, true} {
+		for _, p := range []string{
+			plan(t, b, generic, postgres.NextInOutboxSQL, "5", 64), plan(t, b, generic, postgres.OutboxBacklogSQL, "order_lines"),
+		} {
+			assert.Contains(t, p, "Index Scan using outbox_", p)
+			assert.NotContains(t, p, "Seq Scan", p)
+			assert.NotContains(t, p, "Sort (", p)
+		}
+		ids := one[[]uuid.UUID](t, b, `SELECT array_agg(id) FROM tickets WHERE order_number IN ('4001', '4005', '6009')`)
+		times := one[[]time.Time](t, b, `SELECT array_agg(received_at) FROM tickets WHERE order_number IN ('4001', '4005', '6009')`)
+		p := plan(t, b, generic, postgres.ReadForLinesSQL, times, ids, 1<<20)
+		assert.Equal(t, []string{"20261104", "20261105"}, partitionsIn(p), p)
+		assert.Contains(t, p, "pkey on tickets_20261104", p)
+		assert.NotContains(t, p, "Seq Scan", p)
+	}
 }
 
 // TestOrderLines_GiveWayToIntake: in a burst they take little of the time, and more the later they are.
