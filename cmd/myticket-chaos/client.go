@@ -23,13 +23,15 @@ type maker struct {
 	run     string
 	count   atomic.Int64
 	keys    atomic.Int64
-	padding int // further bytes of each ticket
+	padding int  // further bytes of each ticket
+	seasons bool // no product is sold for long, and its last ticket but one has another price: so no later ticket hides a mistake
 }
 
 const (
 	hotProducts     = 10
 	ticketsPerPrice = 300 // between two changes of a price
 	unreadableEvery = 100
+	soldPerSeason   = 20 // tickets of one product
 )
 
 func newMaker() *maker { return &maker{run: rand.Text()[:10]} }
@@ -43,9 +45,16 @@ func (m *maker) next() []byte {
 	if m.padding > 0 {
 		note = "Note: " + strings.Repeat("x", m.padding) + "\n"
 	}
-	product := n % hotProducts
+	product, cents := n%hotProducts, n/ticketsPerPrice%100
+	if m.seasons {
+		product += n / hotProducts / soldPerSeason * hotProducts
+		cents = 0
+		if n/hotProducts%soldPerSeason == soldPerSeason-2 {
+			cents = 50
+		}
+	}
 	return fmt.Appendf(nil, "Order: %s-%d\nVAT: 3.10\nTotal: 16.90\n%s\nproduct,product_id,price\nCoffee %d,p%d,%d.%02d",
-		m.run, n, note, product, product, 1+product, n/ticketsPerPrice%100)
+		m.run, n, note, product, product, 1+product, cents)
 }
 
 // newClient returns a client for a number of tills. It keeps a connection for each, and gives up long after the server had to

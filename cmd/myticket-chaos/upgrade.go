@@ -42,6 +42,7 @@ func upgraded(ctx context.Context, t *trial) error {
 		return nil
 	}
 	u := &upgradeTrial{trial: t}
+	u.maker.seasons = true
 	if err := u.installBefore(ctx); err != nil {
 		return err
 	}

@@ -7,8 +7,10 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	neturl "net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -746,7 +748,9 @@ func TestPrevious_TicketsOfBothVersions_AreShownByBoth(t *testing.T) {
 	assert.Equal(t, lines, listed[0].Lines)
 	assert.Equal(t, lines, listed[1].Lines)
 	assert.Len(t, old.tickets(previousList, false, 10), 2)
+	fill(t, b)
 	assert.Equal(t, awkwardInView, linesInView(t, b, before.Ticket.ID))
+	assert.Equal(t, awkwardInView, linesInView(t, b, now.Ticket.ID))
 }
 
 // A spool that one version has filled is drained by the other, perhaps a second time.
@@ -762,8 +766,10 @@ func TestPrevious_TicketThatTheOtherVersionHasStored_IsThereOnceAndStaysAsItIs(t
 	assert.Equal(t, ticket.Treated, status)
 	assert.True(t, one[bool](t, b, `SELECT lines IS NULL FROM tickets WHERE id = $1`, now.Ticket.ID))
 	assert.Equal(t, before.Ticket.ID, save(t, b, before)[0].ID)
-	assert.Equal(t, "1|Café|c|2", linesInView(t, b, before.Ticket.ID))
 	assert.Equal(t, 2, one[int](t, b, `SELECT count(*) FROM tickets`))
+	fill(t, b)
+	assert.Equal(t, "1|Café|c|2", linesInView(t, b, before.Ticket.ID), "the outbox names it, and it has lines in tickets")
+	assert.Equal(t, "1|Café|c|2", linesInView(t, b, now.Ticket.ID))
 }
 
 func TestPrevious_KeyOfTheOtherVersion_IsADuplicate(t *testing.T) {
@@ -815,8 +821,9 @@ func TestPrevious_UnreadTicket_IsTreatedOnceByEitherVersion(t *testing.T) {
 	require.NoError(t, finish(taken))
 	assert.False(t, old.finish(claims[0]), "it is treated")
 	assert.True(t, one[bool](t, b, `SELECT lines IS NULL AND status = 'TREATED' FROM tickets WHERE id = $1`, theirs.Ticket.ID))
-	assert.Equal(t, 1, one[int](t, b, `SELECT count(*) FROM outbox WHERE kind = 'treated' AND tickets = uuid_send($1)`, theirs.Ticket.ID),
-		"its lines are read behind")
+	fill(t, b)
+	assert.Equal(t, "1|Eau|e|1", linesInView(t, b, theirs.Ticket.ID))
+	assert.Equal(t, "1|Café|c|2", linesInView(t, b, mine.Ticket.ID), "the outbox names it, and it has lines in tickets")
 	assert.Equal(t, "c e", products(t, b))
 
 	failed := entry(t, "hello")
@@ -1072,12 +1079,7 @@ func TestMigrations_KilledWhileTheyWait_LeaveTheVersionBeforeAtWork(t *testing.T
 func TestMigrations_ReaderOfOrderLines_NeedsNoMoreRightsThanBefore(t *testing.T) {
 	t.Parallel()
 	b, old := setupPrevious(t)
-	role := pgx.Identifier{"reader " + uuid.NewString()}.Sanitize()
-	exec(t, b, `CREATE ROLE `+role)
-	t.Cleanup(func() {
-		_, err := b.pool.Exec(context.WithoutCancel(t.Context()), `DROP OWNED BY `+role+`; DROP ROLE `+role)
-		assert.NoError(t, err)
-	})
+	role := newRole(t, b)
 	exec(t, b, `ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC; GRANT SELECT ON order_lines TO `+role)
 	require.NoError(t, postgres.MigrateUp(t.Context(), b.url))
 	e := entry(t, body("1", awkward))
@@ -1092,4 +1094,47 @@ func TestMigrations_ReaderOfOrderLines_NeedsNoMoreRightsThanBefore(t *testing.T)
 	found, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	require.NoError(t, err)
 	assert.Equal(t, []string{`a\b`, `a\b`}, found)
+}
+
+// The rights that docs/upgrading.md names for servers whose role owns no table. Such a server makes no partitions.
+func TestMigrations_RoleThatOwnsNothing_NeedsTheRightsThatTheDocsName(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	role := newRole(t, b)
+	exec(t, b, `GRANT SELECT, INSERT, UPDATE ON tickets, deliveries, products TO `+role+`; GRANT SELECT ON schema_migrations TO `+role)
+	_, err := b.store.EnsurePartitions(t.Context(), postgres.Day, 1, time.Now())
+	require.NoError(t, err)
+	url, err := neturl.Parse(b.url)
+	require.NoError(t, err)
+	url.RawQuery += "&role=" + role
+	server := open(t, url.String())
+	lines := postgres.NewOrderLines(postgres.OrderLinesConfig{}, server)
+
+	require.Error(t, trySave(t.Context(), server, entry(t, body("1", awkward))), "as before, which is not enough")
+	exec(t, b, `GRANT SELECT, INSERT ON outbox TO `+role)
+	require.NoError(t, trySave(t.Context(), server, entry(t, body("1", awkward))))
+	require.NoError(t, server.Ping(t.Context()))
+
+	_, err = lines.Round(t.Context())
+	require.Error(t, err)
+	exec(t, b, `GRANT SELECT, INSERT, UPDATE ON outbox_readers TO `+role+`; GRANT SELECT, INSERT ON ticket_lines TO `+role)
+	exec(t, b, `CREATE TABLE ticket_lines_all PARTITION OF ticket_lines FOR VALUES FROM ('2000-01-01') TO ('2100-01-01')`)
+	require.Eventually(t, func() bool { // what is read waits for the transactions of all databases of the server
+		_, err := lines.Round(t.Context())
+		return assert.NoError(t, err) && one[int](t, b, `SELECT count(*) FROM order_lines`) == 1
+	}, time.Minute, 10*time.Millisecond)
+	require.NoError(t, trySave(t.Context(), server, entry(t, body("2", "Café,c,3"))))
+	settle(t, &testBundle{store: server})
+}
+
+// newRole makes a role that may do nothing.
+func newRole(t *testing.T, b *testBundle) string {
+	t.Helper()
+	role := "role_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+	exec(t, b, `CREATE ROLE `+role)
+	t.Cleanup(func() {
+		_, err := b.pool.Exec(context.WithoutCancel(t.Context()), `DROP OWNED BY `+role+`; DROP ROLE `+role)
+		assert.NoError(t, err)
+	})
+	return role
 }
