@@ -63,7 +63,8 @@ func (c retentionCmd) Run(ctx context.Context, std streams) error {
 	var keysErr error
 	if c.Apply {
 		if _, linesErr := store.DropOldLines(ctx); linesErr != nil {
-			err = errors.Join(err, fmt.Errorf("order_lines still shows lines of dropped partitions, until a server drops them: %w", linesErr))
+			linesErr = fmt.Errorf("order_lines still shows lines of dropped partitions, until a server drops them: %w", linesErr)
+			err = errors.Join(err, linesErr)
 		}
 		report.ExpiredKeys, keysErr = store.DeleteExpiredKeys(ctx)
 	} else {

@@ -86,7 +86,7 @@ type lineRow struct {
 	lines  []byte
 }
 
-// readForLines returns those of some tickets that are treated and have no lines in tickets, in the given order, and how many those
+// readForLines returns those of some tickets that are treated and have no lines in tickets, in the given order, and how many there
 // are. The bodies after the first $3 bytes are left out, but never the first one.
 const readForLines = `
 SELECT n, id, source, order_number, body, tickets FROM (

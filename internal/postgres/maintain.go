@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -249,7 +250,7 @@ func (m *Maintainer) makePartitions(ctx context.Context) (more bool, err error) 
 func (m *Maintainer) dropOld(ctx context.Context) (more bool, err error) {
 	outbox, err := m.store.CleanOutbox(ctx, m.config.OrderLines)
 	lines, linesErr := m.store.dropOldLines(ctx)
-	if dropped := append(outbox, lines...); len(dropped) > 0 {
+	if dropped := slices.Concat(outbox, lines); len(dropped) > 0 {
 		m.store.logger.Info("dropped old partitions", "partitions", dropped)
 	}
 	return false, errors.Join(err, linesErr)

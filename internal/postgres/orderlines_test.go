@@ -155,9 +155,9 @@ func TestOrderLines_TicketsThatAreMovedAtThatMoment_AreFound(t *testing.T) {
 		require.NoError(t, err, sql)
 	}
 	exec(t, b, `UPDATE outbox_readers SET held_until = '-infinity'`)
-	done := make(chan error, 1)
+	done, lines := make(chan error, 1), postgres.NewOrderLines(postgres.OrderLinesConfig{}, open(t, b.url))
 	go func() {
-		_, err := postgres.NewOrderLines(postgres.OrderLinesConfig{}, open(t, b.url)).Round(t.Context())
+		_, err := lines.Round(t.Context())
 		done <- err
 	}()
 	awaitWaiting(t, b)

@@ -94,7 +94,7 @@ func TestEnsureOutbox_BesideAnOpenTransaction_HoldsUpNoTicketForLong(t *testing.
 		save(t, b, entry(t, body("1", "Café,a,2")))
 		longest = max(longest, time.Since(start))
 		select {
-		case err = <-done:
+		case <-done: // it gives way, and tries again the next time
 			ended = true
 		default:
 		}

@@ -17,7 +17,8 @@ const (
 
 // outboxNow returns the time that the next rows of the outbox have, and its default partition, quoted; empty if there is none.
 const outboxNow = `
-SELECT now(), coalesce((SELECT nullif(partdefid, 0)::regclass::text FROM pg_partitioned_table WHERE partrelid = 'outbox'::regclass), '')`
+SELECT now(), coalesce(
+    (SELECT nullif(partdefid, 0)::regclass::text FROM pg_partitioned_table WHERE partrelid = 'outbox'::regclass), '')`
 
 // EnsureOutbox makes the partitions of the outbox for today and the days after it, by Postgres' clock, and returns their names. A
 // day of which the default partition has rows gets none: its rows stay there, are read there, and are deleted there, and the next
@@ -106,7 +107,8 @@ type outboxRead struct {
 // readByAll returns how far all readers have read. The reader of order lines counts only with lines. It returns false if one has
 // not begun, or is where it was in another cluster.
 func (up upkeep) readByAll(ctx context.Context, lines bool) (read outboxRead, known bool, err error) {
-	rows, err := up.Query(ctx, `SELECT name, xid, system_identifier = (SELECT system_identifier FROM pg_control_system()) FROM outbox_readers`)
+	rows, err := up.Query(ctx, `SELECT r.name, r.xid, r.system_identifier = c.system_identifier
+		FROM outbox_readers r, pg_control_system() c`)
 	if err != nil {
 		return outboxRead{}, false, err
 	}

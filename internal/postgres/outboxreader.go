@@ -49,7 +49,7 @@ type outboxStep struct {
 }
 
 // readerPlace returns a reader's place, whether this process may read, and whether the place belongs to these transactions. A
-// place that no transaction has reached is one of another cluster that has the same identifier, because one is a copy of the other.
+// place that no transaction has reached is one of another cluster with the same identifier: one of them is a copy of the other.
 const readerPlace = `
 SELECT r.xid, r.holder = $2 OR r.held_until < clock_timestamp(),
        r.system_identifier = c.system_identifier AND r.xid < pg_snapshot_xmax(pg_current_snapshot())
@@ -75,7 +75,8 @@ func (s *Store) steady(ctx context.Context, read func(pgx.Tx) error) error {
 	return pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{BeginQuery: beginSteady}, read)
 }
 
-const beginSteady = `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off`
+const beginSteady = `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+	SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off`
 
 // renumberTimeout bounds the statements that go through the whole outbox.
 const renumberTimeout = 5 * time.Minute
@@ -139,15 +140,17 @@ func (r outboxReader) queue(ctx context.Context, conn *pgx.Conn, batch *pgconn.B
 	if step.to != 0 {
 		to, at = step.to, appendTime(nil, step.at)
 	}
+	xid := func(x uint64) []byte { return binary.BigEndian.AppendUint64(nil, x) }
 	batch.ExecPrepared(move.Name, [][]byte{
-		[]byte(r.name), binary.BigEndian.AppendUint64(nil, step.from), binary.BigEndian.AppendUint64(nil, to), at, r.me[:], appendInterval(nil, outboxHold),
+		[]byte(r.name), xid(step.from), xid(to), at, r.me[:], appendInterval(nil, outboxHold),
 	}, moveFormats, nil)
 	return nil
 }
 
 // leave lets another process follow at once.
 func (r outboxReader) leave(ctx context.Context) error {
-	_, err := r.store.pool.Exec(ctx, `UPDATE outbox_readers SET held_until = '-infinity' WHERE name = $1 AND holder = $2`, r.name, r.me)
+	_, err := r.store.pool.Exec(ctx,
+		`UPDATE outbox_readers SET held_until = '-infinity' WHERE name = $1 AND holder = $2`, r.name, r.me)
 	return err
 }
 

@@ -124,9 +124,9 @@ const (
 	dropPause       = 2 * time.Second
 )
 
-// DropPartition drops a partition with all its tickets, but not their order lines: DropOldLines does that. Unless evenUnfinished, it keeps a partition that holds a TO_TREAT or
-// ERROR ticket at that moment (ErrUnfinished). It returns ErrNoPartition for the default partition, and for everything that
-// is not a range of tickets.
+// DropPartition drops a partition with all its tickets. DropOldLines then drops their order lines. Unless evenUnfinished, it
+// keeps a partition that holds a TO_TREAT or ERROR ticket at that moment (ErrUnfinished). It returns ErrNoPartition for the
+// default partition, and for everything that is not a range of tickets.
 //
 // All traffic stops while it waits for the lock that it needs. So it waits at most 2 s, and tries again a few times; then it
 // returns ticket.ErrUnavailable. To detach the partition first (DETACH PARTITION CONCURRENTLY) would need a weaker lock, but

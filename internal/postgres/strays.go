@@ -170,8 +170,8 @@ func (m *mover) moveSpan(ctx context.Context, wanted span) error {
 	return errTimeIsUp
 }
 
-// piece picks the first tickets of a table after a place and before a time, and moves them. A reader of the outbox that looked for
-// them meanwhile has not found them, so it is told again.
+// piece picks the first tickets of a table after a place and before a time, and moves them. A reader of the outbox that looked
+// for them meanwhile has not found them, so it is told again.
 const piece = `
 WITH first AS (
     SELECT received_at, id, pg_column_size(body)::bigint AS bytes FROM %[1]s
