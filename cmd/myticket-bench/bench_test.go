@@ -24,6 +24,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"myticket/internal/devdb"
 	"myticket/internal/devdb/pgtest"
 	"myticket/internal/ticket"
 )
@@ -55,18 +56,20 @@ var build = sync.OnceValue(func() error {
 	return nil
 })
 
-// newTestBench has tiny slices.
+// newTestBench has short slices, few products, and a Postgres that does not wait for the disk.
 func newTestBench(t *testing.T, change func(*settings)) (*bench, *bytes.Buffer) {
 	t.Helper()
 	require.NoError(t, build())
 	s := settings{
-		server: filepath.Join(folder, "myticket"), warmUp: 20 * time.Millisecond, duration: 400 * time.Millisecond, rounds: 1,
-		latency: 500 * time.Microsecond, spooled: 300, share: 0.01,
+		server: filepath.Join(folder, "myticket"), warmUp: 20 * time.Millisecond, duration: time.Second, rounds: 1,
+		products: 2_000,
+		latency:  500 * time.Microsecond, spooled: 300, share: 0.01,
 	}
 	change(&s)
 	var out bytes.Buffer
 	b, err := newBench(s, &out)
 	require.NoError(t, err)
+	b.pgbench, b.postgres = time.Second, devdb.Volatile()
 	return b, &out
 }
 
@@ -105,7 +108,7 @@ func TestBench_MeasuresEachKindOfRow(t *testing.T) { //nolint:paralleltest // it
 		t.Skip("pgbench is not in PATH")
 	}
 	b, out := newTestBench(t, func(s *settings) {
-		s.only = "^(2 lines, 10 products, concurrency 200|40 lines, 20000 new|2 lines.* away, concurrency 50$|2 lines.* drained)"
+		s.only = "^(2 lines, 10 products, concurrency 200|40 lines, 400 new|2 lines.* away, concurrency 50$|2 lines.* drained)"
 	})
 	naive, err := naivePeer(t.Context(), "")
 	require.NoError(t, err)
@@ -115,8 +118,8 @@ func TestBench_MeasuresEachKindOfRow(t *testing.T) { //nolint:paralleltest // it
 
 	const floorRate, serverRate, ratio = 2, 3, 6
 	for _, begin := range []string{
-		"| 2 lines, 10 products | 200 | ", "| 40 lines, 20000 new products | 200 | ",
-		"| 2 lines, 100000 products, Postgres 500µs away | 50 | ",
+		"| 2 lines, 10 products | 200 | ", "| 40 lines, 400 new products | 200 | ",
+		"| 2 lines, 2000 products, Postgres 500µs away | 50 | ",
 	} {
 		lines := linesOf(t, out.String(), begin, 2) // in the table of MyTicket, and in that of the peers
 		require.Len(t, lines[0], 11)
@@ -124,7 +127,7 @@ func TestBench_MeasuresEachKindOfRow(t *testing.T) { //nolint:paralleltest // it
 		require.Len(t, lines[1], 6)
 		assertPositive(t, lines[1], 2, 3, 4) // MyTicket, the only peer, and the ratio
 	}
-	spool := linesOf(t, out.String(), "| 2 lines, 100000 products, drained from a spool | ", 1)[0]
+	spool := linesOf(t, out.String(), "| 2 lines, 2000 products, drained from a spool | ", 1)[0]
 	require.Len(t, spool, 10)
 	assertPositive(t, spool, 1, 2, 3, 5, 6)
 	assertPositive(t, linesOf(t, out.String(), "| (c) in batches of 100, 4 clients | ", 1)[0], 1)
@@ -141,7 +144,7 @@ func TestBench_ComparesAndSustains(t *testing.T) { //nolint:paralleltest // it n
 
 	b, out = newTestBench(t, func(s *settings) { s.sustain = 300 * time.Millisecond })
 	require.NoError(t, b.run(t.Context()), out.String())
-	assert.Contains(t, out.String(), "40 lines, 100000 products at a steady rate for 300ms: 0.01 of the floor's ")
+	assert.Contains(t, out.String(), "40 lines, 2000 products at a steady rate for 300ms: 0.01 of the floor's ")
 	const asked, answered = 0, 1
 	line := linesOf(t, out.String(), "| ", 2)[1]
 	assertPositive(t, line, asked, answered)
@@ -278,7 +281,7 @@ func TestTickets_NameEveryProduct_EachWithAnOrderNumberOfItsOwn(t *testing.T) {
 		}
 		assert.Len(t, products, set.products, set.name)
 		for i := range set.products {
-			assert.Contains(t, products, productOf(i))
+			assert.True(t, products[productOf(i)], "product %d of %s", i, set.name)
 		}
 	}
 }
@@ -356,7 +359,7 @@ func TestFigures(t *testing.T) {
 func TestRows_AreChosenByName(t *testing.T) {
 	t.Parallel()
 	chosen := func(only string) (labels []string) {
-		b := &bench{settings: settings{latency: time.Millisecond, spooled: 1}, only: regexp.MustCompile(only)}
+		b := &bench{settings: settings{latency: time.Millisecond, spooled: 1, products: 100_000}, only: regexp.MustCompile(only)}
 		for r := range b.rows() {
 			labels = append(labels, fmt.Sprintf("%s at %d", r.label(), r.concurrency))
 		}
@@ -367,10 +370,10 @@ func TestRows_AreChosenByName(t *testing.T) {
 	assert.Equal(t, []string{"2 lines, 100000 products, Postgres 1ms away at 50"}, chosen("^2 lines.*away.* 50$"))
 	assert.Equal(t, []string{"2 lines, 10 products at 200"}, chosen("^2 lines, 10 products, concurrency 200$"))
 
-	long := &bench{settings: settings{spooled: 1}, only: regexp.MustCompile("^40 lines")}
+	long := &bench{settings: settings{spooled: 1, products: 100}, only: regexp.MustCompile("^40 lines")}
 	assert.False(t, long.needsCeiling())
 	assert.Len(t, long.spooledRows(), 1)
-	short := &bench{settings: settings{spooled: 1}, only: regexp.MustCompile("^2 lines.*spool")}
+	short := &bench{settings: settings{spooled: 1, products: 100}, only: regexp.MustCompile("^2 lines.*spool")}
 	assert.True(t, short.needsCeiling())
 }
 

@@ -26,6 +26,7 @@ type settings struct {
 	warmUp   time.Duration
 	duration time.Duration
 	rounds   int
+	products int
 	only     string
 	profile  string
 	args     string
@@ -51,6 +52,8 @@ func main() {
 	flag.DurationVar(&s.warmUp, "warm-up", 500*time.Millisecond, "traffic before each slice that is measured")
 	flag.DurationVar(&s.duration, "duration", 2*time.Second, "length of each slice")
 	flag.IntVar(&s.rounds, "rounds", 5, "slices of each server in turn, for each row; the medians are printed")
+	flag.IntVar(&s.products, "products", 100_000,
+		"products of the rows that name more than the ten hot ones; the new shop has a fifth")
 	flag.StringVar(&s.only, "only", "",
 		"measure only rows that match this regular expression, such as \"2 lines, 10 products, concurrency 200\" or \"spool\"")
 	flag.StringVar(&s.profile, "profile", "", "write a CPU profile of the server during the first row into this file")
@@ -85,10 +88,12 @@ type bench struct {
 	settings settings
 	only     *regexp.Regexp
 	out      io.Writer
+	postgres map[string]string // settings of the database
 	database *devdb.Server
 	peers    []peer        // those that can be started on this machine
 	made     int           // databases so far
 	single   time.Duration // of one single-row commit
+	pgbench  time.Duration // length of each run of pgbench, in whole seconds
 	ceiling  float64       // rows/s of pgbench in batches
 	best     float64       // requests/s of the two-line ticket at concurrency 200
 }
@@ -110,30 +115,31 @@ func newBench(s settings, out io.Writer) (*bench, error) {
 	if err != nil {
 		return nil, fmt.Errorf("-only: %w", err)
 	}
-	if s.rounds < 1 || s.duration <= 0 || s.spooled < 0 || s.share <= 0 {
-		return nil, errors.New("-rounds, -duration and -sustain-share must be more than 0, and -spooled must not be less")
+	if s.rounds < 1 || s.duration <= 0 || s.spooled < 0 || s.share <= 0 || s.products < 5*hotProducts {
+		return nil, fmt.Errorf("-rounds, -duration and -sustain-share must be more than 0, -spooled must not be less, and -products "+
+			"must be at least %d", 5*hotProducts)
 	}
-	return &bench{settings: s, only: only, out: out}, nil
+	return &bench{
+		settings: s, only: only, out: out, pgbench: 6 * time.Second,
+		// Like a production server, except that the memory suits a small machine. Durability is on by default.
+		postgres: map[string]string{"shared_buffers": "512MB", "max_wal_size": "4GB", "max_connections": "200"},
+	}, nil
 }
 
 func (b *bench) run(ctx context.Context) (err error) {
-	b.database, err = devdb.Start(ctx, devdb.Config{
-		Progress: os.Stderr,
-		// Like a production server, except that the memory suits a small machine. Durability is on by default.
-		Settings: map[string]string{"shared_buffers": "512MB", "max_wal_size": "4GB", "max_connections": "200"},
-	})
+	b.database, err = devdb.Start(ctx, devdb.Config{Progress: os.Stderr, Settings: b.postgres})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.database.Stop(context.WithoutCancel(ctx))) }()
-	version, err := b.prepare(ctx)
+	description, err := b.prepare(ctx)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(b.out, "%s, %d processors for everything, PostgreSQL %s with fsync and synchronous_commit on. "+
+	fmt.Fprintf(b.out, "%s, %d processors for everything, %s. "+
 		"Each row begins with a database of its own. All products of its tickets are there, with the names and prices that the "+
 		"tickets say, each last seen within the last minute; that table was analyzed, and a checkpoint was made. ",
-		runtime.Version(), runtime.NumCPU(), version)
+		runtime.Version(), runtime.NumCPU(), description)
 	switch {
 	case b.settings.tracing || b.settings.vs != "":
 		return b.compare(ctx)

@@ -46,15 +46,15 @@ func (b *bench) printCeiling(ctx context.Context) error {
 	if _, err := store.EnsurePartitions(ctx, postgres.Day, 1, time.Now()); err != nil {
 		return err
 	}
-	alone, err := b.pgbench(ctx, db, 1, 1)
+	alone, err := b.runPgbench(ctx, db, 1, 1)
 	if err != nil {
 		return err
 	}
-	oneByOne, err := b.pgbench(ctx, db, 50, 1)
+	oneByOne, err := b.runPgbench(ctx, db, 50, 1)
 	if err != nil {
 		return err
 	}
-	batches, err := b.pgbench(ctx, db, 4, 100)
+	batches, err := b.runPgbench(ctx, db, 4, 100)
 	if err != nil {
 		return err
 	}
@@ -67,10 +67,8 @@ func (b *bench) printCeiling(ctx context.Context) error {
 
 var tps = regexp.MustCompile(`tps = ([0-9.]+)`)
 
-// pgbench returns the transactions a second of an INSERT of a number of rows. It takes as long as
-// three slices, and at least a second.
-func (b *bench) pgbench(ctx context.Context, db *database, clients, rows int) (float64, error) {
-	seconds := max(int((3 * b.settings.duration).Seconds()), 1)
+// runPgbench returns the transactions a second of an INSERT of a number of rows.
+func (b *bench) runPgbench(ctx context.Context, db *database, clients, rows int) (float64, error) {
 	dir, err := os.MkdirTemp("", "myticket-bench-")
 	if err != nil {
 		return 0, err
@@ -82,7 +80,7 @@ func (b *bench) pgbench(ctx context.Context, db *database, clients, rows int) (f
 		return 0, err
 	}
 	command := exec.CommandContext(ctx, "pgbench", "--no-vacuum", "--protocol=prepared", "--client", strconv.Itoa(clients),
-		"--jobs", "2", "--time", strconv.Itoa(seconds), "--file", script, db.url)
+		"--jobs", "2", "--time", strconv.Itoa(int(b.pgbench.Seconds())), "--file", script, db.url)
 	output, err := command.CombinedOutput()
 	if err != nil {
 		return 0, fmt.Errorf("pgbench: %w\n%s", err, output)

@@ -43,7 +43,7 @@ func (b *bench) allRows() iter.Seq[row] {
 	return func(yield func(row) bool) {
 		for _, lines := range []int{2, 40} {
 			for _, concurrency := range []int{50, 200} {
-				for _, products := range []int{hotProducts, distinctProducts} {
+				for _, products := range []int{hotProducts, b.settings.products} {
 					r := row{load: b.slice(concurrency, newTickets(lines, products))}
 					if !yield(r) {
 						return
@@ -51,14 +51,14 @@ func (b *bench) allRows() iter.Seq[row] {
 				}
 			}
 		}
-		opening := row{load: b.slice(200, newShopTickets(40, newShopProducts)), isNew: true}
+		opening := row{load: b.slice(200, newShopTickets(40, b.settings.products/5)), isNew: true}
 		opening.warmUp = 0
 		if !yield(opening) || b.settings.latency == 0 {
 			return
 		}
 		for _, lines := range []int{2, 40} {
 			for _, concurrency := range []int{50, 200} {
-				r := row{load: b.slice(concurrency, newTickets(lines, distinctProducts)), latency: b.settings.latency}
+				r := row{load: b.slice(concurrency, newTickets(lines, b.settings.products)), latency: b.settings.latency}
 				if !yield(r) {
 					return
 				}
@@ -118,8 +118,8 @@ func (b *bench) printRows(ctx context.Context) error {
 
 func (b *bench) printRowsHeader() {
 	fmt.Fprintf(b.out, "\nA row is %d slices of %s of each server in turn, each after %s of warm-up. The new shop has no products, "+
-		"and each of its slices begins with a fresh server and an empty database, without warm-up. Processor time is in µs a ticket, of "+
-		"the client, the server and Postgres.\n",
+		"and each of its slices begins with a fresh server and an empty database, without warm-up. Processor time is in µs a ticket, "+
+		"of the client, the server and Postgres.\n",
 		b.settings.rounds, b.settings.duration, b.settings.warmUp)
 	if b.settings.latency > 0 {
 		fmt.Fprintf(b.out, "Where Postgres is away, a proxy in the client's process delays what it answers, so each round trip takes "+

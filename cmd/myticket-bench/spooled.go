@@ -56,7 +56,7 @@ func (b *bench) printSpooled(ctx context.Context) error {
 // spooledRows are those that -only asks for.
 func (b *bench) spooledRows() (rows []*tickets) {
 	for _, lines := range []int{2, 40} {
-		t := newTickets(lines, distinctProducts)
+		t := newTickets(lines, b.settings.products)
 		t.name += ", drained from a spool"
 		if b.settings.spooled > 0 && b.wants(t.name, spoolConcurrency) {
 			rows = append(rows, t)

@@ -23,7 +23,7 @@ const (
 // sustained sends a share of the floor's rate for a long time, and prints whether the server keeps up, also with what it does
 // behind.
 func (b *bench) sustained(ctx context.Context) (err error) {
-	t := newTickets(sustainLines, distinctProducts)
+	t := newTickets(sustainLines, b.settings.products)
 	floor, err := b.floorRate(ctx, t)
 	if err != nil {
 		return err

@@ -21,10 +21,8 @@ type tickets struct {
 }
 
 const (
-	hotProducts      = 10
-	distinctProducts = 100_000
-	newShopProducts  = 20_000
-	orderDigits      = 10
+	hotProducts = 10
+	orderDigits = 10
 )
 
 // product is what all tickets say about it.

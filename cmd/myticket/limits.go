@@ -93,6 +93,9 @@ func (f *serverFlags) memoryNeeded(l clientLimits) int64 {
 	needed := memoryAtRest + postgres.KnownProductsBytes + int64(l.bodyBytes) +
 		int64(l.connections)*int64(httpapi.ConnectionCost(int(f.MaxHeader))) + 2*int64(l.waitingBytes) +
 		2*int64(f.BatchesInFlight)*int64(f.BatchBytes)
+	if f.OrderLines {
+		needed += postgres.OrderLinesBytes
+	}
 	if f.SpoolDir != "" {
 		needed += 4*int64(f.BatchBytes) + memoryOfWrite + int64(f.BatchBytes) + memoryOfKey*int64(f.SpoolMaxTickets)
 	}

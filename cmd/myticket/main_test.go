@@ -243,7 +243,7 @@ func requireProblem(t *testing.T, a answer, status int, code string) {
 	}, problem, "%s", a)
 }
 
-// storedTicket is a row of tickets.
+// storedTicket is a row of tickets, with its lines in order_lines.
 type storedTicket struct {
 	Source      string
 	Body        string
@@ -254,7 +254,7 @@ type storedTicket struct {
 	Order       *string
 	VAT         *string
 	Total       *string
-	Lines       []storedLine
+	Lines       []storedLine // in order_lines, where they come a moment later
 }
 
 type storedLine struct {
@@ -267,7 +267,9 @@ func (b *testBundle) ticket(t *testing.T, id uuid.UUID) storedTicket {
 	t.Helper()
 	rows, err := b.pool.Query(t.Context(), `
 		SELECT source, body, content_type, coalesce(traceparent, ''), status, coalesce(problems, '[]'),
-		       order_number, vat::text, total::text, coalesce(lines, '[]')
+		       order_number, vat::text, total::text,
+		       coalesce((SELECT jsonb_agg(jsonb_build_object('product', product, 'product_id', product_id, 'price', price) ORDER BY line)
+		                 FROM order_lines WHERE ticket_id = $1), '[]')
 		FROM tickets WHERE id = $1`, id)
 	require.NoError(t, err)
 	found, err := pgx.CollectExactlyOneRow(rows, func(row pgx.CollectableRow) (storedTicket, error) {
@@ -280,6 +282,13 @@ func (b *testBundle) ticket(t *testing.T, id uuid.UUID) storedTicket {
 	})
 	require.NoError(t, err, "the ticket %s should be in tickets exactly once", id)
 	return found
+}
+
+// awaitOrderLines waits until order_lines has all tickets that are stored now.
+func (b *testBundle) awaitOrderLines(t *testing.T) {
+	t.Helper()
+	const behind = `SELECT count(*) FROM outbox WHERE xid > coalesce((SELECT xid FROM outbox_readers WHERE name = 'order_lines'), '0')`
+	await(t, "order_lines has all tickets", func() bool { return b.count(t, behind) == 0 })
 }
 
 // requireSameBytes does not print the bytes, because there may be many.

@@ -142,7 +142,7 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 	if f.OrderLines {
 		lines := postgres.NewOrderLines(postgres.OrderLinesConfig{
 			Period: postgres.Period(f.PartitionPeriod), Registry: registry,
-			Ready: func() bool { return maintainer.Health().Ready }, Busy: func() bool { return in.Waiting() > 0 },
+			Ready: func() bool { return maintainer.Health().Ready }, Busy: in.Busy,
 		}, store)
 		parts.Go(func() { lines.Run(background) })
 	}

@@ -118,6 +118,9 @@ func (in *Intake) Close(ctx context.Context) error {
 // Available reports whether the store took tickets when it was last asked to.
 func (in *Intake) Available() bool { return !in.queue.storeIsAway() }
 
+// Busy reports whether deliveries wait for their answer.
+func (in *Intake) Busy() bool { return in.inFlight.Load() > 0 }
+
 // Waiting returns how many tickets wait for a transaction.
 func (in *Intake) Waiting() int {
 	tickets, _ := in.queue.waiting()

@@ -28,9 +28,13 @@ type lineFiller struct {
 
 // Limits of what one transaction fills. Only the lines are in memory, with one body at a time. One ticket always fits.
 const (
-	fillTickets = 512
+	fillTickets = 256
 	fillBytes   = 1 << 20 // of bodies
 )
+
+// OrderLinesBytes is the most memory that OrderLines holds, in bytes, unless one ticket alone needs more: the ids of linesRows
+// batches, and the lines of fillBytes of bodies, which are copied into parameters, and these into the message to Postgres.
+const OrderLinesBytes = 4 << 20
 
 // outboxTicket is a ticket of a chunk.
 type outboxTicket struct {

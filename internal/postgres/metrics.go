@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -63,7 +64,10 @@ type OutboxBacklog struct {
 // OrderLinesBacklog counts the tickets that are stored and whose lines are still to be filled, with those that have none.
 func (s *Store) OrderLinesBacklog(ctx context.Context) (b OutboxBacklog, err error) {
 	var oldest float64
-	if err := s.pool.QueryRow(ctx, outboxBacklog, linesReader).Scan(&oldest, &b.Tickets); err != nil {
+	err = s.steady(ctx, func(tx pgx.Tx) error {
+		return tx.QueryRow(ctx, outboxBacklog, linesReader).Scan(&oldest, &b.Tickets)
+	})
+	if err != nil {
 		return OutboxBacklog{}, fmt.Errorf("count the tickets whose lines are to be filled: %w", err)
 	}
 	b.Oldest = seconds(oldest)

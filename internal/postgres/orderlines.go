@@ -20,7 +20,7 @@ type OrderLinesConfig struct {
 	// Ready reports whether the database can be used. Defaults to always.
 	Ready func() bool
 
-	// Busy reports whether tickets wait to be stored, which comes before their lines. Defaults to never.
+	// Busy reports whether this server is storing tickets, which comes before their lines. Defaults to never.
 	Busy func() bool
 
 	// Registry gets the metrics. Defaults to none.
@@ -39,12 +39,12 @@ const (
 	linesTimeout  = 10 * time.Second // of a transaction
 	linesRows     = 64               // of the outbox that are read at once, with the tickets of at least as many batches
 
-	// While tickets wait to be stored, filling pauses after each transaction for some times as long as that took. It pauses less
-	// if the lines are late already, so that an endless load cannot hold them up for ever.
-	linesYield     = 4
-	linesLate      = time.Minute
-	linesYieldLate = 1
-	linesMaxPause  = 2 * time.Second // less than outboxHold
+	// While tickets are stored, filling pauses after each transaction for linesYield times as long as that took, and less the
+	// later the lines are; not at all once they are linesLate. So it takes a tenth of the time at first, which leaves a burst
+	// nearly undisturbed, and as much as it needs of an endless load.
+	linesYield    = 9
+	linesLate     = time.Minute
+	linesMaxPause = 2 * time.Second // less than outboxHold
 )
 
 // NewOrderLines returns OrderLines.
@@ -134,13 +134,11 @@ func (l *OrderLines) spare() bool {
 
 // yield returns the pause after a transaction that took some time and filled tickets of an age.
 func (l *OrderLines) yield(took, age time.Duration) time.Duration {
-	switch {
-	case !l.config.Busy():
+	if !l.config.Busy() {
 		return 0
-	case age > linesLate:
-		return min(linesYieldLate*took, linesMaxPause)
 	}
-	return min(linesYield*took, linesMaxPause)
+	inTime := min(max(1-age.Seconds()/linesLate.Seconds(), 0), 1)
+	return min(time.Duration(inTime*linesYield*float64(took)), linesMaxPause)
 }
 
 // pause waits, or until ctx ends.

@@ -8,9 +8,10 @@ import (
 	"time"
 )
 
-// How many days the outbox has partitions for after today, and how long it keeps a day that every reader has read.
+// How many days the outbox has partitions for after today, and how long it keeps a day that every reader has read. A server looks
+// every minute, and without a partition the default one takes the rows.
 const (
-	outboxAhead = 3
+	outboxAhead = 1
 	outboxKeep  = 48 * time.Hour
 )
 
@@ -22,33 +23,40 @@ SELECT now(), coalesce((SELECT nullif(partdefid, 0)::regclass::text FROM pg_part
 // day of which the default partition has rows gets none: its rows stay there, are read there, and are deleted there, and the next
 // day has a partition again. No other session waits for longer than lockTimeout, and none that writes to another partition.
 func (s *Store) EnsureOutbox(ctx context.Context) (made []string, err error) {
-	_, err = s.keepUp(ctx, "make the outbox's partitions", func(up upkeep) error {
-		made = nil
-		var now time.Time
-		var rest string
-		if err := up.QueryRow(ctx, outboxNow).Scan(&now, &rest); err != nil {
+	for ahead := 0; ahead <= outboxAhead && err == nil; ahead++ {
+		var names []string
+		_, err = s.keepUp(ctx, "make the outbox's partitions", func(up upkeep) (err error) {
+			names, err = up.ensureOutbox(ctx, ahead)
 			return err
-		}
-		partitions, err := up.partitions(ctx, "outbox")
-		if err != nil {
-			return err
-		}
-		for day, i := Day.start(now), 0; i <= outboxAhead; i++ {
-			next := Day.next(day)
-			for _, gap := range (span{day, next}).gaps(spansOf(partitions)) {
-				name, err := up.addOutbox(ctx, gap, rest)
-				if err != nil {
-					return err
-				}
-				if name != "" {
-					made = append(made, name)
-				}
-			}
-			day = next
-		}
-		return nil
-	})
+		})
+		made = append(made, names...)
+	}
 	return made, err
+}
+
+// ensureOutbox makes the partition of one day: today, or a day after it. Each has a transaction of its own, because a batch may
+// have to wait for it.
+func (up upkeep) ensureOutbox(ctx context.Context, ahead int) (made []string, err error) {
+	var now time.Time
+	var rest string
+	if err := up.QueryRow(ctx, outboxNow).Scan(&now, &rest); err != nil {
+		return nil, err
+	}
+	partitions, err := up.partitions(ctx, "outbox")
+	if err != nil {
+		return nil, err
+	}
+	day := Day.start(now).AddDate(0, 0, ahead)
+	for _, gap := range (span{day, Day.next(day)}).gaps(spansOf(partitions)) {
+		name, err := up.addOutbox(ctx, gap, rest)
+		if err != nil {
+			return nil, err
+		}
+		if name != "" {
+			made = append(made, name)
+		}
+	}
+	return made, nil
 }
 
 // addOutbox makes a partition of the outbox, unless the default partition has rows for it, or is so large that to look through it

@@ -69,9 +69,13 @@ ORDER BY xid FETCH FIRST ($2) ROWS WITH TIES`
 
 // steady runs a transaction whose snapshot is older than the plans of its statements. A statement alone is planned first. If it
 // then waits while a partition is made, it looks for rows only where they were before, and sees that they are not there any more.
+//
+// It also forbids plans that read all of the outbox after a place and sort it, which seem right while that is little.
 func (s *Store) steady(ctx context.Context, read func(pgx.Tx) error) error {
-	return pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, read)
+	return pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{BeginQuery: beginSteady}, read)
 }
+
+const beginSteady = `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off`
 
 // renumberTimeout bounds the statements that go through the whole outbox.
 const renumberTimeout = 5 * time.Minute
