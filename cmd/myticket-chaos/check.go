@@ -177,21 +177,28 @@ func (a *audit) finish(products map[string]product) {
 }
 
 func (a *audit) compare(products map[string]product) {
+	var unknown, wrong, unnamed int
 	for id, said := range a.said {
 		known, ok := products[id]
 		switch {
 		case !ok:
-			a.failures = append(a.failures, fmt.Sprintf("the product %s of ticket %s is not known", id, said.ticketID))
+			unknown++
+			a.example("unknown", fmt.Sprintf("%s of ticket %s", id, said.ticketID))
 		case known.name != said.name || !sameAmount(known.price, said.price):
-			a.failures = append(a.failures, fmt.Sprintf("the product %s is known as %q for %s, but its newest ticket %s says %q for %s",
+			wrong++
+			a.example("wrong", fmt.Sprintf("%s, known as %q for %s, while its newest ticket %s says %q for %s",
 				id, known.name, known.price, said.ticketID, said.name, said.price))
 		}
 	}
 	for id := range products {
 		if _, ok := a.said[id]; !ok && !strings.HasPrefix(id, hostileProduct) {
-			a.failures = append(a.failures, fmt.Sprintf("the product %s is known, and no ticket names it", id))
+			unnamed++
+			a.example("unnamed", id)
 		}
 	}
+	a.say(unknown, "unknown", "%d products of tickets are not known, such as %s")
+	a.say(wrong, "wrong", "%d products are not what the newest ticket says, such as %s")
+	a.say(unnamed, "unnamed", "%d products are known that no ticket names, such as %s")
 }
 
 // sameAmount compares 1.9 and 1.90.
