@@ -33,7 +33,8 @@ func main() {
 	flag.BoolVar(&c.markdown, "markdown", false, "print the table as Markdown")
 	flag.BoolVar(&c.selfCheck, "self-check", false,
 		"play faults that must be found, such as a server that answers before the commit, and fail unless they are")
-	flag.StringVar(&c.before, "before", "", "`binary` of the version before, from which the scenario upgrade starts; without it, that is skipped")
+	flag.StringVar(&c.before, "before", "",
+		"`binary` of the version before, from which the scenario upgrade starts; without it, that is skipped")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()

@@ -27,8 +27,8 @@ type upgradeTill struct {
 	attempts []attempt
 }
 
-// refuseSome has Postgres refuse some tickets as they were read. They are stored unread, and treated a moment later by a server of
-// either version.
+// refuseSome has Postgres refuse some tickets as they were read. They are stored unread, and treated a moment later by a server
+// of either version.
 const refuseSome = `
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$;
 CREATE TRIGGER refuse BEFORE INSERT ON tickets FOR EACH ROW
@@ -96,7 +96,8 @@ func (u *upgradeTrial) installBefore(ctx context.Context) error {
 	if err := u.run(ctx, u.config.before, "migrate", "up"); err != nil {
 		return err
 	}
-	n, err := u.countRows(ctx, `SELECT count(*) FROM pg_attribute WHERE attrelid = 'products'::regclass AND attname = 'unsettled_at'`)
+	n, err := u.countRows(ctx,
+		`SELECT count(*) FROM pg_attribute WHERE attrelid = 'products'::regclass AND attname = 'unsettled_at'`)
 	if err == nil && n > 0 {
 		err = fmt.Errorf("%s is not the version before: it has the newest schema", u.config.before)
 	}

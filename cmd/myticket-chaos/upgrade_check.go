@@ -93,8 +93,8 @@ func (u *upgradeTrial) showEach(ctx context.Context) error {
 	return u.run(ctx, u.config.before, "tickets", "list")
 }
 
-// compareLines demands that the view order_lines shows the lines of each treated ticket once. Those of tickets of this version come
-// a moment later.
+// compareLines demands that the view order_lines shows the lines of each treated ticket once. Those of tickets of this version
+// come a moment later.
 func (u *upgradeTrial) compareLines(ctx context.Context) error {
 	conn, err := pgx.Connect(ctx, u.url)
 	if err != nil {

@@ -86,8 +86,8 @@ type lineRow struct {
 	lines  []byte
 }
 
-// readForLines returns those of some tickets that are treated and have no lines in tickets, in the given order, and how many there
-// are. The bodies after the first $3 bytes are left out, but never the first one.
+// readForLines returns those of some tickets that are treated and have no lines in tickets, in the given order, and how many
+// there are. The bodies after the first $3 bytes are left out, but never the first one.
 const readForLines = `
 SELECT n, id, source, order_number, body, tickets FROM (
     SELECT i.n, t.id, t.source, coalesce(t.order_number, '') AS order_number, t.body, count(*) OVER () AS tickets,

@@ -45,8 +45,8 @@ type StoredTicket struct {
 	Body          []byte           `json:"-"` // only from Store.Ticket
 }
 
-// StoredLine is one product line of a stored ticket, as it is read from the body now. Extra are the columns that MyTicket does not
-// know. Lines that an older version has stored are shown as they are.
+// StoredLine is one product line of a stored ticket, as it is read from the body now. Extra are the columns that MyTicket does
+// not know. Lines that an older version has stored are shown as they are.
 type StoredLine struct {
 	Product   string        `json:"product"`
 	ProductID string        `json:"product_id"`
