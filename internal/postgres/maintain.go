@@ -264,9 +264,10 @@ func (m *Maintainer) moveStrays(ctx context.Context) (more bool, err error) {
 	return more, err
 }
 
+// settle settles the products of one minute. After a time in which only the version before ran, there are many minutes.
 func (m *Maintainer) settle(ctx context.Context) (more bool, err error) {
-	_, err = m.store.SettleProducts(ctx, settleAfter, settleLimit)
-	return false, err
+	n, err := m.store.SettleProducts(ctx, settleAfter, settleLimit)
+	return n > 0, err
 }
 
 // count counts the backlog. If that fails, the last count stays until it is older than backlogFresh: see Collect.

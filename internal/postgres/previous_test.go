@@ -887,6 +887,26 @@ func TestPrevious_MarkOfThisVersion_Stays(t *testing.T) {
 	assert.Equal(t, "theirs", marks())
 }
 
+// While only the version before runs, each change of a product leaves a mark for this version, over days.
+func TestPrevious_MarksOfALongTime_AreSettledOneAfterTheOther(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	old := newPrevious(t, b)
+	const hours = 20
+	for i := range hours {
+		at := time.Now().Add(time.Duration(i-hours) * time.Hour)
+		old.save(receivedAt(entry(t, body("1", fmt.Sprintf("Café,c%d,1", i))), at, time.Hour))
+		old.save(receivedAt(entry(t, body("2", fmt.Sprintf("Café,c%d,2", i))), at.Add(time.Second), time.Hour))
+	}
+	old.settle()
+	exec(t, b, `UPDATE products SET unsettled_at = unsettled_at - interval '1 hour'`)
+	require.Equal(t, hours, one[int](t, b, `SELECT count(*) FROM products WHERE unsettled_at IS NOT NULL`))
+	maintain(t, b)
+	require.Eventually(t, func() bool {
+		return one[int](t, b, `SELECT count(*) FROM products WHERE unsettled_at IS NOT NULL`) == 0
+	}, 30*time.Second, 10*time.Millisecond, "one minute of tickets at each interval (5 s) would take hours after a day")
+}
+
 // Tickets of both versions come in random order, and both settle when they like. In the end this version makes the product base
 // equal to a replay of all tickets in the order of their ids.
 func TestPrevious_ProductsOfBothVersions_EqualAReplay(t *testing.T) {
