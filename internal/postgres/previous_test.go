@@ -894,9 +894,9 @@ func TestPrevious_MarksOfALongTime_AreSettledOneAfterTheOther(t *testing.T) {
 	old := newPrevious(t, b)
 	const hours = 20
 	for i := range hours {
-		at := time.Now().Add(time.Duration(i-hours) * time.Hour)
-		old.save(receivedAt(entry(t, body("1", fmt.Sprintf("Café,c%d,1", i))), at, time.Hour))
-		old.save(receivedAt(entry(t, body("2", fmt.Sprintf("Café,c%d,2", i))), at.Add(time.Second), time.Hour))
+		d := time.Duration(hours-i) * time.Hour
+		old.save(ago(entry(t, body("1", fmt.Sprintf("Café,c%d,1", i))), d))
+		old.save(ago(entry(t, body("2", fmt.Sprintf("Café,c%d,2", i))), d-time.Second))
 	}
 	old.settle()
 	exec(t, b, `UPDATE products SET unsettled_at = unsettled_at - interval '1 hour'`)
