@@ -24,7 +24,7 @@ WITH due AS (
     WHERE unsettled_at < now() - $1::interval
     ORDER BY unsettled_at LIMIT $2 * 10
 ), oldest AS (
-    SELECT * FROM due ORDER BY changed_at LIMIT $2
+    SELECT * FROM due ORDER BY changed_at, unsettled_at LIMIT $2
 )
 SELECT product_id, unsettled_at, changed_at, authenticated FROM oldest
 WHERE changed_at < (SELECT min(changed_at) FROM oldest) + $3::interval
