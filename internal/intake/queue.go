@@ -308,7 +308,7 @@ func (q *queue) due() bool {
 		return false
 	}
 	b := q.forStore[0]
-	return q.underWay == 0 || len(q.forStore) > 1 || len(b.entries) >= min(q.newest, q.maxBatchTickets) ||
+	return q.underWay == 0 || len(q.forStore) > 1 || len(b.entries) >= q.newest ||
 		q.closed || time.Since(b.since) >= company
 }
 
