@@ -101,16 +101,19 @@ type Maintainer struct {
 	prepared    chan struct{} // closed after the first attempt to make partitions
 	turn        chan struct{} // has one place, so that only one job runs, with one connection, at a time
 
-	backlog  atomic.Pointer[counted] // nil until it is known
+	backlog  atomic.Pointer[counted[Backlog]]       // nil until it is known
+	lines    atomic.Pointer[counted[OutboxBacklog]] // of order lines; nil until it is known
 	failures map[string]*atomic.Int64
 }
 
 // counted is a backlog and the time of its count.
-type counted struct {
-	Backlog
-	lines OutboxBacklog // of order lines
-	at    time.Time
+type counted[B any] struct {
+	backlog B
+	at      time.Time
 }
+
+// fresh reports whether a count may be exposed.
+func (c *counted[B]) fresh() bool { return c != nil && time.Since(c.at) < backlogFresh }
 
 // NewMaintainer returns a Maintainer.
 func NewMaintainer(config MaintainConfig, store *Store) *Maintainer {
@@ -270,18 +273,18 @@ func (m *Maintainer) settle(ctx context.Context) (more bool, err error) {
 	return n > 0, err
 }
 
-// count counts the backlog. If that fails, the last count stays until it is older than backlogFresh: see Collect.
+// count counts the backlogs, each by itself. If that fails, the last count stays until it is older than backlogFresh: see Collect.
 func (m *Maintainer) count(ctx context.Context) (more bool, err error) {
 	b, err := m.store.Backlog(ctx)
-	if err != nil {
+	if err == nil {
+		m.backlog.Store(&counted[Backlog]{b, time.Now()})
+	}
+	if !m.config.OrderLines {
 		return false, err
 	}
-	var lines OutboxBacklog
-	if m.config.OrderLines {
-		if lines, err = m.store.OrderLinesBacklog(ctx); err != nil {
-			return false, err
-		}
+	lines, linesErr := m.store.OrderLinesBacklog(ctx)
+	if linesErr == nil {
+		m.lines.Store(&counted[OutboxBacklog]{lines, time.Now()})
 	}
-	m.backlog.Store(&counted{b, lines, time.Now()})
-	return false, err
+	return false, errors.Join(err, linesErr)
 }

@@ -83,3 +83,25 @@ func TestMaintainer_SlowJob_DelaysNeitherHealthNorIsItsFailureTakenForNothing(t 
 	m.Age(2 * time.Minute)
 	assert.Empty(t, counted(), "an old count is not shown as a new one")
 }
+
+func TestMaintainer_OrderLinesThatCannotBeCounted_KeepNoOtherCountBack(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	save(t, b, entry(t, "no ticket"))
+	m := postgres.NewMaintainer(postgres.MaintainConfig{OrderLines: true}, b.store)
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(m)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { m.Run(ctx); close(ended) }()
+	t.Cleanup(func() { cancel(); <-ended })
+	waiting := func() []float64 { return values(t, registry, "myticket_order_lines_waiting_tickets") }
+	require.Eventually(t, func() bool { return len(waiting()) > 0 }, 30*time.Second, 10*time.Millisecond)
+	require.Equal(t, []float64{1}, waiting())
+
+	exec(t, b, `ALTER TABLE outbox_readers RENAME TO elsewhere`)
+	save(t, b, entry(t, "no ticket"))
+	require.ErrorContains(t, m.Job(t.Context(), "count", 30*time.Second), "whose lines are to be filled")
+	assert.Equal(t, []float64{2, 0}, values(t, registry, "myticket_backlog_tickets"))
+	assert.Equal(t, []float64{1}, waiting(), "the last count stays for a minute")
+}

@@ -158,16 +158,20 @@ func (m *Maintainer) Collect(metrics chan<- prometheus.Metric) {
 		send(schemaNeeded, prometheus.GaugeValue, float64(health.Schema.Latest))
 		send(schemaDirty, prometheus.GaugeValue, dirty)
 	}
-	if b := m.backlog.Load(); b != nil && health.Ready && time.Since(b.at) < backlogFresh {
+	if !health.Ready {
+		return
+	}
+	if counted := m.backlog.Load(); counted.fresh() {
+		b := counted.backlog
 		send(backlogTickets, prometheus.GaugeValue, float64(b.Error), "ERROR")
 		send(backlogTickets, prometheus.GaugeValue, float64(b.ToTreat), "TO_TREAT")
 		send(backlogAge, prometheus.GaugeValue, b.Oldest.Seconds())
 		send(backlogOverdue, prometheus.GaugeValue, b.Overdue.Seconds())
 		send(backlogStrays, prometheus.GaugeValue, float64(b.Strays))
 		send(productsKnown, prometheus.GaugeValue, b.Products)
-		if m.config.OrderLines {
-			send(linesLag, prometheus.GaugeValue, b.lines.Oldest.Seconds())
-			send(linesWaiting, prometheus.GaugeValue, float64(b.lines.Tickets))
-		}
+	}
+	if lines := m.lines.Load(); lines.fresh() {
+		send(linesLag, prometheus.GaugeValue, lines.backlog.Oldest.Seconds())
+		send(linesWaiting, prometheus.GaugeValue, float64(lines.backlog.Tickets))
 	}
 }
