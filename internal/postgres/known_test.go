@@ -54,6 +54,14 @@ func lockProducts(t *testing.T, b *testBundle) (unlock func()) {
 	return func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }
 }
 
+// isWaitedFor reports whether a session waits for a lock of a table. Databases of other tests, copies of the same one, have tables
+// with the same id.
+func isWaitedFor(t *testing.T, b *testBundle, table string) bool {
+	t.Helper()
+	return one[bool](t, b, `SELECT EXISTS (SELECT FROM pg_locks JOIN pg_database AS d ON d.oid = database
+		WHERE NOT granted AND relation = $1::text::regclass AND datname = current_database())`, table)
+}
+
 // asks reports whether storing a ticket asks Postgres about products.
 func asks(t *testing.T, b *testBundle, entries ...*intake.Entry) bool {
 	t.Helper()
@@ -70,7 +78,7 @@ func asks(t *testing.T, b *testBundle, entries ...*intake.Entry) bool {
 			return false
 		case <-time.After(5 * time.Millisecond):
 		}
-		if one[bool](t, b, `SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'products'::regclass)`) {
+		if isWaitedFor(t, b, "products") {
 			unlock()
 			require.NoError(t, <-done)
 			return true

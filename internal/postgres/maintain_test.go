@@ -51,7 +51,7 @@ func values(t *testing.T, registry *prometheus.Registry, name string) (values []
 func awaitLockOf(t *testing.T, b *testBundle, table string) {
 	t.Helper()
 	require.Eventually(t, func() bool {
-		return one[bool](t, b, `SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = $1::text::regclass)`, table)
+		return isWaitedFor(t, b, table)
 	}, 30*time.Second, 10*time.Millisecond, "no session waits for %s", table)
 }
 
