@@ -34,7 +34,8 @@ const (
 	knownWays = 8
 )
 
-// KnownProductsBytes is the memory of the products that a Store remembers. It is taken when the first ticket is stored.
+// KnownProductsBytes is the memory of the products that a Store remembers. It is taken when the first ticket is stored. Where the
+// operating system can, it is outside of the Go heap, which would otherwise grow by a multiple of it before garbage is collected.
 const KnownProductsBytes = knownSets * knownWays * 32
 
 // knownProduct is what is remembered of a product. Its times are in seconds since Postgres' epoch, rounded so that less is known.
@@ -54,11 +55,14 @@ type known struct {
 	lines             *prometheus.CounterVec
 	confirmed, asked  prometheus.Counter
 
-	mu     sync.RWMutex              // guards the fields below
-	sets   [][knownWays]knownProduct // nil if nothing is remembered
-	server int64                     // of seenProducts: all that is remembered is from this server
-	ahead  time.Duration             // Postgres' clock minus the time since start, or a little more
+	mu     sync.RWMutex  // guards the fields below
+	sets   []knownSet    // nil until something is remembered
+	server int64         // of seenProducts: all that is remembered is from this server; 0 if nothing is
+	ahead  time.Duration // Postgres' clock minus the time since start, or a little more
 }
+
+// knownSet is the places of a set.
+type knownSet [knownWays]knownProduct
 
 func newKnown(ranks bool) *known {
 	k := &known{
@@ -116,7 +120,7 @@ func (k *known) news(rows []row, authenticated func(source string) bool) (ids ma
 				}
 			}
 			asked++
-			if k.sets != nil {
+			if k.server != 0 {
 				ids[line.ProductID] = -1
 			}
 		}
@@ -137,7 +141,7 @@ func (k *known) now() int64 { return int64((time.Since(k.start) + k.ahead) / tim
 
 // find returns the product whose id has a hash; nil if it is not remembered. The caller must hold k.mu.
 func (k *known) find(id uint64) *knownProduct {
-	if k.sets == nil {
+	if k.server == 0 {
 		return nil
 	}
 	set := &k.sets[id%knownSets]
@@ -232,8 +236,12 @@ func (k *known) remember(seen seenProducts) {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.sets == nil || k.server != seen.server {
-		k.sets, k.server = make([][knownWays]knownProduct, knownSets), seen.server
+	if k.sets == nil {
+		k.sets = makeKnownSets(k)
+	}
+	if k.server != seen.server {
+		clear(k.sets)
+		k.server = seen.server
 	}
 	k.ahead = time.Duration(seen.began)*time.Microsecond - seen.sent
 	for _, p := range seen.products {
@@ -256,5 +264,5 @@ func (k *known) remember(seen seenProducts) {
 func (k *known) forget() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.sets = nil
+	k.server = 0
 }

@@ -12,6 +12,9 @@ import (
 func (s *Store) Known() (n int) {
 	s.known.mu.RLock()
 	defer s.known.mu.RUnlock()
+	if s.known.server == 0 {
+		return 0
+	}
 	for i := range s.known.sets {
 		for _, p := range s.known.sets[i] {
 			if p.id != 0 {
@@ -57,7 +60,7 @@ const KnownProductSize = unsafe.Sizeof(knownProduct{})
 
 // RememberMany remembers products that no ticket names.
 func (s *Store) RememberMany(n int) {
-	seen := seenProducts{sent: time.Since(s.known.start), began: time.Now().UnixMicro() - postgresEpoch}
+	seen := seenProducts{server: 1, sent: time.Since(s.known.start), began: time.Now().UnixMicro() - postgresEpoch}
 	for i := range n {
 		hash := uint64(i+1) * 0x9e3779b97f4a7c15
 		seen.products = append(seen.products, knownProduct{id: hash, words: hash, asOf: uint32(seen.began / second)})
