@@ -65,3 +65,31 @@ func (r *result) refusal(entry int) error {
 	}
 	return r.refused[entry]
 }
+
+// queued is an entry that waits.
+type queued struct {
+	batch *batch
+	entry int              // its place in the batch
+	late  <-chan time.Time // set for an entry that waited before it was in the batch: its own timer
+	turn  turn             // ends when its sender is answered
+}
+
+// await waits until the entry's batch is done. It returns false if the time of the entry is up before that. Each batch has a
+// timer; when it expires its senders are answered, even if a disk hangs.
+func (q *queued) await() bool {
+	if q.late == nil { // nearly always; each further case of a select costs time
+		select {
+		case <-q.batch.done:
+			return true
+		case <-q.batch.expired:
+			return false
+		}
+	}
+	select {
+	case <-q.batch.done:
+		return true
+	case <-q.batch.expired:
+	case <-q.late:
+	}
+	return false
+}

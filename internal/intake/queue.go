@@ -58,10 +58,10 @@ func newQueue(config Config) *queue {
 	return q
 }
 
-// add puts an entry that was read into the open batch for the store, and returns that batch and the entry's place in it. It
-// never waits. It returns ErrOverloaded if the queue is full.
-func (q *queue) add(e *Entry) (b *batch, entry int, err error) {
-	cost, large := e.Ticket.Cost(), 0
+// add puts an entry that was read, and costs that much (Ticket.Cost), into the open batch for the store. It returns that batch and
+// the entry's place in it. It never waits. It returns ErrOverloaded if the queue is full.
+func (q *queue) add(e *Entry, cost int) (b *batch, entry int, err error) {
+	large := 0
 	if cost > largeCost {
 		large = cost
 	}
@@ -86,8 +86,7 @@ func (q *queue) add(e *Entry) (b *batch, entry int, err error) {
 
 // addUnread does the same for an entry that was not read, and for the spool. Large ones have a budget of their own
 // (readers.unread).
-func (q *queue) addUnread(e *Entry, why cause) (b *batch, entry int, err error) {
-	cost := e.Ticket.Cost()
+func (q *queue) addUnread(e *Entry, cost int, why cause) (b *batch, entry int, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if err := q.admit(cost, 0); err != nil {

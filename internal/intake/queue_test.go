@@ -18,7 +18,8 @@ func openQueue(t *testing.T) (q *queue, add func(tickets int)) {
 	t.Cleanup(func() { q.close() })
 	return q, func(tickets int) {
 		for range tickets {
-			_, _, err := q.add(&Entry{Ticket: ticket.Ticket{Body: []byte("x")}})
+			e := &Entry{Ticket: ticket.Ticket{Body: []byte("x")}}
+			_, _, err := q.add(e, e.Ticket.Cost())
 			require.NoError(t, err)
 		}
 	}

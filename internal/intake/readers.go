@@ -5,8 +5,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/semaphore"
-
-	"myticket/internal/ticket"
 )
 
 // Reading a body takes at most readFactor bytes for each byte of the body, and readBase bytes more. The shortest product line,
@@ -63,12 +61,13 @@ func (r *readers) take(n int, patience time.Duration) (t turn, waited, ok bool) 
 	return t, waited, ok
 }
 
-// takeUnread waits until a body may wait for the spool unread. A small one always may, and needs no turn.
-func (r *readers) takeUnread(ticket *ticket.Ticket, patience time.Duration) (t turn, waited, ok bool) {
-	if len(ticket.Body) <= largeBody {
+// takeUnread waits until a ticket with a body of n bytes, which costs that much (Ticket.Cost), may wait for the spool unread. A
+// small one always may, and needs no turn.
+func (r *readers) takeUnread(n, cost int, patience time.Duration) (t turn, waited, ok bool) {
+	if n <= largeBody {
 		return turn{}, false, true
 	}
-	t = turn{r.unread, min(int64(ticket.Cost()), r.unreadBudget)}
+	t = turn{r.unread, min(int64(cost), r.unreadBudget)}
 	waited, ok = t.wait(patience)
 	return t, waited, ok
 }
