@@ -58,8 +58,8 @@ func newQueue(config Config) *queue {
 	return q
 }
 
-// add puts an entry that was read, and costs that much (Ticket.Cost), into the open batch for the store. It returns that batch and
-// the entry's place in it. It never waits. It returns ErrOverloaded if the queue is full.
+// add puts an entry that was read into the open batch for the store, and returns that batch and the entry's place in it. The cost
+// is that of Ticket.Cost. It never waits. It returns ErrOverloaded if the queue is full.
 func (q *queue) add(e *Entry, cost int) (b *batch, entry int, err error) {
 	large := 0
 	if cost > largeCost {

@@ -16,5 +16,6 @@ func makeKnownSets(k *known) []knownSet {
 		return make([]knownSet, knownSets)
 	}
 	runtime.AddCleanup(k, func(memory []byte) { _ = unix.Munmap(memory) }, memory)
-	return unsafe.Slice((*knownSet)(unsafe.Pointer(unsafe.SliceData(memory))), knownSets) // there are no pointers in it
+	first := unsafe.Pointer(unsafe.SliceData(memory))  //nolint:gosec // memory has the size of the table
+	return unsafe.Slice((*knownSet)(first), knownSets) //nolint:gosec // the same; there are no pointers in it
 }

@@ -273,7 +273,7 @@ func (m *Maintainer) settle(ctx context.Context) (more bool, err error) {
 	return n > 0, err
 }
 
-// count counts the backlogs, each by itself. If that fails, the last count stays until it is older than backlogFresh: see Collect.
+// count counts the backlogs, each by itself. If one fails, its last count stays until it is older than backlogFresh: see Collect.
 func (m *Maintainer) count(ctx context.Context) (more bool, err error) {
 	b, err := m.store.Backlog(ctx)
 	if err == nil {
