@@ -39,7 +39,8 @@ ORDER BY received_at DESC, id DESC`
 
 const fetchSayings = `FETCH 500 FROM newest_sayings`
 
-// settled never waits for a lock, so it cannot deadlock with a batch. Products that it skips are settled the next time.
+// settled takes the marks of products away, or puts the products behind all others. It never waits for a lock, so it cannot
+// deadlock with a batch. Products that it skips are settled the next time.
 const settled = `
 WITH free AS (
     SELECT p.product_id FROM products p
@@ -47,7 +48,7 @@ WITH free AS (
       ON p.product_id = u.product_id AND p.unsettled_at = u.since
     FOR UPDATE OF p SKIP LOCKED
 )
-UPDATE products p SET unsettled_at = NULL FROM free WHERE p.product_id = free.product_id`
+UPDATE products p SET unsettled_at = CASE WHEN $3::bool THEN now() END FROM free WHERE p.product_id = free.product_id`
 
 // settleLater puts a product that cannot be settled behind all others.
 const settleLater = `UPDATE products SET unsettled_at = now() WHERE product_id = $1`
@@ -66,6 +67,9 @@ type unsettled struct {
 // ticket counts. A product that no ticket names any more keeps its name and price. After must be longer than any transaction
 // that stores tickets, so that all transactions that ran beside the change have ended. It returns how many products it checked,
 // at most limit; 0 means that all are settled.
+//
+// While tickets of the time of such a change are set aside (MoveStrays), the products are put behind all others, because nobody
+// sees these tickets until they are moved.
 //
 // A product that cannot be settled does not hold up the others. SettleProducts tries fewer at once, and puts a product that
 // alone cannot be settled behind all others, which is an error.
@@ -116,7 +120,8 @@ func (s *Store) unsettledProducts(ctx context.Context, after time.Duration, limi
 // settle settles products, which must be in the order of their times.
 func (s *Store) settle(ctx context.Context, products []unsettled) error {
 	sayings, err := s.newestSayings(ctx, products)
-	if err != nil {
+	later := errors.Is(err, errSetAside)
+	if err != nil && !later {
 		return err
 	}
 	ids, since := make([]string, len(products)), make([]time.Time, len(products))
@@ -129,7 +134,7 @@ func (s *Store) settle(ctx context.Context, products []unsettled) error {
 				return err
 			}
 		}
-		_, err := tx.Exec(ctx, settled, ids, since)
+		_, err := tx.Exec(ctx, settled, ids, since, later)
 		return err
 	})
 }
@@ -153,6 +158,9 @@ func (s *Store) newestSayings(ctx context.Context, products []unsettled) ([]sayi
 			return err
 		}
 		from, to := products[0].changedAt, products[len(products)-1].changedAt.Add(lastSeenStep)
+		if err := noneSetAside(ctx, tx, from, to); err != nil {
+			return err
+		}
 		if _, err := tx.Exec(ctx, newestSayings, from, to); err != nil {
 			return err
 		}
