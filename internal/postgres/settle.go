@@ -30,6 +30,14 @@ SELECT product_id, unsettled_at, changed_at, authenticated FROM oldest
 WHERE changed_at < (SELECT min(changed_at) FROM oldest) + $3::interval
 ORDER BY changed_at, product_id`
 
+// unsettledAhead is for marks that were set while Postgres' clock was ahead: they count from now on. Nobody would look at the
+// products before that time comes.
+const unsettledAhead = `
+WITH free AS (
+    SELECT product_id FROM products WHERE unsettled_at > now() + interval '1 minute' LIMIT $1 FOR UPDATE SKIP LOCKED
+)
+UPDATE products p SET unsettled_at = now() FROM free WHERE p.product_id = free.product_id`
+
 // newestSayings reads the bodies back in time, so that it can end as soon as there is a saying for each product.
 const newestSayings = `
 DECLARE newest_sayings NO SCROLL CURSOR FOR
@@ -105,6 +113,9 @@ var errSlow = errors.New("it takes too long to read the tickets that name them")
 func (s *Store) unsettledProducts(ctx context.Context, after time.Duration, limit int) ([]unsettled, error) {
 	var products []unsettled
 	err := s.retry(ctx, "look for products that changed", func() error {
+		if _, err := s.pool.Exec(ctx, unsettledAhead, limit); err != nil {
+			return err
+		}
 		rows, err := s.pool.Query(ctx, unsettledProducts, after, limit, lastSeenStep)
 		if err != nil {
 			return err
