@@ -300,6 +300,19 @@ func TestOrderLines_LongTickets_InTransactionsOfBoundedSize(t *testing.T) {
 	assert.GreaterOrEqual(t, one[int](t, b, `SELECT count(DISTINCT xmin::text) FROM ticket_lines`), 5)
 }
 
+// A clock that is wrong must not keep the place of a killed server for longer than it is wrong.
+func TestOrderLines_ServerIsKilledAfterPostgresClockWasAhead_AnotherOneFollows(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	save(t, b, entry(t, body("1", "Café,a,2")))
+	fillAll(t, b, postgres.NewOrderLines(postgres.OrderLinesConfig{}, b.store))
+	exec(t, b, `UPDATE outbox_readers SET held_until = held_until + interval '2 days'`)
+	save(t, b, entry(t, body("2", "Café,a,2")))
+	awaitReadable(t, b)
+	fillLines(t, postgres.NewOrderLines(postgres.OrderLinesConfig{}, open(t, b.url)))
+	assert.Len(t, lineTexts(t, b), 2)
+}
+
 // TestOrderLines_OneServerAtATime: a killed one is followed, and what it had not filled is filled.
 func TestOrderLines_OneServerAtATime_AndAnotherOneFollowsWhenItIsKilled(t *testing.T) {
 	t.Parallel()

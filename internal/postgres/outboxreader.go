@@ -48,10 +48,14 @@ type outboxStep struct {
 	at       time.Time // the newest row that was read
 }
 
+// notHeld reports whether no process has the turn. A time far ahead was set while Postgres' clock was wrong: until then nobody
+// would follow a process that was killed.
+const notHeld = `held_until NOT BETWEEN clock_timestamp() AND clock_timestamp() + interval '1 minute'`
+
 // readerPlace returns a reader's place, whether this process may read, and whether the place belongs to these transactions. A
 // place that no transaction has reached is one of another cluster with the same identifier: one of them is a copy of the other.
 const readerPlace = `
-SELECT r.xid, r.holder = $2 OR r.held_until < clock_timestamp(),
+SELECT r.xid, r.holder = $2 OR ` + notHeld + `,
        r.system_identifier = c.system_identifier AND r.xid < pg_snapshot_xmax(pg_current_snapshot())
 FROM outbox_readers r, pg_control_system() c
 WHERE r.name = $1`
@@ -122,7 +126,7 @@ func (r outboxReader) next(ctx context.Context, limit int, timeout time.Duration
 const moveReader = `
 UPDATE outbox_readers
 SET xid = $3, at = greatest(at, $4), holder = $5, held_until = clock_timestamp() + $6::interval
-WHERE name = $1 AND xid = $2 AND (holder = $5 OR held_until < clock_timestamp())
+WHERE name = $1 AND xid = $2 AND (holder = $5 OR ` + notHeld + `)
   AND set_config('synchronous_commit', 'off', true) <> ''`
 
 var moveFormats = []int16{formatText, formatBinary, formatBinary, formatBinary, formatBinary, formatBinary}

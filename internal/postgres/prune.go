@@ -104,6 +104,8 @@ type candidate struct {
 // fails, the products that were removed before are gone. With dryRun it only counts. It does not remove products that a ticket
 // has named within the last ten minutes.
 //
+// While tickets of that time are set aside (MoveStrays) it fails, because they may name the products, too.
+//
 // It does not know tickets that wait in a spool. When such a ticket is drained, the products that it names come back.
 func (s *Store) PruneProducts(ctx context.Context, selection PruneSelection, limit int, dryRun bool) (Pruned, error) {
 	pruned := Pruned{Examples: []string{}}
@@ -204,18 +206,30 @@ func (s *Store) namedByOthers(ctx context.Context, selection PruneSelection, chu
 			to = last
 		}
 	}
-	where, args, err := selection.where(from, to.Add(lastSeenStep))
-	if err != nil {
-		return nil, err
-	}
-	rows, err := s.pool.Query(ctx, fmt.Sprintf(otherTickets, where, ticket.ParserVersion), args...)
+	to = to.Add(lastSeenStep)
+	where, args, err := selection.where(from, to)
 	if err != nil {
 		return nil, err
 	}
 	named := map[string]bool{}
+	err = s.steady(ctx, func(tx pgx.Tx) error {
+		if err := noneSetAside(ctx, tx, from, to); err != nil {
+			return err
+		}
+		rows, err := tx.Query(ctx, fmt.Sprintf(otherTickets, where, ticket.ParserVersion), args...)
+		if err != nil {
+			return err
+		}
+		return namedIn(rows, candidates, named)
+	})
+	return named, err
+}
+
+// namedIn adds those candidates to named that rows of otherTickets name.
+func namedIn(rows pgx.Rows, candidates, named map[string]bool) error {
 	var body []byte
 	var found []string
-	_, err = pgx.ForEachRow(rows, []any{&body, &found}, func() error {
+	_, err := pgx.ForEachRow(rows, []any{&body, &found}, func() error {
 		order, _ := ticket.Parse(body)
 		for i := range order.Lines {
 			found = append(found, order.Lines[i].ProductID)
@@ -227,5 +241,5 @@ func (s *Store) namedByOthers(ctx context.Context, selection PruneSelection, chu
 		}
 		return nil
 	})
-	return named, err
+	return err
 }

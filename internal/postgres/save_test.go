@@ -381,3 +381,19 @@ func TestSave_Unread_IsClaimedByPostgresClock(t *testing.T) {
 	assert.Equal(t, 2, one[int](t, b, `SELECT count(*) FROM tickets
 		WHERE attempts = 1 AND parser_version = 0 AND status = 'TO_TREAT' AND lines IS NULL AND problems IS NULL`))
 }
+
+func TestSettleProducts_MarkOfAClockThatWasAhead_IsSettledAsSoonAsTheClockIsRight(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	first, late := entry(t, body("1", "Café,a,2")), entry(t, body("2", "Café,a,3"))
+	save(t, b, first)
+	save(t, b, entry(t, body("3", "Café,a,2"))) // finds nothing new, and so writes nothing
+	save(t, b, late)
+	require.Equal(t, "3", one[string](t, b, `SELECT price::text FROM products`))
+	exec(t, b, `UPDATE products SET unsettled_at = unsettled_at + interval '2 days' WHERE unsettled_at IS NOT NULL`)
+	require.Eventually(t, func() bool {
+		_, err := b.store.SettleProducts(t.Context(), 100*time.Millisecond, 1000)
+		require.NoError(t, err)
+		return one[string](t, b, `SELECT price::text FROM products`) == "2"
+	}, 10*time.Second, 50*time.Millisecond)
+}

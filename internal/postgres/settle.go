@@ -30,6 +30,14 @@ SELECT product_id, unsettled_at, changed_at, authenticated FROM oldest
 WHERE changed_at < (SELECT min(changed_at) FROM oldest) + $3::interval
 ORDER BY changed_at, product_id`
 
+// unsettledAhead is for marks that were set while Postgres' clock was ahead: they count from now on. Nobody would look at the
+// products before that time comes.
+const unsettledAhead = `
+WITH free AS (
+    SELECT product_id FROM products WHERE unsettled_at > now() + interval '1 minute' LIMIT $1 FOR UPDATE SKIP LOCKED
+)
+UPDATE products p SET unsettled_at = now() FROM free WHERE p.product_id = free.product_id`
+
 // newestSayings reads the bodies back in time, so that it can end as soon as there is a saying for each product.
 const newestSayings = `
 DECLARE newest_sayings NO SCROLL CURSOR FOR
@@ -39,7 +47,8 @@ ORDER BY received_at DESC, id DESC`
 
 const fetchSayings = `FETCH 500 FROM newest_sayings`
 
-// settled never waits for a lock, so it cannot deadlock with a batch. Products that it skips are settled the next time.
+// settled takes the marks of products away, or puts the products behind all others. It never waits for a lock, so it cannot
+// deadlock with a batch. Products that it skips are settled the next time.
 const settled = `
 WITH free AS (
     SELECT p.product_id FROM products p
@@ -47,7 +56,7 @@ WITH free AS (
       ON p.product_id = u.product_id AND p.unsettled_at = u.since
     FOR UPDATE OF p SKIP LOCKED
 )
-UPDATE products p SET unsettled_at = NULL FROM free WHERE p.product_id = free.product_id`
+UPDATE products p SET unsettled_at = CASE WHEN $3::bool THEN now() END FROM free WHERE p.product_id = free.product_id`
 
 // settleLater puts a product that cannot be settled behind all others.
 const settleLater = `UPDATE products SET unsettled_at = now() WHERE product_id = $1`
@@ -66,6 +75,9 @@ type unsettled struct {
 // ticket counts. A product that no ticket names any more keeps its name and price. After must be longer than any transaction
 // that stores tickets, so that all transactions that ran beside the change have ended. It returns how many products it checked,
 // at most limit; 0 means that all are settled.
+//
+// While tickets of the time of such a change are set aside (MoveStrays), the products are put behind all others, because nobody
+// sees these tickets until they are moved.
 //
 // A product that cannot be settled does not hold up the others. SettleProducts tries fewer at once, and puts a product that
 // alone cannot be settled behind all others, which is an error.
@@ -101,6 +113,9 @@ var errSlow = errors.New("it takes too long to read the tickets that name them")
 func (s *Store) unsettledProducts(ctx context.Context, after time.Duration, limit int) ([]unsettled, error) {
 	var products []unsettled
 	err := s.retry(ctx, "look for products that changed", func() error {
+		if _, err := s.pool.Exec(ctx, unsettledAhead, limit); err != nil {
+			return err
+		}
 		rows, err := s.pool.Query(ctx, unsettledProducts, after, limit, lastSeenStep)
 		if err != nil {
 			return err
@@ -116,7 +131,8 @@ func (s *Store) unsettledProducts(ctx context.Context, after time.Duration, limi
 // settle settles products, which must be in the order of their times.
 func (s *Store) settle(ctx context.Context, products []unsettled) error {
 	sayings, err := s.newestSayings(ctx, products)
-	if err != nil {
+	later := errors.Is(err, errSetAside)
+	if err != nil && !later {
 		return err
 	}
 	ids, since := make([]string, len(products)), make([]time.Time, len(products))
@@ -129,7 +145,7 @@ func (s *Store) settle(ctx context.Context, products []unsettled) error {
 				return err
 			}
 		}
-		_, err := tx.Exec(ctx, settled, ids, since)
+		_, err := tx.Exec(ctx, settled, ids, since, later)
 		return err
 	})
 }
@@ -153,6 +169,9 @@ func (s *Store) newestSayings(ctx context.Context, products []unsettled) ([]sayi
 			return err
 		}
 		from, to := products[0].changedAt, products[len(products)-1].changedAt.Add(lastSeenStep)
+		if err := noneSetAside(ctx, tx, from, to); err != nil {
+			return err
+		}
 		if _, err := tx.Exec(ctx, newestSayings, from, to); err != nil {
 			return err
 		}

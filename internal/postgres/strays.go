@@ -79,6 +79,37 @@ func (s *Store) strayTables(ctx context.Context) ([]string, error) {
 	return tables, explain("look for tickets that were set aside", err)
 }
 
+// errSetAside means that tickets which count are set aside.
+var errSetAside = errors.New("tickets of that time were set aside with a full default partition, and are not moved to their " +
+	"partitions yet (myticket_strays)")
+
+// noneSetAside returns errSetAside if tickets of a time are set aside. Until the transaction ends, none will be.
+func noneSetAside(ctx context.Context, tx pgx.Tx, from, to time.Time) error {
+	if _, err := tx.Exec(ctx, `LOCK TABLE ONLY tickets IN ACCESS SHARE MODE`); err != nil {
+		return err
+	}
+	rows, err := tx.Query(ctx, strayTables)
+	if err != nil {
+		return err
+	}
+	tables, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return err
+	}
+	for _, table := range tables {
+		var any bool
+		err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM `+table+` WHERE received_at >= $1 AND received_at <= $2)`, from, to).
+			Scan(&any)
+		if any || isCode(err, undefinedTable) { // it was dropped a moment ago
+			return errSetAside
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // pieceTimeout bounds the transaction that moves a piece. After a timeout the pieces are made smaller.
 const pieceTimeout = 5 * time.Second
 

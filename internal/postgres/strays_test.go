@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"myticket/internal/intake"
 	"myticket/internal/postgres"
 )
 
@@ -223,4 +224,52 @@ func TestEnsurePartitions_SomebodyReadsForLong_InsertsDoNotWaitBehindIt(t *testi
 	require.NoError(t, err)
 	moveAll(t, b)
 	assert.Equal(t, 6000, one[int](t, b, `SELECT count(*) FROM tickets_20260301_20260302`))
+}
+
+// setAllAside sets all tickets aside, as EnsurePartitions does with a full default partition.
+func setAllAside(t *testing.T, b *testBundle) {
+	t.Helper()
+	addStrays(t, b, 5001, strayDay)
+	_, err := b.store.EnsurePartitions(t.Context(), postgres.Day, 0, time.Now())
+	require.NoError(t, err)
+	require.Equal(t, 1, strayTables(t, b))
+	require.Zero(t, one[int](t, b, `SELECT count(*) FROM tickets`))
+}
+
+func TestSettleProducts_TicketsThatAreSetAside_CountInTheEnd(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	at := func(s int, body string) *intake.Entry {
+		return entryAt(t, strayDay.Add(time.Duration(s)*time.Second), body)
+	}
+	save(t, b, at(0, body("1", "Café,a,2")))
+	save(t, b, at(20, body("3", "Café,a,2"))) // finds nothing new, and so writes nothing
+	save(t, b, at(10, body("2", "Café,a,3"))) // by another server that drains its spool
+	setAllAside(t, b)
+	settleOnce(t, b)
+	moveAll(t, b)
+	settle(t, b)
+	assert.Equal(t, "2", one[string](t, b, `SELECT price::text FROM products WHERE product_id = 'a'`))
+}
+
+// settleOnce settles what can be settled now.
+func settleOnce(t *testing.T, b *testBundle) {
+	t.Helper()
+	_, err := b.store.SettleProducts(t.Context(), 0, 1000)
+	require.NoError(t, err)
+}
+
+func TestPruneProducts_ProductThatATicketNamesWhichIsSetAside_Stays(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	save(t, b, from(t, "junk", body("1", "x,a,1")))
+	save(t, b, from(t, "shop", body("2", "x,a,1")))
+	rest(t, b)
+	exec(t, b, `CREATE TABLE tickets_strays_1 (LIKE tickets INCLUDING ALL);
+		WITH m AS (DELETE FROM tickets WHERE source = 'shop' RETURNING *) INSERT INTO tickets_strays_1 SELECT * FROM m`)
+	_, err := b.store.PruneProducts(t.Context(), postgres.PruneSelection{Filter: postgres.TicketFilter{Source: "junk"}}, 1000, false)
+	require.ErrorContains(t, err, "set aside")
+	moveAll(t, b)
+	assert.Equal(t, 2, one[int](t, b, `SELECT count(*) FROM tickets`))
+	assert.Equal(t, "a", products(t, b))
 }
