@@ -48,8 +48,8 @@ type outboxStep struct {
 	at       time.Time // the newest row that was read
 }
 
-// notHeld reports whether no process has the turn. A time far ahead was set while Postgres' clock was wrong: until then nobody
-// would follow a process that was killed.
+// notHeld reports whether no process has the turn. A time far ahead was set while Postgres' clock was wrong: until then no other
+// process would follow one that was killed.
 const notHeld = `held_until NOT BETWEEN clock_timestamp() AND clock_timestamp() + interval '1 minute'`
 
 // readerPlace returns a reader's place, whether this process may read, and whether the place belongs to these transactions. A
