@@ -42,6 +42,7 @@ const (
 	insufficientPrivilege = "42501"
 	undefinedTable        = "42P01"
 	lockNotAvailable      = "55P03"
+	queryCanceled         = "57014"
 )
 
 // sqlState returns the SQLSTATE of an error that Postgres answered with; empty for any other error.

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -344,6 +345,44 @@ func TestSettleProducts_OneThatCannotBeSettled_KeepsNobodyFromIt(t *testing.T) {
 	exec(t, b, `DROP TRIGGER no ON products`)
 	settle(t, b)
 	assertReplayed(t, b, nil)
+}
+
+// TestSettleProducts_MinuteThatTakesTooLongToRead: anyone may send many long tickets after a product has changed.
+func TestSettleProducts_MinuteThatTakesTooLongToRead_KeepsNoOtherFromIt(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	start := time.Now().Add(-10 * time.Minute)
+	var lines []string
+	for i := range 1000 { // in Windows-1252, which takes the longest to read
+		lines = append(lines, fmt.Sprintf("Caf\xe9,long%d,\"1\"", i)+strings.Repeat(" ", 1000))
+	}
+	long := body("long", lines...)
+	save(t, b, entryAt(t, start, body("1", "Café,early0,2", "Café,early1,2", "Café,later,2")))
+	for i := range 2 {
+		save(t, b, entryAt(t, start.Add(time.Minute), body("2", fmt.Sprintf("Café,early%d,3", i))))
+	}
+	for i := range 25 {
+		var entries []*intake.Entry
+		for j := range 8 {
+			entries = append(entries, entryAt(t, start.Add(time.Minute+time.Duration(8*i+j+1)*100*time.Millisecond), long))
+		}
+		save(t, b, entries...)
+	}
+	save(t, b, entryAt(t, start.Add(5*time.Minute), body("3", "Café,later,3")))
+	require.Equal(t, 3, one[int](t, b, `SELECT count(*) FROM products WHERE unsettled_at IS NOT NULL`))
+	var failures []error
+	for range 5 {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		if _, err := b.store.SettleProducts(ctx, 0, 1000); err != nil {
+			failures = append(failures, err)
+		}
+		cancel()
+	}
+	require.NotEmpty(t, failures)
+	assert.Equal(t, "early0 early1",
+		one[string](t, b, `SELECT string_agg(product_id, ' ' ORDER BY product_id) FROM products WHERE unsettled_at IS NOT NULL`), "%v", failures)
+	assert.Greater(t, one[float64](t, b, `SELECT extract(epoch FROM min(unsettled_at) - now())::float8 FROM products`), 400.0,
+		"they are tried again after a time that grows")
 }
 
 func TestSettleProducts_LastLineOfTheNewestTicketCounts_HoweverManyLinesItHas(t *testing.T) {

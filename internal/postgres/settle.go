@@ -30,11 +30,14 @@ SELECT product_id, unsettled_at, changed_at, authenticated FROM oldest
 WHERE changed_at < (SELECT min(changed_at) FROM oldest) + $3::interval
 ORDER BY changed_at, product_id`
 
-// unsettledAhead is for marks that were set while Postgres' clock was ahead: they count from now on. Nobody would look at the
-// products before that time comes.
+// unsettledAhead is for marks that were set while Postgres' clock was ahead: they count from now on. Otherwise the products would
+// not be looked at before that time comes. Marks of products that were put off (settleLater) are not as far ahead.
 const unsettledAhead = `
 WITH free AS (
-    SELECT product_id FROM products WHERE unsettled_at > now() + interval '1 minute' LIMIT $1 FOR UPDATE SKIP LOCKED
+    SELECT product_id FROM products
+    WHERE unsettled_at > now() + interval '1 minute'
+      AND unsettled_at > now() + greatest(now() - changed_at, interval '0') + interval '1 minute'
+    LIMIT $1 FOR UPDATE SKIP LOCKED
 )
 UPDATE products p SET unsettled_at = now() FROM free WHERE p.product_id = free.product_id`
 
@@ -45,7 +48,8 @@ SELECT id, source, body FROM tickets
 WHERE received_at >= $1 AND received_at <= $2 AND status = 'TREATED'
 ORDER BY received_at DESC, id DESC`
 
-const fetchSayings = `FETCH 500 FROM newest_sayings`
+// fetchSayings fetches few tickets, because each may be long, and what was fetched is received even if it comes too late.
+const fetchSayings = `FETCH 32 FROM newest_sayings`
 
 // settled takes the marks of products away, or puts the products behind all others. It never waits for a lock, so it cannot
 // deadlock with a batch. Products that it skips are settled the next time.
@@ -58,8 +62,12 @@ WITH free AS (
 )
 UPDATE products p SET unsettled_at = CASE WHEN $3::bool THEN now() END FROM free WHERE p.product_id = free.product_id`
 
-// settleLater puts a product that cannot be settled behind all others.
-const settleLater = `UPDATE products SET unsettled_at = now() WHERE product_id = $1`
+// settleLater puts products that cannot be settled off, for as long as they have not been settled. So they are tried less and less
+// often, however many there are, and the others come first.
+const settleLater = `
+UPDATE products p SET unsettled_at = now() + greatest(now() - p.changed_at, interval '0')
+FROM unnest($1::text[], $2::timestamptz[]) AS u (product_id, since)
+WHERE p.product_id = u.product_id AND p.unsettled_at = u.since`
 
 // settleTime bounds the reading of the tickets of one group of products, if the caller gives no deadline.
 const settleTime = 10 * time.Second
@@ -76,11 +84,12 @@ type unsettled struct {
 // that stores tickets, so that all transactions that ran beside the change have ended. It returns how many products it checked,
 // at most limit; 0 means that all are settled.
 //
-// While tickets of the time of such a change are set aside (MoveStrays), the products are put behind all others, because nobody
-// sees these tickets until they are moved.
+// While tickets of the time of such a change are set aside (MoveStrays), the products are put behind all others, because no query
+// finds these tickets until they are moved.
 //
-// A product that cannot be settled does not hold up the others. SettleProducts tries fewer at once, and puts a product that
-// alone cannot be settled behind all others, which is an error.
+// A product that cannot be settled does not hold up the others. SettleProducts tries fewer at once, and puts a product off that
+// alone cannot be settled, which is an error. If it takes too long to read the tickets, it puts the half off that changed first: to
+// try fewer at once would leave them less time. The other half has fewer tickets to read the next time.
 func (s *Store) SettleProducts(ctx context.Context, after time.Duration, limit int) (int, error) {
 	for {
 		products, err := s.unsettledProducts(ctx, after, limit)
@@ -93,11 +102,14 @@ func (s *Store) SettleProducts(ctx context.Context, after time.Duration, limit i
 			return len(products), nil
 		case ctx.Err() != nil || !answered(err):
 			return 0, explain("settle products", err)
-		case len(products) == 1:
-			if _, laterErr := s.pool.Exec(ctx, settleLater, products[0].id); laterErr != nil {
-				return 0, explain("put a product off", laterErr)
+		case len(products) == 1 || slow(err):
+			products = products[:(len(products)+1)/2]
+			ids, since := keysOf(products)
+			if _, laterErr := s.pool.Exec(ctx, settleLater, ids, since); laterErr != nil {
+				return 0, explain("put products off", laterErr)
 			}
-			return 1, fmt.Errorf("product %q: %w", products[0].id, explain("settle products", err))
+			return len(products), fmt.Errorf("%d products that changed, among them %q, are put off: %w",
+				len(products), products[0].id, explain("settle products", err))
 		}
 		limit = len(products) / 2
 	}
@@ -107,6 +119,9 @@ func (s *Store) SettleProducts(ctx context.Context, after time.Duration, limit i
 func answered(err error) bool {
 	return sqlState(err) != "" && !broken(err) || errors.Is(err, errSlow)
 }
+
+// slow reports whether the time was over before all tickets were read.
+func slow(err error) bool { return errors.Is(err, errSlow) || isCode(err, queryCanceled) }
 
 var errSlow = errors.New("it takes too long to read the tickets that name them")
 
@@ -135,10 +150,7 @@ func (s *Store) settle(ctx context.Context, products []unsettled) error {
 	if err != nil && !later {
 		return err
 	}
-	ids, since := make([]string, len(products)), make([]time.Time, len(products))
-	for i := range products {
-		ids[i], since[i] = products[i].id, products[i].since
-	}
+	ids, since := keysOf(products)
 	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		if len(sayings) > 0 {
 			if _, err := s.upsert(ctx, tx.Conn(), sayings); err != nil {
@@ -148,6 +160,14 @@ func (s *Store) settle(ctx context.Context, products []unsettled) error {
 		_, err := tx.Exec(ctx, settled, ids, since, later)
 		return err
 	})
+}
+
+// keysOf returns the ids of products, and the marks that they were found with.
+func keysOf(products []unsettled) (ids []string, since []time.Time) {
+	for i := range products {
+		ids, since = append(ids, products[i].id), append(since, products[i].since)
+	}
+	return ids, since
 }
 
 // newestSayings returns what the newest tickets say about products. It looks at tickets since the oldest change. For a product
@@ -162,7 +182,7 @@ func (s *Store) newestSayings(ctx context.Context, products []unsettled) ([]sayi
 	for i := range products {
 		wanted[products[i].id] = &products[i]
 	}
-	newest := sayingsFound{wanted: wanted, found: make(map[string]saying, len(products))}
+	newest := sayingsFound{giveUp: giveUp, wanted: wanted, found: make(map[string]saying, len(products))}
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		// The server ends a statement that takes too long. A context that ends would cost the connection.
 		if _, err := tx.Exec(ctx, fmt.Sprintf(`SET LOCAL statement_timeout = %d`, max(budget.Milliseconds(), 1))); err != nil {
@@ -176,9 +196,6 @@ func (s *Store) newestSayings(ctx context.Context, products []unsettled) ([]sayi
 			return err
 		}
 		for !newest.complete() {
-			if time.Now().After(giveUp) {
-				return errSlow
-			}
 			rows, err := tx.Query(ctx, fetchSayings)
 			if err != nil {
 				return err
@@ -194,6 +211,7 @@ func (s *Store) newestSayings(ctx context.Context, products []unsettled) ([]sayi
 
 // sayingsFound is what was found so far. The newest tickets come first.
 type sayingsFound struct {
+	giveUp time.Time
 	wanted map[string]*unsettled // by product
 	found  map[string]saying     // by product
 }
@@ -210,6 +228,9 @@ func (s *sayingsFound) read(rows pgx.Rows, authenticated func(string) bool) (n i
 		n++
 		if s.complete() { // the rest of what was fetched
 			return nil
+		}
+		if time.Now().After(s.giveUp) {
+			return errSlow
 		}
 		order, _ := ticket.Parse(body)
 		said := saying{ticketID: id, firstAt: ticket.IDTime(id), source: source}
