@@ -135,6 +135,21 @@ func TestCleanOutbox_DropsDaysThatAreOldAndRead(t *testing.T) {
 	assert.Equal(t, []string{recent, "outbox_default"}, partitionsOf(t, b, "outbox"))
 }
 
+// TestCleanOutbox_WhileAllTablesArePublished: Postgres refuses to delete rows that a subscriber could not identify.
+func TestCleanOutbox_WhileAllTablesArePublished_DeletesWhatWasRead(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	exec(t, b, `CREATE PUBLICATION everything FOR ALL TABLES`)
+	save(t, b, entry(t, body("1", "Café,a,2")))
+	_, err := b.store.EnsureOutbox(t.Context())
+	require.NoError(t, err)
+	fill(t, b)
+	_, err = b.store.CleanOutbox(t.Context(), true)
+	require.NoError(t, err)
+	assert.Zero(t, one[int](t, b, `SELECT count(*) FROM outbox`))
+	exec(t, b, `UPDATE outbox SET xid = xid`)
+}
+
 func TestCleanOutbox_WithoutOrderLines_TheirReaderHoldsUpNothing(t *testing.T) {
 	t.Parallel()
 	for name, begun := range map[string]bool{"never switched on": false, "switched off": true} {

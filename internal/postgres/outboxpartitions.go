@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // How many days the outbox has partitions for after today, and how long it keeps a day that every reader has read. A server looks
@@ -32,7 +34,37 @@ func (s *Store) EnsureOutbox(ctx context.Context) (made []string, err error) {
 		})
 		made = append(made, names...)
 	}
-	return made, err
+	return made, errors.Join(err, s.identifyOutbox(ctx))
+}
+
+// unidentified returns the outbox's partitions, quoted, whose rows a publication could not identify.
+const unidentified = `
+SELECT c.oid::regclass::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+WHERE i.inhparent = 'outbox'::regclass AND c.relreplident = 'd'`
+
+// identifyOutbox lets rows of the outbox be deleted and changed while somebody publishes all tables. Rows have no key, and without
+// an identity Postgres refuses that, whether or not there is a row. No other session waits for longer than lockTimeout.
+func (s *Store) identifyOutbox(ctx context.Context) error {
+	rows, err := s.pool.Query(ctx, unidentified)
+	if err != nil {
+		return explain("look at the outbox's partitions", err)
+	}
+	tables, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return explain("look at the outbox's partitions", err)
+	}
+	for _, table := range tables {
+		_, err := s.keepUp(ctx, "set the replica identity of "+table, func(up upkeep) error {
+			return up.run(ctx,
+				`LOCK TABLE ONLY `+table+` IN SHARE UPDATE EXCLUSIVE MODE`, // see lock
+				fmt.Sprintf(`SET LOCAL lock_timeout = '%dms'`, lockTimeout.Milliseconds()),
+				`ALTER TABLE ONLY `+table+` REPLICA IDENTITY FULL`)
+		})
+		if err != nil && !isCode(err, undefinedTable) { // another process has dropped it
+			return err
+		}
+	}
+	return nil
 }
 
 // ensureOutbox makes the partition of one day: today, or a day after it. Each has a transaction of its own, because a batch may
