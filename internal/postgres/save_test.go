@@ -18,6 +18,7 @@ import (
 
 	"myticket/internal/intake"
 	"myticket/internal/ticket"
+	"myticket/internal/treatment"
 )
 
 func TestSave_StoresWhatWasSentAndWhatWasRead(t *testing.T) {
@@ -419,6 +420,22 @@ func TestSave_Unread_IsClaimedByPostgresClock(t *testing.T) {
 	assert.WithinRange(t, due, begin, end)
 	assert.Equal(t, 2, one[int](t, b, `SELECT count(*) FROM tickets
 		WHERE attempts = 1 AND parser_version = 0 AND status = 'TO_TREAT' AND lines IS NULL AND problems IS NULL`))
+}
+
+func TestClaim_TicketsOfAClockThatWasAhead_AreTreatedAsSoonAsTheClockIsRight(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	saveBatch(t, b, intake.Batch{Entries: []*intake.Entry{entry(t, "ahead")}, Unread: true})
+	saveBatch(t, b, intake.Batch{Entries: []*intake.Entry{entry(t, "claimed")}, Unread: true, ClaimFor: time.Hour})
+	exec(t, b, `UPDATE tickets SET next_attempt_at = next_attempt_at + interval '2 days' WHERE body = 'ahead'`)
+	var claims []treatment.Claim
+	for range 2 { // the first finds nothing that is due
+		var err error
+		claims, err = b.store.Claim(t.Context(), 10, time.Hour)
+		require.NoError(t, err)
+	}
+	require.Len(t, claims, 1)
+	assert.Equal(t, "ahead", string(claims[0].Ticket.Body))
 }
 
 func TestSettleProducts_MarkOfAClockThatWasAhead_IsSettledAsSoonAsTheClockIsRight(t *testing.T) {

@@ -62,8 +62,8 @@ WITH free AS (
 )
 UPDATE products p SET unsettled_at = CASE WHEN $3::bool THEN now() END FROM free WHERE p.product_id = free.product_id`
 
-// settleLater puts products that cannot be settled off, for as long as they have not been settled. So they are tried less and less
-// often, however many there are, and the others come first.
+// settleLater puts products that cannot be settled off, for as long as they have not been settled. So they are tried less and
+// less often, however many there are, and the others come first.
 const settleLater = `
 UPDATE products p SET unsettled_at = now() + greatest(now() - p.changed_at, interval '0')
 FROM unnest($1::text[], $2::timestamptz[]) AS u (product_id, since)
@@ -88,8 +88,8 @@ type unsettled struct {
 // finds these tickets until they are moved.
 //
 // A product that cannot be settled does not hold up the others. SettleProducts tries fewer at once, and puts a product off that
-// alone cannot be settled, which is an error. If it takes too long to read the tickets, it puts the half off that changed first: to
-// try fewer at once would leave them less time. The other half has fewer tickets to read the next time.
+// alone cannot be settled, which is an error. If it takes too long to read the tickets, it puts the half off that changed first,
+// because to try fewer at once would leave them less time. The other half has fewer tickets to read the next time.
 func (s *Store) SettleProducts(ctx context.Context, after time.Duration, limit int) (int, error) {
 	for {
 		products, err := s.unsettledProducts(ctx, after, limit)

@@ -97,10 +97,10 @@ func noneSetAside(ctx context.Context, tx pgx.Tx, from, to time.Time) error {
 		return err
 	}
 	for _, table := range tables {
-		var any bool
+		var found bool
 		err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM `+table+` WHERE received_at >= $1 AND received_at <= $2)`, from, to).
-			Scan(&any)
-		if any || isCode(err, undefinedTable) { // it was dropped a moment ago
+			Scan(&found)
+		if found || isCode(err, undefinedTable) { // it was dropped a moment ago
 			return errSetAside
 		}
 		if err != nil {

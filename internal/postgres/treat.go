@@ -58,7 +58,13 @@ const postponeTicket = `
 UPDATE tickets SET next_attempt_at = now() + $5
 WHERE received_at = $1 AND id = $2 AND status = 'TO_TREAT' AND attempts = $3 AND claims = $4`
 
-// Claim implements treatment.Store.
+// claimableAhead is for tickets that were stored unread, claimed or postponed while Postgres' clock was ahead. They would not be
+// due before that time comes. No ticket waits for longer than a lease, or an hour.
+const claimableAhead = `
+UPDATE tickets SET next_attempt_at = now()
+WHERE status = 'TO_TREAT' AND next_attempt_at > now() + $1::interval + interval '1 hour'`
+
+// Claim implements treatment.Store. If no ticket is due, it makes those due that wait because Postgres' clock was ahead.
 func (s *Store) Claim(ctx context.Context, limit int, lease time.Duration) ([]treatment.Claim, error) {
 	var claims []treatment.Claim
 	err := s.commit(ctx, "claim tickets", func(conn *pgxpool.Conn) error {
@@ -72,6 +78,9 @@ func (s *Store) Claim(ctx context.Context, limit int, lease time.Duration) ([]tr
 			err := row.Scan(&t.ID, &t.ReceivedAt, &t.Source, &t.Body, &t.ContentType, &t.Traceparent, &c.Attempt, &c.Number)
 			return c, err
 		})
+		if err == nil && len(claims) == 0 {
+			_, err = conn.Exec(ctx, claimableAhead, lease)
+		}
 		return err
 	})
 	return claims, err
