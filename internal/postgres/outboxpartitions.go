@@ -42,7 +42,7 @@ const unidentified = `
 SELECT c.oid::regclass::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
 WHERE i.inhparent = 'outbox'::regclass AND c.relreplident = 'd'`
 
-// identifyOutbox lets rows of the outbox be deleted and changed while a publication is for all tables. Rows have no key, and without
+// identifyOutbox lets rows of the outbox be deleted and changed while a publication is for all tables. Rows have no key. Without
 // an identity Postgres refuses that, whether or not there is a row. No other session waits for longer than lockTimeout.
 func (s *Store) identifyOutbox(ctx context.Context) error {
 	rows, err := s.pool.Query(ctx, unidentified)
