@@ -18,6 +18,13 @@ const largeCost = 128 << 10
 // nothing: the next batch starts beside it.
 const company = 5 * time.Millisecond
 
+// A batch of fewer tickets or less cost than these waits for company however small the one under way is: what a transaction costs
+// for itself is more than what its tickets do.
+const (
+	companyTickets = 32
+	companyCost    = 128 << 10
+)
+
 // queue is where entries wait, grouped into batches. The last batch of a list is open for more entries, and those before it
 // are full. The queue is bounded in tickets and in bytes (Ticket.Cost). It also knows whether the store is away, because that
 // decides which lane takes a batch.
@@ -112,11 +119,14 @@ func (q *queue) admit(cost, large int) error {
 	return nil
 }
 
-// open returns a batch of a list that has room for cost more: the last one, or else a new one. The caller must hold q.mu.
+// open returns a batch of a list that has room for cost more: the last one, or else a new one. A batch whose time is half up gets
+// no more entries: it may have waited since the store went away, and the time of the new one would be up at once. The caller must
+// hold q.mu.
 func (q *queue) open(list *[]*batch, cost int, why cause) (b *batch, isNew bool) {
 	if n := len(*list); n > 0 {
 		last := (*list)[n-1]
-		if !last.sealed && last.cause == why && len(last.entries) < q.maxBatchTickets && last.cost+cost <= q.maxBatchCost {
+		if !last.sealed && last.cause == why && len(last.entries) < q.maxBatchTickets && last.cost+cost <= q.maxBatchCost &&
+			time.Since(last.since) < q.timeout/2 {
 			return last, false
 		}
 	}
@@ -300,14 +310,15 @@ func (q *queue) done() {
 	q.underWay--
 }
 
-// due reports whether the store's next batch may start: if none is under way, if it is full or no smaller than the last that
-// started, or if it has waited for company. The caller must hold q.mu.
+// due reports whether the store's next batch may start: if none is under way, if it is full, if it is neither small nor smaller
+// than the last that started, or if it has waited for company. The caller must hold q.mu.
 func (q *queue) due() bool {
 	if len(q.forStore) == 0 {
 		return false
 	}
 	b := q.forStore[0]
-	return q.underWay == 0 || len(q.forStore) > 1 || len(b.entries) >= q.newest ||
+	large := len(b.entries) >= min(companyTickets, q.maxBatchTickets) || b.cost >= min(companyCost, q.maxBatchCost)
+	return q.underWay == 0 || len(q.forStore) > 1 || large && len(b.entries) >= q.newest ||
 		q.closed || time.Since(b.since) >= company
 }
 

@@ -39,13 +39,28 @@ func TestQueue_ABatchWaitsForNothing_WhileNoOtherIsUnderWay(t *testing.T) {
 	}
 }
 
+// The store was away for some time, and is back now.
+func TestQueue_ABatchWhoseTimeIsHalfUp_GetsNoMoreEntries(t *testing.T) {
+	t.Parallel()
+	q, add := openQueue(t)
+	q.storeAway()
+	add(2)
+	q.mu.Lock()
+	q.forStore[0].since = q.forStore[0].since.Add(-q.timeout / 2)
+	q.mu.Unlock()
+	q.storeBack()
+	add(1)
+	require.Len(t, q.next().entries, 2)
+	require.Len(t, q.next().entries, 1)
+}
+
 func TestQueue_ASmallBatchWaitsForCompany_AndNotForTheEndOfALargerOne(t *testing.T) {
 	t.Parallel()
 	q, add := openQueue(t)
 	add(3)
 	require.Len(t, q.next().entries, 3) // under way until the end of the test
 	newest := 3
-	for _, tickets := range []int{1, 2, 5} {
+	for _, tickets := range []int{1, 2, 5, companyTickets} {
 		taken := make(chan *batch, 1)
 		go func() { taken <- q.next() }()
 		add(1)
@@ -54,7 +69,7 @@ func TestQueue_ASmallBatchWaitsForCompany_AndNotForTheEndOfALargerOne(t *testing
 		}
 		select {
 		case b := <-taken:
-			assert.True(t, len(b.entries) >= newest || time.Since(b.since) >= company,
+			assert.True(t, len(b.entries) >= max(newest, companyTickets) || time.Since(b.since) >= company,
 				"%d tickets went beside %d, and had not waited", len(b.entries), newest)
 			newest = len(b.entries)
 			for n := len(b.entries); n < tickets; { // they came so slowly that the first went without the others
