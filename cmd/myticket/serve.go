@@ -7,8 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
-	"runtime/debug"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -46,16 +45,8 @@ func (c *serveCmd) Run(ctx context.Context, std streams, command *kong.Context) 
 	return c.serve(ctx, c.url, logger)
 }
 
-// gcPercent lets the heap grow to five times what is in use before garbage is collected, instead of twice. A server uses a
-// few MiB and makes garbage with each ticket. So it collects garbage several times less often, and takes tens of MiB more
-// (docs/benchmarks.md). GOMEMLIMIT still bounds the heap, and GOGC overrides this value.
-const gcPercent = 400
-
 // serve runs the server on a database until ctx ends. Then it finishes all tickets that it accepted.
 func (f *serverFlags) serve(ctx context.Context, url func() (string, error), logger *slog.Logger) (err error) {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
 	sources := httpapi.OpenSources()
 	if f.SourcesFile != "" {
 		if sources, err = httpapi.ReadSources(f.SourcesFile); err != nil {
@@ -68,6 +59,7 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 	}
 	logSources(logger, sources, f.SourcesFile)
 	memory, memoryFrom := memoryLimit("")
+	defer runtime.KeepAlive(reserveHeap())
 	limits := f.deriveLimits(memory)
 	limits.log(logger, memory, memoryFrom)
 	f.warnOfLimits(logger, limits, memory)
