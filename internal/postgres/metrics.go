@@ -12,17 +12,22 @@ import (
 // backlogLimit is the most tickets that are counted. An index of that many is read in some 10 ms.
 const backlogLimit = 100_000
 
-// backlog reads the partial indexes of the tickets that wait for a person or for treatment, and never the tickets themselves.
+// backlog reads the partial indexes of the tickets that wait for a person or for treatment, and never the tickets themselves. Of
+// products it reads those that are unsettled.
 const backlog = `
 SELECT
     (SELECT count(*) FROM (SELECT FROM tickets WHERE status = 'ERROR' LIMIT $1) AS e),
     t.waiting, t.oldest, t.overdue,
-    (SELECT greatest(reltuples, 0)::float8 FROM pg_class WHERE oid = 'products'::regclass)
+    (SELECT greatest(reltuples, 0)::float8 FROM pg_class WHERE oid = 'products'::regclass),
+    p.unsettled, p.oldest
 FROM (
     SELECT count(*) AS waiting, coalesce(extract(epoch FROM now() - min(received_at)), 0)::float8 AS oldest,
            greatest(coalesce(extract(epoch FROM now() - min(next_attempt_at)), 0), 0)::float8 AS overdue
     FROM (SELECT received_at, next_attempt_at FROM tickets WHERE status = 'TO_TREAT' ORDER BY next_attempt_at LIMIT $1) AS w
-) AS t`
+) AS t, (
+    SELECT count(*) AS unsettled, greatest(coalesce(extract(epoch FROM now() - min(changed_at)), 0), 0)::float8 AS oldest
+    FROM (SELECT changed_at FROM products WHERE unsettled_at IS NOT NULL LIMIT $1) AS u
+) AS p`
 
 // Backlog is what waits in the whole database.
 type Backlog struct {
@@ -33,18 +38,21 @@ type Backlog struct {
 
 	Strays int // tickets of a full default partition that are still to be moved; at most 100,000 per table are counted
 
-	Products float64 // estimated by Postgres at its last ANALYZE
+	Products     float64       // estimated by Postgres at its last ANALYZE
+	Unsettled    int           // products that changed and were not looked at again yet; at most 100,000 are counted
+	OldestChange time.Duration // time since the ticket that changed the first of these; 0 for none
 }
 
 // Backlog counts what waits.
 func (s *Store) Backlog(ctx context.Context) (Backlog, error) {
 	var b Backlog
-	var oldest, overdue float64
-	err := s.pool.QueryRow(ctx, backlog, backlogLimit).Scan(&b.Error, &b.ToTreat, &oldest, &overdue, &b.Products)
+	var oldest, overdue, change float64
+	err := s.pool.QueryRow(ctx, backlog, backlogLimit).
+		Scan(&b.Error, &b.ToTreat, &oldest, &overdue, &b.Products, &b.Unsettled, &change)
 	if err != nil {
 		return Backlog{}, fmt.Errorf("count what waits: %w", err)
 	}
-	b.Oldest, b.Overdue = seconds(oldest), seconds(overdue)
+	b.Oldest, b.Overdue, b.OldestChange = seconds(oldest), seconds(overdue), seconds(change)
 	b.Strays, err = s.Strays(ctx)
 	return b, err
 }
@@ -113,7 +121,13 @@ var (
 		"Age of the oldest batch of tickets that is stored and not in order_lines yet; 0 for none. Absent without --order-lines.")
 	linesWaiting = describe("order_lines_waiting_tickets",
 		"Tickets that are stored and not in order_lines yet; those of at most 10000 batches are counted. Absent without --order-lines.")
-	productsKnown = describe("products", "Products in the product base, estimated by Postgres.")
+	productsKnown     = describe("products", "Products in the product base, estimated by Postgres.")
+	productsUnsettled = describe("products_unsettled",
+		"Products whose name or price changed and was not compared with the newest tickets yet, which is done a minute later; "+
+			"at most 100000 are counted.")
+	productsOldest = describe("products_unsettled_age_seconds",
+		"Time since the ticket that changed the first unsettled product; 0 for none. If it grows for hours, the tickets of that "+
+			"minute are too many and too long to be read, or they are set aside: the product may say what an older ticket says.")
 )
 
 // Describe implements prometheus.Collector.
@@ -121,7 +135,7 @@ func (m *Maintainer) Describe(descriptions chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		poolConnections, poolMax, poolAcquires, poolWaits, poolWaited, poolGivenUp, poolOpened,
 		jobFailures, schemaVersion, schemaNeeded, schemaDirty, backlogTickets, backlogAge, backlogOverdue, backlogStrays,
-		linesLag, linesWaiting, productsKnown,
+		linesLag, linesWaiting, productsKnown, productsUnsettled, productsOldest,
 	} {
 		descriptions <- d
 	}
@@ -169,6 +183,8 @@ func (m *Maintainer) Collect(metrics chan<- prometheus.Metric) {
 		send(backlogOverdue, prometheus.GaugeValue, b.Overdue.Seconds())
 		send(backlogStrays, prometheus.GaugeValue, float64(b.Strays))
 		send(productsKnown, prometheus.GaugeValue, b.Products)
+		send(productsUnsettled, prometheus.GaugeValue, float64(b.Unsettled))
+		send(productsOldest, prometheus.GaugeValue, b.OldestChange.Seconds())
 	}
 	if lines := m.lines.Load(); lines.fresh() {
 		send(linesLag, prometheus.GaugeValue, lines.backlog.Oldest.Seconds())

@@ -9,6 +9,25 @@ import (
 	"myticket/internal/postgres"
 )
 
+func TestBacklog_ProductsThatChanged_AreCountedUntilTheyAreSettled(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	save(t, b, ago(entry(t, body("1", "Café,a,2", "Thé,b,3")), time.Hour))
+	save(t, b, ago(entry(t, body("2", "Café,a,4")), 2*time.Minute))
+	have, err := b.store.Backlog(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 1, have.Unsettled)
+	require.InDelta(t, 120, have.OldestChange.Seconds(), 60)
+
+	settled, err := b.store.SettleProducts(t.Context(), 0, 10)
+	require.NoError(t, err)
+	require.Equal(t, 1, settled)
+	have, err = b.store.Backlog(t.Context())
+	require.NoError(t, err)
+	require.Zero(t, have.Unsettled)
+	require.Zero(t, have.OldestChange)
+}
+
 func TestBacklog_CountsWhatWaits_ByItsIndexesOnly(t *testing.T) {
 	t.Parallel()
 	none, err := setup(t).store.Backlog(t.Context())
