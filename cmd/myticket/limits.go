@@ -25,16 +25,9 @@ const fewestPerPeer = 16
 
 // reservedHeap is memory in bytes that is not used. Garbage is collected when the heap has grown to twice what is in use. In a
 // server that is a few MiB, and each ticket makes garbage. Reserved memory counts as in use, so garbage is collected several
-// times less often (docs/benchmarks.md). Memory that was never written to takes no room in the machine.
+// times less often (docs/benchmarks.md). Memory that was never written to takes no room in the machine, although GOMEMLIMIT counts
+// it.
 const reservedHeap = 24 << 20
-
-// reserveHeap returns the reserved memory. Its size does not count against GOMEMLIMIT. The caller must keep it.
-func reserveHeap() []byte {
-	if limit := debug.SetMemoryLimit(-1); limit < math.MaxInt64 {
-		debug.SetMemoryLimit(limit + reservedHeap)
-	}
-	return make([]byte, reservedHeap)
-}
 
 // memoryLimit returns how many bytes this process may use, and where the limit comes from: GOMEMLIMIT, or the files of the
 // container's cgroup (version 2, then 1) below root.

@@ -59,7 +59,7 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 	}
 	logSources(logger, sources, f.SourcesFile)
 	memory, memoryFrom := memoryLimit("")
-	defer runtime.KeepAlive(reserveHeap())
+	defer runtime.KeepAlive(make([]byte, reservedHeap))
 	limits := f.deriveLimits(memory)
 	limits.log(logger, memory, memoryFrom)
 	f.warnOfLimits(logger, limits, memory)
