@@ -25,8 +25,8 @@ const fewestPerPeer = 16
 
 // reservedHeap is memory in bytes that is not used. Garbage is collected when the heap has grown to twice what is in use. In a
 // server that is a few MiB, and each ticket makes garbage. Reserved memory counts as in use, so garbage is collected several
-// times less often (docs/benchmarks.md). Memory that was never written to takes no room in the machine, although GOMEMLIMIT counts
-// it.
+// times less often (docs/benchmarks.md). Memory that was never written to takes no room in the machine. GOMEMLIMIT counts it,
+// though.
 const reservedHeap = 24 << 20
 
 // memoryLimit returns how many bytes this process may use, and where the limit comes from: GOMEMLIMIT, or the files of the
