@@ -35,7 +35,7 @@ CREATE TRIGGER refuse BEFORE INSERT ON tickets FOR EACH ROW
     WHEN (NEW.status = 'TREATED' AND NEW.order_number LIKE '%555') EXECUTE FUNCTION refuse()`
 
 // upgraded demands that an upgrade from the version before, the way back, and the way forward again lose and double nothing, and
-// that nobody notices. The schema is migrated while servers of the version before serve.
+// that no one looks at. The schema is migrated while servers of the version before serve.
 func upgraded(ctx context.Context, t *trial) error {
 	if t.config.before == "" {
 		t.result.skipped = "it needs a binary of the version before: make chaos-upgrade, or -before FILE"

@@ -22,7 +22,7 @@ import (
 	"myticket/internal/ticket"
 )
 
-// The first of the old files is a pipe. Whoever reads it waits until the test writes to it, as on a slow disk.
+// The first of the old files is a pipe. A reader waits until the test writes to it, as on a slow disk.
 func TestServe_TakesTickets_WhileTheOldFilesOfItsSpoolAreVerified(t *testing.T) {
 	t.Parallel()
 	databaseURL := pgtest.New(t)

@@ -130,7 +130,7 @@ type fullDisk struct{ *spool.Spool }
 
 func (fullDisk) Refuse(*intake.Entry) error { return errors.New("no space left on device") }
 
-func TestDrain_TicketThatCannotBeSetAside_StaysInTheSpool_AndHoldsUpNobody(t *testing.T) {
+func TestDrain_TicketThatCannotBeSetAside_StaysInTheSpool_AndHoldsUpNoOther(t *testing.T) {
 	t.Parallel()
 	queue := fullDisk{spooledTickets(t, spool.Config{}, "slow", "poison", "a", "b", "c")}
 	store := &memory{fails: is("slow"), refuses: is("poison")}

@@ -101,14 +101,14 @@ func TestIntake_KeysOfTheSpoolAreNotRead_DeliveriesAreTakenAfterHalfOfTheTimeout
 		require.Equal(t, timeout/2-time.Second, r.after, "half of the time since the start")
 		r = <-accept(in, sample, "k2")
 		require.NoError(t, r.err)
-		require.Zero(t, r.after, "nobody waits any more")
+		require.Zero(t, r.after, "no delivery waits any more")
 		require.NoError(t, queue.Verify(t.Context()))
 		r = <-accept(in, sample, "k")
 		require.Equal(t, intake.Receipt{ID: queue.first.ID, Status: ticket.Spooled, Duplicate: true}, r.receipt)
 	})
 }
 
-func TestIntake_KeysAreNotRead_AndNeitherStoreNorDiskAnswers_NobodyWaitsBeyondTheTimeout(t *testing.T) {
+func TestIntake_KeysAreNotRead_AndNeitherStoreNorDiskAnswers_NoSenderWaitsBeyondTheTimeout(t *testing.T) {
 	t.Parallel()
 	for name, away := range map[string]bool{"it is known that the store is away": true, "it is not": false} {
 		t.Run(name, func(t *testing.T) {

@@ -280,7 +280,7 @@ func (s hangingSpool) Put([]*intake.Entry) (intake.Saved, error) {
 	return intake.Saved{}, errors.New("too late")
 }
 
-func TestIntake_DiskThatHangs_NobodyWaitsBeyondTheTimeout(t *testing.T) {
+func TestIntake_DiskThatHangs_NoSenderWaitsBeyondTheTimeout(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, requireAnswersWhileTheDiskHangs) // its clock stands still while the machine is busy
 }

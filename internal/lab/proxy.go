@@ -96,7 +96,7 @@ func Delay(d time.Duration) Answers {
 			return // as if the server had ended the connection
 		}
 		defer pause.close()
-		defer context.AfterFunc(ctx, pause.close)() // nobody waits for answers any more
+		defer context.AfterFunc(ctx, pause.close)() // no caller waits for answers any more
 		line := make(chan piece, delayedPieces)
 		var sender sync.WaitGroup
 		defer sender.Wait()

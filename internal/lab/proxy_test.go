@@ -124,7 +124,7 @@ func TestDelay_EndsWithEitherSide(t *testing.T) {
 	case err := <-done:
 		require.NoError(t, err)
 	case <-time.After(patience):
-		t.Fatal("Close waits for an answer that nobody waits for")
+		t.Fatal("Close waits for an answer that no caller waits for")
 	}
 }
 

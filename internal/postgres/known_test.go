@@ -310,7 +310,7 @@ func TestKnown_NothingOfATransactionThatIsNotKnownToBeCommitted(t *testing.T) {
 	assertReplayed(t, b, nil)
 }
 
-// A late ticket of a product that nobody has named for a while must bring it back if it is pruned at that moment.
+// A late ticket of a product that no ticket has named for a while must bring it back if it is pruned at that moment.
 func TestKnown_ProductThatMayBePruned_IsNotRemembered(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -444,7 +444,7 @@ func TestKnown_MemoryIsBounded(t *testing.T) {
 	assert.Zero(t, store.Known())
 	most := postgres.KnownProductsBytes / int(postgres.KnownProductSize)
 	store.RememberMany(100_000)
-	assert.Greater(t, store.Known(), 95_000, "so many find a place")
+	assert.Greater(t, store.Known(), 95_000, "nearly all find a place")
 	store.RememberMany(2 * most)
 	assert.LessOrEqual(t, store.Known(), most)
 	assert.Equal(t, 32, int(postgres.KnownProductSize), "docs/server.md")

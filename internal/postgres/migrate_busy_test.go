@@ -60,7 +60,7 @@ func setupReader(t *testing.T) (b *testBundle, done func()) {
 	}
 }
 
-func TestMigrate_WaitsForWhoeverReadsATable(t *testing.T) {
+func TestMigrate_WaitsForReadersOfATable(t *testing.T) {
 	t.Parallel()
 	b, done := setupReader(t)
 	log := &logOf{}

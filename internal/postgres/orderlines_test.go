@@ -93,7 +93,7 @@ func TestOrderLines_OfEveryTicketThatIsTreated_HoweverItCame(t *testing.T) {
 	fill(t, b)
 	assert.Equal(t, []string{"1/1 a Café 2", "1/2 b Thé 3.50", "2/1 a Café 2"}, lineTexts(t, b))
 
-	// Late: drained from a spool long after newer ones, into partitions that nobody has made yet.
+	// Late: drained from a spool long after newer ones, into partitions that are not made yet.
 	save(t, b, entryAt(t, time.Now().AddDate(0, 0, -40), body("3", "Pain,c,1")), entryAt(t, time.Now().AddDate(0, 0, 40), body("4", "Pain,c,1")))
 	// Unread at first, and read later.
 	unread := entry(t, body("5", "Lait,d,1.10"))
@@ -374,7 +374,7 @@ func TestOrderLines_PostgresIsKilled_AndNoLineIsLost(t *testing.T) {
 	assert.Len(t, lineTexts(t, b), 2*batches)
 }
 
-// TestOrderLines_SeveralAtOnce: whoever takes a step that another one has taken changes nothing.
+// TestOrderLines_SeveralAtOnce: a server that takes a step that another one has taken changes nothing.
 func TestOrderLines_SeveralAtOnce_FillEachTicketOnce(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

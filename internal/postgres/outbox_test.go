@@ -25,7 +25,7 @@ func partitionsOf(t *testing.T, b *testBundle, table string) []string {
 	return names
 }
 
-// outboxDay makes a partition of the outbox for a day some days ago, with rows of so many earlier transactions.
+// outboxDay makes a partition of the outbox for a day some days ago, with rows of earlier transactions.
 func outboxDay(t *testing.T, b *testBundle, daysAgo, rows int) (name string) {
 	t.Helper()
 	day := time.Now().UTC().Truncate(24*time.Hour).AddDate(0, 0, -daysAgo)

@@ -85,7 +85,7 @@ const beginSteady = `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
 // renumberTimeout bounds the statements that go through the whole outbox.
 const renumberTimeout = 5 * time.Minute
 
-// next returns at least limit rows after the reader's place, if there are so many. It returns none if another process reads.
+// next returns at least limit rows after the reader's place, or all that there are. It returns none if another process reads.
 func (r outboxReader) next(ctx context.Context, limit int, timeout time.Duration) (outboxChunk, error) {
 	short, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()

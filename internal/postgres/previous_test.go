@@ -1095,7 +1095,7 @@ func TestMigrations_KilledWhileTheyWait_LeaveTheVersionBeforeAtWork(t *testing.T
 	}
 }
 
-// Functions in a view are called with the rights of whoever reads the view, unlike its tables
+// Functions in a view are called with the rights of the role that reads the view, unlike its tables
 // (https://www.postgresql.org/docs/current/sql-createview.html).
 func TestMigrations_ReaderOfOrderLines_NeedsNoMoreRightsThanBefore(t *testing.T) {
 	t.Parallel()

@@ -87,7 +87,7 @@ func TestPruneProducts_ByIDs_AndPieceByPiece(t *testing.T) {
 	require.ErrorContains(t, err, "no tickets are named")
 }
 
-func TestPruneProducts_WhatSomebodyElseMayHaveNamed_Stays(t *testing.T) {
+func TestPruneProducts_WhatAnotherSourceMayHaveNamed_Stays(t *testing.T) {
 	t.Parallel()
 	b := openWith(t, setup(t), true, map[string]postgres.SourcePolicy{"trusted": {Authenticated: true}})
 	selection := postgres.PruneSelection{Filter: postgres.TicketFilter{Source: "junk"}}

@@ -92,7 +92,7 @@ func TestSave_ContentThatPostgresRefuses_StoresNothingAndSaysSo(t *testing.T) {
 	assert.Zero(t, one[int](t, b, `SELECT count(*) FROM products`))
 }
 
-func TestSave_HotProductsThatDoNotChange_WaitForNobody(t *testing.T) {
+func TestSave_HotProductsThatDoNotChange_WaitForNoBatch(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	save(t, b, entry(t, body("1", "Café,a,2", "Thé,b,3")))
@@ -287,7 +287,7 @@ func TestSave_OneKey_IsOneDeliveryOnlyWithinItsTimeToLive_HoweverLateItIsStored(
 	}
 }
 
-func TestSave_UniqueIndexOfSomebodyElse_LetsNoTicketVanish(t *testing.T) {
+func TestSave_UniqueIndexOfAnOperator_LetsNoTicketVanish(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	exec(t, b, `CREATE UNIQUE INDEX ON tickets_default (order_number)`)
@@ -314,7 +314,7 @@ func TestParams_OfNothing_AreArraysThatPostgresTakes(t *testing.T) {
 	require.NoError(t, setup(t).store.StoreNothing(t.Context()))
 }
 
-func TestSettleProducts_OneThatCannotBeSettled_KeepsNobodyFromIt(t *testing.T) {
+func TestSettleProducts_OneThatCannotBeSettled_KeepsNoOtherFromIt(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	var first, second []*intake.Entry

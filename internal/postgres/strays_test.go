@@ -50,7 +50,7 @@ func moveAll(t *testing.T, b *testBundle) (moved int) {
 	return 0
 }
 
-func TestEnsurePartitions_FullDefaultPartition_IsEmptiedInPiecesAndHoldsUpNobody(t *testing.T) {
+func TestEnsurePartitions_FullDefaultPartition_IsEmptiedInPiecesAndHoldsUpNoBatch(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	const strays = 120_000 // of a day and a bit
@@ -193,7 +193,7 @@ func TestEnsurePartitions_WhatCannotBeMoved_StopsNothingElse(t *testing.T) {
 	}
 }
 
-func TestEnsurePartitions_SomebodyReadsForLong_InsertsDoNotWaitBehindIt(t *testing.T) {
+func TestEnsurePartitions_LongReader_InsertsDoNotWaitBehindIt(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	addStrays(t, b, 6000, strayDay)

@@ -232,7 +232,7 @@ func TestSpool_FileThatTheDiskDoesNotReturn_HoldsUpNoOther_AndIsTriedAgain(t *te
 	require.ErrorIs(t, s.Verify(t.Context()), os.ErrNotExist)
 	require.Equal(t, 1, s.Stats().Unverified)
 	require.Equal(t, len(old), s.Stats().Tickets)
-	require.True(t, areRead(s), "the keys of the others are known, and nobody waits for the rest")
+	require.True(t, areRead(s), "the keys of the others are known, and no delivery waits for the rest")
 	some, err := s.Peek(100, 1<<20, none)
 	require.NoError(t, err)
 	requireSame(t, old[10:20], entriesOf(some))

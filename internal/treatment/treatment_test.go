@@ -179,7 +179,7 @@ func TestTreater_FailureThatMayPass_IsTriedAgainLaterAndAtLastBecomesError(t *te
 	assert.Contains(t, one[string](t, b, `SELECT problems -> 0 ->> 'message' FROM tickets`), "no space left")
 }
 
-func TestTreater_TicketThatKillsWhoeverTreatsIt_IsGivenUp(t *testing.T) {
+func TestTreater_TicketThatKillsItsServer_IsGivenUp(t *testing.T) {
 	t.Parallel()
 	b := setup(t, sample)
 	b.exec(t, `UPDATE tickets SET attempts = 3`)

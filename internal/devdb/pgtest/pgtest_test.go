@@ -48,7 +48,7 @@ func TestNew_GivesEachTestAMigratedDatabase(t *testing.T) {
 
 			assert.Equal(t, 1, queryInt(t, url, ticketsTables))
 			_, err := connect(t, url).Exec(t.Context(), "CREATE TABLE mine ()")
-			require.NoError(t, err, "nobody else is in this database")
+			require.NoError(t, err, "no other test is in this database")
 		})
 	}
 }
