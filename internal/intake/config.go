@@ -21,7 +21,6 @@ type Config struct {
 	Spool           Spool         // Defaults to none: tickets that the store does not take are refused.
 	OverflowWait    time.Duration // how long a ticket waits for a transaction before it goes to the spool. Defaults to 1 s.
 	StoreTimeout    time.Duration // after which a transaction is canceled and its tickets go to the spool. Defaults to 2 s.
-	DrainTickets    int           // most tickets of the spool in one transaction. Defaults to 1,024.
 	DrainTimeout    time.Duration // after which a drain transaction of the largest size is canceled. Defaults to 10 s.
 	DrainTries      int           // after which a ticket of the spool that alone cannot be stored is set aside. Defaults to 5.
 	DrainRetry      time.Duration // how long it is stepped over after the first try; doubles with each. Defaults to 5 s.
@@ -43,7 +42,6 @@ func (c *Config) setDefaults() {
 	c.Timeout = cmp.Or(c.Timeout, 4*time.Second)
 	c.OverflowWait = cmp.Or(c.OverflowWait, time.Second)
 	c.StoreTimeout = cmp.Or(c.StoreTimeout, 2*time.Second)
-	c.DrainTickets = cmp.Or(c.DrainTickets, 1024)
 	c.DrainTimeout = cmp.Or(c.DrainTimeout, 10*time.Second)
 	c.DrainTries = cmp.Or(c.DrainTries, 5)
 	c.DrainRetry = cmp.Or(c.DrainRetry, 5*time.Second)

@@ -30,6 +30,9 @@ type postponed struct {
 	due   time.Time
 }
 
+// drainTickets is the most tickets of the spool in one transaction.
+const drainTickets = 1024
+
 // maxPostponed is how many tickets may be stepped over at once. More tickets wait for their turn.
 const maxPostponed = 1000
 
@@ -37,7 +40,7 @@ const maxPostponed = 1000
 const retryShare = 4
 
 func newDrainer(s saver) *drainer {
-	return &drainer{saver: s, limit: s.config.DrainTickets, postponed: map[uuid.UUID]postponed{}}
+	return &drainer{saver: s, limit: drainTickets, postponed: map[uuid.UUID]postponed{}}
 }
 
 // step is the result of draining one transaction's worth of tickets.
@@ -66,7 +69,7 @@ func (d *drainer) step(ctx context.Context) step {
 	}
 	done, err := d.storeRead(ctx, tickets)
 	if err == nil {
-		d.limit = min(2*d.limit, d.config.DrainTickets)
+		d.limit = min(2*d.limit, drainTickets)
 	}
 	return d.noted(d.conclude(ctx, tickets, done, err, false), len(tickets))
 }
@@ -149,7 +152,7 @@ func (d *drainer) patience(tickets []Spooled) time.Duration {
 	for i := range tickets {
 		cost += tickets[i].Ticket.Cost()
 	}
-	share := max(float64(len(tickets))/float64(config.DrainTickets), float64(cost)/float64(config.BatchBytes))
+	share := max(float64(len(tickets))/drainTickets, float64(cost)/float64(config.BatchBytes))
 	least := min(config.StoreTimeout, config.DrainTimeout)
 	return least + time.Duration(min(share, 1)*float64(config.DrainTimeout-least))
 }

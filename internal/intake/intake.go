@@ -121,12 +121,6 @@ func (in *Intake) Available() bool { return !in.queue.storeIsAway() }
 // Busy reports whether deliveries wait for their answer.
 func (in *Intake) Busy() bool { return in.inFlight.Load() > 0 }
 
-// Waiting returns how many tickets wait for a transaction.
-func (in *Intake) Waiting() int {
-	tickets, _ := in.queue.waiting()
-	return tickets
-}
-
 // Accept stores one delivery. It returns when the ticket is durable, or after Config.Timeout. A sender that goes away
 // cancels nothing, so there is no context to pass.
 func (in *Intake) Accept(d Delivery) (Receipt, error) {
