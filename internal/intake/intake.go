@@ -200,8 +200,8 @@ func (in *Intake) lateAfter(start time.Time) <-chan time.Time {
 // tickets would wait for that turn for ever.
 func (in *Intake) readAndAdd(e *Entry, t turn) (*batch, int, error) {
 	defer t.end()
-	in.read(&e.Ticket)
-	return in.queue.add(e, e.Ticket.Cost())
+	cost := in.read(&e.Ticket)
+	return in.queue.add(e, cost)
 }
 
 // enqueueUnread adds a ticket that came at start to the queue for the spool. A large ticket may wait for its turn for three

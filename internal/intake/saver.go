@@ -14,13 +14,14 @@ type saver struct {
 	store  Store
 }
 
-// read parses the body of a ticket, and sets its status.
-func (s *saver) read(t *ticket.Ticket) {
+// read parses the body of a ticket, and sets its status. It returns what the ticket costs then.
+func (s *saver) read(t *ticket.Ticket) (cost int) {
 	t.Order, t.Problems = s.config.Parse(t.Body)
 	t.Status = ticket.Treated
 	if len(t.Problems) > 0 {
 		t.Status = ticket.Error
 	}
+	return t.Cost()
 }
 
 // saveUnread stores a batch unread. If the store refuses even that, each entry is stored in a transaction of its own, and
