@@ -91,8 +91,8 @@ func TestSpool_AServerThatNeverSawItsDatabase_IsReadyAndSpools(t *testing.T) {
 	require.NoError(t, database.Restart(t.Context()))
 	await(t, "the spool is drained", func() bool { return s.metric(t, "myticket_spool_tickets") == 0 })
 	// The first partitions are made at this moment. A query that is planned just then may miss what they take over.
-	await(t, "the ticket is in its partition", func() bool { return len(storedBodies(t, databaseURL)) == 1 })
-	require.Equal(t, sample(t), storedBodies(t, databaseURL)[r.ID])
+	// Several partitions are made, one after the other, so each look may be such a query.
+	await(t, "the ticket is in its partition", func() bool { return storedBodies(t, databaseURL)[r.ID] == sample(t) })
 }
 
 func TestSpool_ADatabaseThatIsNotFit_KeepsAServerFromBeingReady(t *testing.T) {
