@@ -30,13 +30,17 @@ func (f migrateFlags) config(std streams) (postgres.MigrateConfig, error) {
 
 type migrateUpCmd struct {
 	migrateFlags
-	Wait time.Duration `env:"MYTICKET_MIGRATE_WAIT" default:"0s" help:"Longest wait until the database accepts the login, for a job that may start before Postgres. Default: ${default}, which does not wait."`
+	Wait    time.Duration `env:"MYTICKET_MIGRATE_WAIT" default:"0s" help:"Longest wait until the database accepts the login, for a job that may start before Postgres, and then until its synchronous standbys confirm a commit (for these at least 30s). Default: ${default}."`
+	Timeout time.Duration `env:"MYTICKET_MIGRATE_TIMEOUT" default:"0s" help:"Longest time of everything, after which the command fails and says what it was doing. Set it below the deadline of a job, which would remove its log. Default: ${default}, which is no limit."`
 }
 
 // Validate is called by kong.
 func (c migrateUpCmd) Validate() error {
-	if c.Wait < 0 {
+	switch {
+	case c.Wait < 0:
 		return errors.New("--wait must not be negative")
+	case c.Timeout < 0:
+		return errors.New("--timeout must not be negative")
 	}
 	return nil
 }
@@ -47,7 +51,7 @@ func (c migrateUpCmd) Run(ctx context.Context, std streams) error {
 		return err
 	}
 	config.Wait = c.Wait
-	if err := postgres.Migrate(ctx, config); err != nil {
+	if err := c.within(ctx, func(ctx context.Context) error { return postgres.Migrate(ctx, config) }); err != nil {
 		return fmt.Errorf("migrate up: %w", err)
 	}
 	status, err := schemaStatus(ctx, c.databaseFlags)
@@ -56,6 +60,33 @@ func (c migrateUpCmd) Run(ctx context.Context, std streams) error {
 	}
 	_, err = fmt.Fprintln(std.stdout, status)
 	return err
+}
+
+// endOfMigration is how long a migration that was told to stop may take to do so, before its process ends without it.
+const endOfMigration = 2 * time.Second
+
+// within runs a migration for no longer than c.Timeout. A commit that waits for a standby cannot be stopped, and is left behind.
+func (c migrateUpCmd) within(ctx context.Context, migrate func(context.Context) error) error {
+	if c.Timeout == 0 {
+		return migrate(ctx)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- migrate(ctx) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(c.Timeout):
+	}
+	cancel()
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(endOfMigration):
+	}
+	return fmt.Errorf("not done after --timeout %s: see above what it was doing. Servers go on. If a migration was under way, its "+
+		"schema may be half-way (dirty): \"myticket migrate status\" says so, and what to do", c.Timeout)
 }
 
 type migrateStatusCmd struct {

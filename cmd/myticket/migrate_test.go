@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
@@ -128,4 +130,28 @@ func TestMigrateUp_WithoutWait_FailsAtOnce(t *testing.T) {
 	require.Contains(t, o.stderr, "connection refused")
 	require.NotContains(t, o.stderr, "waiting")
 	requireNotUnderstood(t, runCommand(t, nil, "migrate", "up", "--wait=-1s", "--database-url", unreachable), "--wait")
+}
+
+// A commit that waits for a standby cannot be stopped. If the deadline of a Job kills the process, its log is gone.
+func TestMigrateUp_ThatDoesNotEnd_EndsByItself(t *testing.T) {
+	t.Parallel()
+	release := make(chan struct{})
+	defer close(release)
+	told := make(chan struct{})
+	err := migrateUpCmd{Timeout: time.Millisecond}.within(t.Context(), func(ctx context.Context) error {
+		<-ctx.Done()
+		close(told)
+		<-release
+		return nil
+	})
+	require.ErrorContains(t, err, "not done after --timeout 1ms")
+	<-told
+	stopped := errors.New("stopped in order")
+	err = migrateUpCmd{Timeout: time.Millisecond}.within(t.Context(), func(ctx context.Context) error {
+		<-ctx.Done()
+		return stopped
+	})
+	require.ErrorIs(t, err, stopped)
+	require.NoError(t, migrateUpCmd{Timeout: time.Hour}.within(t.Context(), func(context.Context) error { return nil }))
+	require.Contains(t, migrateUpCmd{Timeout: -1}.Validate().Error(), "--timeout")
 }

@@ -73,20 +73,26 @@ func (s *Store) Schema(ctx context.Context) (SchemaStatus, error) {
 	if err != nil {
 		return SchemaStatus{}, err
 	}
-	status := SchemaStatus{Latest: latest}
-	var version int64
-	err = s.pool.QueryRow(ctx, `SELECT version, dirty FROM schema_migrations`).Scan(&version, &status.Dirty)
-	switch {
-	case err == nil:
-		status.Version = uint(max(version, 0))
-	case errors.Is(err, pgx.ErrNoRows), isCode(err, undefinedTable):
-	default:
+	version, dirty, err := recordedSchema(ctx, s.pool)
+	if err != nil {
 		if broken(err) {
 			s.pool.Reset()
 		}
-		return status, explain("read the schema's version", err)
+		return SchemaStatus{Latest: latest}, explain("read the schema's version", err)
 	}
-	return status, nil
+	return SchemaStatus{Version: version, Latest: latest, Dirty: dirty}, nil
+}
+
+// recordedSchema returns the version that golang-migrate has recorded; 0 for none.
+func recordedSchema(ctx context.Context, database interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}) (version uint, dirty bool, err error) {
+	var recorded int64
+	err = database.QueryRow(ctx, `SELECT version, dirty FROM schema_migrations`).Scan(&recorded, &dirty)
+	if errors.Is(err, pgx.ErrNoRows) || isCode(err, undefinedTable) {
+		return 0, false, nil
+	}
+	return uint(max(recorded, 0)), dirty, err
 }
 
 // MigrateConfig configures a migration.
@@ -97,6 +103,9 @@ type MigrateConfig struct {
 	LockTimeout time.Duration
 	// Wait bounds the wait until a login to the database succeeds. Defaults to no wait.
 	Wait time.Duration
+	// StandbyWait bounds the wait until the synchronous standbys confirm a commit, before anything is migrated. Defaults to what
+	// is left of Wait, but at least 30 s.
+	StandbyWait time.Duration
 	// BusyFor bounds how long a migration is tried again if it does not get its locks, because another session holds them.
 	// Defaults to 2 min.
 	BusyFor time.Duration
@@ -125,16 +134,24 @@ func MigrateUp(ctx context.Context, databaseURL string) error {
 	return Migrate(ctx, MigrateConfig{URL: databaseURL, Logger: slog.New(slog.DiscardHandler)})
 }
 
-// Migrate is MigrateUp with settings.
+// Migrate is MigrateUp with settings. It begins only when the synchronous standbys confirm a commit, because a migration whose
+// commits wait without end has to be killed, and then leaves the schema dirty.
 func Migrate(ctx context.Context, config MigrateConfig) error {
+	in, err := config.login()
+	if err != nil {
+		return err
+	}
+	began := time.Now()
 	if config.Wait > 0 {
-		in, err := config.login()
-		if err != nil {
-			return err
-		}
 		if err := in.await(ctx, config.Wait); err != nil {
 			return err
 		}
+	}
+	if config.StandbyWait == 0 {
+		config.StandbyWait = max(config.Wait-time.Since(began), standbyPatience)
+	}
+	if err := in.awaitStandbys(ctx, config.StandbyWait); err != nil {
+		return err
 	}
 	return withMigrator(ctx, config, func(m *migrate.Migrate) error {
 		stop := context.AfterFunc(ctx, func() { m.GracefulStop <- true })

@@ -3,7 +3,11 @@ package postgres
 import (
 	"context"
 	"errors"
+	"fmt"
+	"time"
 
+	"github.com/cenkalti/backoff/v5"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
@@ -41,4 +45,69 @@ func (s *Store) awaitStandbys(ctx context.Context, t place) error {
 		_, err := conn.Exec(ctx, lockTicket, t.at, t.id)
 		return err
 	})
+}
+
+// standbyPatience is the least time that a migration waits for standbys. standbyNews is how long it waits in silence.
+const (
+	standbyPatience = 30 * time.Second
+	standbyNews     = 2 * time.Second
+)
+
+// standbyCheck is one transaction whose commit waits as that of a migration does. It leaves nothing in the schema.
+const standbyCheck = `CREATE TABLE myticket_standby_check (); DROP TABLE myticket_standby_check`
+
+// awaitStandbys returns as soon as a commit is confirmed by as many synchronous standbys as synchronous_standby_names demands.
+// If no migration is to run, or none may run because the schema is dirty, it does not wait.
+func (l *login) awaitStandbys(ctx context.Context, wait time.Duration) error {
+	began := time.Now()
+	waiting, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	news := time.AfterFunc(standbyNews, func() {
+		l.logger.Info("waiting until a synchronous standby confirms a commit, before anything is migrated",
+			"until", began.Add(wait).Format(time.RFC3339))
+	})
+	defer news.Stop()
+	_, err := backoff.Retry(waiting, func() (struct{}, error) { return struct{}{}, l.checkStandbys(waiting) },
+		backoff.WithBackOff(backoff.NewConstantBackOff(awaitInterval)), backoff.WithMaxElapsedTime(0),
+		backoff.WithNotify(func(err error, _ time.Duration) {
+			l.logger.Info("a commit was not confirmed; it is tried again", "reason", reason(err))
+		}))
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return errors.New("interrupted during the wait for a synchronous standby; nothing was changed")
+	case waiting.Err() == nil:
+		return err
+	}
+	return fmt.Errorf("no synchronous standby confirmed a commit for %s, so nothing was migrated, and servers go on with the schema "+
+		"as it was; look at pg_stat_replication and synchronous_standby_names, bring the standby back, then run \"myticket migrate up\" "+
+		"again", wait.Round(time.Second))
+}
+
+// checkStandbys returns a permanent error if another attempt would fail too.
+func (l *login) checkStandbys(ctx context.Context) error {
+	latest, err := LatestSchema()
+	if err != nil {
+		return backoff.Permanent(err)
+	}
+	var config pgx.ConnConfig
+	_ = l.refresh(ctx, &config)
+	conn, err := pgx.ConnectConfig(ctx, &config)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	version, dirty, err := recordedSchema(ctx, conn)
+	if err != nil || dirty || version >= latest {
+		return err
+	}
+	_, err = conn.PgConn().Exec(ctx, standbyCheck).ReadAll()
+	switch {
+	case isCode(err, insufficientPrivilege): // the migration itself says what it lacks
+		return nil
+	case err == nil && conn.PgConn().CustomData()[waitCanceled] != nil:
+		return errUnreplicated
+	}
+	return err
 }
