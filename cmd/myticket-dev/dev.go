@@ -110,7 +110,7 @@ func (c *cli) environment(environ []string, url string) []string {
 	all := slices.DeleteFunc(append(defaults, environ...), func(variable string) bool {
 		name, _, _ := strings.Cut(variable, "=")
 		// The throwaway Postgres is on this machine and has no certificate, whatever PGSSLMODE demands of others.
-		return name == "PGSSLMODE" || name == "DATABASE_URL_FILE" || strings.HasPrefix(name, "MYTICKET_DEV_")
+		return name == "PGSSLMODE" || name == "DATABASE_URL_FILE" || name == "DATABASE_DIR" || strings.HasPrefix(name, "MYTICKET_DEV_")
 	})
 	// The URL has a password, and so is no argument.
 	return append(all, "DATABASE_URL="+url, "MYTICKET_HTTP_ADDR="+c.HTTPAddr, "MYTICKET_ADMIN_ADDR="+c.AdminAddr)

@@ -136,7 +136,7 @@ func TestDev_ServesAndKeepsItsData(t *testing.T) {
 	environ := []string{
 		"MYTICKET_DEV_DATA_DIR=" + dir, "MYTICKET_LOG_LEVEL=debug",
 		// None of these is meant for the throwaway Postgres.
-		"PGSSLMODE=verify-full", "DATABASE_URL=postgres://127.0.0.1:1/x", "DATABASE_URL_FILE=/no/such/file",
+		"PGSSLMODE=verify-full", "DATABASE_URL=postgres://127.0.0.1:1/x", "DATABASE_URL_FILE=/no/such/file", "DATABASE_DIR=/no/such/folder",
 	}
 	first := startDev(t, environ, onFreePorts...)
 	webhook, databaseURL := first.awaitServing(t)

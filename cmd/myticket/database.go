@@ -4,8 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"net"
+	neturl "net/url"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 
 	"myticket/internal/postgres"
@@ -15,13 +20,17 @@ import (
 type databaseFlags struct {
 	DatabaseURL     string `name:"database-url" env:"DATABASE_URL" group:"Database" placeholder:"URL" help:"Connection URI of the Postgres database (postgresql://user:password@host:5432/name)."`
 	DatabaseURLFile string `name:"database-url-file" env:"DATABASE_URL_FILE" group:"Database" type:"path" placeholder:"FILE" help:"File with the connection URI, such as a mounted secret, instead of --database-url. It is read again before each new connection."`
+	DatabaseDir     string `name:"database-dir" env:"DATABASE_DIR" group:"Database" type:"path" placeholder:"DIR" help:"Folder with the parts of the URI in a file each, instead of --database-url: host, dbname, username, password and, if it is not 5432, port. These are the keys of CloudNativePG's Secret. They are read again before each new connection."`
 }
 
-// url returns the connection URI from the flag, the environment or the present content of the file.
+// url returns the connection URI from the flag, the environment or the present content of the files.
 func (f databaseFlags) url() (string, error) {
 	switch {
-	case f.DatabaseURL != "" && f.DatabaseURLFile != "":
-		return "", errors.New("both --database-url and --database-url-file are set, and may mean different databases: unset one")
+	case len(slices.DeleteFunc([]string{f.DatabaseURL, f.DatabaseURLFile, f.DatabaseDir}, func(s string) bool { return s == "" })) > 1:
+		return "", errors.New("more than one of --database-url, --database-url-file and --database-dir is set, and they may mean " +
+			"different databases: unset the others")
+	case f.DatabaseDir != "":
+		return urlFromParts(f.DatabaseDir)
 	case f.DatabaseURLFile != "":
 		content, err := os.ReadFile(f.DatabaseURLFile)
 		if err != nil {
@@ -32,9 +41,30 @@ func (f databaseFlags) url() (string, error) {
 		}
 		return "", fmt.Errorf("--database-url-file: %s is empty: write the connection URI into it", f.DatabaseURLFile)
 	case f.DatabaseURL == "":
-		return "", errors.New("no database: set DATABASE_URL, --database-url or --database-url-file")
+		return "", errors.New("no database: set DATABASE_URL, --database-url, --database-url-file or --database-dir")
 	}
 	return f.DatabaseURL, nil
+}
+
+// urlFromParts returns the URI whose parts are in the files of a folder. A line end after a part does not belong to it.
+func urlFromParts(dir string) (string, error) {
+	parts := map[string]string{"port": "5432"}
+	for _, name := range []string{"host", "port", "dbname", "username", "password"} {
+		content, err := os.ReadFile(filepath.Join(dir, name))
+		switch part := strings.TrimRight(string(content), "\r\n"); {
+		case err != nil && !(name == "port" && errors.Is(err, fs.ErrNotExist)):
+			return "", fmt.Errorf("read --database-dir: %w", err)
+		case part != "":
+			parts[name] = part
+		case name != "port":
+			return "", fmt.Errorf("--database-dir: %s is empty: write that part of the login into it", filepath.Join(dir, name))
+		}
+	}
+	uri := neturl.URL{
+		Scheme: "postgresql", User: neturl.UserPassword(parts["username"], parts["password"]),
+		Host: net.JoinHostPort(parts["host"], parts["port"]), Path: "/" + parts["dbname"],
+	}
+	return uri.String(), nil
 }
 
 // open opens the store for an operator's command, with few connections that are named after the command. Such a command knows

@@ -50,7 +50,7 @@ func warnSecretsInArgs(logger *slog.Logger, args []string) {
 		}
 		if ok && hasPassword(value) {
 			logger.Warn(fmt.Sprintf("%s contains a password: everyone who may list this machine's processes can read it; "+
-				"use DATABASE_URL or --database-url-file", flag))
+				"use DATABASE_URL, --database-url-file or --database-dir", flag))
 			return
 		}
 	}

@@ -152,6 +152,64 @@ func TestDatabaseURL_FromAFile(t *testing.T) {
 	require.Contains(t, storedBodies(t, databaseURL), r.ID)
 }
 
+// writeParts writes the parts of a URI as CloudNativePG's Secret has them.
+func writeParts(t *testing.T, databaseURL string) (dir string) {
+	t.Helper()
+	u, err := url.Parse(databaseURL)
+	require.NoError(t, err)
+	password, _ := u.User.Password()
+	dir = t.TempDir()
+	for part, value := range map[string]string{
+		"host": u.Hostname(), "port": u.Port(), "dbname": strings.TrimPrefix(u.Path, "/"), "username": u.User.Username(), "password": password,
+	} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, part), []byte(value+"\n"), 0o600))
+	}
+	return dir
+}
+
+// The operator of a Cluster sets a new password as soon as it is in the Secret, and leaves the URI in it as it was.
+func TestDatabaseDir_PasswordAlone_IsRenewed(t *testing.T) {
+	t.Parallel()
+	server, databaseURL := pgtest.NewServer(t)
+	u, err := url.Parse(databaseURL)
+	require.NoError(t, err)
+	u.User = url.UserPassword("till @:/?#", "correct horse@:/?#%41")
+	pool := openPool(t, databaseURL)
+	exec := func(sql string) {
+		_, err := pool.Exec(t.Context(), sql)
+		require.NoError(t, err, sql)
+	}
+	exec(`CREATE ROLE "till @:/?#" SUPERUSER LOGIN PASSWORD 'correct horse@:/?#%41'`)
+	dir := writeParts(t, u.String())
+	s := serveWith(t, "--database-dir", dir)
+	s.awaitReady(t)
+	exec(`ALTER ROLE "till @:/?#" PASSWORD 'battery-staple'`)
+	require.NoError(t, server.Restart(t.Context())) // ends every connection
+	await(t, "the old password is refused", func() bool { return strings.Contains(s.readiness(t).failing("database"), "28P01") })
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "password"), []byte("battery-staple"), 0o600))
+	s.awaitReady(t)
+	r := s.submit(t, "/ticket", sample(t))
+	require.Contains(t, storedBodies(t, databaseURL), r.ID)
+}
+
+func TestDatabaseDir_PortIsTheOnlyPartThatMayBeMissing(t *testing.T) {
+	t.Parallel()
+	for _, part := range []string{"host", "dbname", "username", "password"} {
+		dir := writeParts(t, "postgresql://u:p@h:1/d")
+		require.NoError(t, os.WriteFile(filepath.Join(dir, part), []byte("\n"), 0o600))
+		_, err := databaseFlags{DatabaseDir: dir}.url()
+		require.ErrorContains(t, err, filepath.Join(dir, part)+" is empty")
+		require.NoError(t, os.Remove(filepath.Join(dir, part)))
+		_, err = databaseFlags{DatabaseDir: dir}.url()
+		require.ErrorContains(t, err, filepath.Join(dir, part))
+	}
+	dir := writeParts(t, "postgresql://u:p@h:1/d")
+	require.NoError(t, os.Remove(filepath.Join(dir, "port")))
+	uri, err := databaseFlags{DatabaseDir: dir}.url()
+	require.NoError(t, err)
+	require.Equal(t, "postgresql://u:p@h:5432/d", uri)
+}
+
 func TestDatabaseURL_ThatIsMissingOrUnclear_IsNamed(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "uri")
@@ -162,6 +220,8 @@ func TestDatabaseURL_ThatIsMissingOrUnclear_IsNamed(t *testing.T) {
 	}{
 		"none":            {nil, "--database-url"},
 		"both":            {[]string{"--database-url", unreachable, "--database-url-file", file}, "--database-url-file"},
+		"both in files":   {[]string{"--database-dir", filepath.Dir(file), "--database-url-file", file}, "unset the others"},
+		"no such folder":  {[]string{"--database-dir", file + "-not"}, "--database-dir"},
 		"no such file":    {[]string{"--database-url-file", file + "-not"}, "--database-url-file"},
 		"unreadable":      {[]string{"--database-url", strings.Replace(unreachable, ":1/", ":port/", 1)}, "database URL"},
 		"unreadable host": {[]string{"--database-url", "postgresql://myticket:hunter2@[::1:5432/myticket"}, "database URL"},

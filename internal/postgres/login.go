@@ -51,7 +51,7 @@ func (l *login) read() (*pgxpool.Config, error) {
 		return nil, err
 	}
 	if url == "" { // pgx would look for a server on this machine
-		return nil, errors.New("no database: set DATABASE_URL, --database-url or --database-url-file")
+		return nil, errors.New("no database: set DATABASE_URL, --database-url, --database-url-file or --database-dir")
 	}
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {

@@ -150,7 +150,7 @@ func Migrate(ctx context.Context, config MigrateConfig) error {
 	if config.StandbyWait == 0 {
 		config.StandbyWait = max(config.Wait-time.Since(began), standbyPatience)
 	}
-	if err := in.awaitStandbys(ctx, config.StandbyWait); err != nil {
+	if err := in.awaitStandbys(ctx, config.StandbyWait, config.Wait > 0); err != nil {
 		return err
 	}
 	return withMigrator(ctx, config, func(m *migrate.Migrate) error {

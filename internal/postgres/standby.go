@@ -57,8 +57,9 @@ const (
 const standbyCheck = `CREATE TABLE myticket_standby_check (); DROP TABLE myticket_standby_check`
 
 // awaitStandbys returns as soon as a commit is confirmed by as many synchronous standbys as synchronous_standby_names demands.
-// If no migration is to run, or none may run because the schema is dirty, it does not wait.
-func (l *login) awaitStandbys(ctx context.Context, wait time.Duration) error {
+// If no migration is to run, or none may run because the schema is dirty, it does not wait. If patient, it also waits until a
+// connection succeeds, as in a failover.
+func (l *login) awaitStandbys(ctx context.Context, wait time.Duration, patient bool) error {
 	began := time.Now()
 	waiting, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
@@ -67,10 +68,21 @@ func (l *login) awaitStandbys(ctx context.Context, wait time.Duration) error {
 			"until", began.Add(wait).Format(time.RFC3339))
 	})
 	defer news.Stop()
-	_, err := backoff.Retry(waiting, func() (struct{}, error) { return struct{}{}, l.checkStandbys(waiting) },
+	said := ""
+	check := func() (struct{}, error) {
+		err := l.checkStandbys(waiting)
+		if err != nil && !errors.Is(err, errUnreplicated) && !patient {
+			err = backoff.Permanent(err)
+		}
+		return struct{}{}, err
+	}
+	_, err := backoff.Retry(waiting, check,
 		backoff.WithBackOff(backoff.NewConstantBackOff(awaitInterval)), backoff.WithMaxElapsedTime(0),
 		backoff.WithNotify(func(err error, _ time.Duration) {
-			l.logger.Info("a commit was not confirmed; it is tried again", "reason", reason(err))
+			if why := reason(err); why != said {
+				said = why
+				l.logger.Info("no commit is confirmed; it is tried again", "reason", why)
+			}
 		}))
 	switch {
 	case err == nil:
@@ -78,7 +90,7 @@ func (l *login) awaitStandbys(ctx context.Context, wait time.Duration) error {
 	case ctx.Err() != nil:
 		return errors.New("interrupted during the wait for a synchronous standby; nothing was changed")
 	case waiting.Err() == nil:
-		return err
+		return fmt.Errorf("connect to the database to migrate it: %w", err)
 	}
 	return fmt.Errorf("no synchronous standby confirmed a commit for %s, so nothing was migrated, and servers go on with the schema "+
 		"as it was; look at pg_stat_replication and synchronous_standby_names, bring the standby back, then run \"myticket migrate up\" "+
