@@ -133,6 +133,7 @@ func tryTemplate(t *testing.T, helm string, args ...string) (string, error) {
 		"template", "myticket", "myticket", "--namespace", "tickets", "--kube-version", "1.34.0",
 		"--api-versions", "postgresql.cnpg.io/v1", "--api-versions", "barmancloud.cnpg.io/v1",
 		"--api-versions", "monitoring.coreos.com/v1", "--api-versions", "gateway.networking.k8s.io/v1",
+		"--set", "image.repository=myticket",
 	}
 	return run(t, ".", helm, append(base, args...)...)
 }

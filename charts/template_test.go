@@ -37,7 +37,7 @@ func TestChart_RendersEachMode(t *testing.T) {
 	for _, helm := range helms {
 		for mode, besides := range map[string][]string{
 			"hook": {
-				"ConfigMap/myticket-provision", "Job/myticket-migrate", "Job/myticket-provision",
+				"ConfigMap/myticket-provision", "Job/myticket-migrate", "Job/myticket-provision", "Job/myticket-provision-ready",
 				"NetworkPolicy/myticket-db", "NetworkPolicy/myticket-migrate", "NetworkPolicy/myticket-provision", "Role/myticket-provision",
 				"RoleBinding/myticket-provision", "ServiceAccount/myticket-provision",
 			},
@@ -92,7 +92,15 @@ func TestHooks_RunInOrderAndLeaveTheirLogs(t *testing.T) {
 			if !strings.Contains(annotation(x, "helm.sh/hook"), "pre-") {
 				continue
 			}
-			assert.Equal(t, "pre-install,pre-upgrade", annotation(x, "helm.sh/hook"))
+			name := at(x, "metadata.name").(string)
+			switch {
+			case name == "myticket-provision-ready":
+				assert.Equal(t, "pre-install", annotation(x, "helm.sh/hook"), "a Cluster that lacks a standby must not hold up an upgrade")
+			case strings.HasPrefix(name, "myticket-provision"):
+				assert.Equal(t, "pre-install,pre-upgrade,pre-rollback", annotation(x, "helm.sh/hook"), "a rollback also takes back the Cluster")
+			default:
+				assert.Equal(t, "pre-install,pre-upgrade", annotation(x, "helm.sh/hook"), "an older program cannot undo a migration")
+			}
 			weight, err := strconv.Atoi(annotation(x, "helm.sh/hook-weight"))
 			require.NoError(t, err)
 			weights[x["kind"].(string)+"/"+at(x, "metadata.name").(string)] = weight
@@ -113,7 +121,8 @@ func TestHooks_RunInOrderAndLeaveTheirLogs(t *testing.T) {
 			for _, kind := range []string{"ServiceAccount", "Role", "RoleBinding", "ConfigMap"} {
 				assert.Less(t, weights[kind+"/myticket-provision"], weights["Job/myticket-provision"], kind)
 			}
-			assert.Less(t, weights["Job/myticket-provision"], weights["Job/myticket-migrate"])
+			assert.Less(t, weights["Job/myticket-provision"], weights["Job/myticket-provision-ready"])
+			assert.Less(t, weights["Job/myticket-provision-ready"], weights["Job/myticket-migrate"])
 		}
 	}
 }
@@ -129,13 +138,11 @@ func TestProvision_CannotDelete(t *testing.T) {
 			assert.Len(t, at(rule, "resourceNames"), 1)
 		}
 	}
-	job := all.find(t, "Job", "myticket-provision")
-	assert.Contains(t, at(job, "spec.template.spec.initContainers.0.args"), "--server-side")
-	assert.Contains(t, at(job, "spec.template.spec.containers.0.args"), "--for=condition=Ready", "a new Cluster must be whole")
-
-	upgrade := renderWith(t, helm4, "--is-upgrade").find(t, "Job", "myticket-provision")
-	assert.NotContains(t, at(upgrade, "spec.template.spec.containers.0.args"), "--for=condition=Ready",
-		"a Cluster that lacks a standby must not hold up an upgrade")
+	for name, does := range map[string]string{"myticket-provision": "--server-side", "myticket-provision-ready": "--for=condition=Ready"} {
+		job := all.find(t, "Job", name)
+		assert.Contains(t, at(job, "spec.template.spec.containers.0.args"), does)
+		assert.Nil(t, at(job, "spec.template.spec.initContainers"), "Helm shows no log of an init container")
+	}
 }
 
 func TestMigration_IsOneAttemptThatWaits(t *testing.T) {
@@ -147,7 +154,7 @@ func TestMigration_IsOneAttemptThatWaits(t *testing.T) {
 				continue
 			}
 			assert.Equal(t, 0, at(x, "spec.backoffLimit"), mode)
-			assert.Equal(t, []any{"migrate", "up", "--wait", "80s"}, at(x, "spec.template.spec.containers.0.args"), mode)
+			assert.Equal(t, []any{"migrate", "up", "--wait=80s", "--timeout=90s"}, at(x, "spec.template.spec.containers.0.args"), mode)
 			assert.Equal(t, 100, at(x, "spec.activeDeadlineSeconds"), mode)
 			assert.Equal(t, "myticket-migrate", at(x, "spec.template.spec.serviceAccountName"), mode)
 			assert.Equal(t, mode == "inline", at(x, "spec.ttlSecondsAfterFinished") == nil, "GitOps would make it again and again")
@@ -278,6 +285,7 @@ func TestServer_TakesWhatElseIsWanted(t *testing.T) {
 		"extraVolumes[0].name=more", "extraVolumes[0].emptyDir.sizeLimit=1Mi", "extraVolumeMounts[0].name=more", "extraVolumeMounts[0].mountPath=/more",
 		"extraObjects[0].kind=ConfigMap", "extraObjects[0].metadata.name=\\{\\{ .Release.Name \\}\\}-more",
 		"commonLabels.team=tills", "podLabels.pod=p", "podAnnotations.note=n", "priorityClassName=high", "nodeSelector.disk=fast",
+		"initContainers[0].name=first", "extraContainers[0].name=beside",
 		"tolerations[0].key=tickets", "affinity.nodeAffinity.x=y", "serviceAccountAnnotations.role=r", "sources.secretName=y", "sources.secretKey=n")
 	assert.True(t, all.has("ConfigMap", "myticket-more"), "templates in extraObjects are filled in: %s", all.names())
 	assert.Equal(t, "b", env(all.server(t))["A"])
@@ -289,6 +297,9 @@ func TestServer_TakesWhatElseIsWanted(t *testing.T) {
 	assert.Equal(t, "high", at(pod, "spec.priorityClassName"))
 	assert.Equal(t, "fast", at(pod, "spec.nodeSelector.disk"))
 	assert.Equal(t, "tickets", at(pod, "spec.tolerations.0.key"))
+	assert.Equal(t, "first", at(pod, "spec.initContainers.0.name"))
+	assert.Equal(t, "server", at(pod, "spec.containers.0.name"))
+	assert.Equal(t, "beside", at(pod, "spec.containers.1.name"))
 	assert.Equal(t, "y", at(pod, "spec.affinity.nodeAffinity.x"))
 	assert.Equal(t, "r", at(all.find(t, "ServiceAccount", "myticket"), "metadata.annotations.role"))
 	names := map[any]any{}
@@ -345,6 +356,22 @@ func TestImage_IsByTagOrDigest(t *testing.T) {
 	all := render(t, "database.cluster.image=pg:17", "database.cluster.imageDigest="+digest, "database.cluster.kubectlImage=kubectl:v1",
 		"database.cluster.kubectlImageDigest="+digest)
 	assert.Equal(t, "pg:17@"+digest, at(all.cluster(t), "spec.imageName"))
+	for global, want := range map[string][]string{
+		"":                {"own.example.com/myticket:0.1.0", "ghcr.io/cloudnative-pg/postgresql:17-minimal-trixie", "registry.k8s.io/kubectl:v1.34.3"},
+		"g.example.com/m": {"own.example.com/myticket:0.1.0", "g.example.com/m/cloudnative-pg/postgresql:17-minimal-trixie", "g.example.com/m/kubectl:v1.34.3"},
+	} {
+		all := render(t, "global.imageRegistry="+global, "image.registry=own.example.com")
+		assert.Equal(t, want[0], at(all.server(t), "image"))
+		assert.Equal(t, want[1], at(all.cluster(t), "spec.imageName"))
+		for _, name := range []string{"Job/myticket-provision", "Job/myticket-provision-ready"} {
+			assert.Equal(t, want[2], at(containers(all.pods()[name])[0], "image"))
+		}
+	}
+	all = render(t, "global.imageRegistry=g.example.com", "image.repository=", "database.cluster.image=postgres:17")
+	assert.Equal(t, "g.example.com/myticket:0.1.0", at(all.server(t), "image"))
+	assert.Equal(t, "g.example.com/postgres:17", at(all.cluster(t), "spec.imageName"))
+	all = render(t, "database.cluster.image=pg:17", "database.cluster.imageDigest="+digest, "database.cluster.kubectlImage=kubectl:v1",
+		"database.cluster.kubectlImageDigest="+digest)
 	for _, c := range containers(all.pods()["Job/myticket-provision"]) {
 		assert.Equal(t, "kubectl:v1@"+digest, at(c, "image"))
 	}
@@ -362,6 +389,12 @@ func TestDatabase_IsReachedByVerifiedTLS(t *testing.T) {
 			assert.Equal(t, "/etc/myticket/database/ca.crt", variables["PGSSLROOTCERT"], name)
 			sources := at(pod, "spec.volumes.0.projected.sources")
 			assert.Equal(t, "myticket-db-app", at(sources, "0.secret.name"), name)
+			assert.Equal(t, "/etc/myticket/database", variables["DATABASE_DIR"], "a new password is in the Secret's key password alone")
+			var parts []any
+			for _, item := range at(sources, "0.secret.items").([]any) {
+				parts = append(parts, at(item, "path"))
+			}
+			assert.Equal(t, []any{"host", "port", "dbname", "username", "password"}, parts, name)
 			assert.Equal(t, "myticket-db-ca", at(sources, "1.secret.name"), name)
 		}
 	}
@@ -376,6 +409,17 @@ func TestDatabase_IsReachedByVerifiedTLS(t *testing.T) {
 	assert.Equal(t, "y", at(sources, "1.secret.name"))
 	assert.Equal(t, []any{object{"key": "n", "path": "ca.crt"}}, at(sources, "1.secret.items"))
 	assert.Equal(t, "verify-ca", env(all.server(t))["PGSSLMODE"])
+	assert.Equal(t, "/etc/myticket/database/uri", env(all.server(t))["DATABASE_URL_FILE"])
+
+	all = render(t, append(external, "database.external.secretKeys.host=address,database.external.secretKeys.dbname=db",
+		"database.external.secretKeys.username=user,database.external.secretKeys.password=pass")...)
+	sources = at(all.find(t, "StatefulSet", "myticket"), "spec.template.spec.volumes.0.projected.sources")
+	assert.ElementsMatch(t, []any{
+		object{"key": "address", "path": "host"}, object{"key": "db", "path": "dbname"},
+		object{"key": "user", "path": "username"}, object{"key": "pass", "path": "password"},
+	}, at(sources, "0.secret.items"))
+	assert.NotContains(t, env(all.server(t)), "DATABASE_URL_FILE")
+	assert.Equal(t, "/etc/myticket/database", env(all.server(t))["DATABASE_DIR"])
 }
 
 func TestRoutes_LeadOnlyToTickets(t *testing.T) {
@@ -596,6 +640,10 @@ func TestCluster_IsForProduction(t *testing.T) {
 	assert.Equal(t, "debug", at(other, "logLevel"))
 	assert.Equal(t, 5, at(other, "instances"), "extraSpec wins")
 	assert.Equal(t, "fast", at(other, "storage.storageClass"))
+	assert.Nil(t, at(other, "inheritedMetadata"))
+	inherited := render(t, "commonLabels.team=tills", "database.cluster.inheritedMetadata.labels.data=tickets",
+		"database.cluster.inheritedMetadata.annotations.note=n").cluster(t)
+	assert.Equal(t, object{"labels": object{"team": "tills", "data": "tickets"}, "annotations": object{"note": "n"}}, at(inherited, "spec.inheritedMetadata"))
 	assert.Nil(t, at(other, "imageName"))
 }
 
@@ -667,18 +715,92 @@ func TestRetention_AndPodMonitors(t *testing.T) {
 	assert.Equal(t, []any{"retention", "--keep", "12w", "--apply"}, at(all.find(t, "CronJob", "myticket-retention"), "spec.jobTemplate.spec.template.spec.containers.0.args"))
 	assert.Equal(t, "internal", at(all.find(t, "PodMonitor", "myticket"), "spec.podMetricsEndpoints.0.port"))
 	assert.Equal(t, "prometheus", at(all.find(t, "PodMonitor", "myticket-db"), "metadata.labels.release"))
+	relabeled := render(t, "monitoring.podMonitor.enabled=true", "monitoring.podMonitor.relabelings[0].targetLabel=shop",
+		"monitoring.podMonitor.metricRelabelings[0].action=drop")
+	for _, name := range []string{"myticket", "myticket-db"} {
+		endpoint := at(relabeled.find(t, "PodMonitor", name), "spec.podMetricsEndpoints.0")
+		assert.Equal(t, "shop", at(endpoint, "relabelings.0.targetLabel"))
+		assert.Equal(t, "drop", at(endpoint, "metricRelabelings.0.action"))
+		assert.Equal(t, "30s", at(endpoint, "interval"))
+	}
 	assert.Len(t, render(t, append(modes()["external"], "monitoring.podMonitor.enabled=true")...).all("PodMonitor"), 1)
 	assert.Empty(t, render(t).all("CronJob"))
 }
 
 func TestNames_FollowTheRelease(t *testing.T) {
 	t.Parallel()
-	text, err := run(t, ".", helm4, "template", "shop", "myticket", "--kube-version", "1.34.0", "--api-versions", "postgresql.cnpg.io/v1")
+	text, err := run(t, ".", helm4, "template", "shop", "myticket", "--set", "image.repository=myticket", "--kube-version", "1.34.0", "--api-versions", "postgresql.cnpg.io/v1")
 	require.NoError(t, err)
 	all := parse(t, text)
 	assert.True(t, all.has("StatefulSet", "shop-myticket"), all.names())
 	assert.True(t, all.database(t).has("Cluster", "shop-myticket-db"))
 	assert.True(t, render(t, "fullnameOverride=tills").has("StatefulSet", "tills"))
+}
+
+// Postgres' parameters are texts, and so are variables; YAML makes numbers and booleans of them.
+func TestTexts_AreTextsWhateverYAMLMakesOfThem(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "values.yaml")
+	require.NoError(t, os.WriteFile(file, []byte(`
+settings: {MYTICKET_WAITING_TICKETS: 1500000, MYTICKET_BATCH_TICKETS: 512}
+database: {cluster: {parameters: {max_connections: 1200000, checkpoint_completion_target: 0.9, jit: off, work_mem: 8MB}}}
+`), 0o600))
+	for _, helm := range helms {
+		all := renderWith(t, helm, "--values", file, "--set", "database.cluster.parameters.random_page_cost=2")
+		parameters := at(all.cluster(t), "spec.postgresql.parameters")
+		for name, want := range map[string]string{
+			"max_connections": "1200000", "checkpoint_completion_target": "0.9", "jit": "false", "work_mem": "8MB", "random_page_cost": "2",
+			"checkpoint_timeout": "15min",
+		} {
+			assert.Equal(t, want, at(parameters, name), "%s: %s", helm, name)
+		}
+		assert.Equal(t, "1500000", env(all.server(t))["MYTICKET_WAITING_TICKETS"])
+	}
+}
+
+func TestJobs_TakeLabelsAndAnnotations(t *testing.T) {
+	t.Parallel()
+	for mode, set := range modes() {
+		all := render(t, append(set, "retention.enabled=true", "spool.drain={a}", "jobs.podLabels.cost=tills", "jobs.podAnnotations.mesh=off",
+			"podLabels.pod=p", "podAnnotations.note=n")...)
+		for name, pod := range all.pods() {
+			labels, job := at(pod, "metadata.labels").(object), !strings.HasPrefix(name, "StatefulSet/")
+			assert.Equal(t, job, labels["cost"] == "tills", "%s: %s", mode, name)
+			assert.Equal(t, job, annotation(pod, "mesh") == "off", "%s: %s", mode, name)
+			assert.Equal(t, !job, labels["pod"] == "p", "%s: %s", mode, name)
+		}
+	}
+}
+
+func TestServiceAccount_MayBeOneThatExists(t *testing.T) {
+	t.Parallel()
+	for mode, set := range modes() {
+		all := render(t, append(set, "retention.enabled=true", "spool.drain={a}", "serviceAccountName=tills")...)
+		for _, account := range all.all("ServiceAccount") {
+			assert.Equal(t, "myticket-provision", at(account, "metadata.name"), "%s: only that one gets a token", mode)
+		}
+		for name, pod := range all.pods() {
+			if !strings.Contains(name, "provision") {
+				assert.Equal(t, "tills", at(pod, "spec.serviceAccountName"), "%s: %s", mode, name)
+			}
+		}
+	}
+}
+
+// OpenShift gives each namespace users of its own, and refuses pods that name others.
+func TestPods_LeaveTheirUsersToOpenShift(t *testing.T) {
+	t.Parallel()
+	for _, helm := range helms {
+		all := renderWith(t, helm, values("podSecurityContext.runAsUser=null", "podSecurityContext.runAsGroup=null", "podSecurityContext.fsGroup=null",
+			"retention.enabled=true", "spool.drain={a}")...)
+		for name, pod := range all.pods() {
+			security := at(pod, "spec.securityContext").(object)
+			for _, user := range []string{"runAsUser", "runAsGroup", "fsGroup"} {
+				assert.NotContains(t, security, user, "%s: %s", helm, name)
+			}
+			assert.Equal(t, true, security["runAsNonRoot"])
+		}
+	}
 }
 
 func TestChart_RefusesContradictions(t *testing.T) {
@@ -687,6 +809,15 @@ func TestChart_RefusesContradictions(t *testing.T) {
 		set  []string
 		says string
 	}{
+		"an image of no registry":          {[]string{"image.repository="}, "No public registry has the image of MyTicket: push it"},
+		"a name that Kubernetes refuses":   {[]string{"fullnameOverride=My_Ticket"}, "fullnameOverride"},
+		"a name that begins with a digit":  {[]string{"fullnameOverride=7tickets"}, "fullnameOverride"},
+		"a Cluster's name":                 {[]string{"database.cluster.name=My_DB"}, "name"},
+		"a label that selects pods":        {[]string{`commonLabels.app\.kubernetes\.io/name=tills`}, "commonLabels has app.kubernetes.io/name, which the chart itself sets"},
+		"a label of the database":          {[]string{`podLabels.cnpg\.io/cluster=x`}, "podLabels has cnpg.io/cluster"},
+		"a label of a Job that selects":    {[]string{`jobs.podLabels.app\.kubernetes\.io/component=server`}, "jobs.podLabels has app.kubernetes.io/component"},
+		"a login without its password":     {append(modes()["external"], "database.external.secretKeys.host=h", "database.external.secretKeys.dbname=d", "database.external.secretKeys.username=u"), "secretKeys has no password"},
+		"a part of a login that is none":   {append(modes()["external"], "database.external.secretKeys.pass=h"), "pass"},
 		"external without a Secret":        {[]string{"database.mode=external"}, "make a Secret with the connection URI"},
 		"a Secret without external":        {[]string{"database.external.secretName=x"}, "set database.mode=external, or leave the name out"},
 		"too many connections":             {[]string{"autoscaling.maxReplicas=24"}, "are more than the 200 that the database allows"},
@@ -740,10 +871,10 @@ func TestChart_RefusesAClusterThatLacksWhatItNeeds(t *testing.T) {
 		"has no Prometheus operator":   append(modes()["external"], "monitoring.podMonitor.enabled=true"),
 		"Prometheus the rules by hand": append(modes()["external"], "monitoring.prometheusRule.enabled=true"),
 	} {
-		_, err := run(t, ".", helm4, append([]string{"template", "myticket", "myticket"}, values(set...)...)...)
+		_, err := run(t, ".", helm4, append([]string{"template", "myticket", "myticket", "--set", "image.repository=myticket"}, values(set...)...)...)
 		require.ErrorContains(t, err, says)
 	}
-	_, err := run(t, ".", helm4, append([]string{"template", "myticket", "myticket", "--api-versions", "postgresql.cnpg.io/v1"},
+	_, err := run(t, ".", helm4, append([]string{"template", "myticket", "myticket", "--set", "image.repository=myticket", "--api-versions", "postgresql.cnpg.io/v1"},
 		values("database.cluster.backup.enabled=true", "database.cluster.backup.destinationPath=s3://b")...)...)
 	require.ErrorContains(t, err, "need CloudNativePG's barman-cloud plugin")
 }
@@ -758,7 +889,7 @@ func TestConnections_UpToTheBoundAreFine(t *testing.T) {
 func TestNotes_WarnOfWhatMayLoseTickets(t *testing.T) {
 	t.Parallel()
 	notes := func(args ...string) string {
-		text, err := run(t, ".", helm4, append([]string{"install", "myticket", "myticket", "--dry-run=client"}, args...)...)
+		text, err := run(t, ".", helm4, append([]string{"install", "myticket", "myticket", "--dry-run=client", "--set", "image.repository=myticket"}, args...)...)
 		require.NoError(t, err)
 		_, text, found := strings.Cut(text, "NOTES:")
 		require.True(t, found)
@@ -784,7 +915,7 @@ func TestNotes_WarnOfWhatMayLoseTickets(t *testing.T) {
 func TestNotes_SayWhatIsOff(t *testing.T) {
 	t.Parallel()
 	notes := func(set ...string) string {
-		text, err := run(t, ".", helm4, append([]string{"install", "myticket", "myticket", "--dry-run=client"},
+		text, err := run(t, ".", helm4, append([]string{"install", "myticket", "myticket", "--dry-run=client", "--set", "image.repository=myticket"},
 			values(append(modes()["external"], set...)...)...)...)
 		require.NoError(t, err)
 		_, text, found := strings.Cut(text, "NOTES:")
@@ -826,7 +957,7 @@ func TestGenerated_FilesAreNotBehind(t *testing.T) {
 func TestChart_LintsAndPackages(t *testing.T) {
 	t.Parallel()
 	for _, helm := range helms {
-		printed, err := run(t, ".", helm, append([]string{"lint", "myticket", "--strict", "--kube-version", "1.34.0"}, values(modes()["external"]...)...)...)
+		printed, err := run(t, ".", helm, append([]string{"lint", "myticket", "--strict", "--kube-version", "1.34.0", "--set", "image.repository=myticket"}, values(modes()["external"]...)...)...)
 		require.NoError(t, err, printed)
 		_, err = run(t, ".", helm, "package", "myticket", "--destination", t.TempDir())
 		require.NoError(t, err)

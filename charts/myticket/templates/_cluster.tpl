@@ -56,10 +56,14 @@ spec: {{- mergeOverwrite (include "myticket.clusterSpec" $ | fromYaml) (deepCopy
 {{- $c := .Values.database.cluster -}}
 instances: {{ $c.instances | int }}
 {{- with $c.image }}
-imageName: {{ include "myticket.withDigest" (list . $c.imageDigest) | quote }}
+imageName: {{ include "myticket.withDigest" (list (include "myticket.mirrored" (dict "context" $ "image" .)) $c.imageDigest) | quote }}
 {{- end }}
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- $inherited := merge (dict) (deepCopy $c.inheritedMetadata) (ternary (dict "labels" .Values.commonLabels) (dict) (not (empty .Values.commonLabels))) }}
+{{- with $inherited }}
+inheritedMetadata: {{- toYaml . | nindent 2 }}
 {{- end }}
 primaryUpdateStrategy: unsupervised
 {{- if gt ($c.instances | int) 1 }}
@@ -94,7 +98,10 @@ externalClusters:
       parameters: {barmanObjectName: {{ include "myticket.objectStoreName" . }}, serverName: {{ $c.recovery.from | quote }}}
 {{- end }}
 postgresql:
-  parameters: {{- toYaml $c.parameters | nindent 4 }}
+  parameters: # texts, also where a value is a number
+    {{- range $name, $value := $c.parameters }}
+    {{ $name }}: {{ include "myticket.text" $value | quote }}
+    {{- end }}
   {{- if $c.synchronous.enabled }}
   synchronous:
     method: any

@@ -25,6 +25,22 @@ app.kubernetes.io/managed-by: {{ .context.Release.Service }}
 {{- end }}
 {{- end }}
 
+{{/* Labels of a pod that is not a server's. */}}
+{{- define "myticket.jobLabels" -}}
+{{ include "myticket.podLabels" . }}
+{{- with .context.Values.jobs.podLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* Metadata of the pods of Jobs: (dict "context" $ "component" "migrate"). */}}
+{{- define "myticket.jobMetadata" -}}
+labels: {{- include "myticket.jobLabels" . | nindent 2 }}
+{{- with .context.Values.jobs.podAnnotations }}
+annotations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
 {{/* Labels by which pods are selected. They never change. */}}
 {{- define "myticket.selector" -}}
 app.kubernetes.io/name: {{ .context.Chart.Name }}
@@ -33,8 +49,18 @@ app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
 {{- define "myticket.image" -}}
-{{- with .Values.image.registry }}{{ . }}/{{ end -}}
-{{- include "myticket.withDigest" (list (printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion)) .Values.image.digest) -}}
+{{- with .Values.image.registry | default .Values.global.imageRegistry }}{{ . }}/{{ end -}}
+{{- $image := printf "%s:%s" (.Values.image.repository | default .Chart.Name) (.Values.image.tag | default .Chart.AppVersion) -}}
+{{- include "myticket.withDigest" (list $image .Values.image.digest) -}}
+{{- end }}
+
+{{/* An image that is not ours, from the registry of all images, if there is one: (dict "context" $ "image" image). */}}
+{{- define "myticket.mirrored" -}}
+{{- with .context.Values.global.imageRegistry -}}
+{{ . }}/{{ regexReplaceAll "^([^/]*[.:][^/]*|localhost)/" $.image "" }}
+{{- else -}}
+{{ .image }}
+{{- end -}}
 {{- end }}
 
 {{/* An image and its digest, which may be empty: (list image digest). */}}
@@ -48,6 +74,53 @@ app.kubernetes.io/component: {{ .component }}
 
 {{- define "myticket.objectStoreName" -}}
 {{- include "myticket.fullname" . }}-backups
+{{- end }}
+
+{{- define "myticket.serviceAccount" -}}
+{{- .Values.serviceAccountName | default (include "myticket.fullname" .) -}}
+{{- end }}
+
+{{/* The account of migrations. A hook runs before the accounts of the release are made, so it has one of its own. */}}
+{{- define "myticket.migrateServiceAccount" -}}
+{{- .Values.serviceAccountName | default (printf "%s-migrate" (include "myticket.fullname" .)) -}}
+{{- end }}
+
+{{/* A value as text. Helm reads numbers from files as floats, whose own text may be 1e+06. */}}
+{{- define "myticket.text" -}}
+{{- if and (kindIs "float64" .) (eq (floor .) .) }}{{ int64 . }}{{ else }}{{ . }}{{ end -}}
+{{- end }}
+
+{{/*
+The number of servers of the StatefulSet, which an autoscaler must be able to change. While one has not done so yet, Helm is the only
+owner of the number: if the chart then left it out, Kubernetes would take 1. Helm without server-side apply takes 1 whenever the revision
+before had a number. So the number stays that which is there.
+*/}}
+{{- define "myticket.replicas" -}}
+{{- if not .Values.autoscaling.enabled -}}
+{{- .Values.replicas | int -}}
+{{- else -}}
+{{- $live := include "myticket.liveScale" . | fromYaml -}}
+{{- if and $live.replicas (not (and $live.serverSide $live.others)) -}}
+{{- $live.replicas -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/*
+What the cluster knows about the number of servers, as YAML: replicas (0 if there is no StatefulSet), serverSide (Helm uses server-side
+apply), others (who set the number besides Helm: an autoscaler, or a person with kubectl scale).
+https://kubernetes.io/docs/reference/using-api/server-side-apply/#field-management
+*/}}
+{{- define "myticket.liveScale" -}}
+{{- $found := lookup "apps/v1" "StatefulSet" .Release.Namespace (include "myticket.fullname" .) -}}
+{{- $others := list -}}
+{{- $serverSide := false -}}
+{{- range dig "metadata" "managedFields" list $found -}}
+{{- $mine := and (eq .manager "helm") (eq .operation "Apply") -}}
+{{- if $mine }}{{ $serverSide = true }}{{ end -}}
+{{- if and (not $mine) (hasKey (dig "fieldsV1" "f:spec" dict .) "f:replicas") }}{{ $others = append $others .manager }}{{ end -}}
+{{- end -}}
+{{- dict "replicas" (dig "spec" "replicas" 0 $found | int) "serverSide" $serverSide "others" $others | toYaml -}}
 {{- end }}
 
 {{/* The maximum number of servers. */}}

@@ -21,10 +21,18 @@ securityContext: {{- toYaml .Values.securityContext | nindent 2 }}
 terminationMessagePolicy: FallbackToLogsOnError
 {{- end }}
 
-{{/* How a container finds the database. pgx reads libpq's variables, but the URI takes precedence. */}}
+{{/*
+How a container finds the database. pgx reads libpq's variables, but the URI takes precedence. Of CloudNativePG's Secret the parts are
+mounted and not the URI: the operator sets a new password in Postgres as soon as it is in the Secret, and leaves the URI as it is.
+*/}}
 {{- define "myticket.databaseEnv" -}}
+{{- if include "myticket.databaseURI" . }}
 - name: DATABASE_URL_FILE
   value: /etc/myticket/database/uri
+{{- else }}
+- name: DATABASE_DIR
+  value: /etc/myticket/database
+{{- end }}
 {{- if eq .Values.database.mode "external" }}
 - name: PGSSLMODE
   value: {{ .Values.database.external.sslMode | quote }}
@@ -57,6 +65,11 @@ MYTICKET_PEER_HEADER the server knows the address of the sender, and limits each
 {{- end }}
 {{- end }}
 
+{{/* Not empty if the Secret has the whole URI. */}}
+{{- define "myticket.databaseURI" -}}
+{{- if and (eq .Values.database.mode "external") (not .Values.database.external.secretKeys) }}true{{ end -}}
+{{- end }}
+
 {{- define "myticket.databaseMount" -}}
 - name: database
   mountPath: /etc/myticket/database
@@ -72,7 +85,13 @@ MYTICKET_PEER_HEADER the server knows the address of the sender, and limits each
       {{- if eq .Values.database.mode "external" }}
       - secret:
           name: {{ .Values.database.external.secretName | quote }}
-          items: [{key: {{ .Values.database.external.secretKey | quote }}, path: uri}]
+          items:
+            {{- if include "myticket.databaseURI" . }}
+            - {key: {{ .Values.database.external.secretKey | quote }}, path: uri}
+            {{- end }}
+            {{- range $part, $key := .Values.database.external.secretKeys }}
+            - {key: {{ $key | quote }}, path: {{ $part }}}
+            {{- end }}
       {{- with .Values.database.external.caSecretName }}
       - secret:
           name: {{ . | quote }}
@@ -81,7 +100,10 @@ MYTICKET_PEER_HEADER the server knows the address of the sender, and limits each
       {{- else }}
       - secret:
           name: {{ include "myticket.clusterName" . }}-app
-          items: [{key: uri, path: uri}]
+          items:
+            {{- range list "host" "port" "dbname" "username" "password" }}
+            - {key: {{ . }}, path: {{ . }}}
+            {{- end }}
       - secret:
           name: {{ include "myticket.clusterName" . }}-ca
           items: [{key: ca.crt, path: ca.crt}]
@@ -103,17 +125,20 @@ activeDeadlineSeconds: {{ .Values.migrations.deadlineSeconds | int }}
 ttlSecondsAfterFinished: {{ .Values.migrations.keepLogsSeconds | int }}
 {{- end }}
 template:
-  metadata:
-    labels: {{- include "myticket.podLabels" (dict "context" . "component" "migrate") | nindent 6 }}
+  metadata: {{- include "myticket.jobMetadata" (dict "context" . "component" "migrate") | nindent 4 }}
   spec:
     restartPolicy: Never
-    serviceAccountName: {{ include "myticket.fullname" . }}-migrate
+    serviceAccountName: {{ include "myticket.migrateServiceAccount" . }}
     automountServiceAccountToken: false
     {{- include "myticket.podBasics" . | nindent 4 }}
     containers:
       - name: migrate
         {{- include "myticket.containerBasics" . | nindent 8 }}
-        args: [migrate, up, --wait, {{ printf "%ds" (sub (.Values.migrations.deadlineSeconds | int) 20) }}]
+        args: # it ends before the deadline of the Job, which would remove its log
+          - migrate
+          - up
+          - --wait={{ sub (.Values.migrations.deadlineSeconds | int) 20 }}s
+          - --timeout={{ sub (.Values.migrations.deadlineSeconds | int) 10 }}s
         env: {{- include "myticket.databaseEnv" . | nindent 10 }}
         resources: {{- toYaml .Values.migrations.resources | nindent 10 }}
         volumeMounts: {{- include "myticket.databaseMount" . | nindent 10 }}
