@@ -446,6 +446,8 @@ func TestRoutes_LeadOnlyToTickets(t *testing.T) {
 	require.Len(t, at(route, "spec.rules"), 1)
 	assert.Equal(t, []any{object{"path": object{"type": "PathPrefix", "value": "/ticket"}}}, at(route, "spec.rules.0.matches"))
 
+	ranges := render(t, "service.type=LoadBalancer", "service.loadBalancerSourceRanges={10.0.0.0/8}").find(t, "Service", "myticket")
+	assert.Equal(t, []any{"10.0.0.0/8"}, at(ranges, "spec.loadBalancerSourceRanges"))
 	for _, service := range all.all("Service") {
 		require.Len(t, at(service, "spec.ports"), 1)
 		assert.Equal(t, "http", at(service, "spec.ports.0.targetPort"), "the internal port is in no Service")
@@ -908,6 +910,8 @@ func TestNotes_WarnOfWhatMayLoseTickets(t *testing.T) {
 		assert.Contains(t, bad, "WARNING: ")
 		assert.Contains(t, bad, warning)
 	}
+	assert.Contains(t, bad, "ingress.hosts is empty")
+	assert.Contains(t, notes(values(append(external, "service.type=LoadBalancer")...)...), "publishes the whole port of the webhook, with /metrics")
 	assert.Contains(t, notes(values(append(external, "networkPolicy.enabled=false")...)...), "WARNING: networkPolicy.enabled is false")
 }
 

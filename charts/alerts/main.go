@@ -49,7 +49,8 @@ func groups() []group {
 			down(), serverDown(), connectionsRefused(), sourceSilent(),
 		)},
 		{"${fullname}.spool", alerts(
-			databaseAway(), spoolFillingWarning(), spoolFillingCritical(), spoolAgeing(), spoolDrainStuck(), spoolFailing(), spoolFilesAside(),
+			databaseAway(), spoolFillingWarning(), spoolFillingCritical(), spoolAgeing(), spoolDrainStuck(), spoolFailing(),
+			spoolLeftBehind(), spoolFilesAside(),
 		)},
 		{"${fullname}.reading", alerts(errorJump(), newProductsLimited(), backlog(), maintenanceFailing(), orderLinesBehind())},
 		{"${fullname}.database", alerts(

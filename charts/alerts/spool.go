@@ -82,6 +82,24 @@ func spoolFailing() alert {
 	}
 }
 
+// spoolLeftBehind is about a server that is gone, so only what was last seen of it is known. A pod that is replaced is gone for less
+// than half a minute.
+func spoolLeftBehind() alert {
+	return alert{
+		name:     "MyticketSpoolLeftBehind",
+		severity: critical,
+		expr: lines(
+			`max by (namespace, pod) (last_over_time(myticket_spool_tickets{${servers}}[1d])) > 0`,
+			`  unless max by (namespace, pod) (myticket_spool_tickets{${servers}})`,
+		),
+		lasts:   "30s",
+		panel:   "myticket-service/40",
+		summary: "{{ $labels.pod }} is gone, and {{ $value }} tickets were in its spool when it was last seen",
+		description: "They are acknowledged, and nowhere else than on its volume, until the server is back or a Job drains the volume. " +
+			"They are safe as long as the volume is kept.",
+	}
+}
+
 func spoolFilesAside() alert {
 	return alert{
 		name:     "MyticketSpoolFilesAside",

@@ -168,7 +168,7 @@ func service() *dashboard.DashboardBuilder {
 			id: 40, title: "Tickets in the spool", look: stacked, unit: count,
 			about:   "On each server's disk. If a server is scaled away before its spool is drained, the tickets stay on its volume.",
 			queries: []query{{`sum by (pod) (myticket_spool_tickets{namespace="$namespace"})`, "{{pod}}"}},
-			alerts:  []string{"MyticketSpoolDrainStuck"},
+			alerts:  []string{"MyticketSpoolDrainStuck", "MyticketSpoolLeftBehind"},
 		},
 		panel{
 			id: 41, title: "Fill level of the spool", look: curves, unit: share, warn: .5, alarm: .8,

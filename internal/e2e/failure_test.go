@@ -123,6 +123,16 @@ func noStandbyIsLeft(r *release, l *load) {
 	l.await(1000)
 	require.LessOrEqual(r.t, both(failed)-before, float64(tills), "only what was under way may have been held up")
 	require.InDelta(r.t, 2, both(away), 0)
+	r.t.Run("a migration does not begin", func(t *testing.T) {
+		values := r.chart(imageBroken, "database.cluster.instances=3", "database.cluster.synchronous.enabled=true", "migrations.deadlineSeconds=60")
+		printed, err := r.tryHelm(helm4, append([]string{"upgrade", "--wait", "--timeout", "3m"}, values...)...)
+		require.Error(t, err)
+		require.Contains(t, printed+err.Error(), "no synchronous standby confirmed a commit", "Helm must show the reason")
+		require.Contains(t, r.kubectl("logs", "job/myticket-migrate"), "nothing was migrated", "and its log stays")
+		latest, err := postgres.LatestSchema()
+		require.NoError(t, err)
+		require.Equal(t, itoa(int(latest))+"|f", r.sql("SELECT version, dirty FROM schema_migrations"))
+	})
 	r.unfence()
 	r.until("tickets are committed again", func() (bool, string) { return both(away) == 0, "" })
 }
@@ -300,7 +310,8 @@ func TestSpool_OfAServerThatIsGone(t *testing.T) {
 		have, err := r.spooledBy("myticket-1")
 		return err == nil && have >= 50, fmt.Sprint(have, " tickets, ", err)
 	})
-	r.kubectl("scale", "statefulset/myticket", "--replicas=1")
+	// As docs/operations.md says: without the hooks, which would wait for Postgres.
+	r.helm(helm4, append([]string{"upgrade", "--no-hooks"}, r.chart(imageOne, "replicas=1")...)...)
 	r.gone("myticket-1")
 	l.await(50)
 	deliveries := l.stop()

@@ -54,7 +54,8 @@ func TestInstall_FromNothing(t *testing.T) {
 	})
 	t.Run("the hooks tell what they did", func(t *testing.T) {
 		require.Contains(t, r.kubectl("logs", "job/myticket-migrate"), "version")
-		require.Contains(t, r.kubectl("logs", "job/myticket-provision", "--all-containers"), "condition met")
+		require.Contains(t, r.kubectl("logs", "job/myticket-provision"), "serverside-applied")
+		require.Contains(t, r.kubectl("logs", "job/myticket-provision-ready"), "condition met")
 	})
 	r.noRightsOfHooks()
 	t.Run("the server knows the limit of its memory", func(t *testing.T) {
@@ -79,9 +80,10 @@ func TestInstall_WhoseFirstHookFails(t *testing.T) {
 	r := newRelease(t, "refused", 10*time.Minute)
 	for _, helm := range []string{helm3, helm4} {
 		args := append([]string{"upgrade", "--install", "--wait", "--timeout", "4m"}, r.chart(imageOne, "database.cluster.storage.size=much")...)
-		_, err := r.tryHelm(helm, args...)
+		printed, err := r.tryHelm(helm, args...)
 		require.Error(t, err)
-		require.Contains(t, r.kubectl("logs", "job/myticket-provision", "-c", "apply"), "much", "the reason must be in the log, which stays")
+		require.Contains(t, printed+err.Error(), "spec.storage.size", "Helm must show the reason")
+		require.Contains(t, r.kubectl("logs", "job/myticket-provision"), "much", "the reason must be in the log, which stays")
 		r.noRightsOfHooks()
 	}
 	r.upgrade(helm4, imageOne)
@@ -154,6 +156,11 @@ func TestExternal_Database(t *testing.T) {
 	require.Empty(t, r.kubectl("get", "clusters.postgresql.cnpg.io", "-o", "name"))
 	l := r.startLoad()
 	l.await(50)
+	r.upgrade(helm4, imageOne, "database.mode=external", "database.external.secretName=postgres",
+		"database.external.sslMode=disable", "database.external.maxConnections=100",
+		"database.external.secretKeys.host=address,database.external.secretKeys.dbname=name",
+		"database.external.secretKeys.username=user,database.external.secretKeys.password=password")
+	l.await(50)
 	sent := len(l.stop())
 	r.drained()
 	stored := r.kubectl("exec", "postgres", "--", "psql", "-XAtq", "-h", "127.0.0.1", "-U", "postgres", "-c", "SELECT count(DISTINCT body) FROM tickets")
@@ -164,7 +171,12 @@ const externalPostgres = `
 apiVersion: v1
 kind: Secret
 metadata: {name: postgres}
-stringData: {uri: "postgresql://postgres:e2e@postgres:5432/postgres"}
+stringData:
+  uri: "postgresql://postgres:e2e@postgres:5432/postgres"
+  address: postgres
+  name: postgres
+  user: postgres
+  password: e2e
 ---
 apiVersion: v1
 kind: Service
