@@ -774,6 +774,18 @@ func TestJobs_TakeLabelsAndAnnotations(t *testing.T) {
 	}
 }
 
+func TestHelmTest_HasCredentials(t *testing.T) {
+	t.Parallel()
+	pod := render(t).find(t, "Pod", "myticket-test")
+	assert.Contains(t, at(pod, "spec.containers.0.args"), "--url=http://myticket:80/ticket/helm-test")
+	assert.Nil(t, at(pod, "spec.volumes"))
+	pod = render(t, "test.source=shop-1", "test.bearerSecretName=y", "test.bearerSecretKey=n").find(t, "Pod", "myticket-test")
+	assert.Contains(t, at(pod, "spec.containers.0.args"), "--url=http://myticket:80/ticket/shop-1")
+	assert.Contains(t, at(pod, "spec.containers.0.args"), "--bearer-file="+at(pod, "spec.containers.0.volumeMounts.0.mountPath").(string)+"/token")
+	assert.Equal(t, "y", at(pod, "spec.volumes.0.secret.secretName"))
+	assert.Equal(t, []any{object{"key": "n", "path": "token"}}, at(pod, "spec.volumes.0.secret.items"))
+}
+
 func TestServiceAccount_MayBeOneThatExists(t *testing.T) {
 	t.Parallel()
 	for mode, set := range modes() {
