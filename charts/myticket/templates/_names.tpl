@@ -116,9 +116,10 @@ https://kubernetes.io/docs/reference/using-api/server-side-apply/#field-manageme
 {{- $others := list -}}
 {{- $serverSide := false -}}
 {{- range dig "metadata" "managedFields" list $found -}}
-{{- $mine := and (eq .manager "helm") (eq .operation "Apply") -}}
+{{- $fields := dig "fieldsV1" "f:spec" dict . -}}
+{{- $mine := and (eq .operation "Apply") (hasKey $fields "f:serviceName") -}}
 {{- if $mine }}{{ $serverSide = true }}{{ end -}}
-{{- if and (not $mine) (hasKey (dig "fieldsV1" "f:spec" dict .) "f:replicas") }}{{ $others = append $others .manager }}{{ end -}}
+{{- if and (not $mine) (hasKey $fields "f:replicas") }}{{ $others = append $others .manager }}{{ end -}}
 {{- end -}}
 {{- dict "replicas" (dig "spec" "replicas" 0 $found | int) "serverSide" $serverSide "others" $others | toYaml -}}
 {{- end }}
