@@ -9,8 +9,13 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
+
+	"github.com/gofrs/flock"
 )
 
 const (
@@ -20,7 +25,9 @@ const (
 	answerLimit = 30 * time.Second
 )
 
-// FreePort returns a TCP port of 127.0.0.1 on which nothing listens. Another process can take it before it is used.
+// FreePort returns a TCP port of 127.0.0.1 on which nothing listens. No other call, of this process or another one of the same user, gets
+// it as long as this process lives, so a server can be stopped and started again on its port. A program that does not ask here can
+// take it.
 //
 // The port is below those that systems give to outgoing connections (Linux: from 32768; IANA: from 49152,
 // https://www.iana.org/assignments/service-names-port-numbers). While a server is down before its restart, an outgoing
@@ -31,12 +38,36 @@ func FreePort(ctx context.Context) (int, error) {
 	var err error
 	for range attempts {
 		port := from + rand.N(to-from)
+		var reserved bool
+		if reserved, err = reserve(port); err != nil {
+			return 0, fmt.Errorf("reserve a port: %w", err)
+		}
+		if !reserved {
+			continue
+		}
 		var listener net.Listener
 		if listener, err = new(net.ListenConfig).Listen(ctx, "tcp4", loopback(port)); err == nil {
 			return port, listener.Close()
 		}
 	}
-	return 0, fmt.Errorf("find a free port on 127.0.0.1: %w", err)
+	return 0, errors.Join(fmt.Errorf("no port of 127.0.0.1 was free in %d attempts", attempts), err)
+}
+
+// reservations are the locks of this process's ports, which the kernel releases when it ends.
+var reservations sync.Map
+
+// reserve reports whether this process now has the lock of a port, and had not before.
+func reserve(port int) (bool, error) {
+	dir := filepath.Join(os.TempDir(), "myticket-ports-"+strconv.Itoa(os.Getuid()))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return false, err
+	}
+	lock := flock.New(filepath.Join(dir, strconv.Itoa(port)))
+	ok, err := lock.TryLock()
+	if ok {
+		reservations.Store(port, lock)
+	}
+	return ok, err
 }
 
 // FreeAddr returns 127.0.0.1 with a port of FreePort.

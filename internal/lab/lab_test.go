@@ -51,6 +51,13 @@ func TestFreePort_IsFree_AndBelowThoseOfOutgoingConnections(t *testing.T) {
 	port, err := lab.FreePort(t.Context())
 	require.NoError(t, err)
 	assert.Less(t, port, 32768)
+	seen := map[int]bool{port: true}
+	for range 200 { // of 17,000 ports: by chance alone, two would be the same in most runs
+		again, err := lab.FreePort(t.Context())
+		require.NoError(t, err)
+		require.False(t, seen[again], "a port is given once, also while nothing listens on it")
+		seen[again] = true
+	}
 	addr, err := lab.FreeAddr(t.Context())
 	require.NoError(t, err)
 	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp4", addr)
