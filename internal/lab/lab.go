@@ -25,9 +25,9 @@ const (
 	answerLimit = 30 * time.Second
 )
 
-// FreePort returns a TCP port of 127.0.0.1 on which nothing listens. No other call, of this process or another one of the same user, gets
-// it as long as this process lives, so a server can be stopped and started again on its port. A program that does not ask here can
-// take it.
+// FreePort returns a TCP port of 127.0.0.1 on which nothing listens. No other call gets it as long as this process lives, in no
+// process of the same user, so a server can be stopped and started again on its port. A program that does not ask here can take
+// it.
 //
 // The port is below those that systems give to outgoing connections (Linux: from 32768; IANA: from 49152,
 // https://www.iana.org/assignments/service-names-port-numbers). While a server is down before its restart, an outgoing

@@ -92,9 +92,9 @@ func (l *login) awaitStandbys(ctx context.Context, wait time.Duration, patient b
 	case waiting.Err() == nil:
 		return fmt.Errorf("connect to the database to migrate it: %w", err)
 	}
-	return fmt.Errorf("no synchronous standby confirmed a commit for %s, so nothing was migrated, and servers go on with the schema "+
-		"as it was; look at pg_stat_replication and synchronous_standby_names, bring the standby back, then run \"myticket migrate up\" "+
-		"again", wait.Round(time.Second))
+	return fmt.Errorf("no synchronous standby confirmed a commit for %s, so nothing was migrated, and servers go on with the "+
+		"schema as it was; look at pg_stat_replication and synchronous_standby_names, bring the standby back, then run "+
+		"\"myticket migrate up\" again", wait.Round(time.Second))
 }
 
 // checkStandbys returns a permanent error if another attempt would fail too.
