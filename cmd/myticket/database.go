@@ -25,8 +25,9 @@ type databaseFlags struct {
 
 // url returns the connection URI from the flag, the environment or the present content of the files.
 func (f databaseFlags) url() (string, error) {
+	set := slices.DeleteFunc([]string{f.DatabaseURL, f.DatabaseURLFile, f.DatabaseDir}, func(s string) bool { return s == "" })
 	switch {
-	case len(slices.DeleteFunc([]string{f.DatabaseURL, f.DatabaseURLFile, f.DatabaseDir}, func(s string) bool { return s == "" })) > 1:
+	case len(set) > 1:
 		return "", errors.New("more than one of --database-url, --database-url-file and --database-dir is set, and they may mean " +
 			"different databases: unset the others")
 	case f.DatabaseDir != "":
