@@ -155,7 +155,8 @@ func TestMigration_IsOneAttemptThatWaits(t *testing.T) {
 			}
 			assert.Equal(t, 0, at(x, "spec.backoffLimit"), mode)
 			assert.Equal(t, []any{"migrate", "up", "--wait=80s", "--timeout=90s"}, at(x, "spec.template.spec.containers.0.args"), mode)
-			assert.Equal(t, 100, at(x, "spec.activeDeadlineSeconds"), mode)
+			assert.Equal(t, 160, at(x, "spec.activeDeadlineSeconds"), "%s: longer than the program and the pull of its image, because "+
+				"the deadline removes the log", mode)
 			assert.Equal(t, "myticket-migrate", at(x, "spec.template.spec.serviceAccountName"), mode)
 			assert.Equal(t, mode == "inline", at(x, "spec.ttlSecondsAfterFinished") == nil, "GitOps would make it again and again")
 		}
@@ -745,7 +746,7 @@ func TestTexts_AreTextsWhateverYAMLMakesOfThem(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "values.yaml")
 	require.NoError(t, os.WriteFile(file, []byte(`
 settings: {MYTICKET_WAITING_TICKETS: 1500000, MYTICKET_BATCH_TICKETS: 512}
-database: {cluster: {parameters: {max_connections: 1200000, checkpoint_completion_target: 0.9, jit: off, work_mem: 8MB}}}
+database: {cluster: {parameters: {max_connections: 1200000, checkpoint_completion_target: 0.9, jit: off, work_mem: 8MB, geqo: null}}}
 `), 0o600))
 	for _, helm := range helms {
 		all := renderWith(t, helm, "--values", file, "--set", "database.cluster.parameters.random_page_cost=2")
@@ -756,6 +757,7 @@ database: {cluster: {parameters: {max_connections: 1200000, checkpoint_completio
 		} {
 			assert.Equal(t, want, at(parameters, name), "%s: %s", helm, name)
 		}
+		assert.NotContains(t, parameters, "geqo")
 		assert.Equal(t, "1500000", env(all.server(t))["MYTICKET_WAITING_TICKETS"])
 	}
 }

@@ -100,7 +100,9 @@ externalClusters:
 postgresql:
   parameters: # texts, also where a value is a number
     {{- range $name, $value := $c.parameters }}
+    {{- if not (kindIs "invalid" $value) }}
     {{ $name }}: {{ include "myticket.text" $value | quote }}
+    {{- end }}
     {{- end }}
   {{- if $c.synchronous.enabled }}
   synchronous:

@@ -120,7 +120,7 @@ podFailurePolicy:
   rules:
     - action: Ignore
       onPodConditions: [{type: DisruptionTarget}]
-activeDeadlineSeconds: {{ .Values.migrations.deadlineSeconds | int }}
+activeDeadlineSeconds: {{ add (.Values.migrations.deadlineSeconds | int) 60 }} # the program gives up before, and so keeps its log
 {{- if ne .Values.database.mode "inline" }}
 ttlSecondsAfterFinished: {{ .Values.migrations.keepLogsSeconds | int }}
 {{- end }}
@@ -134,7 +134,7 @@ template:
     containers:
       - name: migrate
         {{- include "myticket.containerBasics" . | nindent 8 }}
-        args: # it ends before the deadline of the Job, which would remove its log
+        args:
           - migrate
           - up
           - --wait={{ sub (.Values.migrations.deadlineSeconds | int) 20 }}s
