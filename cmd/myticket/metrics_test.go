@@ -29,9 +29,10 @@ func TestMetricsPage_ListsWhatAServerExports(t *testing.T) {
 	b.submit(t, "/ticket", sample(t))
 	b.submit(t, "/ticket", "unreadable")
 	var exposition answer
-	await(t, "what waits was counted", func() bool {
+	await(t, "what waits was counted", func() bool { // one after the other
 		exposition = b.get(t, b.internal+"/metrics")
-		return strings.Contains(string(exposition.body), "myticket_backlog_tickets")
+		return strings.Contains(string(exposition.body), "myticket_backlog_tickets") &&
+			strings.Contains(string(exposition.body), "myticket_order_lines_waiting_tickets")
 	})
 	parser := expfmt.NewTextParser(model.UTF8Validation)
 	families, err := parser.TextToMetricFamilies(strings.NewReader(string(exposition.body)))
