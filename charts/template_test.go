@@ -155,7 +155,7 @@ func TestMigration_IsOneAttemptThatWaits(t *testing.T) {
 			}
 			assert.Equal(t, 0, at(x, "spec.backoffLimit"), mode)
 			assert.Equal(t, []any{"migrate", "up", "--wait=80s", "--timeout=90s"}, at(x, "spec.template.spec.containers.0.args"), mode)
-			assert.Equal(t, 160, at(x, "spec.activeDeadlineSeconds"), "%s: longer than the program and the pull of its image, because "+
+			assert.Equal(t, 400, at(x, "spec.activeDeadlineSeconds"), "%s: longer than the program and the pull of its image, because "+
 				"the deadline removes the log", mode)
 			assert.Equal(t, "myticket-migrate", at(x, "spec.template.spec.serviceAccountName"), mode)
 			assert.Equal(t, mode == "inline", at(x, "spec.ttlSecondsAfterFinished") == nil, "GitOps would make it again and again")

@@ -19,7 +19,7 @@ func recorded() []rule {
 	for _, window := range []string{"15m", "1d"} {
 		rules = append(rules, sourceUnreadable(window))
 	}
-	return append(rules, sourceTickets(), spoolFill())
+	return append(rules, sourceTickets(), spoolFill(), spoolTickets())
 }
 
 // webhookFailed is the share of requests that are answered 5xx; 0 if none is, and nothing if there are no requests.
@@ -69,6 +69,11 @@ func spoolFill() rule {
 			`)`,
 		),
 	}
+}
+
+// spoolTickets is how many tickets are in a spool. A pod that comes back has another address, and with it other series; this one is the same.
+func spoolTickets() rule {
+	return rule{Record: "myticket:spool_tickets:max", Expr: `max by (namespace, pod) (myticket_spool_tickets{${servers}})`}
 }
 
 // rate is the rate of series over a window, summed up by labels.

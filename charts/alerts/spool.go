@@ -82,17 +82,17 @@ func spoolFailing() alert {
 	}
 }
 
-// spoolLeftBehind is about a server that is gone, so only what was last seen of it is known. A pod that is replaced is gone for less
-// than half a minute.
+// spoolLeftBehind is about a server that is gone, so only what was last seen of it is known. A pod that is replaced is usually back
+// within a minute.
 func spoolLeftBehind() alert {
 	return alert{
 		name:     "MyticketSpoolLeftBehind",
 		severity: critical,
 		expr: lines(
-			`max by (namespace, pod) (last_over_time(myticket_spool_tickets{${servers}}[1d])) > 0`,
-			`  unless max by (namespace, pod) (myticket_spool_tickets{${servers}})`,
+			`last_over_time(myticket:spool_tickets:max{namespace="${namespace}"}[7d]) > 0`,
+			`  unless myticket:spool_tickets:max{namespace="${namespace}"}`,
 		),
-		lasts:   "30s",
+		lasts:   "1m",
 		panel:   "myticket-service/40",
 		summary: "{{ $labels.pod }} is gone, and {{ $value }} tickets were in its spool when it was last seen",
 		description: "They are acknowledged, and nowhere else than on its volume, until the server is back or a Job drains the volume. " +

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	neturl "net/url"
 	"os"
@@ -19,8 +20,8 @@ import (
 // databaseFlags are the settings of every command that needs the database.
 type databaseFlags struct {
 	DatabaseURL     string `name:"database-url" env:"DATABASE_URL" group:"Database" placeholder:"URL" help:"Connection URI of the Postgres database (postgresql://user:password@host:5432/name)."`
-	DatabaseURLFile string `name:"database-url-file" env:"DATABASE_URL_FILE" group:"Database" type:"path" placeholder:"FILE" help:"File with the connection URI, such as a mounted secret, instead of --database-url. It is read again before each new connection."`
-	DatabaseDir     string `name:"database-dir" env:"DATABASE_DIR" group:"Database" type:"path" placeholder:"DIR" help:"Folder with the parts of the URI in a file each, instead of --database-url: host, dbname, username, password and, if it is not 5432, port. These are the keys of CloudNativePG's Secret. They are read again before each new connection."`
+	DatabaseURLFile string `name:"database-url-file" env:"DATABASE_URL_FILE" group:"Database" placeholder:"FILE" help:"File with the connection URI, such as a mounted secret, instead of --database-url. It is read again before each new connection."`
+	DatabaseDir     string `name:"database-dir" env:"DATABASE_DIR" group:"Database" placeholder:"DIR" help:"Folder with the parts of the URI in a file each, instead of --database-url: host, dbname, username, password and, if it is not 5432, port. These are the keys of CloudNativePG's Secret. They are read again before each new connection."`
 }
 
 // url returns the connection URI from the flag, the environment or the present content of the files.
@@ -47,25 +48,42 @@ func (f databaseFlags) url() (string, error) {
 	return f.DatabaseURL, nil
 }
 
-// urlFromParts returns the URI whose parts are in the files of a folder. A line end after a part does not belong to it.
+// urlFromParts returns the URI whose parts are in the files of a folder.
 func urlFromParts(dir string) (string, error) {
-	parts := map[string]string{"port": "5432"}
-	for _, name := range []string{"host", "port", "dbname", "username", "password"} {
-		content, err := os.ReadFile(filepath.Join(dir, name))
-		switch part := strings.TrimRight(string(content), "\r\n"); {
-		case err != nil && !(name == "port" && errors.Is(err, fs.ErrNotExist)):
-			return "", fmt.Errorf("read --database-dir: %w", err)
-		case part != "":
-			parts[name] = part
-		case name != "port":
-			return "", fmt.Errorf("--database-dir: %s is empty: write that part of the login into it", filepath.Join(dir, name))
+	parts, err := readParts(dir)
+	// Kubernetes replaces the files of a Secret together, perhaps while they are read one after the other.
+	for range 3 {
+		var again map[string]string
+		if again, err = readParts(dir); err == nil && maps.Equal(parts, again) {
+			break
 		}
+		parts = again
+	}
+	if err != nil {
+		return "", err
 	}
 	uri := neturl.URL{
 		Scheme: "postgresql", User: neturl.UserPassword(parts["username"], parts["password"]),
 		Host: net.JoinHostPort(parts["host"], parts["port"]), Path: "/" + parts["dbname"],
 	}
 	return uri.String(), nil
+}
+
+// readParts reads each file. A line end after a part does not belong to it.
+func readParts(dir string) (map[string]string, error) {
+	parts := map[string]string{"port": "5432"}
+	for _, name := range []string{"host", "port", "dbname", "username", "password"} {
+		content, err := os.ReadFile(filepath.Join(dir, name))
+		switch part := strings.TrimRight(string(content), "\r\n"); {
+		case err != nil && !(name == "port" && errors.Is(err, fs.ErrNotExist)):
+			return nil, fmt.Errorf("read --database-dir: %w", err)
+		case part != "":
+			parts[name] = part
+		case name != "port":
+			return nil, fmt.Errorf("--database-dir: %s is empty: write that part of the login into it", filepath.Join(dir, name))
+		}
+	}
+	return parts, nil
 }
 
 // open opens the store for an operator's command, with few connections that are named after the command. Such a command knows

@@ -59,11 +59,15 @@ func (c migrateUpCmd) Run(ctx context.Context, std streams) error {
 		return interrupted(ctx, err)
 	}
 	_, err = fmt.Fprintln(std.stdout, status)
+	if err == nil && !status.Ready() {
+		err = errors.New("migrate up: a server cannot work on this schema")
+	}
 	return err
 }
 
 // endOfMigration is how long a migration that was told to stop may take to do so, before its process ends without it.
-const endOfMigration = 2 * time.Second
+// An attempt to get a lock ends within its lock_timeout, at most 5 s, and then the version before is declared again.
+const endOfMigration = 20 * time.Second
 
 // within runs a migration for no longer than c.Timeout. A commit that waits for a standby cannot be stopped, and is left behind.
 func (c migrateUpCmd) within(ctx context.Context, migrate func(context.Context) error) error {
@@ -82,6 +86,9 @@ func (c migrateUpCmd) within(ctx context.Context, migrate func(context.Context) 
 	cancel()
 	select {
 	case err := <-ended:
+		if err != nil {
+			err = fmt.Errorf("stopped after --timeout %s: %w", c.Timeout, err)
+		}
 		return err
 	case <-time.After(endOfMigration):
 	}

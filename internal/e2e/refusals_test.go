@@ -81,8 +81,15 @@ func TestScale_ByOthersThanHelm(t *testing.T) {
 	t.Parallel()
 	for _, helm := range []string{helm4, helm3} {
 		t.Run(helm, func(t *testing.T) {
-			r := newRelease(t, "scaled-"+helm[len("bin/"):], 10*time.Minute)
+			r := newRelease(t, "scaled-"+helm[len("bin/"):], 12*time.Minute)
 			wanted := func() string { return r.kubectl("get", "statefulset/myticket", "-o", "jsonpath={.spec.replicas}") }
+			automatic := []string{"autoscaling.enabled=true", "autoscaling.minReplicas=1", "autoscaling.maxReplicas=3"}
+			r.upgrade(helm, imageOne, automatic...)
+			r.kubectl("scale", "statefulset/myticket", "--replicas=2") // as the autoscaler does
+			r.upgrade(helm, imageTwo, automatic...)
+			r.helm(helm, "rollback", "myticket", "1", "--wait", "--timeout", "5m")
+			require.Equal(t, "2", wanted(), "no revision had a number, so a rollback must not take one away")
+
 			r.upgrade(helm, imageOne)
 			require.Equal(t, "2", wanted())
 			r.kubectl("scale", "statefulset/myticket", "--replicas=1")
@@ -96,7 +103,6 @@ func TestScale_ByOthersThanHelm(t *testing.T) {
 			r.upgrade(helm, imageOne, "replicas=2")
 			require.Equal(t, "2", wanted())
 
-			automatic := []string{"autoscaling.enabled=true", "autoscaling.minReplicas=1", "autoscaling.maxReplicas=3"}
 			for range 2 { // the second upgrade begins with a release that had no number of its own
 				r.upgrade(helm, imageOne, automatic...)
 				require.Equal(t, "2", wanted(), "the servers must stay as many as they are")

@@ -68,6 +68,7 @@ func (d *patientDriver) Run(migration io.Reader) error {
 			"servers go on, and it is tried again", "version", d.version, "error", blocked)
 		select {
 		case <-d.ctx.Done():
+			return d.giveUp(time.Since(start), blocked)
 		case <-time.After(busyPause):
 		}
 	}

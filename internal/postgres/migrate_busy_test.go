@@ -1,6 +1,7 @@
 package postgres_test
 
 import (
+	"context"
 	"log/slog"
 	"strings"
 	"sync"
@@ -88,4 +89,50 @@ func TestMigrate_WhatIsAlwaysLocked_LeavesTheSchemaAsItWas(t *testing.T) {
 	require.Equal(t, uint(2), status.Version)
 	done()
 	require.NoError(t, postgres.MigrateUp(t.Context(), b.url), "and nothing but another run is needed")
+}
+
+// The time is over while a migration waits between two attempts to get its lock. Another attempt would outlive the process.
+func TestMigrate_StoppedWhileItWaitsForALock_LeavesTheSchemaAsItWas(t *testing.T) {
+	t.Parallel()
+	b, done := setupReader(t)
+	defer done()
+	log := &logOf{}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- postgres.Migrate(ctx, postgres.MigrateConfig{URL: b.url, Logger: slog.New(slog.NewTextHandler(log, nil))})
+	}()
+	require.Eventually(t, func() bool { return log.has("tried again") || len(ended) > 0 }, time.Minute, time.Millisecond)
+	cancel()
+	require.ErrorContains(t, <-ended, "the schema is still at version 2")
+	status, err := b.store.Schema(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, postgres.SchemaStatus{Version: 2, Latest: status.Latest}, status)
+}
+
+// To golang-migrate a stop between two migrations is no error. A Job must not take it for a success.
+func TestMigrate_StoppedBetweenTwoMigrations_IsAnError(t *testing.T) {
+	t.Parallel()
+	b, done := setupReader(t)
+	log := &logOf{}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- postgres.Migrate(ctx, postgres.MigrateConfig{URL: b.url, Logger: slog.New(slog.NewTextHandler(log, nil))})
+	}()
+	// The third migration waits for the lock in the database, where nothing stops it.
+	require.Eventually(t, func() bool {
+		var waits bool
+		err := b.pool.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'
+			AND datname = current_database() AND application_name = 'myticket migrate')`).Scan(&waits)
+		return err == nil && waits
+	}, time.Minute, time.Millisecond)
+	cancel()
+	done()
+	err := <-ended
+	status, statusErr := b.store.Schema(t.Context())
+	require.NoError(t, statusErr)
+	require.False(t, status.Dirty)
+	require.Less(t, status.Version, status.Latest)
+	require.Error(t, err, "the schema is at version %d", status.Version)
 }

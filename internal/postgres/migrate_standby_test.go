@@ -40,8 +40,8 @@ func TestMigrate_WithoutItsStandbys_ChangesNothing(t *testing.T) {
 	standbys("nobody")
 
 	said := &logOf{}
-	config := postgres.MigrateConfig{URL: url, StandbyWait: 100 * time.Millisecond, Logger: slog.New(slog.NewTextHandler(said, nil))}
-	require.ErrorContains(t, postgres.Migrate(t.Context(), config), "so nothing was migrated, and servers go on")
+	config := postgres.MigrateConfig{URL: url, StandbyWait: 5 * time.Second, Logger: slog.New(slog.NewTextHandler(said, nil))}
+	require.ErrorContains(t, postgres.Migrate(t.Context(), config), "no synchronous standby confirmed a commit for 5s, so nothing was migrated by this run")
 	assert.Zero(t, tables())
 	require.Eventually(t, func() bool {
 		var waiting int

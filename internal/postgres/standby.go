@@ -47,10 +47,11 @@ func (s *Store) awaitStandbys(ctx context.Context, t place) error {
 	})
 }
 
-// standbyPatience is the least time that a migration waits for standbys. standbyNews is how long it waits in silence.
 const (
-	standbyPatience = 30 * time.Second
-	standbyNews     = 2 * time.Second
+	standbyPatience = 30 * time.Second // the least time that a migration waits for standbys
+	standbyAttempt  = 30 * time.Second // the longest time of one attempt, because a connection may be dead
+	standbyNews     = 2 * time.Second  // how long an attempt waits in silence
+	standbyCleanup  = 2 * time.Second  // the longest time to have the server end an attempt that was given up
 )
 
 // standbyCheck is one transaction whose commit waits as that of a migration does. It leaves nothing in the schema.
@@ -60,18 +61,19 @@ const standbyCheck = `CREATE TABLE myticket_standby_check (); DROP TABLE myticke
 // If no migration is to run, or none may run because the schema is dirty, it does not wait. If patient, it also waits until a
 // connection succeeds, as in a failover.
 func (l *login) awaitStandbys(ctx context.Context, wait time.Duration, patient bool) error {
-	began := time.Now()
 	waiting, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	news := time.AfterFunc(standbyNews, func() {
-		l.logger.Info("waiting until a synchronous standby confirms a commit, before anything is migrated",
-			"until", began.Add(wait).Format(time.RFC3339))
-	})
-	defer news.Stop()
+	var last error
 	said := ""
 	check := func() (struct{}, error) {
 		err := l.checkStandbys(waiting)
-		if err != nil && !errors.Is(err, errUnreplicated) && !patient {
+		if err == nil {
+			return struct{}{}, nil
+		}
+		if last == nil || waiting.Err() == nil || errors.Is(err, errUnreplicated) { // the end of the wait itself is not a reason
+			last = err
+		}
+		if !errors.Is(err, errUnreplicated) && (!patient || isFinal(err)) {
 			err = backoff.Permanent(err)
 		}
 		return struct{}{}, err
@@ -81,7 +83,7 @@ func (l *login) awaitStandbys(ctx context.Context, wait time.Duration, patient b
 		backoff.WithNotify(func(err error, _ time.Duration) {
 			if why := reason(err); why != said {
 				said = why
-				l.logger.Info("no commit is confirmed; it is tried again", "reason", why)
+				l.logger.Info("not ready to migrate; it is tried again", "reason", why)
 			}
 		}))
 	switch {
@@ -90,35 +92,60 @@ func (l *login) awaitStandbys(ctx context.Context, wait time.Duration, patient b
 	case ctx.Err() != nil:
 		return errors.New("interrupted during the wait for a synchronous standby; nothing was changed")
 	case waiting.Err() == nil:
-		return fmt.Errorf("connect to the database to migrate it: %w", err)
+		return err
+	case errors.Is(last, errUnreplicated):
+		return fmt.Errorf("no synchronous standby confirmed a commit for %s, so nothing was migrated by this run, and servers go on; "+
+			"look at pg_stat_replication and synchronous_standby_names, bring the standby back, then run \"myticket migrate up\" again",
+			wait.Round(time.Second))
 	}
-	return fmt.Errorf("no synchronous standby confirmed a commit for %s, so nothing was migrated, and servers go on with the "+
-		"schema as it was; look at pg_stat_replication and synchronous_standby_names, bring the standby back, then run "+
-		"\"myticket migrate up\" again", wait.Round(time.Second))
+	return fmt.Errorf("no commit succeeded for %s, so nothing was migrated by this run, and servers go on: %w",
+		wait.Round(time.Second), last)
 }
 
-// checkStandbys returns a permanent error if another attempt would fail too.
+// isFinal reports whether the server gave an answer that it would give again. Logins, rooms for connections and databases may be
+// made while we wait.
+func isFinal(err error) bool {
+	return sqlState(err) != "" && !broken(err) && !transient(err) && !isCode(err, "28", "3D", "53", lockNotAvailable)
+}
+
+// checkStandbys is one attempt. The error is errUnreplicated if the standbys did not confirm it in time.
 func (l *login) checkStandbys(ctx context.Context) error {
 	latest, err := LatestSchema()
 	if err != nil {
-		return backoff.Permanent(err)
+		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, standbyAttempt)
+	defer cancel()
 	var config pgx.ConnConfig
 	_ = l.refresh(ctx, &config)
 	conn, err := pgx.ConnectConfig(ctx, &config)
 	if err != nil {
-		return err
+		return fmt.Errorf("connect to the database to migrate it: %w", err)
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	version, dirty, err := recordedSchema(ctx, conn)
-	if err != nil || dirty || version >= latest {
-		return err
+	if err != nil {
+		return fmt.Errorf("read the schema's version: %w", err)
 	}
+	if dirty || version >= latest {
+		return nil
+	}
+	news := time.AfterFunc(standbyNews, func() {
+		l.logger.Info("waiting until a synchronous standby confirms a commit, before anything is migrated")
+	})
+	defer news.Stop()
 	_, err = conn.PgConn().Exec(ctx, standbyCheck).ReadAll()
 	switch {
-	case isCode(err, insufficientPrivilege): // the migration itself says what it lacks
+	case isCode(err, insufficientPrivilege):
+		l.logger.Warn("this role may make no table, so it is not known whether synchronous standbys confirm commits", "error", err)
 		return nil
 	case err == nil && conn.PgConn().CustomData()[waitCanceled] != nil:
+		return errUnreplicated
+	case err != nil && ctx.Err() != nil:
+		select { // the server is told to end it; if this process ended before, it would wait as long as there is no standby
+		case <-conn.PgConn().CleanupDone():
+		case <-time.After(standbyCleanup):
+		}
 		return errUnreplicated
 	}
 	return err

@@ -49,12 +49,16 @@ app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
 {{- define "myticket.image" -}}
-{{- with .Values.image.registry | default .Values.global.imageRegistry }}{{ . }}/{{ end -}}
 {{- $image := printf "%s:%s" (.Values.image.repository | default .Chart.Name) (.Values.image.tag | default .Chart.AppVersion) -}}
+{{- if .Values.image.registry -}}
+{{- $image = printf "%s/%s" .Values.image.registry $image -}}
+{{- else -}}
+{{- $image = include "myticket.mirrored" (dict "context" . "image" $image) -}}
+{{- end -}}
 {{- include "myticket.withDigest" (list $image .Values.image.digest) -}}
 {{- end }}
 
-{{/* An image that is not ours, from the registry of all images, if there is one: (dict "context" $ "image" image). */}}
+{{/* An image from the registry of all images, if there is one: (dict "context" $ "image" image). */}}
 {{- define "myticket.mirrored" -}}
 {{- with .context.Values.global.imageRegistry -}}
 {{ . }}/{{ regexReplaceAll "^([^/]*[.:][^/]*|localhost)/" $.image "" }}
@@ -91,37 +95,44 @@ app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
 {{/*
-The number of servers of the StatefulSet, which an autoscaler must be able to change. While one has not done so yet, Helm is the only
-owner of the number: if the chart then left it out, Kubernetes would take 1. Helm without server-side apply takes 1 whenever the revision
-before had a number. So the number stays that which is there.
+The number of servers of the StatefulSet; empty if an autoscaler alone decides. Where a revision had a number, and the next one has none,
+Kubernetes takes 1: with server-side apply as long as nobody but Helm owns the number, otherwise always. So a release that ever had a number
+keeps the one that is there. One that never had any never gets one, because a rollback to a revision without would take 1.
 */}}
 {{- define "myticket.replicas" -}}
 {{- if not .Values.autoscaling.enabled -}}
 {{- .Values.replicas | int -}}
 {{- else -}}
 {{- $live := include "myticket.liveScale" . | fromYaml -}}
-{{- if and $live.replicas (not (and $live.serverSide $live.others)) -}}
-{{- $live.replicas -}}
-{{- end -}}
+{{- $keeps := $live.serverSide | ternary (and $live.ours (not $live.others)) (or $live.ours $live.written) -}}
+{{- if and $keeps $live.replicas }}{{ $live.replicas }}{{ end -}}
 {{- end -}}
 {{- end }}
 
 {{/*
-What the cluster knows about the number of servers, as YAML: replicas (0 if there is no StatefulSet), serverSide (Helm uses server-side
-apply), others (who set the number besides Helm: an autoscaler, or a person with kubectl scale).
+What the cluster knows about the number of servers, as YAML: replicas (0 if there are none), written (the revision before had a number, by an
+annotation), ours (Helm owns the number), others (who else does: an autoscaler, or a person with kubectl scale), serverSide (Helm uses
+server-side apply), manager (the name with which it does).
 https://kubernetes.io/docs/reference/using-api/server-side-apply/#field-management
 */}}
 {{- define "myticket.liveScale" -}}
-{{- $found := lookup "apps/v1" "StatefulSet" .Release.Namespace (include "myticket.fullname" .) -}}
-{{- $others := list -}}
-{{- $serverSide := false -}}
+{{- $fullname := include "myticket.fullname" . -}}
+{{- $found := lookup "apps/v1" "StatefulSet" .Release.Namespace $fullname -}}
+{{- $is := dict "replicas" (dig "spec" "replicas" 0 $found | int) "others" list "ours" false "serverSide" false "manager" "" -}}
+{{- $_ := set $is "written" (eq (dig "metadata" "annotations" "myticket/replicas" "" $found) "set") -}}
 {{- range dig "metadata" "managedFields" list $found -}}
 {{- $fields := dig "fieldsV1" "f:spec" dict . -}}
-{{- $mine := and (eq .operation "Apply") (hasKey $fields "f:serviceName") -}}
-{{- if $mine }}{{ $serverSide = true }}{{ end -}}
-{{- if and (not $mine) (hasKey $fields "f:replicas") }}{{ $others = append $others .manager }}{{ end -}}
+{{- $applies := and (eq .operation "Apply") (hasKey $fields "f:serviceName") -}}
+{{- if $applies }}{{ $_ := set $is "serverSide" true }}{{ $_ := set $is "manager" .manager }}{{ end -}}
+{{- if hasKey $fields "f:replicas" -}}
+{{- if or $applies (eq .manager "helm") }}{{ $_ := set $is "ours" true }}{{ else }}{{ $_ := set $is "others" (append $is.others .manager) }}{{ end -}}
 {{- end -}}
-{{- dict "replicas" (dig "spec" "replicas" 0 $found | int) "serverSide" $serverSide "others" $others | toYaml -}}
+{{- end -}}
+{{- if not $found -}}{{- /* deleted without its pods, to move spools: the autoscaler still knows the number */ -}}
+{{- $scaler := lookup "autoscaling/v2" "HorizontalPodAutoscaler" .Release.Namespace $fullname -}}
+{{- with dig "status" "desiredReplicas" 0 $scaler | int }}{{ $_ := set $is "replicas" . }}{{ $_ := set $is "written" true }}{{ end -}}
+{{- end -}}
+{{- toYaml $is -}}
 {{- end }}
 
 {{/* The maximum number of servers. */}}

@@ -90,7 +90,9 @@ MYTICKET_PEER_HEADER the server knows the address of the sender, and limits each
             - {key: {{ .Values.database.external.secretKey | quote }}, path: uri}
             {{- end }}
             {{- range $part, $key := .Values.database.external.secretKeys }}
+            {{- if $key }}
             - {key: {{ $key | quote }}, path: {{ $part }}}
+            {{- end }}
             {{- end }}
       {{- with .Values.database.external.caSecretName }}
       - secret:
@@ -120,7 +122,7 @@ podFailurePolicy:
   rules:
     - action: Ignore
       onPodConditions: [{type: DisruptionTarget}]
-activeDeadlineSeconds: {{ add (.Values.migrations.deadlineSeconds | int) 60 }} # the program gives up before, and so keeps its log
+activeDeadlineSeconds: {{ add (.Values.migrations.deadlineSeconds | int) 300 }} # the program gives up before, even after a slow pull; this would remove its log
 {{- if ne .Values.database.mode "inline" }}
 ttlSecondsAfterFinished: {{ .Values.migrations.keepLogsSeconds | int }}
 {{- end }}
