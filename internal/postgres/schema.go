@@ -154,14 +154,9 @@ func Migrate(ctx context.Context, config MigrateConfig) error {
 		return err
 	}
 	return withMigrator(ctx, config, func(m *migrate.Migrate) error {
-		stop := context.AfterFunc(ctx, func() { m.GracefulStop <- true })
-		defer stop()
 		err := m.Up()
-		switch {
-		case errors.Is(err, migrate.ErrNoChange):
+		if errors.Is(err, migrate.ErrNoChange) {
 			return nil
-		case err == nil:
-			return complete(m)
 		}
 		if dirty, ok := errors.AsType[migrate.ErrDirty](err); ok {
 			latest, latestErr := LatestSchema()
@@ -169,20 +164,6 @@ func Migrate(ctx context.Context, config MigrateConfig) error {
 		}
 		return err
 	})
-}
-
-// complete returns an error if golang-migrate was stopped between two migrations, which to it is no error.
-func complete(m *migrate.Migrate) error {
-	latest, err := LatestSchema()
-	if err != nil {
-		return err
-	}
-	version, _, err := m.Version()
-	if err == nil && version < latest {
-		err = fmt.Errorf("stopped at version %d of the schema, before all migrations to version %d were run; those that ran are "+
-			"complete: run \"myticket migrate up\" again", version, latest)
-	}
-	return err
 }
 
 // ForceSchema declares that the schema is at a version, after a person has repaired what a failed migration left.
