@@ -25,17 +25,11 @@ app.kubernetes.io/managed-by: {{ .context.Release.Service }}
 {{- end }}
 {{- end }}
 
-{{/* Labels of a pod that is not a server's. */}}
-{{- define "myticket.jobLabels" -}}
-{{ include "myticket.podLabels" . }}
-{{- with .context.Values.jobs.podLabels }}
-{{ toYaml . }}
-{{- end }}
-{{- end }}
-
 {{/* Metadata of the pods of Jobs: (dict "context" $ "component" "migrate"). */}}
 {{- define "myticket.jobMetadata" -}}
-labels: {{- include "myticket.jobLabels" . | nindent 2 }}
+labels:
+  {{- include "myticket.podLabels" . | nindent 2 }}
+  {{- with .context.Values.jobs.podLabels }}{{ toYaml . | nindent 2 }}{{ end }}
 {{- with .context.Values.jobs.podAnnotations }}
 annotations: {{- toYaml . | nindent 2 }}
 {{- end }}
