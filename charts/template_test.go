@@ -217,11 +217,12 @@ func TestPods_AreRestricted(t *testing.T) {
 
 func TestServer_StopsAfterItsGracePeriodsParts(t *testing.T) {
 	t.Parallel()
-	all := render(t, "shutdown.preStopSeconds=7", "shutdown.timeoutSeconds=50")
+	all := render(t, "shutdown.preStopSeconds=7", "shutdown.timeoutSeconds=50", "shutdown.spoolSeconds=100")
 	pod := at(all.find(t, "StatefulSet", "myticket"), "spec.template.spec")
 	assert.Equal(t, 7, at(pod, "containers.0.lifecycle.preStop.sleep.seconds"))
 	assert.Equal(t, "50s", env(all.server(t))["MYTICKET_SHUTDOWN_TIMEOUT"])
-	assert.Greater(t, at(pod, "terminationGracePeriodSeconds"), 7+50)
+	assert.Equal(t, "100s", env(all.server(t))["MYTICKET_SHUTDOWN_SPOOL_WAIT"])
+	assert.Greater(t, at(pod, "terminationGracePeriodSeconds"), 7+100+50)
 	assert.Nil(t, at(render(t, "shutdown.preStopSeconds=0").server(t), "lifecycle"), "sleep takes no zero")
 }
 

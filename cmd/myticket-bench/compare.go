@@ -84,6 +84,9 @@ func (b *bench) compareRow(ctx context.Context, variants []*variant, r row) (err
 			return err
 		}
 		defer func() { err = errors.Join(err, v.process.stop()) }()
+		if err := v.open(ctx, r.load); err != nil {
+			return err
+		}
 	}
 	acked := func() (all int) {
 		for _, v := range variants {

@@ -49,6 +49,18 @@ func (c *contender) measure(ctx context.Context, l load, postgres int) error {
 	return nil
 }
 
+// open sends each ticket once. So the server has seen what the product base says, as one that has run for half a minute: to ask
+// about all products is what its first seconds are made of.
+func (c *contender) open(ctx context.Context, l load) error {
+	l.addr, l.count = c.process.addr, l.tickets.count
+	r, err := l.run(ctx)
+	if err != nil {
+		return fmt.Errorf("%s, before the first slice: %w", c.name, err)
+	}
+	c.acked += r.acked
+	return nil
+}
+
 // clocks are the processor times that were used until a moment.
 type clocks struct{ client, server, postgres time.Duration }
 

@@ -56,6 +56,11 @@ func (b *bench) stage(ctx context.Context, r row, contenders []*contender, first
 			return fmt.Errorf("start %s: %w", c.name, err)
 		}
 		defer func() { err = errors.Join(err, c.process.stop()) }()
+		if i == serverAt && !r.isNew {
+			if err := c.open(ctx, r.load); err != nil {
+				return err
+			}
+		}
 	}
 	if b.settings.profile != "" {
 		length := time.Duration(rounds*len(contenders)) * (r.warmUp + r.duration)

@@ -7,9 +7,12 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"os/signal"
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/alecthomas/kong"
@@ -162,6 +165,9 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 			"delay", f.ShutdownDelay.String(), "timeout", f.ShutdownTimeout.String())
 		draining.Store(true)
 		time.Sleep(f.ShutdownDelay)
+		if queue != nil {
+			failure = f.awaitDrained(queue, failed, logger)
+		}
 	case failure = <-failed:
 		draining.Store(true)
 	}
@@ -189,6 +195,37 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 	}
 	return err
 }
+
+// awaitDrained keeps a server that was told to stop until its spool is empty, for --shutdown-spool-wait at most. Intake goes on
+// and drains the spool when Postgres is back. A second signal or a listener that fails ends it.
+func (f *serverFlags) awaitDrained(queue *spool.Spool, failed <-chan error, logger *slog.Logger) error {
+	again := make(chan os.Signal, 1)
+	signal.Notify(again, syscall.SIGINT, syscall.SIGTERM)
+	defer signal.Stop(again)
+	over := time.After(f.ShutdownSpoolWait)
+	for said := false; ; said = true {
+		left := queue.Stats()
+		if left.Tickets == 0 && left.Unverified == 0 {
+			return nil
+		}
+		if !said && f.ShutdownSpoolWait > 0 {
+			logger.Warn("the spool holds tickets: serving until they are in Postgres, then stopping; a second SIGTERM stops at once",
+				"tickets", left.Tickets, "unverified_files", left.Unverified, "for", f.ShutdownSpoolWait.String(), "folder", f.SpoolDir)
+		}
+		select {
+		case <-over:
+			return nil
+		case <-again:
+			return nil
+		case err := <-failed:
+			return err
+		case <-time.After(spoolLook):
+		}
+	}
+}
+
+// spoolLook is the time between two looks at a spool that is to become empty.
+const spoolLook = 100 * time.Millisecond
 
 // openSpool opens the spool. Without --spool-dir it returns nil.
 func (f *serverFlags) openSpool(logger *slog.Logger, registry prometheus.Registerer) (*spool.Spool, error) {

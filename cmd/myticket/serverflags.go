@@ -11,7 +11,7 @@ import (
 type serverFlags struct {
 	HTTPAddr    string `name:"http-addr" env:"MYTICKET_HTTP_ADDR" default:":9098" group:"Listeners" help:"Address of the webhook, /ping and /metrics. Default: ${default}."`
 	AdminAddr   string `name:"admin-addr" env:"MYTICKET_ADMIN_ADDR" default:":9099" group:"Listeners" help:"Address of the internal listener: /livez, /readyz, /metrics, /debug/pprof. It must not be reachable from outside. Default: ${default}."`
-	SourcesFile string `env:"MYTICKET_SOURCES_FILE" type:"path" placeholder:"FILE" group:"Listeners" help:"JSON file with the credentials and rates of sources (docs/webhook.md). A source that is not in the file may not send, unless the file has an entry for all others. Default: no credentials are needed."`
+	SourcesFile string `env:"MYTICKET_SOURCES_FILE" placeholder:"FILE" group:"Listeners" help:"JSON file with the credentials and rates of sources (docs/webhook.md). A source that is not in the file may not send, unless the file has an entry for all others. Default: no credentials are needed."`
 
 	MaxBody               byteSize      `env:"MYTICKET_MAX_BODY" default:"1MiB" group:"Limits" help:"Maximum size of a ticket, in bytes. A larger one is answered 413. Default: ${default}."`
 	MaxHeader             byteSize      `env:"MYTICKET_MAX_HEADER" default:"8KiB" group:"Limits" help:"Maximum size of a request's headers, in bytes. Larger ones are answered 431. Each connection holds a buffer of this size. Default: ${default}."`
@@ -37,7 +37,7 @@ type serverFlags struct {
 	NewProductsBurst      int     `env:"MYTICKET_NEW_PRODUCTS_BURST" default:"100000" group:"Products" help:"Products that the tickets of one source may add at once. The default is more than a shop sells. Default: ${default}."`
 	AuthenticatedProducts bool    `env:"MYTICKET_AUTHENTICATED_PRODUCTS" group:"Products" help:"A source that asks for no credentials never overrules a source that asks for them (docs/server.md). Default: the newest ticket counts, whichever source it is from."`
 
-	SpoolDir        string        `env:"MYTICKET_SPOOL_DIR" type:"path" placeholder:"DIR" group:"Spool" help:"Folder on a durable disk that keeps tickets while Postgres is away or behind (docs/durability.md). Each server needs a folder of its own. Default: none, so such tickets are refused with 503."`
+	SpoolDir        string        `env:"MYTICKET_SPOOL_DIR" placeholder:"DIR" group:"Spool" help:"Folder on a durable disk that keeps tickets while Postgres is away or behind (docs/durability.md). Each server needs a folder of its own. Default: none, so such tickets are refused with 503."`
 	SpoolMaxTickets int           `env:"MYTICKET_SPOOL_MAX_TICKETS" default:"1000000" group:"Spool" help:"Maximum tickets in the spool. More are answered 503, unless Postgres takes them. Default: ${default}."`
 	SpoolMaxBytes   byteSize      `env:"MYTICKET_SPOOL_MAX_BYTES" default:"1GiB" group:"Spool" help:"Maximum bytes in the spool. More are answered 503, unless Postgres takes them. The disk should have a quarter more. Default: ${default}."`
 	OverflowWait    time.Duration `env:"MYTICKET_OVERFLOW_WAIT" default:"1s" group:"Spool" help:"How long a ticket waits for a transaction before it is spooled. Default: ${default}."`
@@ -54,8 +54,9 @@ type serverFlags struct {
 	PartitionPeriod string `env:"MYTICKET_PARTITION_PERIOD" default:"day" enum:"day,week,month" group:"Partitions" help:"Period of one partition, in UTC: day, week or month. Default: ${default}."`
 	PartitionsAhead int    `env:"MYTICKET_PARTITIONS_AHEAD" default:"3" group:"Partitions" help:"Partitions to create ahead of time. Default: ${default}."`
 
-	ShutdownDelay   time.Duration `env:"MYTICKET_SHUTDOWN_DELAY" default:"0s" group:"Shutdown" help:"How long to keep serving after SIGTERM while not ready, until load balancers have noticed. Default: ${default}."`
-	ShutdownTimeout time.Duration `env:"MYTICKET_SHUTDOWN_TIMEOUT" default:"20s" group:"Shutdown" help:"Longest time to finish what is in progress, after --shutdown-delay. Default: ${default}."`
+	ShutdownDelay     time.Duration `env:"MYTICKET_SHUTDOWN_DELAY" default:"0s" group:"Shutdown" help:"How long to keep serving after SIGTERM while not ready, until load balancers have noticed. Default: ${default}."`
+	ShutdownSpoolWait time.Duration `env:"MYTICKET_SHUTDOWN_SPOOL_WAIT" default:"0s" group:"Shutdown" help:"Longest time to keep serving, after --shutdown-delay, while the spool holds tickets because Postgres is away. What is left then stays in the folder for the next server on it, if there is one. A second SIGTERM ends the wait. Default: ${default}."`
+	ShutdownTimeout   time.Duration `env:"MYTICKET_SHUTDOWN_TIMEOUT" default:"20s" group:"Shutdown" help:"Longest time to finish what is in progress, after --shutdown-delay and --shutdown-spool-wait. Default: ${default}."`
 
 	LogFormat string `env:"MYTICKET_LOG_FORMAT" default:"json" enum:"json,text" group:"Log" help:"json or text. Default: ${default}."`
 	LogLevel  string `env:"MYTICKET_LOG_LEVEL" default:"info" enum:"debug,info,warn,error" group:"Log" help:"debug, info, warn or error. Default: ${default}."`
@@ -114,6 +115,7 @@ func (f *serverFlags) smallest() error {
 		{"treat-lease", f.TreatLease, time.Second},
 		{"treat-min-back-off", f.TreatMinBackOff, time.Millisecond},
 		{"shutdown-delay", f.ShutdownDelay, 0},
+		{"shutdown-spool-wait", f.ShutdownSpoolWait, 0},
 		{"shutdown-timeout", f.ShutdownTimeout, time.Millisecond},
 	} {
 		if s.value < s.least {

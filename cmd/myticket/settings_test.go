@@ -53,7 +53,7 @@ func TestSettings_ThatCannotBe_AreNamed(t *testing.T) {
 		"--read-timeout=0s", "--write-timeout=0s", "--idle-timeout=-1s", "--database-max-conns=4", "--batch-tickets=0",
 		"--batch-bytes=0", "--batches-in-flight=0", "--waiting-tickets=0", "--waiting-bytes=-1", "--key-ttl=1s",
 		"--treat-interval=0s", "--treat-lease=1ms", "--treat-max-attempts=0", "--treat-min-back-off=0s",
-		"--treat-max-back-off=1ms", "--partition-period=year", "--partitions-ahead=0", "--shutdown-delay=-1s",
+		"--treat-max-back-off=1ms", "--partition-period=year", "--partitions-ahead=0", "--shutdown-delay=-1s", "--shutdown-spool-wait=-1s",
 		"--shutdown-timeout=0s", "--log-format=xml", "--log-level=loud",
 		"--new-products-rate=NaN", "--new-products-rate=-1", "--new-products-burst=0", "--peer-header=X Forwarded",
 	} {
@@ -102,6 +102,18 @@ func TestSettings_FlagWinsOverEnvironment(t *testing.T) {
 	settings := s.log.line("settings")
 	require.Equal(t, "9", settings["batch-tickets"])
 	require.Equal(t, "3", settings["batches-in-flight"])
+}
+
+// An empty variable is what a template leaves of a value that is not set. It must not mean the current folder.
+func TestSettings_EmptyInTheEnvironment_AreNotSet(t *testing.T) {
+	t.Setenv("MYTICKET_SPOOL_DIR", "")
+	t.Setenv("MYTICKET_SOURCES_FILE", "")
+	t.Setenv("DATABASE_URL", pgtest.New(t))
+	s := serveWith(t)
+	s.awaitReady(t)
+	require.NotNil(t, s.log.line("no --spool-dir: while Postgres is away, tickets are refused with 503, "+
+		"and are lost unless their senders send them again"))
+	require.Equal(t, http.StatusOK, s.post(t, "/ticket", sample(t)).status)
 }
 
 func TestEnvironment_WithAnUnknownSetting_IsAnError(t *testing.T) {

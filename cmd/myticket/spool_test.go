@@ -81,6 +81,44 @@ func TestSpool_Full_Is503(t *testing.T) {
 	s.awaitReady(t)
 }
 
+// A server that is scaled away has no successor on its folder, so it stops only when Postgres has its tickets.
+func TestSpool_OfAServerThatStops_IsWaitedFor(t *testing.T) {
+	t.Parallel()
+	database, databaseURL := pgtest.NewServer(t)
+	s := serve(t, databaseURL, "--spool-dir", t.TempDir(), "--shutdown-spool-wait=10m")
+	s.awaitReady(t)
+	require.NoError(t, database.Kill())
+	r := spooled(t, s.post(t, "/ticket", sample(t)))
+	s.cancel()
+	await(t, "it waits, and says so", func() bool {
+		line := s.log.line("the spool holds tickets: serving until they are in Postgres, then stopping; a second SIGTERM stops at once")
+		return line != nil && s.readiness(t).failing("serving") == "shutting down"
+	})
+	late := spooled(t, s.post(t, "/ticket", "a load balancer has not noticed")) // it serves meanwhile
+	require.NoError(t, database.Restart(t.Context()))
+	require.Zero(t, s.stop(), "exit code")
+	stored := storedBodies(t, databaseURL)
+	require.Equal(t, sample(t), stored[r.ID])
+	require.Contains(t, stored, late.ID)
+	require.Nil(t, s.log.line("tickets stay in the spool; the next server on this folder drains them, or \"myticket spool drain\""))
+}
+
+func TestSpool_OfAServerThatStops_IsLeftWhenTheWaitIsOver(t *testing.T) {
+	t.Parallel()
+	database, databaseURL := pgtest.NewServer(t)
+	dir := t.TempDir()
+	s := serve(t, databaseURL, "--spool-dir", dir, "--shutdown-spool-wait=1s")
+	s.awaitReady(t)
+	require.NoError(t, database.Kill())
+	spooled(t, s.post(t, "/ticket", sample(t)))
+	require.Zero(t, s.stop(), "exit code")
+	out, code := command(t, "spool", "status", "--output=json", dir)
+	require.Zero(t, code, out)
+	var report spoolReport
+	require.NoError(t, json.Unmarshal([]byte(out), &report))
+	require.Equal(t, 1, report.Tickets)
+}
+
 func TestSpool_AServerThatNeverSawItsDatabase_IsReadyAndSpools(t *testing.T) {
 	t.Parallel()
 	database, databaseURL := pgtest.NewServer(t)

@@ -155,7 +155,7 @@ func (r *release) instances() (primary string, standbys []string) {
 func TestFailover_WithTheStandbysMissing(t *testing.T) {
 	t.Parallel()
 	r := newRelease(t, "standbys", 15*time.Minute)
-	r.upgrade(helm4, imageOne, "replicas=1", "shutdown.preStopSeconds=0", "shutdown.timeoutSeconds=10",
+	r.upgrade(helm4, imageOne, "replicas=1", "shutdown.preStopSeconds=0", "shutdown.spoolSeconds=0", "shutdown.timeoutSeconds=10",
 		// By quorum no standby is promoted before both are back, and then the other one may have what this one lacks.
 		"database.cluster.instances=3", "database.cluster.synchronous.enabled=true", "database.cluster.synchronous.failoverQuorum=false")
 	r.routed()
@@ -270,8 +270,9 @@ func TestSpool_OutlivesItsPod(t *testing.T) {
 // because the process is its first.
 func (r *release) killServer(pod string) {
 	r.t.Helper()
+	node := r.kubectl("get", "pod", pod, "-o", "jsonpath={.spec.nodeName}")
 	on := func(args ...string) string {
-		printed, err := output(r.ctx, root(), "", "docker", append([]string{"exec", *node}, args...)...)
+		printed, err := r.onNode(node, args...)
 		require.NoError(r.t, err)
 		return strings.TrimSpace(printed)
 	}
@@ -299,22 +300,62 @@ func TestScale_UpAndDown(t *testing.T) {
 	require.Len(t, strings.Fields(r.kubectl("get", "pvc", "-l", "app.kubernetes.io/component=server", "-o", "name")), 4, "spools are kept")
 }
 
-// A server is scaled away while Postgres is away, so its volume keeps tickets that are nowhere else. A Job stores them.
+// The autoscaler adds servers under load, and takes them away after it.
+func TestScale_ByTheAutoscaler(t *testing.T) {
+	t.Parallel()
+	r := newRelease(t, "autoscaler", 12*time.Minute)
+	const scaleDown = "autoscaling.behavior.scaleDown."
+	r.upgrade(helm4, imageOne, "autoscaling.enabled=true", "autoscaling.minReplicas=1", "autoscaling.maxReplicas=3",
+		"autoscaling.targetCPUUtilizationPercentage=50", "resources.requests.cpu=50m", scaleDown+"stabilizationWindowSeconds=15",
+		scaleDown+"policies[0].type=Pods", scaleDown+"policies[0].value=1", scaleDown+"policies[0].periodSeconds=15")
+	l := r.startLoad()
+	r.until("there are more servers", func() (bool, string) {
+		return r.ready() > 1, r.kubectl("get", "horizontalpodautoscaler", "myticket", "--no-headers")
+	})
+	l.await(100)
+	deliveries := l.stop()
+	r.until("there is one server", func() (bool, string) {
+		return r.kubectl("get", "pods", "-l", "app.kubernetes.io/component=server", "-o", "name") == "pod/myticket-0",
+			r.kubectl("get", "horizontalpodautoscaler", "myticket", "--no-headers")
+	})
+	servedAgainWithin(r, deliveries, 5*time.Second)
+	r.nothingLost(deliveries)
+}
+
+// A server is scaled away while Postgres is away. It waits for Postgres before it goes. Then its pod is deleted by force, so its volume
+// keeps tickets that are nowhere else. A Job stores them.
 func TestSpool_OfAServerThatIsGone(t *testing.T) {
 	t.Parallel()
-	r := newRelease(t, "orphan", 8*time.Minute)
+	r := newRelease(t, "orphan", 12*time.Minute)
 	r.upgrade(helm4, imageOne)
-	l := r.startLoad()
-	r.fence("*")
-	r.until("the second server's spool holds tickets", func() (bool, string) {
-		have, err := r.spooledBy("myticket-1")
-		return err == nil && have >= 50, fmt.Sprint(have, " tickets, ", err)
+	scaleDown := func() *load {
+		l := r.startLoad()
+		r.fence("*")
+		r.until("the second server's spool holds tickets", func() (bool, string) {
+			have, err := r.spooledBy("myticket-1")
+			return err == nil && have >= 50, fmt.Sprint(have, " tickets, ", err)
+		})
+		// As docs/operations.md says: without the hooks, which would wait for Postgres.
+		r.helm(helm4, append([]string{"upgrade", "--no-hooks"}, r.chart(imageOne, "replicas=1")...)...)
+		l.await(50)
+		return l
+	}
+	l := scaleDown()
+	r.until("the second server waits for Postgres", func() (bool, string) {
+		said := r.kubectl("logs", "myticket-1")
+		return strings.Contains(said, "serving until they are in Postgres, then stopping"), last(said, 1)
 	})
-	// As docs/operations.md says: without the hooks, which would wait for Postgres.
-	r.helm(helm4, append([]string{"upgrade", "--no-hooks"}, r.chart(imageOne, "replicas=1")...)...)
-	r.gone("myticket-1")
-	l.await(50)
 	deliveries := l.stop()
+	require.NotEmpty(t, r.kubectl("get", "pod", "myticket-1", "-o", "jsonpath={.metadata.deletionTimestamp}"), "it must still be there")
+	r.unfence()
+	r.gone("myticket-1")
+	r.nothingLost(deliveries)
+
+	r.upgrade(helm4, imageOne)
+	l = scaleDown()
+	r.kubectl("delete", "pod", "myticket-1", "--grace-period=0", "--force")
+	r.gone("myticket-1")
+	deliveries = append(deliveries, l.stop()...)
 	r.unfence()
 	r.drained()
 	ids, _ := r.stored()

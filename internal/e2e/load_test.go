@@ -46,7 +46,7 @@ const (
 	tills     = 20
 	tillPause = 100 * time.Millisecond // two cores serve the whole cluster
 	retryWait = 200 * time.Millisecond
-	giveUp    = 60 * time.Second
+	giveUp    = 2 * time.Minute
 )
 
 // startLoad starts the tills, and returns when the first tickets are acknowledged.
@@ -156,6 +156,23 @@ func (l *load) since(from time.Time) (gap time.Duration, spooled int) {
 		}
 	}
 	return gap, spooled
+}
+
+// untilServed waits until no sender was refused and no ticket was only spooled for ten seconds, and returns when that began.
+func (r *release) untilServed(l *load) (since time.Time) {
+	r.t.Helper()
+	r.until("tickets are stored at once", func() (bool, string) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		since = time.Time{}
+		for _, d := range l.deliveries {
+			if d.status != 200 || !d.refused.IsZero() {
+				since = d.answered
+			}
+		}
+		return time.Since(since) > 10*time.Second, ""
+	})
+	return since
 }
 
 // stop waits for the last answers, and returns all deliveries in their order.

@@ -28,7 +28,6 @@ var (
 	ingress = flag.String("ingress", "http://127.0.0.1:8080", "address of the cluster's ingress controller")
 	class   = flag.String("ingress-class", "traefik", "its IngressClass")
 	proxies = flag.String("ingress-namespace", "traefik", "the namespace of its pods")
-	node    = flag.String("node", "myticket-control-plane", "the container that is the cluster's node")
 )
 
 func TestMain(m *testing.M) {
@@ -65,7 +64,7 @@ func output(ctx context.Context, dir, stdin, name string, args ...string) (strin
 	return string(printed), err
 }
 
-// prepare deletes what an interrupted run left, builds the images and loads them on the node.
+// prepare deletes what an interrupted run left, builds the images and loads them on the nodes.
 func prepare() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	defer cancel()

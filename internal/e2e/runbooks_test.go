@@ -51,7 +51,7 @@ func TestRunbooks_CommandsWork(t *testing.T) {
 	// exist.
 	recorded, err := os.ReadFile(filepath.Join(root(), "charts", "testdata", "cnpg-primary.prom"))
 	require.NoError(t, err)
-	said, err := r.try("get", "--raw", "/api/v1/namespaces/"+r.namespace+"/pods/"+r.primary()+":9187/proxy/metrics")
+	said, err := r.metrics(r.primary(), "9187")
 	require.NoError(t, err)
 	for _, family := range regexp.MustCompile(`(?m)^# TYPE (cnpg_\w+ \w+)$`).FindAllStringSubmatch(string(recorded), -1) {
 		if !strings.HasPrefix(family[1], "cnpg_pg_stat_replication_") && !strings.HasPrefix(family[1], "cnpg_pg_replication_slots_") { // of standbys

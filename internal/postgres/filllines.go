@@ -28,7 +28,7 @@ type lineFiller struct {
 
 // Limits of what one transaction fills. Only the lines are in memory, with one body at a time. One ticket always fits.
 const (
-	fillTickets = 256
+	fillTickets = 64
 	fillBytes   = 1 << 20 // of bodies
 )
 

@@ -3,6 +3,7 @@ package postgres
 import (
 	"encoding/binary"
 	"hash/maphash"
+	"runtime"
 	"sync"
 	"time"
 
@@ -39,9 +40,8 @@ const (
 const KnownProductsBytes = knownSets * knownWays * 32
 
 // knownProduct is what is remembered of a product. Its times are in seconds since Postgres' epoch, rounded so that less is known.
-// The zero value is a free place.
 type knownProduct struct {
-	id, words   uint64 // hashes: of the product's id; of its id, rank, name and price
+	words       uint64 // hash of its id, rank, name and price
 	from, until uint32 // the times of the tickets that move neither first_seen_at nor last_seen_at; until is not one of them
 	asOf        uint32 // when the transaction that saw it began
 }
@@ -61,8 +61,11 @@ type known struct {
 	ahead  time.Duration // Postgres' clock minus the time since start, or a little more
 }
 
-// knownSet is the places of a set.
-type knownSet [knownWays]knownProduct
+// knownSet is the places of a set. The ids are together, so that a processor reads one line of memory to find one.
+type knownSet struct {
+	ids      [knownWays]uint64 // hashes; 0 for a free place
+	products [knownWays]knownProduct
+}
 
 func newKnown(ranks bool) *known {
 	k := &known{
@@ -101,6 +104,7 @@ func (k *known) news(rows []row, authenticated func(source string) bool) (ids ma
 	now := k.now()
 	oldest, confirmed, asked := now, 0, 0
 	var words []byte
+	var places [knownChunk]*knownProduct
 	for r := range rows {
 		if rows[r].status != ticket.Treated {
 			continue
@@ -110,7 +114,10 @@ func (k *known) news(rows []row, authenticated func(source string) bool) (ids ma
 		ranked := authenticated != nil && authenticated(t.Source)
 		for i := range t.Order.Lines {
 			line := &t.Order.Lines[i]
-			if p := k.find(maphash.String(k.idSeed, line.ProductID)); p != nil && p.covers(at, now) {
+			if i%knownChunk == 0 {
+				k.findAll(t.Order.Lines[i:], &places)
+			}
+			if p := places[i%knownChunk]; p != nil && p.covers(at, now) {
 				words = appendWords(words[:0], line.ProductID, line.Name, ranked)
 				words = trimZeros(line.Price.AppendText(words), len(words))
 				if maphash.Bytes(k.wordsSeed, words) == p.words {
@@ -139,18 +146,38 @@ const second = 1_000_000
 // now returns Postgres' time in seconds of its epoch, or a little more. The caller must hold k.mu.
 func (k *known) now() int64 { return int64((time.Since(k.start) + k.ahead) / time.Second) }
 
-// find returns the product whose id has a hash; nil if it is not remembered. The caller must hold k.mu.
-func (k *known) find(id uint64) *knownProduct {
+// knownChunk is how many lines of a ticket are looked up together.
+const knownChunk = 64
+
+// findAll looks up the products of the first lines. Those that are not remembered become nil. The caller must hold k.mu.
+//
+// The table is larger than a processor's caches. Each step is a loop of its own, so the processor waits for the memory of many
+// lines at the same time.
+func (k *known) findAll(lines []ticket.Line, places *[knownChunk]*knownProduct) {
+	clear(places[:])
 	if k.server == 0 {
-		return nil
+		return
 	}
-	set := &k.sets[id%knownSets]
-	for i := range set {
-		if set[i].id == id {
-			return &set[i]
+	lines = lines[:min(len(lines), knownChunk)]
+	var ids [knownChunk]uint64
+	for i := range lines {
+		ids[i] = maphash.String(k.idSeed, lines[i].ProductID)
+	}
+	seen := uint64(0)
+	for i := range lines {
+		seen |= k.sets[ids[i]%knownSets].ids[0]
+	}
+	for i := range lines {
+		set := &k.sets[ids[i]%knownSets]
+		for way := range set.ids {
+			if set.ids[way] == ids[i] {
+				places[i] = &set.products[way]
+				seen |= places[i].words
+				break
+			}
 		}
 	}
-	return nil
+	runtime.KeepAlive(seen) // or else the compiler would leave out what only fetches memory
 }
 
 // covers reports whether a ticket of a time moves nothing on, and may rely on this now.
@@ -198,7 +225,12 @@ type seenProducts struct {
 	sent     time.Duration // this server's time since known.start, before the transaction began
 	began    int64         // when the transaction began, in microseconds of Postgres' epoch
 	server   int64         // when the Postgres server started, in the same unit
-	products []knownProduct
+	products []seenProduct
+}
+
+type seenProduct struct {
+	id uint64 // hash
+	knownProduct
 }
 
 // read reads the result of selectSeen. It leaves out what must not be remembered.
@@ -213,12 +245,12 @@ func (k *known) read(rows *pgconn.ResultReader) (seen seenProducts) {
 		}
 		words = appendWords(words[:0], v[0], v[1], k.ranks && v[3][0] == 1)
 		words = trimZeros(append(words, v[2]...), len(words))
-		seen.products = append(seen.products, knownProduct{
-			id: maphash.Bytes(k.idSeed, v[0]), words: maphash.Bytes(k.wordsSeed, words),
+		seen.products = append(seen.products, seenProduct{maphash.Bytes(k.idSeed, v[0]), knownProduct{
+			words: maphash.Bytes(k.wordsSeed, words),
 			from:  uint32((firstSeen + second - 1) / second),
 			until: uint32((lastSeen + lastSeenStep.Microseconds()) / second),
 			asOf:  uint32(seen.began / second),
-		})
+		}})
 	}
 	return seen
 }
@@ -246,17 +278,17 @@ func (k *known) remember(seen seenProducts) {
 	k.ahead = time.Duration(seen.began)*time.Microsecond - seen.sent
 	for _, p := range seen.products {
 		set := &k.sets[p.id%knownSets]
-		place := &set[0]
-		for i := range set {
-			if set[i].id == p.id {
-				place = &set[i]
+		place := 0
+		for way := range set.ids {
+			if set.ids[way] == p.id {
+				place = way
 				break
 			}
-			if set[i].asOf < place.asOf {
-				place = &set[i]
+			if set.products[way].asOf < set.products[place].asOf {
+				place = way
 			}
 		}
-		*place = p
+		set.ids[place], set.products[place] = p.id, p.knownProduct
 	}
 }
 

@@ -16,8 +16,8 @@ func (s *Store) Known() (n int) {
 		return 0
 	}
 	for i := range s.known.sets {
-		for _, p := range s.known.sets[i] {
-			if p.id != 0 {
+		for _, id := range s.known.sets[i].ids {
+			if id != 0 {
 				n++
 			}
 		}
@@ -32,9 +32,10 @@ func (s *Store) Pause(d time.Duration) {
 	defer s.known.mu.Unlock()
 	s.known.ahead -= d
 	for i := range s.known.sets {
-		for j := range s.known.sets[i] {
-			if p := &s.known.sets[i][j]; p.id != 0 {
-				p.asOf -= uint32(d / time.Second)
+		set := &s.known.sets[i]
+		for j := range set.ids {
+			if set.ids[j] != 0 {
+				set.products[j].asOf -= uint32(d / time.Second)
 			}
 		}
 	}
@@ -56,14 +57,14 @@ func (s *Store) Elsewhere() {
 }
 
 // KnownProductSize is the memory of one remembered product.
-const KnownProductSize = unsafe.Sizeof(knownProduct{})
+const KnownProductSize = unsafe.Sizeof(knownSet{}) / knownWays
 
 // RememberMany remembers products that no ticket names.
 func (s *Store) RememberMany(n int) {
 	seen := seenProducts{server: 1, sent: time.Since(s.known.start), began: time.Now().UnixMicro() - postgresEpoch}
 	for i := range n {
 		hash := uint64(i+1) * 0x9e3779b97f4a7c15
-		seen.products = append(seen.products, knownProduct{id: hash, words: hash, asOf: uint32(seen.began / second)})
+		seen.products = append(seen.products, seenProduct{hash, knownProduct{words: hash, asOf: uint32(seen.began / second)}})
 	}
 	s.known.remember(seen)
 }
