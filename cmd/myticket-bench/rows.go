@@ -118,8 +118,8 @@ func (b *bench) printRows(ctx context.Context) error {
 
 func (b *bench) printRowsHeader() {
 	fmt.Fprintf(b.out, "\nA row is %d slices of %s of each server in turn, each after %s of warm-up. Before the first one, each "+
-		"ticket was sent once to MyTicket. The new shop has no products, and each of its slices begins with a fresh server and an empty "+
-		"database, without warm-up. Processor time is in µs a ticket, of the client, the server and Postgres.\n",
+		"ticket was sent once to MyTicket. The new shop has no products, and each of its slices begins with a fresh server and an "+
+		"empty database, without warm-up. Processor time is in µs a ticket, of the client, the server and Postgres.\n",
 		b.settings.rounds, b.settings.duration, b.settings.warmUp)
 	if b.settings.latency > 0 {
 		fmt.Fprintf(b.out, "Where Postgres is away, a proxy in the client's process delays what it answers, so each round trip takes "+
