@@ -1,6 +1,7 @@
 package intake_test
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
 	"myticket/internal/intake"
@@ -19,7 +21,7 @@ import (
 // spooledTickets returns a spool with tickets in it, one file for some of them.
 func spooledTickets(t *testing.T, config spool.Config, bodies ...string) *spool.Spool {
 	t.Helper()
-	config.SegmentBytes = 16 << 10
+	config.SegmentBytes = cmp.Or(config.SegmentBytes, 16<<10)
 	queue := openSpool(t, config)
 	for some := range slices.Chunk(bodies, 10) {
 		var entries []*intake.Entry
@@ -113,6 +115,33 @@ func TestDrain_IsBoundedByWhatTicketsBecome(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 10, drained.Stored)
 	require.Equal(t, []int{3, 2, 1, 3, 1}, store.batches)
+}
+
+// asking is a spool that notes how many tickets it was asked for.
+type asking struct {
+	*spool.Spool
+	asked []int
+}
+
+func (s *asking) Peek(n int, b int64, skip func(uuid.UUID) bool) ([]intake.Spooled, error) {
+	s.asked = append(s.asked, n)
+	return s.Spool.Peek(n, b, skip)
+}
+
+// What does not fit into a transaction was decoded for nothing. Of tickets of forty lines that was two of three.
+func TestDrain_TakesFewMoreFromTheSpoolThanFit(t *testing.T) {
+	t.Parallel()
+	body := "Order: 1\nVAT: 0\nTotal: 2\n\nproduct,product_id,price\n" + strings.Repeat("x,aaaa,1\n", 40)
+	read := ticket.Ticket{Body: []byte(body)}
+	read.Order, _ = ticket.Parse(read.Body)
+	queue, store := &asking{Spool: spooledTickets(t, spool.Config{SegmentBytes: 1 << 20}, slices.Repeat([]string{body}, 500)...)}, &memory{}
+	drained, err := intake.Drain(t.Context(), intake.Config{
+		Spool: queue, BatchBytes: 100*read.Cost() + read.Cost()/2, Logger: slog.New(slog.DiscardHandler),
+	}, store)
+	require.NoError(t, err)
+	require.Equal(t, 500, drained.Stored)
+	require.Equal(t, []int{100, 100, 100, 100, 100}, store.batches)
+	require.Equal(t, []int{1024, 112, 112, 112, 112, 112}, queue.asked)
 }
 
 func TestDrain_StoreAway_EndsAtOnce_AndKeepsAll(t *testing.T) {

@@ -18,6 +18,7 @@ import (
 type drainer struct {
 	saver
 	limit int // tickets of the next transaction
+	fit   int // how many the last one could hold, for what they became
 
 	postponed map[uuid.UUID]postponed // tickets that are stepped over, and still in the spool
 	retryAt   time.Time               // no such ticket is tried before that: most of the time is for others
@@ -33,6 +34,9 @@ type postponed struct {
 // drainTickets is the most tickets of the spool in one transaction.
 const drainTickets = 1024
 
+// leastPeek is how many tickets are taken from the spool at least, if they fit.
+const leastPeek = 64
+
 // maxPostponed is how many tickets may be stepped over at once. More tickets wait for their turn.
 const maxPostponed = 1000
 
@@ -40,7 +44,7 @@ const maxPostponed = 1000
 const retryShare = 4
 
 func newDrainer(s saver) *drainer {
-	return &drainer{saver: s, limit: drainTickets, postponed: map[uuid.UUID]postponed{}}
+	return &drainer{saver: s, limit: drainTickets, fit: drainTickets, postponed: map[uuid.UUID]postponed{}}
 }
 
 // step is the result of draining one transaction's worth of tickets.
@@ -95,7 +99,8 @@ func (d *drainer) peek() (tickets []Spooled, again bool, err error) {
 		}
 		delete(d.postponed, id) // its file was damaged meanwhile
 	}
-	tickets, err = spool.Peek(d.limit, int64(most), func(id uuid.UUID) bool {
+	// What does not fit is decoded for nothing, so not many more are taken than fitted the last time.
+	tickets, err = spool.Peek(min(d.limit, max(d.fit+d.fit/8, leastPeek)), int64(most), func(id uuid.UUID) bool {
 		_, ok := d.postponed[id]
 		return ok
 	})
@@ -104,9 +109,11 @@ func (d *drainer) peek() (tickets []Spooled, again bool, err error) {
 		t := &tickets[i].Ticket
 		d.read(t)
 		if cost += t.Cost(); cost > most && i > 0 {
+			d.fit = i
 			return tickets[:i], false, err
 		}
 	}
+	d.fit = max(d.fit, len(tickets))
 	return tickets, false, err
 }
 
