@@ -328,7 +328,7 @@ func TestSpool_OfAServerThatIsGone(t *testing.T) {
 	t.Parallel()
 	r := newRelease(t, "orphan", 12*time.Minute)
 	r.upgrade(helm4, imageOne)
-	scaleDown := func() *load {
+	scaleDown := func(set ...string) *load {
 		l := r.startLoad()
 		r.fence("*")
 		r.until("the second server's spool holds tickets", func() (bool, string) {
@@ -336,7 +336,7 @@ func TestSpool_OfAServerThatIsGone(t *testing.T) {
 			return err == nil && have >= 50, fmt.Sprint(have, " tickets, ", err)
 		})
 		// As docs/operations.md says: without the hooks, which would wait for Postgres.
-		r.helm(helm4, append([]string{"upgrade", "--no-hooks"}, r.chart(imageOne, "replicas=1")...)...)
+		r.helm(helm4, append([]string{"upgrade", "--no-hooks"}, r.chart(imageOne, append(set, "replicas=1")...)...)...)
 		l.await(50)
 		return l
 	}
@@ -351,10 +351,9 @@ func TestSpool_OfAServerThatIsGone(t *testing.T) {
 	r.gone("myticket-1")
 	r.nothingLost(deliveries)
 
-	r.upgrade(helm4, imageOne)
-	l = scaleDown()
-	// Not by force: then Kubernetes only forgets the pod, and its process goes on waiting.
-	r.kubectl("delete", "pod", "myticket-1", "--grace-period=1", "--wait=false")
+	const notAtAll = "shutdown.spoolSeconds=0"
+	r.upgrade(helm4, imageOne, notAtAll)
+	l = scaleDown(notAtAll)
 	r.gone("myticket-1")
 	deliveries = append(deliveries, l.stop()...)
 	r.unfence()
@@ -362,7 +361,7 @@ func TestSpool_OfAServerThatIsGone(t *testing.T) {
 	ids, _ := r.stored()
 	require.Less(t, len(ids), len(deliveries), "the test proves nothing: the volume of the second server is empty")
 
-	r.upgrade(helm4, imageOne, "replicas=1", "spool.drain={spool-myticket-1}")
+	r.upgrade(helm4, imageOne, notAtAll, "replicas=1", "spool.drain={spool-myticket-1}")
 	r.kubectl("wait", "--for=condition=Complete", "job", "-l", "app.kubernetes.io/component=drain", "--timeout=120s")
 	r.nothingLost(deliveries)
 }
