@@ -26,8 +26,8 @@ type lineFiller struct {
 	covered []span // partitions that were there when they were last needed
 }
 
-// Limits of what one transaction fills. Only the lines are in memory, with one body at a time. One ticket always fits. The commits of
-// deliveries wait for a processor meanwhile, so more tickets would show in the slowest answers.
+// Limits of what one transaction fills. Only the lines are in memory, with one body at a time. One ticket always fits. The
+// commits of deliveries wait for a processor meanwhile, so more tickets would show in the slowest answers.
 const (
 	fillTickets = 64
 	fillBytes   = 1 << 20 // of bodies
