@@ -103,7 +103,7 @@ func (f *serverFlags) memoryNeeded(l clientLimits) int64 {
 		needed += postgres.OrderLinesBytes
 	}
 	if f.SpoolDir != "" {
-		needed += 4*int64(f.BatchBytes) + memoryOfWrite + int64(f.BatchBytes) + memoryOfKey*int64(f.SpoolMaxTickets)
+		needed += 6*int64(f.BatchBytes) + memoryOfWrite + int64(f.BatchBytes) + memoryOfKey*int64(f.SpoolMaxTickets)
 	}
 	return needed
 }

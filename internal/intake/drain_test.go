@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -141,7 +142,51 @@ func TestDrain_TakesFewMoreFromTheSpoolThanFit(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 500, drained.Stored)
 	require.Equal(t, []int{100, 100, 100, 100, 100}, store.batches)
-	require.Equal(t, []int{1024, 112, 112, 112, 112, 112}, queue.asked)
+	require.Equal(t, []int{1024, 112, 112, 112, 112, 112, 112}, queue.asked, "the last two find none: one ahead, and one to see the end")
+}
+
+// peeking is a spool that tells when Peek has found tickets.
+type peeking struct {
+	*spool.Spool
+	found chan []string
+}
+
+func (s *peeking) Peek(n int, b int64, skip func(uuid.UUID) bool) ([]intake.Spooled, error) {
+	tickets, err := s.Spool.Peek(n, b, skip)
+	var bodies []string
+	for i := range tickets {
+		bodies = append(bodies, string(tickets[i].Ticket.Body))
+	}
+	if len(bodies) > 0 {
+		s.found <- bodies
+	}
+	return tickets, err
+}
+
+// While Postgres stores tickets, the server reads the next ones, and gives way to neither: order lines wait. What was read
+// ahead of a transaction that fails is left in the spool, and comes after those that come before it.
+func TestDrain_ReadsTheNextTicketsWhileItStores(t *testing.T) {
+	t.Parallel()
+	queue := &peeking{spooledTickets(t, spool.Config{}, "a", "b"), make(chan []string, 10)}
+	hold := make(chan struct{})
+	store := &memory{}
+	store.hold.Store(&hold)
+	in := start(t, intake.Config{Spool: queue, BatchBytes: 1, StoreTimeout: time.Hour, DrainTimeout: time.Hour}, store, nil)
+	release := sync.OnceFunc(func() { close(hold) })
+	t.Cleanup(release)
+	require.Equal(t, []string{"a"}, <-queue.found)
+	require.Equal(t, []string{"b"}, <-queue.found, "its turn comes while the other one is stored")
+	require.Empty(t, store.bodies())
+	require.True(t, in.Busy(), "tickets of the spool are being stored")
+
+	store.away.Store(true)
+	release()
+	require.Eventually(t, func() bool { return !in.Available() }, time.Minute, time.Millisecond)
+	require.Equal(t, 2, queue.Stats().Tickets)
+	store.away.Store(false)
+	require.Eventually(t, func() bool { return queue.Stats().Tickets == 0 }, time.Minute, time.Millisecond)
+	require.Equal(t, []string{"a", "b"}, store.bodies(), "oldest first, and each once")
+	require.Eventually(t, func() bool { return !in.Busy() }, time.Minute, time.Millisecond)
 }
 
 func TestDrain_StoreAway_EndsAtOnce_AndKeepsAll(t *testing.T) {

@@ -3,6 +3,8 @@ package intake
 import (
 	"context"
 	"errors"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -17,13 +19,15 @@ import (
 // too, the ticket is stepped over, tried again later, and in the end set aside for a person.
 type drainer struct {
 	saver
-	limit int // tickets of the next transaction
-	fit   int // how many the last one could hold, for what they became
+	limit int       // tickets of the next transaction
+	fit   int       // how many the last one could hold, for what they became
+	ahead []Spooled // read while the last transaction was under way; none of them is postponed
 
 	postponed map[uuid.UUID]postponed // tickets that are stepped over, and still in the spool
 	retryAt   time.Time               // no such ticket is tried before that: most of the time is for others
 	total     Drained
 	kept      error // why a ticket that should be set aside is still in the spool
+	busy      atomic.Bool
 }
 
 type postponed struct {
@@ -58,6 +62,7 @@ type step struct {
 // step drains one transaction's worth of tickets: tickets that were never stepped over, or one that was and is due again.
 func (d *drainer) step(ctx context.Context) step {
 	tickets, again, err := d.peek()
+	d.busy.Store(len(tickets) > 0)
 	if err != nil || len(tickets) == 0 {
 		return d.noted(step{err: err, disk: err != nil}, 0)
 	}
@@ -88,21 +93,37 @@ func (d *drainer) noted(s step, tickets int) step {
 	return s
 }
 
-// peek reads the tickets of the next step: as many as fit into one transaction, at least one. Again means that it is a single
-// ticket that was stepped over before.
+// peek returns the tickets of the next step. Again means that it is a single ticket that was stepped over before.
 func (d *drainer) peek() (tickets []Spooled, again bool, err error) {
-	spool, most := d.config.Spool, d.config.BatchBytes
 	if id, ok := d.due(time.Now()); ok {
-		tickets, err = spool.Peek(1, int64(most), func(other uuid.UUID) bool { return other != id })
+		tickets, err = d.config.Spool.Peek(1, int64(d.config.BatchBytes), func(other uuid.UUID) bool { return other != id })
 		if err != nil || len(tickets) > 0 {
 			return tickets, true, err
 		}
 		delete(d.postponed, id) // its file was damaged meanwhile
 	}
+	if len(d.ahead) > 0 {
+		tickets, d.ahead = d.ahead, nil
+		return tickets, false, nil
+	}
+	tickets, err = d.readNext(nil)
+	return tickets, false, err
+}
+
+// readNext reads the tickets that come after some others in the spool: as many as fit into one transaction, at least one.
+func (d *drainer) readNext(others []Spooled) ([]Spooled, error) {
+	passed := make(map[uuid.UUID]struct{}, len(others))
+	for i := range others {
+		passed[others[i].Ticket.ID] = struct{}{}
+	}
 	// What does not fit is decoded for nothing, so not many more are taken than fitted the last time.
-	tickets, err = spool.Peek(min(d.limit, max(d.fit+d.fit/8, leastPeek)), int64(most), func(id uuid.UUID) bool {
-		_, ok := d.postponed[id]
-		return ok
+	n, most := min(d.limit, max(d.fit+d.fit/8, leastPeek)), d.config.BatchBytes
+	tickets, err := d.config.Spool.Peek(n, int64(most), func(id uuid.UUID) bool {
+		_, skip := passed[id]
+		if !skip {
+			_, skip = d.postponed[id]
+		}
+		return skip
 	})
 	cost := 0
 	for i := range tickets {
@@ -110,11 +131,11 @@ func (d *drainer) peek() (tickets []Spooled, again bool, err error) {
 		d.read(t)
 		if cost += t.Cost(); cost > most && i > 0 {
 			d.fit = i
-			return tickets[:i], false, err
+			return tickets[:i], err
 		}
 	}
 	d.fit = max(d.fit, len(tickets))
-	return tickets, false, err
+	return tickets, err
 }
 
 // due returns the ticket whose retry has been due longest.
@@ -185,7 +206,7 @@ func (d *drainer) storeRead(ctx context.Context, tickets []Spooled) ([]drained, 
 	saving, cancel := context.WithTimeout(ctx, d.patience(tickets))
 	defer cancel()
 	b := batchOf(tickets)
-	saved, err := d.store.Save(saving, b)
+	saved, err := d.saveAndReadAhead(saving, b, tickets)
 	r := result{Saved: saved}
 	if errors.Is(err, ticket.ErrRefused) {
 		r, err = d.saveUnread(saving, b) // treatment finds the ticket that is at fault
@@ -194,6 +215,20 @@ func (d *drainer) storeRead(ctx context.Context, tickets []Spooled) ([]drained, 
 		return nil, err
 	}
 	return d.settle(ctx, tickets, r)
+}
+
+// saveAndReadAhead stores a batch of some tickets. Meanwhile the tickets that follow are read, so neither Postgres nor this
+// server waits for the other one.
+func (d *drainer) saveAndReadAhead(ctx context.Context, b Batch, tickets []Spooled) (Saved, error) {
+	var reading sync.WaitGroup
+	var ahead []Spooled
+	reading.Go(func() { ahead, _ = d.readNext(tickets) }) // if the disk fails, the next step finds out
+	saved, err := d.store.Save(ctx, b)
+	reading.Wait()
+	if err == nil {
+		d.ahead = ahead
+	}
+	return saved, err
 }
 
 // storeUnread does the same without what was read, which demands least of the store.

@@ -118,8 +118,10 @@ func (in *Intake) Close(ctx context.Context) error {
 // Available reports whether the store took tickets when it was last asked to.
 func (in *Intake) Available() bool { return !in.queue.storeIsAway() }
 
-// Busy reports whether deliveries wait for their answer.
-func (in *Intake) Busy() bool { return in.inFlight.Load() > 0 }
+// Busy reports whether tickets are being stored: deliveries wait for their answer, or the spool is drained.
+func (in *Intake) Busy() bool {
+	return in.inFlight.Load() > 0 || in.drainer != nil && in.drainer.busy.Load()
+}
 
 // Accept stores one delivery. It returns when the ticket is durable, or after Config.Timeout. A sender that goes away
 // cancels nothing, so there is no context to pass.
