@@ -17,6 +17,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 # The image of `make image`, and what the deployment targets run.
 IMAGE ?= myticket:$(VERSION)
 KIND_CLUSTER ?= myticket
+KIND_CONFIG ?= k8s/kind.yaml
 CHART_TOOL := $(GO) -C .ci/charts
 
 # How long `make fuzz` works on each target.
@@ -130,7 +131,7 @@ image: ## build the container image IMAGE=myticket:VERSION, from nothing but the
 
 .PHONY: cluster
 cluster: ## make the kind cluster that is developed on: operator, ingress, monitoring (k8s/README.md)
-	$(GO) tool kind get clusters | grep -qx $(KIND_CLUSTER) || $(GO) tool kind create cluster --name $(KIND_CLUSTER) --config k8s/kind.yaml --wait 3m
+	$(GO) tool kind get clusters | grep -qx $(KIND_CLUSTER) || $(GO) tool kind create cluster --name $(KIND_CLUSTER) --config $(KIND_CONFIG) --wait 3m
 	kubectl --context kind-$(KIND_CLUSTER) apply --server-side -k k8s/operator
 	kubectl --context kind-$(KIND_CLUSTER) apply --server-side -k k8s/ingress
 	kubectl --context kind-$(KIND_CLUSTER) apply --server-side -k k8s/monitoring
@@ -163,8 +164,8 @@ tilt-ci: ## bring everything up with Tilt once, on the context kind-myticket, an
 
 # Two tests at a time: they mostly wait, and two cores serve the whole cluster. Their output is shown because it has measurements.
 .PHONY: e2e
-e2e: bin/helm bin/helm3 ## end-to-end tests: install, upgrade and break it on the cluster kind-myticket; ARGS='-run TestX'
-	@$(TOOL) gotestsum --format standard-verbose -- -tags e2e -count=1 -parallel=2 -timeout=60m $(ARGS) ./internal/e2e
+e2e: bin/helm bin/helm3 ## end-to-end tests: install, upgrade and break it on kind-myticket, which has three nodes; ARGS='-run TestX'
+	@$(TOOL) gotestsum --format standard-verbose -- -tags e2e -count=1 -parallel=2 -timeout=60m ./internal/e2e $(ARGS)
 
 .PHONY: clean
 clean: ## remove what was built

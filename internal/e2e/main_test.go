@@ -28,6 +28,7 @@ var (
 	ingress = flag.String("ingress", "http://127.0.0.1:8080", "address of the cluster's ingress controller")
 	class   = flag.String("ingress-class", "traefik", "its IngressClass")
 	proxies = flag.String("ingress-namespace", "traefik", "the namespace of its pods")
+	cluster = flag.String("cluster", "", "a program that starts a node again (PROGRAM revive NODE), if docker start is not enough")
 )
 
 func TestMain(m *testing.M) {

@@ -1,0 +1,233 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// These tests take nodes away from all that runs, so they do not run beside others.
+
+// threeNodes installs a server and a database instance for each of three nodes, every commit on two of them.
+func threeNodes(t *testing.T, name string, bound time.Duration) *release {
+	t.Helper()
+	r := newRelease(t, name, bound)
+	r.upgrade(helm4, imageOne, "replicas=3", "database.cluster.instances=3", "database.cluster.synchronous.enabled=true")
+	for _, pods := range []string{"app.kubernetes.io/component=server", "cnpg.io/podRole=instance"} {
+		on := slices.Collect(strings.FieldsSeq(r.kubectl("get", "pods", "-l", pods, "-o", "jsonpath={.items[*].spec.nodeName}")))
+		slices.Sort(on)
+		require.Len(t, slices.Compact(on), 3, "pods with %s must be on three nodes: %s", pods, on)
+	}
+	return r
+}
+
+// nodes returns all nodes, the first of which has the ingress controller and all of Kubernetes' own.
+func (r *release) nodes() (first string, workers []string) {
+	r.t.Helper()
+	const control = "node-role.kubernetes.io/control-plane"
+	first = r.kubectl("get", "nodes", "-l", control, "-o", "jsonpath={.items[*].metadata.name}")
+	workers = strings.Fields(r.kubectl("get", "nodes", "-l", "!"+control, "-o", "jsonpath={.items[*].metadata.name}"))
+	require.Len(r.t, workers, 2, "these tests need three nodes: CLUSTER_NODES=3, or k8s/kind.yaml")
+	return first, workers
+}
+
+// on returns the pod with a label that is on a node.
+func (r *release) on(node, label string) string {
+	r.t.Helper()
+	return r.kubectl("get", "pods", "-l", label, "--field-selector", "spec.nodeName="+node, "-o", "jsonpath={.items[0].metadata.name}")
+}
+
+func (r *release) nodeOf(pod string) string {
+	r.t.Helper()
+	return r.kubectl("get", "pod", pod, "-o", "jsonpath={.spec.nodeName}")
+}
+
+// whole waits until all servers and instances are ready, as an operator does before the next node. The Cluster's condition Ready is
+// not enough: it is true for a moment after an instance went, and while a former primary starts as a standby.
+func (r *release) whole() {
+	r.t.Helper()
+	r.kubectl("rollout", "status", "statefulset/myticket", "--timeout=300s")
+	r.until("all instances are ready", func() (bool, string) {
+		const template = `{range .items[*]}{.metadata.labels.cnpg\.io/instanceRole}={.status.conditions[?(@.type=="Ready")].status} {end}`
+		roles := strings.Fields(r.kubectl("get", "pods", "-l", "cnpg.io/podRole=instance", "-o", "jsonpath="+template))
+		slices.Sort(roles)
+		phase := r.kubectl("get", "clusters.postgresql.cnpg.io", "myticket-db", "-o", "jsonpath={.status.phase}")
+		return phase == "Cluster in healthy state" && slices.Equal(roles, []string{"primary=True", "replica=True", "replica=True"}),
+			fmt.Sprint(phase, " ", roles)
+	})
+}
+
+// promote makes an instance the primary, as CloudNativePG's plugin does
+// (https://cloudnative-pg.io/documentation/current/kubectl-plugin/#promote).
+func (r *release) promote(instance string) {
+	r.t.Helper()
+	r.kubectl("patch", "clusters.postgresql.cnpg.io", "myticket-db", "--subresource=status", "--type=merge", "--patch",
+		fmt.Sprintf(`{"status":{"targetPrimary":%q,"targetPrimaryTimestamp":%q,"phase":"Switchover in progress"}}`,
+			instance, time.Now().UTC().Format("2006-01-02T15:04:05.000000Z")))
+	r.until(instance+" is the primary", func() (bool, string) { now := r.primary(); return now == instance, now })
+	r.whole()
+}
+
+// Every node is drained, one after the other, as an upgrade of the nodes does it. Pods wait for their volumes, which stay on the node.
+func TestNodes_Drained(t *testing.T) { //nolint:paralleltest // it needs all nodes
+	r := threeNodes(t, "drained", 15*time.Minute)
+	first, workers := r.nodes()
+	r.promote(r.on(workers[0], "cnpg.io/podRole=instance"))
+	l := r.startLoad()
+	for _, node := range append(workers, first) {
+		args := []string{"drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=180s"}
+		if node == first { // without the ingress controller and the operator, which are only here
+			args = append(args, "--pod-selector=app.kubernetes.io/component in (server,database)")
+		}
+		t.Cleanup(func() { _, _ = output(context.WithoutCancel(r.ctx), root(), "", "kubectl", "--context", kubeContext, "uncordon", node) })
+		begun := time.Now()
+		primary := r.nodeOf(r.primary()) == node
+		r.kubectl(args...)
+		empty := time.Since(begun)
+		require.NotEqual(t, node, r.nodeOf(r.primary()), "a node must not be drained of the primary before another is promoted")
+		r.kubectl("uncordon", node)
+		r.whole()
+		l.await(50)
+		gap, spooled := l.since(begun)
+		t.Logf("MEASURED drain of %s (primary: %t): empty after %s, whole again after %s; longest time without a 200: %s; %d answered 202",
+			node, primary, empty.Round(time.Second), time.Since(begun).Round(time.Second), gap.Round(100*time.Millisecond), spooled)
+		require.Less(t, gap, 30*time.Second)
+	}
+	deliveries := l.stop()
+	servedAgainWithin(r, deliveries, 5*time.Second)
+	r.nothingLost(deliveries)
+}
+
+// A node has no power for two minutes. Tickets go on to the others. What its server had acknowledged is stored when it is back.
+func TestNode_Lost(t *testing.T) { //nolint:paralleltest // it needs all nodes
+	r := threeNodes(t, "lost", 25*time.Minute)
+	_, workers := r.nodes()
+	for _, lost := range []string{"with the primary", "with a standby"} {
+		t.Run(lost, func(t *testing.T) {
+			node := workers[0]
+			keeper := node
+			if lost == "with a standby" {
+				keeper = workers[1]
+			}
+			if instance := r.on(keeper, "cnpg.io/podRole=instance"); r.primary() != instance {
+				r.promote(instance)
+			}
+			l := r.startLoad()
+			killed := time.Now()
+			r.kill(node)
+			r.kubectl("wait", "--for=condition=Ready=Unknown", "node/"+node, "--timeout=180s")
+			silent := time.Since(killed)
+			r.until("another instance is the primary", func() (bool, string) { now := r.primary(); return r.nodeOf(now) != node, now })
+			promoted := time.Since(killed)
+			served := r.untilServed(l)
+			l.await(400)
+			gap, spooled := l.since(killed)
+			revived := time.Now()
+			r.revive(node)
+			r.whole()
+			whole := time.Since(revived)
+			deliveries := l.stop()
+			longest := time.Duration(0)
+			for _, d := range deliveries {
+				if !d.refused.IsZero() {
+					longest = max(longest, d.answered.Sub(d.begun))
+				}
+			}
+			t.Logf("MEASURED node lost %s: silent after %s, primary elsewhere after %s, only 200 from %s on; longest time without a 200: %s; "+
+				"%d answered 202; longest a sender tried: %s; whole %s after the node was back", lost, silent.Round(time.Second),
+				promoted.Round(time.Second), served.Sub(killed).Round(time.Second), gap.Round(100*time.Millisecond), spooled,
+				longest.Round(100*time.Millisecond), whole.Round(time.Second))
+			require.Less(t, gap, 2*time.Minute)
+			r.nothingLost(deliveries)
+		})
+	}
+	t.Run("with a spool that holds tickets", func(t *testing.T) { lostWithItsSpool(r, workers) })
+}
+
+// lostWithItsSpool takes a node away whose server has acknowledged tickets that are nowhere else. First the server comes back with its
+// node. Then the node is given up, as docs/operations.md says, and the server begins anew on another one.
+func lostWithItsSpool(r *release, workers []string) {
+	r.t.Helper()
+	node := workers[0]
+	if instance := r.on(workers[1], "cnpg.io/podRole=instance"); r.primary() != instance {
+		r.promote(instance)
+	}
+	server := r.on(node, "app.kubernetes.io/component=server")
+	l := r.startLoad()
+	r.fence("*")
+	r.until("the spool of "+server+" holds tickets", func() (bool, string) {
+		have, err := r.spooledBy(server)
+		return err == nil && have >= 20, fmt.Sprint(have, " tickets, ", err)
+	})
+	r.kill(node)
+	l.await(50)
+	deliveries := l.stop()
+	r.kubectl("annotate", "clusters.postgresql.cnpg.io", "myticket-db", "cnpg.io/fencedInstances-")
+	r.until("the spools of the other servers are empty", func() (bool, string) {
+		sum := 0
+		for pod := range strings.FieldsSeq(r.kubectl("get", "pods", "-l", "app.kubernetes.io/component=server", "-o", "jsonpath={.items[*].metadata.name}")) {
+			if pod == server {
+				continue
+			}
+			have, err := r.spooledBy(pod)
+			if err != nil {
+				return false, err.Error()
+			}
+			sum += have
+		}
+		return sum == 0, fmt.Sprint(sum)
+	})
+	ids, _ := r.stored()
+	missing := 0
+	for _, d := range deliveries {
+		if ids[d.id] == "" {
+			missing++
+		}
+	}
+	require.Positive(r.t, missing, "the test proves nothing: the lost server had no ticket of its own")
+	r.t.Logf("%d tickets are only on the node without power", missing)
+	r.revive(node)
+	r.whole()
+	r.nothingLost(deliveries)
+
+	r.kill(node)
+	r.kubectl("wait", "--for=condition=Ready=Unknown", "node/"+node, "--timeout=180s")
+	// As docs/operations.md says: without its claim, the pod is no longer bound to that node.
+	r.kubectl("delete", "persistentvolumeclaim", "spool-"+server, "--wait=false")
+	r.kubectl("delete", "pod", server, "--grace-period=0", "--force")
+	r.until(server+" is ready elsewhere", func() (bool, string) {
+		now, err := r.try("get", "pod", server, "-o", "jsonpath={.spec.nodeName} {.status.containerStatuses[0].ready}")
+		return err == nil && !strings.HasPrefix(now, node+" ") && strings.HasSuffix(now, " true"), now
+	})
+	r.revive(node)
+	r.whole()
+}
+
+// kill takes a node's power away. When the test ends, the node is back.
+func (r *release) kill(node string) {
+	r.t.Helper()
+	again := *r
+	again.ctx = context.WithoutCancel(r.ctx)
+	r.t.Cleanup(func() { again.revive(node) })
+	_, err := output(r.ctx, root(), "", "docker", "kill", node)
+	require.NoError(r.t, err)
+}
+
+// revive starts a node again, and waits until it is ready. It does nothing to a node that runs.
+func (r *release) revive(node string) {
+	r.t.Helper()
+	command := []string{"docker", "start", node}
+	if *cluster != "" {
+		command = []string{*cluster, "revive", node}
+	}
+	_, err := output(r.ctx, root(), "", command[0], command[1:]...)
+	require.NoError(r.t, err)
+	r.kubectl("wait", "--for=condition=Ready", "node/"+node, "--timeout=180s")
+}
