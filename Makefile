@@ -43,7 +43,7 @@ run: build ## build, then serve with a throwaway Postgres, on this machine only;
 
 # One Postgres serves the tests of all packages. withpg is built and not started with `go run`, which would print the last line.
 .PHONY: test
-test: bin/helm bin/helm3 bin/helm-docs bin/helm-values-schema-json ## run all tests against a throwaway Postgres; ARGS='-run TestX' narrows them
+test: bin/helm bin/helm3 bin/crane bin/helm-docs bin/helm-values-schema-json ## run all tests against a throwaway Postgres; ARGS='-run TestX' narrows them
 	@$(GO) build -o bin/withpg ./internal/devdb/withpg
 	@bin/withpg -- $(TOOL) gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg -- \
 		$(RACE) -shuffle=on -timeout=10m $(ARGS) ./...
@@ -108,6 +108,8 @@ bin/helm: .ci/charts/go.mod
 	CGO_ENABLED=0 $(CHART_TOOL) build -o ../../bin/helm helm.sh/helm/v4/cmd/helm
 bin/helm3: .ci/charts/go.mod
 	CGO_ENABLED=0 $(CHART_TOOL) build -o ../../bin/helm3 helm.sh/helm/v3/cmd/helm
+bin/crane: .ci/charts/go.mod
+	CGO_ENABLED=0 $(CHART_TOOL) build -o ../../bin/crane github.com/google/go-containerregistry/cmd/crane
 bin/helm-docs bin/helm-values-schema-json: .ci/charts/go.mod
 	$(CHART_TOOL) build -o ../../bin/ github.com/norwoodj/helm-docs/cmd/helm-docs github.com/losisin/helm-values-schema-json
 
@@ -128,6 +130,10 @@ docs: ## generate docs/settings.md and docs/metrics.md
 image: ## build the container image IMAGE=myticket:VERSION, from nothing but the binary
 	CGO_ENABLED=0 GOOS=linux $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/image/myticket ./cmd/myticket
 	docker build --quiet --build-arg VERSION=$(VERSION) --tag $(IMAGE) .
+
+.PHONY: release
+release: bin/helm bin/crane ## publish VERSION=1.2.3 to REGISTRY=…: images for amd64 and arm64, and the chart, signed with KEY=… of KEYRING=… (.ci/release)
+	VERSION='$(VERSION)' REGISTRY='$(REGISTRY)' KEY='$(KEY)' KEYRING='$(KEYRING)' HELM_FLAGS='$(HELM_FLAGS)' .ci/release
 
 .PHONY: cluster
 cluster: ## make the kind cluster that is developed on: operator, ingress, monitoring (k8s/README.md)

@@ -1,0 +1,175 @@
+package charts
+
+import (
+	"debug/elf"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"myticket/internal/lab"
+)
+
+// release runs .ci/release with variables, and returns what it printed.
+func release(t *testing.T, variables ...string) (string, error) {
+	t.Helper()
+	command := exec.CommandContext(t.Context(), "../.ci/release")
+	command.Env = append(os.Environ(), variables...)
+	printed, err := command.CombinedOutput()
+	return string(printed), err
+}
+
+// crane runs crane, and returns what it printed.
+func crane(t *testing.T, args ...string) string {
+	t.Helper()
+	printed, err := run(t, "..", "crane", args...)
+	require.NoError(t, err)
+	return strings.TrimSpace(printed)
+}
+
+// registry starts a registry, and returns its address.
+func registry(t *testing.T) string {
+	t.Helper()
+	port, err := lab.FreePort(t.Context())
+	require.NoError(t, err)
+	address := fmt.Sprint("127.0.0.1:", port)
+	server := exec.CommandContext(t.Context(), tool(t, "crane"), "registry", "serve", "--address", address)
+	require.NoError(t, server.Start())
+	t.Cleanup(func() { _ = server.Process.Kill(); _ = server.Wait() })
+	require.Eventually(t, func() bool {
+		connection, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", address)
+		return err == nil && connection.Close() == nil
+	}, time.Minute, 10*time.Millisecond)
+	return address
+}
+
+// signer makes a GPG key, and returns the files with its secret and its public part.
+func signer(t *testing.T, name string) (secret, public string) {
+	t.Helper()
+	home, err := os.MkdirTemp("", "gpg") //nolint:usetesting // the path of a socket in it must be short
+	require.NoError(t, err)
+	gpg := func(args ...string) {
+		printed, err := output(t, "gpg", append([]string{"--homedir", home, "--batch", "--pinentry-mode=loopback", "--passphrase", ""}, args...)...)
+		require.NoError(t, err, printed)
+	}
+	t.Cleanup(func() {
+		_ = exec.Command("gpgconf", "--homedir", home, "--kill", "all").Run()
+		_ = os.RemoveAll(home)
+	})
+	gpg("--quick-generate-key", name, "rsa3072", "sign", "1d")
+	secret, public = filepath.Join(t.TempDir(), "secret.gpg"), filepath.Join(t.TempDir(), "public.gpg")
+	gpg("--output", secret, "--export-secret-keys", name)
+	gpg("--output", public, "--export", name)
+	return secret, public
+}
+
+func TestRelease_WithoutWhatItNeeds_IsRefused(t *testing.T) {
+	t.Parallel()
+	for want, variables := range map[string][]string{
+		"VERSION must be":  {"VERSION=1.2", "REGISTRY=127.0.0.1:1/team", "KEY=none"},
+		"REGISTRY must be": {"VERSION=1.2.3", "REGISTRY=127.0.0.1:1/", "KEY=none"},
+		"KEY must name":    {"VERSION=1.2.3", "REGISTRY=127.0.0.1:1/team", "KEY="},
+		"KEYRING must be":  {"VERSION=1.2.3", "REGISTRY=127.0.0.1:1/team", "KEY=someone", "KEYRING=no-such-file"},
+	} {
+		printed, err := release(t, variables...)
+		require.Error(t, err, want)
+		require.Contains(t, printed, want)
+	}
+}
+
+// What is published is pulled again, as an operator does: the chart, whose signature is checked, and the image that it names.
+func TestRelease_IsSigned_ForTwoProcessors_AndNeverChanges(t *testing.T) {
+	t.Parallel()
+	const version, signedBy = "0.0.0-test", "MyTicket Test"
+	team := registry(t) + "/team"
+	secret, public := signer(t, signedBy)
+	variables := func(version, flags string) []string {
+		return []string{"VERSION=" + version, "REGISTRY=" + team, "KEY=" + signedBy, "KEYRING=" + secret, "HELM_FLAGS=" + flags}
+	}
+	t.Cleanup(func() { _ = os.RemoveAll("../bin/release/" + version) })
+
+	printed, err := release(t, variables(version, "--no-such-flag")...)
+	require.Error(t, err, "it is interrupted before the chart is pushed")
+	require.Contains(t, printed, "no-such-flag")
+	image := team + "/myticket"
+	digest := crane(t, "digest", image+":"+version)
+	printed, err = release(t, variables(version, "--plain-http")...)
+	require.NoError(t, err, printed)
+	require.Contains(t, printed, "published: "+image+":"+version+"@"+digest, "repeated, it gives the same bytes")
+
+	for arch, machine := range map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64} {
+		platform := "--platform=linux/" + arch
+		var config struct {
+			Architecture string `json:"architecture"`
+			Config       struct {
+				User         string              `json:"user"`
+				Entrypoint   []string            `json:"entrypoint"`
+				Cmd          []string            `json:"cmd"`
+				Labels       map[string]string   `json:"labels"`
+				ExposedPorts map[string]struct{} `json:"ExposedPorts"` //nolint:tagliatelle // as the OCI image specification has it
+			} `json:"config"`
+		}
+		require.NoError(t, json.Unmarshal([]byte(crane(t, "config", platform, image+":"+version)), &config))
+		c := config.Config
+		require.Equal(t, []any{
+			arch, "65532:65532", []string{"/myticket"}, []string{"serve"}, version, "Apache-2.0", 2,
+		},
+			[]any{
+				config.Architecture, c.User, c.Entrypoint, c.Cmd, c.Labels["org.opencontainers.image.version"],
+				c.Labels["org.opencontainers.image.licenses"], len(c.ExposedPorts),
+			}, "as the Dockerfile says")
+		folder := t.TempDir()
+		content := filepath.Join(folder, "content.tar")
+		crane(t, "export", platform, image+":"+version, content)
+		printed, err := output(t, "tar", "--extract", "--file", content, "--directory", folder)
+		require.NoError(t, err, printed)
+		requireBuiltFor(t, filepath.Join(folder, "myticket"), machine)
+	}
+
+	pulled := t.TempDir()
+	pull := func(keyring string) error {
+		_, err := run(t, "..", helm4, "pull", "oci://"+team+"/charts/myticket", "--version", version, "--plain-http",
+			"--verify", "--keyring", keyring, "--destination", pulled)
+		return err
+	}
+	_, stranger := signer(t, "Somebody Else")
+	require.ErrorContains(t, pull(stranger), "openpgp", "the signature is of another key")
+	require.NoError(t, pull(public))
+	rendered, err := run(t, "..", helm4, "template", "t", filepath.Join(pulled, "myticket-"+version+".tgz"), "--api-versions", "postgresql.cnpg.io/v1",
+		"--set", "ingress.hosts={a.example},networkPolicy.ingressNamespace=web")
+	require.NoError(t, err)
+	require.Contains(t, rendered, "image: \""+image+":"+version+"@"+digest+"\"", "the chart names the image by its digest")
+	require.Contains(t, rendered, `app.kubernetes.io/version: "`+version+`"`)
+
+	printed, err = release(t, variables(version, "--plain-http")...)
+	require.Error(t, err)
+	require.Contains(t, printed, "a version never changes")
+
+	const taken = "0.0.1-test"
+	t.Cleanup(func() { _ = os.RemoveAll("../bin/release/" + taken) })
+	crane(t, "copy", image+":"+version+"-amd64", image+":"+taken)
+	printed, err = release(t, variables(taken, "--plain-http")...)
+	require.Error(t, err)
+	require.Contains(t, printed, "published with other content")
+}
+
+func requireBuiltFor(t *testing.T, path string, machine elf.Machine) {
+	t.Helper()
+	file, err := os.Open(path)
+	require.NoError(t, err)
+	defer func() { _ = file.Close() }()
+	program, err := elf.NewFile(io.ReaderAt(file))
+	require.NoError(t, err)
+	require.Equal(t, machine, program.Machine)
+	info, err := file.Stat()
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o755), info.Mode().Perm())
+}
