@@ -25,7 +25,7 @@ func (in *Intake) drain() {
 				pause = wait.NextBackOff()
 			case step.err != nil: // one ticket is at fault, and the others do not wait for it
 				pause = max(drainPoll, in.drainPause(time.Since(start)))
-			case step.stored > 0:
+			case step.done > 0:
 				wait.Reset()
 				pause = in.drainPause(time.Since(start))
 			}
@@ -51,7 +51,7 @@ func (in *Intake) drainPause(took time.Duration) time.Duration {
 // drainRest is the last drain before a stop. It ends at the first failure, and leaves the rest to the next server.
 func (in *Intake) drainRest(ctx context.Context) {
 	for ctx.Err() == nil && in.Available() {
-		if step := in.drainer.step(ctx); step.err != nil || step.stored == 0 {
+		if step := in.drainer.step(ctx); step.err != nil || step.done == 0 {
 			break
 		}
 	}
@@ -76,7 +76,7 @@ func Drain(ctx context.Context, config Config, store Store) (Drained, error) {
 			return d.total, step.err
 		case step.err != nil:
 			pause = drainPoll
-		case step.stored > 0:
+		case step.done > 0:
 		case !d.tries():
 			return d.total, d.kept
 		default:

@@ -2,12 +2,14 @@ package intake_test
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -171,10 +173,12 @@ func TestDrain_ReadsTheNextTicketsWhileItStores(t *testing.T) {
 	hold := make(chan struct{})
 	store := &memory{}
 	store.hold.Store(&hold)
-	in := start(t, intake.Config{Spool: queue, BatchBytes: 1, StoreTimeout: time.Hour, DrainTimeout: time.Hour}, store, nil)
+	one := ticket.Ticket{Body: []byte("a")}
+	one.Order, one.Problems = ticket.Parse(one.Body)
+	in := start(t, intake.Config{Spool: queue, BatchBytes: one.Cost(), StoreTimeout: time.Hour, DrainTimeout: time.Hour}, store, nil)
 	release := sync.OnceFunc(func() { close(hold) })
 	t.Cleanup(release)
-	require.Equal(t, []string{"a"}, <-queue.found)
+	require.Equal(t, []string{"a", "b"}, <-queue.found, "one of them is too much, once it is read")
 	require.Equal(t, []string{"b"}, <-queue.found, "its turn comes while the other one is stored")
 	require.Empty(t, store.bodies())
 	require.True(t, in.Busy(), "tickets of the spool are being stored")
@@ -187,6 +191,59 @@ func TestDrain_ReadsTheNextTicketsWhileItStores(t *testing.T) {
 	require.Eventually(t, func() bool { return queue.Stats().Tickets == 0 }, time.Minute, time.Millisecond)
 	require.Equal(t, []string{"a", "b"}, store.bodies(), "oldest first, and each once")
 	require.Eventually(t, func() bool { return !in.Busy() }, time.Minute, time.Millisecond)
+}
+
+// reused is a store in which another server has used the key of a ticket. When it is to be stored without the key, the store is
+// away for a moment.
+type reused struct {
+	*memory
+	away, pinged atomic.Bool
+}
+
+func (s *reused) Save(ctx context.Context, b intake.Batch) (intake.Saved, error) {
+	first := b.Entries[0]
+	switch {
+	case string(first.Ticket.Body) != "a":
+	case first.Key != "":
+		return intake.Saved{Outcomes: []intake.Outcome{{KeyReused: true}}}, nil
+	case s.away.CompareAndSwap(false, true):
+		return intake.Saved{}, fmt.Errorf("away: %w", ticket.ErrUnavailable)
+	}
+	return s.memory.Save(ctx, b)
+}
+
+func (s *reused) Ping(ctx context.Context) error {
+	if s.pinged.CompareAndSwap(false, true) {
+		return ticket.ErrUnavailable
+	}
+	return s.memory.Ping(ctx)
+}
+
+// What was read ahead of a transaction that was well, but whose tickets are not all out of the spool, waits for these.
+func TestDrain_WhatWasReadAhead_ComesAfterWhatIsLeft(t *testing.T) {
+	t.Parallel()
+	queue, store := openSpool(t, spool.Config{}), &reused{memory: &memory{}}
+	var entries []*intake.Entry
+	for _, body := range []string{"a", "b", "c"} {
+		entries = append(entries, &intake.Entry{Ticket: newTicket(t, body)})
+	}
+	entries[0].Key, entries[0].KeyExpiresAt = "key", time.Now().Add(time.Hour)
+	put(t, queue, entries...)
+	one := entries[0].Ticket
+	one.Order, one.Problems = ticket.Parse(one.Body)
+	start(t, intake.Config{Spool: queue, BatchBytes: one.Cost()}, store, nil)
+	require.Eventually(t, func() bool { return queue.Stats().Tickets == 0 }, time.Minute, time.Millisecond)
+	require.Equal(t, []string{"a", "b", "c"}, store.bodies())
+}
+
+// A transaction whose only ticket is refused has emptied the spool by one, so the drain goes on.
+func TestDrain_DoesNotEndAtARefusedTicket(t *testing.T) {
+	t.Parallel()
+	queue, store := spooledTickets(t, spool.Config{}, "poison", "a", "b"), &memory{refuses: is("poison")}
+	drained, err := intake.Drain(t.Context(), intake.Config{Spool: queue, BatchBytes: 1, Logger: slog.New(slog.DiscardHandler)}, store)
+	require.NoError(t, err)
+	require.Equal(t, []string{"a", "b"}, store.bodies())
+	require.Equal(t, intake.Drained{Stored: 2, Refused: 1}, drained)
 }
 
 func TestDrain_StoreAway_EndsAtOnce_AndKeepsAll(t *testing.T) {

@@ -53,10 +53,10 @@ func newDrainer(s saver) *drainer {
 
 // step is the result of draining one transaction's worth of tickets.
 type step struct {
-	stored int
-	err    error // why not all were stored; it is logged
-	away   bool  // the store takes no tickets at all
-	disk   bool  // the spool's disk failed
+	done int   // tickets that left the spool: they are in the store, or set aside
+	err  error // why not all did; it is logged
+	away bool  // the store takes no tickets at all
+	disk bool  // the spool's disk failed
 }
 
 // step drains one transaction's worth of tickets: tickets that were never stepped over, or one that was and is due again.
@@ -80,7 +80,11 @@ func (d *drainer) step(ctx context.Context) step {
 	if err == nil {
 		d.limit = min(2*d.limit, drainTickets)
 	}
-	return d.noted(d.conclude(ctx, tickets, done, err, false), len(tickets))
+	s := d.conclude(ctx, tickets, done, err, false)
+	if s.err != nil {
+		d.ahead = nil // what is left of these comes before it
+	}
+	return d.noted(s, len(tickets))
 }
 
 // noted counts and logs a step that failed.
@@ -110,7 +114,8 @@ func (d *drainer) peek() (tickets []Spooled, again bool, err error) {
 	return tickets, false, err
 }
 
-// readNext reads the tickets that come after some others in the spool: as many as fit into one transaction, at least one.
+// readNext reads the tickets that come after some others in the spool: as many as fit into one transaction, at least one. If
+// there are others, they are in memory, too, so what may be large is not read yet: there may be none.
 func (d *drainer) readNext(others []Spooled) ([]Spooled, error) {
 	passed := make(map[uuid.UUID]struct{}, len(others))
 	for i := range others {
@@ -128,6 +133,9 @@ func (d *drainer) readNext(others []Spooled) ([]Spooled, error) {
 	cost := 0
 	for i := range tickets {
 		t := &tickets[i].Ticket
+		if len(others) > 0 && len(t.Body)*readFactor > most {
+			return tickets[:i], err
+		}
 		d.read(t)
 		if cost += t.Cost(); cost > most && i > 0 {
 			d.fit = i
@@ -277,11 +285,11 @@ func (d *drainer) settle(ctx context.Context, tickets []Spooled, r result) (done
 
 // conclude removes what is done from the spool. If tickets are left, it finds out why.
 func (d *drainer) conclude(ctx context.Context, tickets []Spooled, done []drained, cause error, unread bool) step {
-	stored, err := d.leave(tickets[:len(done)], done)
-	s := step{stored: stored, err: cause}
+	s := step{done: len(done), err: cause}
+	if err := d.leave(tickets[:len(done)], done); err != nil {
+		return step{err: err, disk: true}
+	}
 	switch {
-	case err != nil:
-		return step{stored: stored, err: err, disk: true}
 	case cause == nil || ctx.Err() != nil:
 		return s
 	case d.ping(ctx) != nil:
@@ -301,7 +309,7 @@ func (d *drainer) conclude(ctx context.Context, tickets []Spooled, done []draine
 				"bytes", len(rest[0].Ticket.Body), "error", cause)
 		done, cause := d.storeUnread(ctx, rest)
 		again := d.conclude(ctx, rest, done, cause, true)
-		again.stored += stored
+		again.done += s.done
 		return again
 	}
 	if err := d.postpone(&rest[0], cause); err != nil {
@@ -311,8 +319,9 @@ func (d *drainer) conclude(ctx context.Context, tickets []Spooled, done []draine
 	return s
 }
 
-// leave removes tickets from the spool that are in the store or set aside. It returns how many are in the store.
-func (d *drainer) leave(tickets []Spooled, done []drained) (stored int, err error) {
+// leave removes tickets from the spool that are in the store or set aside.
+func (d *drainer) leave(tickets []Spooled, done []drained) error {
+	stored := 0
 	for i := range tickets {
 		t := &tickets[i].Ticket
 		delete(d.postponed, t.ID)
@@ -326,7 +335,7 @@ func (d *drainer) leave(tickets []Spooled, done []drained) (stored int, err erro
 	}
 	d.total.Stored += stored
 	d.config.Metrics.drained.Add(float64(stored))
-	return stored, d.config.Spool.Remove(tickets)
+	return d.config.Spool.Remove(tickets)
 }
 
 // postpone steps over a ticket, or sets it aside after Config.DrainTries tries.
@@ -352,6 +361,5 @@ func (d *drainer) postpone(s *Spooled, cause error) error {
 	if err := config.Spool.Refuse(&s.Entry); err != nil {
 		return err
 	}
-	_, err := d.leave([]Spooled{*s}, []drained{{refused: true}})
-	return err
+	return d.leave([]Spooled{*s}, []drained{{refused: true}})
 }

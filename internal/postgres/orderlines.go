@@ -96,6 +96,7 @@ func (l *OrderLines) Round(ctx context.Context) (more bool, err error) {
 	if !l.spare() {
 		return false, nil
 	}
+	read := time.Now()
 	chunk, err := l.filler.reader.next(ctx, linesRows, linesTimeout)
 	if err != nil {
 		return false, explain("read the outbox", err)
@@ -109,7 +110,8 @@ func (l *OrderLines) Round(ctx context.Context) (more bool, err error) {
 		if !l.spare() {
 			return false, nil
 		}
-		start, age := time.Now(), tickets[0].row.age
+		start := time.Now()
+		age := tickets[0].row.age + start.Sub(read) // a chunk of drained tickets can take minutes
 		limited, cancel := context.WithTimeout(ctx, linesTimeout)
 		var n int
 		n, place, err = l.filler.fill(limited, tickets, place)
