@@ -134,16 +134,22 @@ func (d *drainer) readNext(others []Spooled) ([]Spooled, error) {
 	for i := range tickets {
 		t := &tickets[i].Ticket
 		if len(others) > 0 && len(t.Body)*readFactor > most {
-			return tickets[:i], err
+			return upTo(tickets, i), err
 		}
 		d.read(t)
 		if cost += t.Cost(); cost > most && i > 0 {
 			d.fit = i
-			return tickets[:i], err
+			return upTo(tickets, i), err
 		}
 	}
 	d.fit = max(d.fit, len(tickets))
 	return tickets, err
+}
+
+// upTo returns the first n tickets, and holds on to no memory of the others.
+func upTo(tickets []Spooled, n int) []Spooled {
+	clear(tickets[n:])
+	return tickets[:n]
 }
 
 // due returns the ticket whose retry has been due longest.
