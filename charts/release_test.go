@@ -77,6 +77,7 @@ func TestRelease_WithoutWhatItNeeds_IsRefused(t *testing.T) {
 		"VERSION must be":  {"VERSION=1.2", "REGISTRY=127.0.0.1:1/team", "KEY=none"},
 		"REGISTRY must be": {"VERSION=1.2.3", "REGISTRY=127.0.0.1:1/", "KEY=none"},
 		"KEY must name":    {"VERSION=1.2.3", "REGISTRY=127.0.0.1:1/team", "KEY="},
+		"does not say":     {"VERSION=1.2.3", "REGISTRY=127.0.0.1:1/team", "KEY=none"},
 		"KEYRING must be":  {"VERSION=1.2.3", "REGISTRY=127.0.0.1:1/team", "KEY=someone", "KEYRING=no-such-file"},
 	} {
 		printed, err := release(t, variables...)
