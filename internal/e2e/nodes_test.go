@@ -34,7 +34,7 @@ func (r *release) nodes() (first string, workers []string) {
 	const control = "node-role.kubernetes.io/control-plane"
 	first = r.kubectl("get", "nodes", "-l", control, "-o", "jsonpath={.items[*].metadata.name}")
 	workers = strings.Fields(r.kubectl("get", "nodes", "-l", "!"+control, "-o", "jsonpath={.items[*].metadata.name}"))
-	require.Len(r.t, workers, 2, "these tests need three nodes: CLUSTER_NODES=3, or k8s/kind.yaml")
+	require.Len(r.t, workers, 2, "these tests need three nodes: CLUSTER_NODES=3, or k8s/kind-three-nodes.yaml")
 	return first, workers
 }
 
@@ -86,9 +86,7 @@ func TestNodes_Drained(t *testing.T) { //nolint:paralleltest // it needs all nod
 		if node == first { // without the ingress controller and the operator, which are only here
 			args = append(args, "--pod-selector=app.kubernetes.io/component in (server,database)")
 		}
-		t.Cleanup(func() {
-			_, _ = output(context.WithoutCancel(r.ctx), root(), "", "kubectl", "--context", kubeContext, "uncordon", node)
-		})
+		t.Cleanup(func() { _, _ = r.afterwards().try("uncordon", node) })
 		begun := time.Now()
 		primary := r.nodeOf(r.primary()) == node
 		r.kubectl(args...)
@@ -177,18 +175,8 @@ func lostWithItsSpool(r *release, workers []string) {
 	deliveries := l.stop()
 	r.kubectl("annotate", "clusters.postgresql.cnpg.io", "myticket-db", "cnpg.io/fencedInstances-")
 	r.until("the spools of the other servers are empty", func() (bool, string) {
-		sum := 0
-		for pod := range strings.FieldsSeq(r.kubectl("get", "pods", "-l", "app.kubernetes.io/component=server", "-o", "jsonpath={.items[*].metadata.name}")) {
-			if pod == server {
-				continue
-			}
-			have, err := r.spooledBy(pod)
-			if err != nil {
-				return false, err.Error()
-			}
-			sum += have
-		}
-		return sum == 0, fmt.Sprint(sum)
+		have, err := r.spooled(server)
+		return err == nil && have == 0, fmt.Sprint(have, " tickets, ", err)
 	})
 	ids, _ := r.stored()
 	missing := 0
@@ -208,8 +196,7 @@ func lostWithItsSpool(r *release, workers []string) {
 	// As docs/operations.md says. Its volume is bound to that node, so without its claim the server begins anew on another one.
 	uid := r.kubectl("get", "pod", server, "-o", "jsonpath={.metadata.uid}")
 	const taint = "node.kubernetes.io/out-of-service"
-	again := *r
-	again.ctx = context.WithoutCancel(r.ctx)
+	again := r.afterwards()
 	r.t.Cleanup(func() { _, _ = again.try("taint", "nodes", node, taint+"-") })
 	r.kubectl("taint", "nodes", node, taint+"=nodeshutdown:NoExecute")
 	r.until("another pod waits for the volume of "+server, func() (bool, string) {
@@ -236,10 +223,9 @@ func (r *release) impatient() {
 		r.kubectl(append(traefik, "patch", "deployment", "traefik", "--type=json", "--patch", operations)...)
 		r.kubectl(append(traefik, "rollout", "status", "deployment/traefik", "--timeout=120s")...)
 	}
-	again := *r
-	again.ctx = context.WithoutCancel(r.ctx)
+	again := r.afterwards()
 	r.t.Cleanup(func() {
-		r = &again
+		r = again
 		patch(`[{"op":"replace","path":"/spec/template","value":` + before + `}]`)
 		r.kubectl(append(traefik, "delete", "configmap", "e2e")...)
 	})
@@ -255,11 +241,17 @@ func (r *release) impatient() {
 	r.kubectl("annotate", "ingress", "myticket", "traefik.ingress.kubernetes.io/router.middlewares=again@file")
 }
 
+// afterwards is the release for what puts the cluster right when the test has ended, or its time.
+func (r *release) afterwards() *release {
+	again := *r
+	again.ctx = context.WithoutCancel(r.ctx)
+	return &again
+}
+
 // kill takes a node's power away. When the test ends, the node is back.
 func (r *release) kill(node string) {
 	r.t.Helper()
-	again := *r
-	again.ctx = context.WithoutCancel(r.ctx)
+	again := r.afterwards()
 	r.t.Cleanup(func() { again.revive(node) })
 	_, err := output(r.ctx, root(), "", "docker", "kill", node)
 	require.NoError(r.t, err)

@@ -26,8 +26,8 @@ type drainer struct {
 	postponed map[uuid.UUID]postponed // tickets that are stepped over, and still in the spool
 	retryAt   time.Time               // no such ticket is tried before that: most of the time is for others
 	total     Drained
-	kept      error // why a ticket that should be set aside is still in the spool
-	busy      atomic.Bool
+	kept      error       // why a ticket that should be set aside is still in the spool
+	busy      atomic.Bool // the last step had tickets
 }
 
 type postponed struct {
@@ -235,14 +235,9 @@ func (d *drainer) storeRead(ctx context.Context, tickets []Spooled) ([]drained, 
 // server waits for the other one.
 func (d *drainer) saveAndReadAhead(ctx context.Context, b Batch, tickets []Spooled) (Saved, error) {
 	var reading sync.WaitGroup
-	var ahead []Spooled
-	reading.Go(func() { ahead, _ = d.readNext(tickets) }) // if the disk fails, the next step finds out
-	saved, err := d.store.Save(ctx, b)
-	reading.Wait()
-	if err == nil {
-		d.ahead = ahead
-	}
-	return saved, err
+	reading.Go(func() { d.ahead, _ = d.readNext(tickets) }) // if the disk fails, the next step finds out
+	defer reading.Wait()
+	return d.store.Save(ctx, b)
 }
 
 // storeUnread does the same without what was read, which demands least of the store.
