@@ -92,11 +92,7 @@ func TestFailover_OfThePrimary(t *testing.T) {
 		})
 	}
 	t.Run("no standby is left", func(*testing.T) { noStandbyIsLeft(r, l) })
-	deliveries := l.stop()
-	r.nothingLost(deliveries)
-	for _, d := range deliveries {
-		require.True(t, d.refused.IsZero(), "refused with %s: the spool must take what Postgres cannot", d.refusal)
-	}
+	r.spooledAndNothingLost(l)
 }
 
 // noStandbyIsLeft makes the primary answer but commit nothing, because each commit waits for a standby. Servers must not take an

@@ -13,19 +13,44 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// These tests take nodes away from all that runs, so they do not run beside others.
-
-// threeNodes installs a server and a database instance for each of three nodes, every commit on two of them.
-func threeNodes(t *testing.T, name string, bound time.Duration) *release {
-	t.Helper()
-	r := newRelease(t, name, bound)
+// This test takes nodes away from all that runs, so it does not run beside others. It has a server and a database instance on each of
+// three nodes, every commit on two of them.
+func TestNodes(t *testing.T) { //nolint:paralleltest // it needs all nodes
+	r := newRelease(t, "nodes", 35*time.Minute)
 	r.upgrade(helm4, imageOne, "replicas=3", "database.cluster.instances=3", "database.cluster.synchronous.enabled=true")
 	for _, pods := range []string{"app.kubernetes.io/component=server", "cnpg.io/podRole=instance"} {
 		on := slices.Collect(strings.FieldsSeq(r.kubectl("get", "pods", "-l", pods, "-o", "jsonpath={.items[*].spec.nodeName}")))
 		slices.Sort(on)
 		require.Len(t, slices.Compact(on), 3, "pods with %s must be on three nodes: %s", pods, on)
 	}
-	return r
+	first, workers := r.nodes()
+	parts := []struct {
+		name string
+		play func()
+	}{
+		{"drained", func() { drained(r, first, workers) }},
+		{"lost with the primary", func() { lost(r, workers[0], workers[0], 2*time.Minute) }},
+		{"lost with a standby", func() {
+			r.impatient()
+			lost(r, workers[0], workers[1], 25*time.Second) // without these settings a sender waited 45 s
+		}},
+		{"lost with a spool that holds tickets", func() { lostWithItsSpool(r, workers) }},
+		{"cut off from the ingress controller", func() { cutOffFromTheIngress(r) }},
+	}
+	for _, part := range parts {
+		if !t.Run(part.name, func(t *testing.T) { r.in(t, part.play) }) {
+			break // the next one needs everything in place
+		}
+	}
+}
+
+// in runs a part of a test as a test of its own.
+func (r *release) in(t *testing.T, part func()) {
+	t.Helper()
+	whole := r.t
+	defer func() { r.t = whole }()
+	r.t = t
+	part()
 }
 
 // nodes returns all nodes, the first of which has the ingress controller and all of Kubernetes' own.
@@ -75,10 +100,10 @@ func (r *release) promote(instance string) {
 	r.whole()
 }
 
-// Every node is drained, one after the other, as an upgrade of the nodes does it. Pods wait for their volumes, which stay on the node.
-func TestNodes_Drained(t *testing.T) { //nolint:paralleltest // it needs all nodes
-	r := threeNodes(t, "drained", 15*time.Minute)
-	first, workers := r.nodes()
+// drained drains every node, one after the other, as an upgrade of the nodes does it. Pods wait for their volumes, which stay on the
+// node.
+func drained(r *release, first string, workers []string) {
+	r.t.Helper()
 	r.promote(r.on(workers[0], "cnpg.io/podRole=instance"))
 	l := r.startLoad()
 	for _, node := range append(workers, first) {
@@ -86,73 +111,83 @@ func TestNodes_Drained(t *testing.T) { //nolint:paralleltest // it needs all nod
 		if node == first { // without the ingress controller and the operator, which are only here
 			args = append(args, "--pod-selector=app.kubernetes.io/component in (server,database)")
 		}
-		t.Cleanup(func() { _, _ = r.afterwards().try("uncordon", node) })
+		again := r.afterwards()
+		r.t.Cleanup(func() { _, _ = again.try("uncordon", node) })
 		begun := time.Now()
 		primary := r.nodeOf(r.primary()) == node
 		r.kubectl(args...)
 		empty := time.Since(begun)
-		require.NotEqual(t, node, r.nodeOf(r.primary()), "a node must not be drained of the primary before another is promoted")
+		require.NotEqual(r.t, node, r.nodeOf(r.primary()), "a node must not be drained of the primary before another is promoted")
 		r.kubectl("uncordon", node)
 		r.whole()
 		l.await(50)
 		gap, spooled := l.since(begun)
-		t.Logf("MEASURED drain of %s (primary: %t): empty after %s, whole again after %s; longest time without a 200: %s; %d answered 202",
+		r.t.Logf("MEASURED drain of %s (primary: %t): empty after %s, whole again after %s; longest time without a 200: %s; %d answered 202",
 			node, primary, empty.Round(time.Second), time.Since(begun).Round(time.Second), gap.Round(100*time.Millisecond), spooled)
-		require.Less(t, gap, 30*time.Second)
+		require.Less(r.t, gap, 30*time.Second)
 	}
 	deliveries := l.stop()
 	servedAgainWithin(r, deliveries, 5*time.Second)
 	r.nothingLost(deliveries)
 }
 
-// A node has no power for two minutes. Tickets go on to the others. What its server had acknowledged is stored when it is back.
-func TestNode_Lost(t *testing.T) { //nolint:paralleltest // it needs all nodes
-	r := threeNodes(t, "lost", 25*time.Minute)
-	_, workers := r.nodes()
-	for _, lost := range []string{"with the primary", "with a standby"} {
-		t.Run(lost, func(t *testing.T) {
-			node := workers[0]
-			keeper := node
-			if lost == "with a standby" {
-				keeper = workers[1]
-				r.impatient()
-			}
-			if instance := r.on(keeper, "cnpg.io/podRole=instance"); r.primary() != instance {
-				r.promote(instance)
-			}
-			l := r.startLoad()
-			killed := time.Now()
-			r.kill(node)
-			r.kubectl("wait", "--for=condition=Ready=Unknown", "node/"+node, "--timeout=180s")
-			silent := time.Since(killed)
-			r.until("another instance is the primary", func() (bool, string) { now := r.primary(); return r.nodeOf(now) != node, now })
-			promoted := time.Since(killed)
-			served := r.untilServed(l)
-			l.await(400)
-			gap, spooled := l.since(killed)
-			revived := time.Now()
-			r.revive(node)
-			r.whole()
-			whole := time.Since(revived)
-			deliveries := l.stop()
-			longest, resent := time.Duration(0), 0
-			for _, d := range deliveries {
-				if !d.refused.IsZero() {
-					longest, resent = max(longest, d.answered.Sub(d.begun)), resent+1
-				}
-			}
-			t.Logf("MEASURED node lost %s: silent after %s, primary elsewhere after %s, only 200 from %s on; longest time without a 200: %s; "+
-				"%d answered 202; %d sent again, for up to %s; whole %s after the node was back", lost, silent.Round(time.Second),
-				promoted.Round(time.Second), served.Sub(killed).Round(time.Second), gap.Round(100*time.Millisecond), spooled,
-				resent, longest.Round(100*time.Millisecond), whole.Round(time.Second))
-			require.Less(t, gap, 2*time.Minute)
-			if lost == "with a standby" {
-				require.Less(t, longest, 25*time.Second, "a sender must not wait for a dead server as long as without these settings, 45 s")
-			}
-			r.nothingLost(deliveries)
-		})
+// lost takes a node's power away while the primary is on the node keeper. Tickets go on to the others. No sender may wait longer than
+// bound for its answer. What the node's server had acknowledged is stored when it is back.
+func lost(r *release, node, keeper string, bound time.Duration) {
+	r.t.Helper()
+	if instance := r.on(keeper, "cnpg.io/podRole=instance"); r.primary() != instance {
+		r.promote(instance)
 	}
-	t.Run("with a spool that holds tickets", func(*testing.T) { lostWithItsSpool(r, workers) })
+	l := r.startLoad()
+	killed := time.Now()
+	r.kill(node)
+	r.kubectl("wait", "--for=condition=Ready=Unknown", "node/"+node, "--timeout=180s")
+	silent := time.Since(killed)
+	r.until("another instance is the primary", func() (bool, string) { now := r.primary(); return r.nodeOf(now) != node, now })
+	promoted := time.Since(killed)
+	served := r.untilServed(l)
+	l.await(400)
+	gap, spooled := l.since(killed)
+	revived := time.Now()
+	r.revive(node)
+	r.whole()
+	whole := time.Since(revived)
+	deliveries := l.stop()
+	longest, resent := time.Duration(0), 0
+	for _, d := range deliveries {
+		if !d.refused.IsZero() {
+			longest, resent = max(longest, d.answered.Sub(d.begun)), resent+1
+		}
+	}
+	r.t.Logf("MEASURED silent after %s, primary elsewhere after %s, only 200 from %s on; longest time without a 200: %s; "+
+		"%d answered 202; %d sent again, for up to %s; whole %s after the node was back", silent.Round(time.Second),
+		promoted.Round(time.Second), served.Sub(killed).Round(time.Second), gap.Round(100*time.Millisecond), spooled,
+		resent, longest.Round(100*time.Millisecond), whole.Round(time.Second))
+	require.Less(r.t, gap, 2*time.Minute)
+	require.Less(r.t, longest, bound, "a sender must not wait so long for a dead server")
+	r.nothingLost(deliveries)
+}
+
+// cutOffFromTheIngress cuts the ingress controller off from all servers for a minute. Each sender is refused, and sends again.
+func cutOffFromTheIngress(r *release) {
+	r.t.Helper()
+	l := r.startLoad()
+	measured := r.withoutPolicy(l, "myticket", "/spec/ingress/0", func() {
+		// Connections that are there already stay open, so it begins anew.
+		traefik := []string{"--namespace", *proxies}
+		r.kubectl(append(traefik, "rollout", "restart", "deployment/traefik")...)
+		r.kubectl(append(traefik, "rollout", "status", "deployment/traefik", "--timeout=120s")...)
+	})
+	deliveries := l.stop()
+	refused := 0
+	for _, d := range deliveries {
+		if !d.refused.IsZero() {
+			refused++
+		}
+	}
+	r.t.Logf("MEASURED ingress controller cut off from the servers: %d sent again; %s", refused, measured)
+	require.GreaterOrEqual(r.t, refused, tills, "the test proves nothing: a sender was served")
+	r.nothingLost(deliveries)
 }
 
 // lostWithItsSpool takes a node away whose server has acknowledged tickets that are nowhere else. First the server comes back with its
@@ -224,8 +259,10 @@ func (r *release) impatient() {
 		r.kubectl(append(traefik, "rollout", "status", "deployment/traefik", "--timeout=120s")...)
 	}
 	again := r.afterwards()
+	const middlewares = "traefik.ingress.kubernetes.io/router.middlewares"
 	r.t.Cleanup(func() {
 		r = again
+		r.kubectl("annotate", "ingress", "myticket", middlewares+"-")
 		patch(`[{"op":"replace","path":"/spec/template","value":` + before + `}]`)
 		r.kubectl(append(traefik, "delete", "configmap", "e2e")...)
 	})
@@ -238,7 +275,7 @@ func (r *release) impatient() {
 		{"op":"add","path":"/spec/template/spec/volumes","value":[{"name":"dynamic","configMap":{"name":"e2e"}}]},
 		{"op":"add","path":"/spec/template/spec/containers/0/volumeMounts","value":[{"name":"dynamic","mountPath":"/dynamic"}]}
 	]`)
-	r.kubectl("annotate", "ingress", "myticket", "traefik.ingress.kubernetes.io/router.middlewares=again@file")
+	r.kubectl("annotate", "ingress", "myticket", middlewares+"=again@file")
 }
 
 // afterwards is the release for what puts the cluster right when the test has ended, or its time.

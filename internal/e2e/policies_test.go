@@ -5,6 +5,7 @@ package e2e
 import (
 	"fmt"
 	"net/http"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -98,27 +99,67 @@ func TestNetworkPolicies_ThatCutOffTheDatabase(t *testing.T) {
 	r := newRelease(t, "cut", 10*time.Minute)
 	r.upgrade(helm4, imageOne)
 	l := r.startLoad()
-	begun := time.Now()
-	const policy = "networkpolicy/myticket-db"
-	rule := r.kubectl("get", policy, "-o", "jsonpath={.spec.ingress[0]}")
-	r.kubectl("patch", policy, "--type=json", "--patch", `[{"op":"remove","path":"/spec/ingress/0"}]`)
-	// A connection that is there already stays open to them, so it is closed. No other can take its place.
-	r.until("the servers are cut off", func() (bool, string) {
-		have := r.sql("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'myticket serve'")
-		return have == "0", have
+	served := r.withoutPolicy(l, "myticket-db", "/spec/ingress/0", func() {
+		// A connection that is there already stays open to them, so it is closed. No other can take its place.
+		r.until("the servers are cut off", func() (bool, string) {
+			have := r.sql("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'myticket serve'")
+			return have == "0", have
+		})
 	})
-	cut := time.Now()
+	t.Logf("MEASURED servers cut off from the database: %s", served)
+	r.spooledAndNothingLost(l)
+}
+
+// A standby cannot reach the primary for a minute, and each commit waits for it.
+func TestNetworkPolicies_ThatCutOffTheStandby(t *testing.T) {
+	t.Parallel()
+	r := newRelease(t, "alone", 12*time.Minute)
+	r.upgrade(helm4, imageOne, "database.cluster.instances=2", "database.cluster.synchronous.enabled=true")
+	l := r.startLoad()
+	primary := r.primary()
+	served := r.withoutPolicy(l, "myticket-db", "/spec/ingress/1/from/0", func() {
+		r.until("the standby is cut off", func() (bool, string) {
+			have := r.sql("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_replication")
+			return have == "0", have
+		})
+	})
+	t.Logf("MEASURED standby cut off from the primary: %s", served)
+	require.Equal(t, primary, r.primary(), "a standby that lacks commits must not be promoted")
+	r.spooledAndNothingLost(l)
+}
+
+// withoutPolicy takes a rule out of a NetworkPolicy for a minute, which begins when cut has cut the connections that the rule had
+// allowed. It returns when tickets are stored at once again, and what it measured.
+func (r *release) withoutPolicy(l *load, policy, rule string, cut func()) string {
+	r.t.Helper()
+	policy = "networkpolicy/" + policy
+	value := r.kubectl("get", policy, "-o", "jsonpath={"+jsonPath(rule)+"}")
+	begun := time.Now()
+	r.kubectl("patch", policy, "--type=json", "--patch", fmt.Sprintf(`[{"op":"remove","path":%q}]`, rule))
+	cut()
+	since := time.Now()
 	time.Sleep(time.Minute) // that is what is tested
-	r.kubectl("patch", policy, "--type=json", "--patch", `[{"op":"add","path":"/spec/ingress/0","value":`+rule+`}]`)
+	r.kubectl("patch", policy, "--type=json", "--patch", fmt.Sprintf(`[{"op":"add","path":%q,"value":%s}]`, rule, value))
 	mended := time.Now()
+	l.await(tills) // of senders that wait for their answer nothing is known yet
 	served := r.untilServed(l)
-	require.Greater(t, served.Sub(cut), time.Minute, "the test proves nothing: nothing was cut off")
+	require.Greater(r.t, served.Sub(since), time.Minute, "the test proves nothing: nothing was cut off")
 	_, spooled := l.since(begun)
-	t.Logf("MEASURED cut off: %d answered 202, only 200 from %s after the end on", spooled, max(0, served.Sub(mended)).Round(100*time.Millisecond))
+	return fmt.Sprintf("%d answered 202, only 200 from %s after the end on", spooled, max(0, served.Sub(mended)).Round(100*time.Millisecond))
+}
+
+// jsonPath writes a JSON Pointer (RFC 6901) as kubectl's JSONPath: /spec/ingress/0 as .spec.ingress[0].
+func jsonPath(pointer string) string { return index.ReplaceAllString(strings.ReplaceAll(pointer, "/", "."), "[$1]") }
+
+var index = regexp.MustCompile(`\.(\d+)`)
+
+// spooledAndNothingLost checks that no till was refused while the spools took what Postgres could not.
+func (r *release) spooledAndNothingLost(l *load) {
+	r.t.Helper()
 	deliveries := l.stop()
 	r.nothingLost(deliveries)
 	for _, d := range deliveries {
-		require.True(t, d.refused.IsZero(), "refused with %s: the spool must take what Postgres cannot", d.refusal)
+		require.True(r.t, d.refused.IsZero(), "refused with %s: the spool must take what Postgres cannot", d.refusal)
 	}
 }
 

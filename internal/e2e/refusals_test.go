@@ -81,6 +81,7 @@ func TestScale_ByOthersThanHelm(t *testing.T) {
 	t.Parallel()
 	for _, helm := range []string{helm4, helm3} {
 		t.Run(helm, func(t *testing.T) {
+			t.Parallel()
 			r := newRelease(t, "scaled-"+helm[len("bin/"):], 12*time.Minute)
 			wanted := func() string { return r.kubectl("get", "statefulset/myticket", "-o", "jsonpath={.spec.replicas}") }
 			automatic := []string{"autoscaling.enabled=true", "autoscaling.minReplicas=1", "autoscaling.maxReplicas=3"}
