@@ -789,6 +789,27 @@ func TestHelmTest_HasCredentials(t *testing.T) {
 	assert.Equal(t, []any{object{"key": "n", "path": "token"}}, at(pod, "spec.volumes.0.secret.items"))
 }
 
+// Everything that learns products from tickets must know the sources that teach none.
+func TestTestSources_AreKnownToServersAndDrains(t *testing.T) {
+	t.Parallel()
+	for want, set := range map[string][]string{
+		"helm-test":        nil,
+		"probe":            {"test.source=probe"},
+		"helm-test,t-1,t2": {"test.otherSources={t-1,t2}"},
+	} {
+		all := render(t, append(set, "spool.drain={a}")...)
+		assert.Equal(t, want, env(all.server(t))["MYTICKET_TEST_SOURCES"])
+		drains := 0
+		for name, pod := range all.pods() {
+			if strings.Contains(name, "-drain-") {
+				drains++
+				assert.Equal(t, want, env(containers(pod)[0])["MYTICKET_TEST_SOURCES"], name)
+			}
+		}
+		assert.Equal(t, 1, drains)
+	}
+}
+
 func TestServiceAccount_MayBeOneThatExists(t *testing.T) {
 	t.Parallel()
 	for mode, set := range modes() {
@@ -854,6 +875,10 @@ func TestChart_RefusesContradictions(t *testing.T) {
 		"recovery of itself":               {[]string{"database.cluster.backup.enabled=true", "database.cluster.backup.destinationPath=s3://b", "database.cluster.recovery.from=myticket-db"}, "give the recovered Cluster another name"},
 		"a time without an origin":         {[]string{"database.cluster.recovery.targetTime=now"}, "set database.cluster.recovery.from"},
 		"a setting of the chart's":         {[]string{"settings.MYTICKET_SPOOL_DIR=/tmp"}, "is set by the chart itself: use spool"},
+		"test sources as a setting":        {[]string{"settings.MYTICKET_TEST_SOURCES=a"}, "use test.source and test.otherSources"},
+		"a test source that is everyone's": {[]string{"test.source=default"}, "must not name the source default"},
+		"another one":                      {[]string{"test.otherSources={a,default}"}, "must not name the source default"},
+		"a test source that is none":       {[]string{"test.otherSources={Till 1}"}, `"Till 1" cannot be a source`},
 		"a setting that is none":           {[]string{"settings.MYTICKET_BATCH_TICKET=5"}, "is not a setting of the server"},
 		"a variable that is no setting":    {[]string{"settings.PATH=5"}, "PATH"},
 		"an unknown key":                   {[]string{"replica=3"}, "replica"},
