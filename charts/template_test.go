@@ -1,6 +1,7 @@
 package charts
 
 import (
+	"encoding/base64"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -998,12 +999,25 @@ func TestGenerated_FilesAreNotBehind(t *testing.T) {
 	}
 }
 
+func TestChart_HasItsIcon(t *testing.T) {
+	t.Parallel()
+	icon, err := os.ReadFile("../docs/icon.svg")
+	require.NoError(t, err)
+	chart, err := os.ReadFile("myticket/Chart.yaml")
+	require.NoError(t, err)
+	require.Contains(t, string(chart), "\nicon: data:image/svg+xml;base64,"+base64.StdEncoding.EncodeToString(icon)+"\n",
+		"docs/icon.svg has changed: write what `base64 -w0 docs/icon.svg` prints into Chart.yaml")
+}
+
 func TestChart_LintsAndPackages(t *testing.T) {
 	t.Parallel()
 	for _, helm := range helms {
-		printed, err := run(t, ".", helm, append([]string{"lint", "myticket", "--strict", "--kube-version", "1.34.0", "--set", "image.repository=myticket"}, values(modes()["external"]...)...)...)
-		require.NoError(t, err, printed)
-		_, err = run(t, ".", helm, "package", "myticket", "--destination", t.TempDir())
+		for mode, set := range modes() {
+			printed, err := run(t, ".", helm, append([]string{"lint", "myticket", "--strict", "--kube-version", "1.34.0", "--set", "image.repository=myticket"}, values(set...)...)...)
+			require.NoError(t, err, "%s: %s", mode, printed)
+			require.NotContains(t, printed, "[INFO]", "there is nothing to recommend")
+		}
+		_, err := run(t, ".", helm, "package", "myticket", "--destination", t.TempDir())
 		require.NoError(t, err)
 	}
 }
