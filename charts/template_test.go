@@ -331,10 +331,30 @@ func TestServer_IsSpread(t *testing.T) {
 	spread := func(set ...string) any {
 		return at(render(t, set...).find(t, "StatefulSet", "myticket"), "spec.template.spec.topologySpreadConstraints")
 	}
-	assert.Len(t, spread(), 2)
-	assert.Len(t, spread("topologySpread.zone="), 1)
+	affinity := func(set ...string) any {
+		return at(render(t, set...).find(t, "StatefulSet", "myticket"), "spec.template.spec.affinity")
+	}
+	const preferred = "podAntiAffinity.preferredDuringSchedulingIgnoredDuringExecution.0."
+	assert.Len(t, spread(), 1, "on a node without a zone two constraints that only ask would both count for nothing")
+	assert.Equal(t, "topology.kubernetes.io/zone", at(spread(), "0.topologyKey"))
+	assert.Equal(t, "ScheduleAnyway", at(spread(), "0.whenUnsatisfiable"))
+	assert.Equal(t, "kubernetes.io/hostname", at(affinity(), preferred+"podAffinityTerm.topologyKey"))
+	assert.Equal(t, at(spread(), "0.labelSelector"), at(affinity(), preferred+"podAffinityTerm.labelSelector"))
+	assert.Nil(t, spread("topologySpread.zone="))
 	assert.Nil(t, spread("topologySpread.zone=", "topologySpread.node="))
-	assert.Equal(t, "DoNotSchedule", at(spread("topologySpread.zone=DoNotSchedule"), "1.whenUnsatisfiable"))
+	assert.Nil(t, affinity("topologySpread.node="))
+	assert.Len(t, spread("topologySpread.node=DoNotSchedule"), 2)
+	assert.Equal(t, "DoNotSchedule", at(spread("topologySpread.node=DoNotSchedule"), "0.whenUnsatisfiable"))
+	assert.Nil(t, affinity("topologySpread.node=DoNotSchedule"))
+	assert.Equal(t, "DoNotSchedule", at(spread("topologySpread.zone=DoNotSchedule"), "0.whenUnsatisfiable"))
+
+	own := affinity("affinity.nodeAffinity.x=y", "affinity."+preferredOf("disk"))
+	assert.Equal(t, "y", at(own, "nodeAffinity.x"))
+	assert.Equal(t, "disk", at(own, preferred+"podAffinityTerm.topologyKey"), "what a user prefers replaces it")
+}
+
+func preferredOf(topologyKey string) string {
+	return "podAntiAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].podAffinityTerm.topologyKey=" + topologyKey
 }
 
 func TestImage_IsByTagOrDigest(t *testing.T) {
