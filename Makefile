@@ -133,7 +133,8 @@ image: ## build the container image IMAGE=myticket:VERSION, from nothing but the
 
 .PHONY: release
 release: bin/helm bin/crane ## publish VERSION=1.2.3 to REGISTRY=…: images for amd64 and arm64, and the chart, signed with KEY=… of KEYRING=… (.ci/release)
-	VERSION='$(VERSION)' REGISTRY='$(REGISTRY)' KEY='$(KEY)' KEYRING='$(KEYRING)' HELM_FLAGS='$(HELM_FLAGS)' .ci/release
+	VERSION='$(VERSION)' REGISTRY='$(REGISTRY)' KEY='$(KEY)' KEYRING='$(KEYRING)' HELM_FLAGS='$(HELM_FLAGS)' \
+	RELEASE_HOME='$(RELEASE_HOME)' RELEASE_MAINTAINER='$(RELEASE_MAINTAINER)' .ci/release
 
 .PHONY: cluster
 cluster: ## make the kind cluster that is developed on: operator, ingress, monitoring (k8s/README.md)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.yaml.in/yaml/v3"
 
 	"myticket/internal/lab"
 )
@@ -79,6 +80,12 @@ func TestRelease_WithoutWhatItNeeds_IsRefused(t *testing.T) {
 		"KEY must name":    {"VERSION=1.2.3", "REGISTRY=127.0.0.1:1/team", "KEY="},
 		"does not say":     {"VERSION=1.2.3", "REGISTRY=127.0.0.1:1/team", "KEY=none"},
 		"KEYRING must be":  {"VERSION=1.2.3", "REGISTRY=127.0.0.1:1/team", "KEY=someone", "KEYRING=no-such-file"},
+		"RELEASE_HOME must be like https://git.example.com/myticket, and is 'git.example.com'": {
+			"VERSION=1.2.3", "REGISTRY=127.0.0.1:1/team", "KEY=none", "RELEASE_HOME=git.example.com",
+		},
+		"RELEASE_MAINTAINER must be like 'Name <name@example.com>', and is 'Tills'": {
+			"VERSION=1.2.3", "REGISTRY=127.0.0.1:1/team", "KEY=none", "RELEASE_MAINTAINER=Tills",
+		},
 	} {
 		printed, err := release(t, variables...)
 		require.Error(t, err, want)
@@ -93,7 +100,10 @@ func TestRelease_IsSigned_ForTwoProcessors_AndNeverChanges(t *testing.T) {
 	team := registry(t) + "/team"
 	secret, public := signer(t, signedBy)
 	variables := func(version, flags string) []string {
-		return []string{"VERSION=" + version, "REGISTRY=" + team, "KEY=" + signedBy, "KEYRING=" + secret, "HELM_FLAGS=" + flags}
+		return []string{
+			"VERSION=" + version, "REGISTRY=" + team, "KEY=" + signedBy, "KEYRING=" + secret, "HELM_FLAGS=" + flags,
+			"RELEASE_HOME=https://git.example.com/myticket", "RELEASE_MAINTAINER=Tills & Co <tills@example.com>",
+		}
 	}
 	t.Cleanup(func() { _ = os.RemoveAll("../bin/release/" + version) })
 
@@ -144,7 +154,9 @@ func TestRelease_IsSigned_ForTwoProcessors_AndNeverChanges(t *testing.T) {
 	_, stranger := signer(t, "Somebody Else")
 	require.ErrorContains(t, pull(stranger), "openpgp", "the signature is of another key")
 	require.NoError(t, pull(public))
-	rendered, err := run(t, "..", helm4, "template", "t", filepath.Join(pulled, "myticket-"+version+".tgz"), "--api-versions", "postgresql.cnpg.io/v1",
+	packed := filepath.Join(pulled, "myticket-"+version+".tgz")
+	requireDescribed(t, packed, image+":"+version+"@"+digest)
+	rendered, err := run(t, "..", helm4, "template", "t", packed, "--api-versions", "postgresql.cnpg.io/v1",
 		"--set", "ingress.hosts={a.example},networkPolicy.ingressNamespace=web")
 	require.NoError(t, err)
 	require.Contains(t, rendered, "image: \""+image+":"+version+"@"+digest+"\"", "the chart names the image by its digest")
@@ -160,6 +172,45 @@ func TestRelease_IsSigned_ForTwoProcessors_AndNeverChanges(t *testing.T) {
 	printed, err = release(t, variables(taken, "--plain-http")...)
 	require.Error(t, err)
 	require.Contains(t, printed, "published with other content")
+}
+
+// requireDescribed checks what a packed chart says about itself.
+func requireDescribed(t *testing.T, packed, image string) {
+	t.Helper()
+	printed, err := run(t, "..", helm4, "show", "chart", packed)
+	require.NoError(t, err)
+	var chart struct {
+		Home        string              `yaml:"home"`
+		Sources     []string            `yaml:"sources"`
+		Maintainers []map[string]string `yaml:"maintainers"`
+		Annotations map[string]string   `yaml:"annotations"`
+	}
+	require.NoError(t, yaml.Unmarshal([]byte(printed), &chart), printed)
+	require.Equal(t, "https://git.example.com/myticket", chart.Home)
+	require.Equal(t, []string{chart.Home}, chart.Sources)
+	require.Equal(t, []map[string]string{{"name": "Tills & Co", "email": "tills@example.com"}}, chart.Maintainers)
+	require.Equal(t, "Apache-2.0", chart.Annotations["artifacthub.io/license"])
+	var images []struct {
+		Name      string   `yaml:"name"`
+		Image     string   `yaml:"image"`
+		Platforms []string `yaml:"platforms"`
+	}
+	require.NoError(t, yaml.Unmarshal([]byte(chart.Annotations["artifacthub.io/images"]), &images))
+	require.Len(t, images, 3)
+	require.Equal(t, image, images[0].Image)
+	require.Equal(t, []string{"linux/amd64", "linux/arm64"}, images[0].Platforms)
+	printed, err = run(t, "..", helm4, "show", "values", packed)
+	require.NoError(t, err)
+	values := object{}
+	require.NoError(t, yaml.Unmarshal([]byte(printed), &values))
+	require.Equal(t, at(values, "database.cluster.image"), images[1].Image)
+	require.Equal(t, at(values, "database.cluster.kubectlImage"), images[2].Image)
+	require.NotContains(t, chart.Annotations["artifacthub.io/images"], "#")
+	licence, err := output(t, "tar", "--extract", "--to-stdout", "--file", packed, "myticket/LICENSE")
+	require.NoError(t, err, licence)
+	ours, err := os.ReadFile("../LICENSE")
+	require.NoError(t, err)
+	require.Equal(t, string(ours), licence)
 }
 
 func requireBuiltFor(t *testing.T, path string, machine elf.Machine) {

@@ -1,6 +1,7 @@
 package charts
 
 import (
+	"encoding/base64"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -330,10 +331,30 @@ func TestServer_IsSpread(t *testing.T) {
 	spread := func(set ...string) any {
 		return at(render(t, set...).find(t, "StatefulSet", "myticket"), "spec.template.spec.topologySpreadConstraints")
 	}
-	assert.Len(t, spread(), 2)
-	assert.Len(t, spread("topologySpread.zone="), 1)
+	affinity := func(set ...string) any {
+		return at(render(t, set...).find(t, "StatefulSet", "myticket"), "spec.template.spec.affinity")
+	}
+	const preferred = "podAntiAffinity.preferredDuringSchedulingIgnoredDuringExecution.0."
+	assert.Len(t, spread(), 1, "on a node without a zone two constraints that only ask would both count for nothing")
+	assert.Equal(t, "topology.kubernetes.io/zone", at(spread(), "0.topologyKey"))
+	assert.Equal(t, "ScheduleAnyway", at(spread(), "0.whenUnsatisfiable"))
+	assert.Equal(t, "kubernetes.io/hostname", at(affinity(), preferred+"podAffinityTerm.topologyKey"))
+	assert.Equal(t, at(spread(), "0.labelSelector"), at(affinity(), preferred+"podAffinityTerm.labelSelector"))
+	assert.Nil(t, spread("topologySpread.zone="))
 	assert.Nil(t, spread("topologySpread.zone=", "topologySpread.node="))
-	assert.Equal(t, "DoNotSchedule", at(spread("topologySpread.zone=DoNotSchedule"), "1.whenUnsatisfiable"))
+	assert.Nil(t, affinity("topologySpread.node="))
+	assert.Len(t, spread("topologySpread.node=DoNotSchedule"), 2)
+	assert.Equal(t, "DoNotSchedule", at(spread("topologySpread.node=DoNotSchedule"), "0.whenUnsatisfiable"))
+	assert.Nil(t, affinity("topologySpread.node=DoNotSchedule"))
+	assert.Equal(t, "DoNotSchedule", at(spread("topologySpread.zone=DoNotSchedule"), "0.whenUnsatisfiable"))
+
+	own := affinity("affinity.nodeAffinity.x=y", "affinity."+preferredOf("disk"))
+	assert.Equal(t, "y", at(own, "nodeAffinity.x"))
+	assert.Equal(t, "disk", at(own, preferred+"podAffinityTerm.topologyKey"), "what a user prefers replaces it")
+}
+
+func preferredOf(topologyKey string) string {
+	return "podAntiAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].podAffinityTerm.topologyKey=" + topologyKey
 }
 
 func TestImage_IsByTagOrDigest(t *testing.T) {
@@ -789,6 +810,27 @@ func TestHelmTest_HasCredentials(t *testing.T) {
 	assert.Equal(t, []any{object{"key": "n", "path": "token"}}, at(pod, "spec.volumes.0.secret.items"))
 }
 
+// Everything that learns products from tickets must know the sources that teach none.
+func TestTestSources_AreKnownToServersAndDrains(t *testing.T) {
+	t.Parallel()
+	for want, set := range map[string][]string{
+		"helm-test":        nil,
+		"probe":            {"test.source=probe"},
+		"helm-test,t-1,t2": {"test.otherSources={t-1,t2}"},
+	} {
+		all := render(t, append(set, "spool.drain={a}")...)
+		assert.Equal(t, want, env(all.server(t))["MYTICKET_TEST_SOURCES"])
+		drains := 0
+		for name, pod := range all.pods() {
+			if strings.Contains(name, "-drain-") {
+				drains++
+				assert.Equal(t, want, env(containers(pod)[0])["MYTICKET_TEST_SOURCES"], name)
+			}
+		}
+		assert.Equal(t, 1, drains)
+	}
+}
+
 func TestServiceAccount_MayBeOneThatExists(t *testing.T) {
 	t.Parallel()
 	for mode, set := range modes() {
@@ -854,6 +896,10 @@ func TestChart_RefusesContradictions(t *testing.T) {
 		"recovery of itself":               {[]string{"database.cluster.backup.enabled=true", "database.cluster.backup.destinationPath=s3://b", "database.cluster.recovery.from=myticket-db"}, "give the recovered Cluster another name"},
 		"a time without an origin":         {[]string{"database.cluster.recovery.targetTime=now"}, "set database.cluster.recovery.from"},
 		"a setting of the chart's":         {[]string{"settings.MYTICKET_SPOOL_DIR=/tmp"}, "is set by the chart itself: use spool"},
+		"test sources as a setting":        {[]string{"settings.MYTICKET_TEST_SOURCES=a"}, "use test.source and test.otherSources"},
+		"a test source that is everyone's": {[]string{"test.source=default"}, "must not name the source default"},
+		"another one":                      {[]string{"test.otherSources={a,default}"}, "must not name the source default"},
+		"a test source that is none":       {[]string{"test.otherSources={Till 1}"}, `"Till 1" cannot be a source`},
 		"a setting that is none":           {[]string{"settings.MYTICKET_BATCH_TICKET=5"}, "is not a setting of the server"},
 		"a variable that is no setting":    {[]string{"settings.PATH=5"}, "PATH"},
 		"an unknown key":                   {[]string{"replica=3"}, "replica"},
@@ -973,12 +1019,25 @@ func TestGenerated_FilesAreNotBehind(t *testing.T) {
 	}
 }
 
+func TestChart_HasItsIcon(t *testing.T) {
+	t.Parallel()
+	icon, err := os.ReadFile("../docs/icon.svg")
+	require.NoError(t, err)
+	chart, err := os.ReadFile("myticket/Chart.yaml")
+	require.NoError(t, err)
+	require.Contains(t, string(chart), "\nicon: data:image/svg+xml;base64,"+base64.StdEncoding.EncodeToString(icon)+"\n",
+		"docs/icon.svg has changed: write what `base64 -w0 docs/icon.svg` prints into Chart.yaml")
+}
+
 func TestChart_LintsAndPackages(t *testing.T) {
 	t.Parallel()
 	for _, helm := range helms {
-		printed, err := run(t, ".", helm, append([]string{"lint", "myticket", "--strict", "--kube-version", "1.34.0", "--set", "image.repository=myticket"}, values(modes()["external"]...)...)...)
-		require.NoError(t, err, printed)
-		_, err = run(t, ".", helm, "package", "myticket", "--destination", t.TempDir())
+		for mode, set := range modes() {
+			printed, err := run(t, ".", helm, append([]string{"lint", "myticket", "--strict", "--kube-version", "1.34.0", "--set", "image.repository=myticket"}, values(set...)...)...)
+			require.NoError(t, err, "%s: %s", mode, printed)
+			require.NotContains(t, printed, "[INFO]", "there is nothing to recommend")
+		}
+		_, err := run(t, ".", helm, "package", "myticket", "--destination", t.TempDir())
 		require.NoError(t, err)
 	}
 }

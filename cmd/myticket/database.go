@@ -86,11 +86,17 @@ func readParts(dir string) (map[string]string, error) {
 	return parts, nil
 }
 
-// open opens the store for an operator's command, with few connections that are named after the command. Such a command knows
-// no sources file, so the tickets that it stores never overrule a product of an authenticated source.
+// open opens the store for an operator's command.
 func (f databaseFlags) open(ctx context.Context, command string) (*postgres.Store, error) {
+	return f.openWith(ctx, command, nil)
+}
+
+// openWith opens the store for an operator's command, with few connections that are named after the command. Such a command knows
+// no sources file, so the tickets that it stores never overrule a product of an authenticated source. Those of testSources say
+// nothing about products.
+func (f databaseFlags) openWith(ctx context.Context, command string, testSources map[string]bool) (*postgres.Store, error) {
 	return postgres.Open(ctx, postgres.Config{
 		URLFrom: f.url, MaxConns: 2, ApplicationName: "myticket " + command, Logger: slog.Default(),
-		AuthenticatedProducts: true,
+		Sources: postgres.Sources{Tests: testSources}, AuthenticatedProducts: true,
 	})
 }

@@ -83,6 +83,7 @@ func (c productsListCmd) command(after string) string {
 type productsPruneCmd struct {
 	databaseFlags
 	outputFlags
+	testSourcesFlag
 	IDs    []uuid.UUID `arg:"" name:"id" optional:"" help:"Ids of tickets. Use a filter instead to select many."`
 	Source string      `group:"Filter" help:"Exact name of the tickets' source."`
 	Since  moment      `group:"Filter" placeholder:"TIME" help:"Received at this time or later: 2026-11-23T08:00:00Z, 2026-11-23 (UTC), or 2h, 3d or 1w before now."`
@@ -106,7 +107,7 @@ func (c productsPruneCmd) Validate() error {
 }
 
 func (c productsPruneCmd) Run(ctx context.Context, std streams) error {
-	store, err := c.open(ctx, "products")
+	store, err := c.openWith(ctx, "products", c.testSources())
 	if err != nil {
 		return err
 	}

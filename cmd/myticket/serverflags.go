@@ -37,6 +37,8 @@ type serverFlags struct {
 	NewProductsBurst      int     `env:"MYTICKET_NEW_PRODUCTS_BURST" default:"100000" group:"Products" help:"Products that the tickets of one source may add at once. The default is more than a shop sells. Default: ${default}."`
 	AuthenticatedProducts bool    `env:"MYTICKET_AUTHENTICATED_PRODUCTS" group:"Products" help:"A source that asks for no credentials never overrules a source that asks for them (docs/server.md). Default: the newest ticket counts, whichever source it is from."`
 
+	testSourcesFlag
+
 	SpoolDir        string        `env:"MYTICKET_SPOOL_DIR" placeholder:"DIR" group:"Spool" help:"Folder on a durable disk that keeps tickets while Postgres is away or behind (docs/durability.md). Each server needs a folder of its own. Default: none, so such tickets are refused with 503."`
 	SpoolMaxTickets int           `env:"MYTICKET_SPOOL_MAX_TICKETS" default:"1000000" group:"Spool" help:"Maximum tickets in the spool. More are answered 503, unless Postgres takes them. Default: ${default}."`
 	SpoolMaxBytes   byteSize      `env:"MYTICKET_SPOOL_MAX_BYTES" default:"1GiB" group:"Spool" help:"Maximum bytes in the spool. More are answered 503, unless Postgres takes them. The disk should have a quarter more. Default: ${default}."`

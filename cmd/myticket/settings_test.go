@@ -56,6 +56,7 @@ func TestSettings_ThatCannotBe_AreNamed(t *testing.T) {
 		"--treat-max-back-off=1ms", "--partition-period=year", "--partitions-ahead=0", "--shutdown-delay=-1s", "--shutdown-spool-wait=-1s",
 		"--shutdown-timeout=0s", "--log-format=xml", "--log-level=loud",
 		"--new-products-rate=NaN", "--new-products-rate=-1", "--new-products-burst=0", "--peer-header=X Forwarded",
+		"--test-sources=a,Shop 1",
 	} {
 		t.Run(argument, func(t *testing.T) {
 			t.Parallel()

@@ -1,11 +1,37 @@
 package main
 
 import (
+	"fmt"
 	"log/slog"
 
 	"myticket/internal/httpapi"
 	"myticket/internal/postgres"
 )
+
+// testSourcesFlag is a setting of the server, and of each command that itself learns products from tickets or forgets them.
+type testSourcesFlag struct {
+	TestSources []sourceName `env:"MYTICKET_TEST_SOURCES" placeholder:"NAME" group:"Products" help:"Sources whose tickets teach no products, separated by commas: tests of the installation, tills in training. Their tickets are stored and read as all others. All servers, \"spool drain\" and \"products prune\" need the same value. Default: none."`
+}
+
+func (f testSourcesFlag) testSources() map[string]bool {
+	tests := map[string]bool{}
+	for _, name := range f.TestSources {
+		tests[string(name)] = true
+	}
+	return tests
+}
+
+// sourceName is the name of a source.
+type sourceName string
+
+// UnmarshalText checks the name.
+func (n *sourceName) UnmarshalText(text []byte) error {
+	if !httpapi.ValidSource(string(text)) {
+		return fmt.Errorf("%q cannot be a source: a name has 1 to 63 of the characters a-z, 0-9 and -", text)
+	}
+	*n = sourceName(text)
+	return nil
+}
 
 // logSources logs which sources may send without credentials.
 func logSources(logger *slog.Logger, sources *httpapi.Sources, file string) {
@@ -48,5 +74,5 @@ func (f *serverFlags) productPolicies(sources *httpapi.Sources) postgres.Sources
 		}
 		policies[name] = policy
 	}
-	return postgres.Sources{Policies: policies, Entry: sources.Entry}
+	return postgres.Sources{Policies: policies, Entry: sources.Entry, Tests: f.testSources()}
 }

@@ -84,10 +84,11 @@ func (c spoolStatusCmd) Run(ctx context.Context, std streams) error {
 type spoolDrainCmd struct {
 	databaseFlags
 	spoolFlags
+	testSourcesFlag
 }
 
 func (c spoolDrainCmd) Run(ctx context.Context, std streams) (err error) {
-	store, err := c.databaseFlags.open(ctx, "spool drain")
+	store, err := c.openWith(ctx, "spool drain", c.testSources())
 	if err != nil {
 		return err
 	}

@@ -19,6 +19,11 @@ func TestInstall_FromNothing(t *testing.T) {
 	r := newRelease(t, "install", 6*time.Minute)
 	r.upgrade(helm4, imageOne)
 
+	printed := r.helm(helm4, "test", "myticket", "--logs", "--timeout", "2m")
+	require.Contains(t, printed, "TREATED", "the test's log should show the answer")
+	require.Equal(t, "1|TREATED", r.sql("SELECT count(*), min(status) FROM tickets WHERE source = 'helm-test'"))
+	require.Equal(t, "0", r.sql("SELECT count(*) FROM products"), "the test teaches no products: the product base is as before")
+
 	body, err := os.ReadFile(filepath.Join(root(), "testdata", "ticket.txt"))
 	require.NoError(t, err)
 	r.routed()
@@ -27,6 +32,7 @@ func TestInstall_FromNothing(t *testing.T) {
 	require.Equal(t, http.StatusOK, status)
 	require.Equal(t, hash(body)+"|shop-1|TREATED",
 		r.sql("SELECT encode(sha256(body), 'hex'), source, status FROM tickets WHERE id = '"+id+"'"))
+	require.Equal(t, "2", r.sql("SELECT count(*) FROM products"), "a shop's ticket teaches its products")
 
 	for path, want := range map[string]int{
 		"/metrics": 404, "/ping": 404, "/readyz": 404, "/debug/pprof/": 404, "/": 404, "/ticketing": 404, "/ticket/../metrics": 404,
@@ -34,10 +40,6 @@ func TestInstall_FromNothing(t *testing.T) {
 	} {
 		require.Equal(t, want, r.get(path), "GET %s through the Ingress", path)
 	}
-
-	printed := r.helm(helm4, "test", "myticket", "--logs", "--timeout", "2m")
-	require.Contains(t, printed, "TREATED", "the test's log should show the answer")
-	require.Equal(t, "1", r.sql("SELECT count(*) FROM tickets WHERE source = 'helm-test'"))
 
 	t.Run("commands of operators work in the pod", func(t *testing.T) {
 		require.Contains(t, r.kubectl("exec", "myticket-0", "--", "/myticket", "tickets", "list"), id)

@@ -166,7 +166,7 @@ func (s *Sources) read(content []byte) error {
 
 func (s *Sources) add(name string, config *sourceConfig) error {
 	switch {
-	case name != otherSources && !validSource(name):
+	case name != otherSources && !ValidSource(name):
 		return fmt.Errorf("%q cannot be a source: a name has 1 to 63 of the characters a-z, 0-9 and -", name)
 	case config == nil:
 		return fmt.Errorf("source %q: null is not an entry; {} is one for a source without credentials", name)

@@ -108,7 +108,7 @@ func (w *Webhook) answered(r Request, response Response) Response {
 // such as a secret.
 func (r Request) logAttr(id uuid.UUID) slog.Attr {
 	t := ticket.Ticket{ID: id, Traceparent: traceparent(r.Headers.Traceparent)}
-	if validSource(r.Source) {
+	if ValidSource(r.Source) {
 		t.Source = r.Source
 	}
 	return t.LogAttr()
@@ -117,7 +117,7 @@ func (r Request) logAttr(id uuid.UUID) slog.Attr {
 // Admit checks everything that comes before the body, so that a body takes memory only if it will be used. It returns true, or
 // the answer to a request whose body need not be read. A body of unknown length has length -1.
 func (w *Webhook) Admit(name string, h Headers, length int) (Response, bool) {
-	if !validSource(name) {
+	if !ValidSource(name) {
 		return problem(http.StatusNotFound, "source_invalid",
 			"The name of a source has 1 to 63 of the characters a-z, 0-9 and -. The ticket was not stored; correct the URL."), false
 	}
@@ -312,7 +312,8 @@ func appendID(b []byte, id uuid.UUID) []byte {
 	return b
 }
 
-func validSource(name string) bool {
+// ValidSource reports whether a source can have a name: 1 to 63 of a-z, 0-9 and -.
+func ValidSource(name string) bool {
 	if name == "" || len(name) > 63 {
 		return false
 	}

@@ -72,8 +72,9 @@ func newKnown(ranks bool) *known {
 		idSeed: maphash.MakeSeed(), wordsSeed: maphash.MakeSeed(), ranks: ranks, start: time.Now(),
 		lines: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "myticket_product_lines_total",
-			Help: "Lines of tickets that were to be stored as TREATED, by what this server did about their products: known (it had " +
-				"seen in the last half minute that the product base says the same) or asked (it asked Postgres).",
+			Help: "Lines of tickets that were to be stored as TREATED, without those of --test-sources, by what this server did " +
+				"about their products: known (it had seen in the last half minute that the product base says the same) or " +
+				"asked (it asked Postgres).",
 		}, []string{"products"}),
 	}
 	k.confirmed, k.asked = k.lines.WithLabelValues("known"), k.lines.WithLabelValues("asked")

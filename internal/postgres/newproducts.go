@@ -3,6 +3,8 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -27,7 +29,7 @@ type SourcePolicy struct {
 	Label string
 }
 
-// Sources are the policies of all sources. The zero value is no limit, and no authenticated source.
+// Sources are the policies of all sources. The zero value is no limit, no authenticated source, and no test source.
 type Sources struct {
 	// Policies are by entry of the sources file. Sources that share an entry share its rate. An entry without a policy has no
 	// limit.
@@ -35,11 +37,16 @@ type Sources struct {
 	// Entry returns the entry of a source: one of few, so that a sender who invents names does not get a rate for each.
 	// Required if there are Policies.
 	Entry func(source string) string
+	// Tests are sources whose tickets are stored and read as all others, but teach no products.
+	Tests map[string]bool
 }
 
 func (s Sources) authenticated(source string) bool {
 	return s.Entry != nil && s.Policies[s.Entry(source)].Authenticated
 }
+
+// tests returns Tests as a parameter of SQL. It is never NULL, because a comparison with NULL would leave out every ticket.
+func (s Sources) tests() []string { return slices.AppendSeq([]string{}, maps.Keys(s.Tests)) }
 
 // ProblemNewProducts is the problem code of a ticket that names products which its source may not add yet.
 const ProblemNewProducts = "new_products_limited"
@@ -137,7 +144,7 @@ func (g *gate) stop(ctx context.Context, conn *pgx.Conn, rows []row) error {
 	return nil
 }
 
-// decide finds the tickets to stop. It looks only at those of sources whose bucket is empty.
+// decide finds the tickets to stop. It looks only at those of sources whose bucket is empty. Tickets of test sources add nothing.
 func (g *gate) decide(ctx context.Context, conn *pgx.Conn, rows []row) error {
 	now := time.Now()
 	if int64(now.Sub(g.limits.start)) >= g.limits.emptyUntil.Load() {
@@ -152,7 +159,7 @@ func (g *gate) decide(ctx context.Context, conn *pgx.Conn, rows []row) error {
 	var ids []string
 	for i := range rows {
 		t := rows[i].ticket
-		if rows[i].status != ticket.Treated || !empty[g.limits.sources.Entry(t.Source)] {
+		if rows[i].status != ticket.Treated || !empty[g.limits.sources.Entry(t.Source)] || g.limits.sources.Tests[t.Source] {
 			continue
 		}
 		limited = append(limited, t)

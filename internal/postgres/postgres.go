@@ -54,6 +54,7 @@ type Store struct {
 
 	newProducts *newProducts
 	known       *known
+	sources     Sources
 	// authenticated reports whether a source overrules others about products; nil if all sources are equal.
 	authenticated func(source string) bool
 }
@@ -99,7 +100,7 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 	}
 	s := &Store{
 		pool: pool, queries: in.tracer, logger: config.Logger, newProducts: limitNewProducts(config.Sources),
-		known: newKnown(config.AuthenticatedProducts),
+		known: newKnown(config.AuthenticatedProducts), sources: config.Sources,
 	}
 	if config.AuthenticatedProducts {
 		s.authenticated = config.Sources.authenticated

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -198,6 +199,7 @@ func (s *saying) overrules(other *saying) bool {
 // news returns what the TREATED rows say about products that must be asked about, each product once, and what the transaction
 // relies on then. Rows that only confirm such a product are included, because the newest one counts.
 func (s *Store) news(rows []row) ([]saying, reliance) {
+	rows = s.teaching(rows)
 	ids, relies := s.known.news(rows, s.authenticated)
 	if ids != nil && len(ids) == 0 {
 		return nil, relies
@@ -211,7 +213,16 @@ func (s *Store) everything(rows []row) ([]saying, reliance) {
 }
 
 // distinctProducts returns what the TREATED rows say about products, each product once.
-func (s *Store) distinctProducts(rows []row) []saying { return s.sayings(rows, nil) }
+func (s *Store) distinctProducts(rows []row) []saying { return s.sayings(s.teaching(rows), nil) }
+
+// teaching returns the rows that are not of a test source. It does not change rows.
+func (s *Store) teaching(rows []row) []row {
+	test := func(r row) bool { return s.sources.Tests[r.ticket.Source] }
+	if len(s.sources.Tests) == 0 || !slices.ContainsFunc(rows, test) {
+		return rows // nearly always, without a copy
+	}
+	return slices.DeleteFunc(slices.Clone(rows), test)
+}
 
 // sayings is distinctProducts for the products in only; nil for all. It changes only, which must have the value -1 for each.
 func (s *Store) sayings(rows []row, only map[string]int) []saying {

@@ -42,7 +42,7 @@ const (
 
 // pruneCandidates selects products that only tickets of the selection may have made. The ticket that gave the name and the price
 // is one of them, and so is the ticket that named the product first. That ticket must still be there: a product that is older
-// than all kept tickets was named by others.
+// than all kept tickets was named by others. Tickets of test sources ($1) teach no products, so they are none of these others.
 //
 // The cursor outlives its transaction, because a transaction that is open for the whole time would hold back vacuum in the whole
 // database. So it needs a connection of its own, which a pooler must not share.
@@ -52,17 +52,18 @@ SELECT p.product_id, p.ticket_id, p.first_seen_at, p.last_seen_at, p.authenticat
 FROM products p
 WHERE p.last_seen_at < now() - interval '%[3]d seconds' AND p.unsettled_at IS NULL
   AND EXISTS (SELECT FROM tickets WHERE received_at = p.changed_at AND id = p.ticket_id AND %[1]s)
-  AND EXISTS (SELECT FROM tickets WHERE received_at = p.first_seen_at AND status = 'TREATED' AND %[1]s)
+  AND EXISTS (SELECT FROM tickets WHERE received_at = p.first_seen_at AND status = 'TREATED'
+              AND (%[1]s OR source = ANY ($1::text[])))
 ORDER BY p.first_seen_at, p.last_seen_at
 LIMIT %[2]d`
 
-// otherTickets selects tickets that may name a product of the time from $1 to $2, and are not in the selection. For tickets that
-// another version of the parser read, it also returns the products that that version found.
+// otherTickets selects tickets that may name a product of the time from $1 to $2, and are neither in the selection nor of a test
+// source ($3). For tickets that another version of the parser read, it also returns the products that that version found.
 const otherTickets = `
 SELECT body, CASE WHEN parser_version <> %[2]d AND jsonb_typeof(lines) = 'array' THEN
     ARRAY(SELECT l ->> 'product_id' FROM jsonb_array_elements(lines) AS l WHERE l ->> 'product_id' IS NOT NULL) END
 FROM tickets
-WHERE status = 'TREATED' AND received_at >= $1 AND received_at <= $2 AND NOT (%[1]s)`
+WHERE status = 'TREATED' AND received_at >= $1 AND received_at <= $2 AND source <> ALL ($3::text[]) AND NOT (%[1]s)`
 
 // removeProducts removes products that have not changed since they were selected. It skips products that another transaction
 // has locked.
@@ -99,17 +100,17 @@ type candidate struct {
 	authenticated       bool
 }
 
-// PruneProducts removes the products that only the selected tickets name: no body of another TREATED ticket names them. It looks
-// at up to limit products, and holds a bounded number of them and one ticket at a time in memory. It may be repeated: if it
-// fails, the products that were removed before are gone. With dryRun it only counts. It does not remove products that a ticket
-// has named within the last ten minutes.
+// PruneProducts removes the products that only the selected tickets name: no body of another TREATED ticket names them, not
+// counting test sources. It looks at up to limit products, and holds a bounded number of them and one ticket at a time in memory.
+// It may be repeated: if it fails, the products that were removed before are gone. With dryRun it only counts. It does not remove
+// products that a ticket has named within the last ten minutes.
 //
 // While tickets of that time are set aside (MoveStrays) it fails, because they may name the products, too.
 //
 // It does not know tickets that wait in a spool. When such a ticket is drained, the products that it names come back.
 func (s *Store) PruneProducts(ctx context.Context, selection PruneSelection, limit int, dryRun bool) (Pruned, error) {
 	pruned := Pruned{Examples: []string{}}
-	where, args, err := selection.where()
+	where, args, err := selection.where(s.sources.tests())
 	if err != nil {
 		return pruned, err
 	}
@@ -207,7 +208,7 @@ func (s *Store) namedByOthers(ctx context.Context, selection PruneSelection, chu
 		}
 	}
 	to = to.Add(lastSeenStep)
-	where, args, err := selection.where(from, to)
+	where, args, err := selection.where(from, to, s.sources.tests())
 	if err != nil {
 		return nil, err
 	}

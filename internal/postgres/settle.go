@@ -41,11 +41,12 @@ WITH free AS (
 )
 UPDATE products p SET unsettled_at = now() FROM free WHERE p.product_id = free.product_id`
 
-// newestSayings reads the bodies back in time, so that it can end as soon as there is a saying for each product.
+// newestSayings reads the bodies back in time, so that it can end as soon as there is a saying for each product. It leaves out
+// test sources ($3).
 const newestSayings = `
 DECLARE newest_sayings NO SCROLL CURSOR FOR
 SELECT id, source, body FROM tickets
-WHERE received_at >= $1 AND received_at <= $2 AND status = 'TREATED'
+WHERE received_at >= $1 AND received_at <= $2 AND status = 'TREATED' AND source <> ALL ($3::text[])
 ORDER BY received_at DESC, id DESC`
 
 // fetchSayings fetches few tickets, because each may be long, and what was fetched is received even if it comes too late.
@@ -192,7 +193,7 @@ func (s *Store) newestSayings(ctx context.Context, products []unsettled) ([]sayi
 		if err := noneSetAside(ctx, tx, from, to); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, newestSayings, from, to); err != nil {
+		if _, err := tx.Exec(ctx, newestSayings, from, to, s.sources.tests()); err != nil {
 			return err
 		}
 		for !newest.complete() {

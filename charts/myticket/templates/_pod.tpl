@@ -57,6 +57,12 @@ MYTICKET_PEER_HEADER the server knows the address of the sender, and limits each
 {{- if and (or .Values.ingress.enabled .Values.httpRoute.enabled) (not (hasKey $s "MYTICKET_PEER_HEADER")) (not (hasKey $s "MYTICKET_MAX_CONNECTIONS_PER_PEER")) }}true{{ end -}}
 {{- end }}
 
+{{/* Sources whose tickets teach no products. Everything that reads tickets for the product base must know them. */}}
+{{- define "myticket.testSourcesEnv" -}}
+- name: MYTICKET_TEST_SOURCES
+  value: {{ prepend .Values.test.otherSources .Values.test.source | join "," | quote }}
+{{- end }}
+
 {{/* GOMEMLIMIT is 90 % of a container's memory limit, so that Go collects garbage before the kernel kills the process. */}}
 {{- define "myticket.memoryEnv" -}}
 {{- with dig "limits" "memory" "" .Values.resources }}
