@@ -51,7 +51,7 @@ func newCell(t *testing.T, program string) *cell {
 
 // command returns a command of the program on the cell's database.
 func (c *cell) command(args ...string) *exec.Cmd {
-	command := exec.Command(c.program, args...) //nolint:noctx // the test stops it in order
+	command := exec.Command(c.program, args...)
 	command.Env = []string{"DATABASE_URL=" + c.databaseURL}
 	return command
 }
@@ -145,6 +145,7 @@ func startTills(t *testing.T, target, source string, n int) *tills {
 
 // deliver posts a new ticket until it is acknowledged.
 func (l *tills) deliver(t *testing.T, target string) {
+	t.Helper()
 	text, key := body(rand.Text(), "Coffee,c,2"), uuid.NewString()
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		status, content := l.post(target, text, key)
@@ -153,7 +154,8 @@ func (l *tills) deliver(t *testing.T, target string) {
 		case status == http.StatusServiceUnavailable && bytes.Contains(content, []byte("source_on_hold")):
 			l.held.Add(1)
 		case status == http.StatusOK || status == http.StatusAccepted:
-			if !assert.NoError(t, json.Unmarshal(content, &r)) {
+			if err := json.Unmarshal(content, &r); err != nil {
+				assert.Fail(t, "not a receipt", "%s: %s", err, content)
 				return
 			}
 			l.mu.Lock()

@@ -116,7 +116,8 @@ func (c keysImportCmd) Run(ctx context.Context, std streams) error {
 	defer store.Close()
 	i := keysImport{store: store}
 	err = interrupted(ctx, i.read(ctx, in))
-	fmt.Fprintf(std.stderr, "%d idempotency keys imported, %d were already there, %d are held by another ticket\n", i.stored, i.there, i.taken)
+	fmt.Fprintf(std.stderr, "%d idempotency keys imported, %d were already there, %d are held by another ticket\n",
+		i.stored, i.there, i.taken)
 	for _, other := range i.listed {
 		fmt.Fprintf(std.stderr, "  %s: key %q: the input has the ticket %s, this database has %s\n",
 			other.Source, other.Key, other.Imported, other.Holder)
@@ -158,7 +159,8 @@ func (i *keysImport) read(ctx context.Context, in io.Reader) error {
 		switch {
 		case err != nil:
 		case i.ofPart > 0 && source != k.Source+end.Source:
-			err = fmt.Errorf("it is of the source %q, but the line with the number of keys of %q is missing before it", k.Source+end.Source, source)
+			err = fmt.Errorf("it is of the source %q, but the line with the number of keys of %q is missing before it",
+				k.Source+end.Source, source)
 		case end.Keys != nil && *end.Keys != i.ofPart:
 			err = fmt.Errorf("it says that %s has %d keys, but there are %d before it", end.Source, *end.Keys, i.ofPart)
 		}

@@ -32,7 +32,7 @@ const keysOfShop1 = `SELECT md5(string_agg(d::text, '|' ORDER BY key)) || count(
 
 func TestKeys_AreTheSameInTheOtherDatabase_HoweverOftenTheyAreImported(t *testing.T) {
 	t.Parallel()
-	const n = 12_345 // more than two pages and many transactions
+	const n = 5432 // more than a page, and several transactions
 	from, to := setupOperator(t), setupOperator(t)
 	keysOf(t, from, n)
 	code, out, errs := from.myticket(t, "keys", "export", "--source", "shop-1")

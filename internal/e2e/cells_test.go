@@ -105,7 +105,7 @@ func (r *release) count(source string) string {
 }
 
 // moveAsDocumented runs the commands of docs/scaling.md, with a sources file for the old cell.
-func moveAsDocumented(t *testing.T, a, b *release, sources string) (printed string) {
+func moveAsDocumented(t *testing.T, a, b *release, sources string) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "sources.json")
 	require.NoError(t, os.WriteFile(file, []byte(sources), 0o600))
@@ -119,14 +119,15 @@ func moveAsDocumented(t *testing.T, a, b *release, sources string) (printed stri
 	here := strings.NewReplacer("-n a ", "-n "+a.namespace+" ", "-n b ", "-n "+b.namespace+" ", "--namespace b ", "--namespace "+b.namespace+" ",
 		"=sources.json", "=sources.json="+file, "19099", "19299") // the runbooks' commands use that port, perhaps at this moment
 	tools := onlyOnTheCluster(t)
+	var all strings.Builder
 	for _, block := range blocks {
 		begun := time.Now()
 		said, err := output(a.ctx, root(), "", "bash", "-c", "set -eo pipefail; PATH="+tools+":$PATH\n"+here.Replace(block[1]))
 		require.NoError(t, err, block[1])
 		t.Logf("%s in %s:\n%s", strings.TrimSpace(here.Replace(block[1])), time.Since(begun).Round(time.Second), last(said, 12))
-		printed += said
+		all.WriteString(said)
 	}
-	return printed
+	return all.String()
 }
 
 // inBoth checks that each acknowledged ticket is in exactly one of two databases, and that no ticket is stored twice.

@@ -45,11 +45,12 @@ SELECT source, key, body_sha256, ticket_id, ticket_received_at, expires_at FROM 
 WHERE source = $1 AND key > $2 AND expires_at > now() ORDER BY key LIMIT $3`
 
 // ErrWriters means that a transaction may yet store keys, so that an export might miss them.
-var ErrWriters = errors.New("a transaction that began before is still not over (perhaps its commit waits for a standby), and may " +
-	"have stored keys of the source that cannot be seen yet: no key was exported; see that the standbys run, and export again")
+var ErrWriters = errors.New("a transaction that began before is still not over (perhaps its commit waits for a standby), and " +
+	"may have stored keys of the source that cannot be seen yet: no key was exported; see that the standbys run, and export again")
 
-// ExportKeys calls each with every key of a source that has not expired, in their order. It reads pages of bounded size. It misses
-// no key if no server accepts tickets of the source any more: it first waits for the transactions that may have stored one.
+// ExportKeys calls each with every key of a source that has not expired, in their order. It reads pages of bounded size. It
+// misses no key if no server accepts tickets of the source any more: it first waits for the transactions that may have stored
+// one.
 func (s *Store) ExportKeys(ctx context.Context, source string, each func(StoredKey) error) error {
 	if err := s.awaitKeyWriters(ctx); err != nil {
 		return err
