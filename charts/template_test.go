@@ -2,6 +2,7 @@ package charts
 
 import (
 	"encoding/base64"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -477,6 +478,52 @@ func TestRoutes_LeadOnlyToTickets(t *testing.T) {
 	}
 }
 
+// Releases that share a host name each have the paths of their sources, and one has /ticket.
+func TestRoutes_OfSources(t *testing.T) {
+	t.Parallel()
+	for _, helm := range helms {
+		all := renderWith(t, helm, values("ingress.hosts={a.example.com,b.example.com}", "ingress.sources={shop-1,shop-10}",
+			"httpRoute.enabled=true", "httpRoute.parentRefs[0].name=web", "httpRoute.sources={shop-1,7-a}")...)
+		for _, rule := range at(all.find(t, "Ingress", "myticket"), "spec.rules").([]any) {
+			var paths []any
+			for _, path := range at(rule, "http.paths").([]any) {
+				assert.Equal(t, "Prefix", at(path, "pathType"), "which compares whole elements")
+				assert.Equal(t, "myticket", at(path, "backend.service.name"))
+				paths = append(paths, at(path, "path"))
+			}
+			assert.Equal(t, []any{"/ticket/shop-1", "/ticket/shop-10"}, paths, "and not /ticket")
+		}
+		route := all.find(t, "HTTPRoute", "myticket")
+		require.Len(t, at(route, "spec.rules"), 1)
+		assert.Equal(t, []any{
+			object{"path": object{"type": "PathPrefix", "value": "/ticket/shop-1"}},
+			object{"path": object{"type": "PathPrefix", "value": "/ticket/7-a"}},
+		}, at(route, "spec.rules.0.matches"))
+
+		// A rule has at most 64 matches, and an HTTPRoute 128.
+		names := make([]string, 129)
+		for i := range names {
+			names[i] = fmt.Sprintf("shop-%d", i)
+		}
+		with := func(n int) []string {
+			return []string{"httpRoute.enabled=true", "httpRoute.parentRefs[0].name=web", "httpRoute.sources={" + strings.Join(names[:n], ",") + "}"}
+		}
+		route = renderWith(t, helm, values(with(128)...)...).find(t, "HTTPRoute", "myticket")
+		require.Len(t, at(route, "spec.rules"), 2)
+		seen := map[any]bool{}
+		for _, rule := range at(route, "spec.rules").([]any) {
+			assert.Len(t, at(rule, "matches"), 64)
+			assert.Equal(t, "myticket", at(rule, "backendRefs.0.name"))
+			for _, match := range at(rule, "matches").([]any) {
+				seen[at(match, "path.value")] = true
+			}
+		}
+		assert.Len(t, seen, 128)
+		_, err := tryTemplate(t, helm, values(with(129)...)...)
+		require.ErrorContains(t, err, "httpRoute.sources names 129 sources, but an HTTPRoute can match 128")
+	}
+}
+
 func TestNetworkPolicies_AreOnUnlessTurnedOff(t *testing.T) {
 	t.Parallel()
 	for mode, set := range modes() {
@@ -914,6 +961,10 @@ func TestChart_RefusesContradictions(t *testing.T) {
 		"two digests":                      {[]string{"database.cluster.kubectlImage=a@sha256:1", "database.cluster.kubectlImageDigest=sha256:" + strings.Repeat("0a", 32)}, "without a digest of its own"},
 		"a limit that cannot be read":      {[]string{"resources.limits.memory=1.5Gi"}, "write it as a whole number"},
 		"too few connections for a server": {[]string{"database.connectionsPerServer=6"}, "connectionsPerServer"},
+		"a source that cannot be":          {[]string{"ingress.sources={Shop_1}"}, "sources"},
+		"a route of no source":             {[]string{"httpRoute.sources={shop/1}"}, "sources"},
+		"a source twice":                   {[]string{"ingress.sources={shop-1,shop-1}"}, "sources"},
+		"the source of /ticket":            {[]string{"ingress.sources={default}"}, "ingress.sources names default. A ticket that is posted to /ticket is of this source too"},
 		"a schedule of five fields":        {[]string{"database.cluster.backup.schedule=0 2 * * *"}, "schedule"},
 	} {
 		for _, helm := range helms {
@@ -971,7 +1022,12 @@ func TestNotes_WarnOfWhatMayLoseTickets(t *testing.T) {
 		assert.Contains(t, bad, "WARNING: ")
 		assert.Contains(t, bad, warning)
 	}
-	assert.Contains(t, bad, "ingress.hosts is empty")
+	assert.Contains(t, bad, "ingress.hosts is empty, so the Ingress takes /ticket of every host name")
+	assert.NotContains(t, bad, "From outside only")
+	assert.Contains(t, notes(values(append(external, "ingress.sources={shop-1,shop-2}")...)...), "takes the paths of ingress.sources of every host name")
+	cell := notes(values(append(external, "ingress.hosts={tickets.example.com}", "ingress.sources={shop-1,shop-2}")...)...)
+	assert.Contains(t, cell, "From outside only the sources of ingress.sources come here: shop-1, shop-2.\n")
+	assert.NotContains(t, cell, "ingress.hosts is empty", "another release may have the same host, and other paths")
 	assert.Contains(t, notes(values(append(external, "service.type=LoadBalancer")...)...), "publishes the whole port of the webhook, with /metrics")
 	assert.Contains(t, notes(values(append(external, "networkPolicy.enabled=false")...)...), "WARNING: networkPolicy.enabled is false")
 }

@@ -103,7 +103,8 @@ func tickets() *dashboard.DashboardBuilder {
 		panel{
 			id: 22, title: "Requests that are refused, by source and reason", look: curves, unit: perSecond,
 			about: "The answer told the sender so, and the ticket was not stored. docs/webhook.md explains the codes. " +
-				"The sender causes unauthorized and rate_limited. The server causes overloaded, spool_full and database_unavailable.",
+				"The sender causes unauthorized and rate_limited. The server causes overloaded, spool_full and database_unavailable. " +
+				"An operator causes source_on_hold.",
 			queries: []query{{
 				`sum by (source, outcome) (rate(myticket_http_requests_total{` + ours +
 					`,outcome!~"treated|error|to_treat|spooled|duplicate"}[$__rate_interval])) > 0`,

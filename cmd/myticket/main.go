@@ -26,6 +26,7 @@ type cli struct {
 	Tickets   ticketsCmd   `cmd:"" help:"Find, show, retry and dismiss tickets."`
 	Products  productsCmd  `cmd:"" help:"List or prune the product base."`
 	Spool     spoolCmd     `cmd:"" help:"Show, drain or export the spool folder of a server that no longer runs."`
+	Keys      keysCmd      `cmd:"" help:"Export or import the idempotency keys of a source that moves to another database."`
 	Retention retentionCmd `cmd:"" help:"Drop old partitions and delete expired idempotency keys. Without --apply it only shows what it would do."`
 	Send      sendCmd      `cmd:"" help:"Post tickets to MyTicket as a till does, to test an installation or to send files again."`
 	Version   versionCmd   `cmd:"" help:"Print the version."`

@@ -130,6 +130,7 @@ func TestLog_SaysWhomTheSourcesFileClosesTheWebhookTo(t *testing.T) {
 		`{"shop-1": {"bearer_tokens": ["a-long-random-token"]}}`: {"other sources may not send", "every source asks"},
 		`{"shop-1": {}}`: {"other sources may not send", "every source asks"},
 		`{"*": {"bearer_tokens": ["a-long-random-token"]}}`: {"every source asks for credentials", "may not send"},
+		`{"shop-1": {"hold": true}, "*": {}}`:               {`on_hold=[shop-1]`, "open=\"[* shop-1]\""},
 	} {
 		require.NoError(t, os.WriteFile(file, []byte(content), 0o600))
 		sources, err := httpapi.ReadSources(file)

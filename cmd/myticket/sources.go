@@ -33,8 +33,12 @@ func (n *sourceName) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// logSources logs which sources may send without credentials.
+// logSources logs which sources are on hold, and which may send without credentials.
 func logSources(logger *slog.Logger, sources *httpapi.Sources, file string) {
+	if held := sources.OnHold(); len(held) > 0 {
+		logger.Warn("these sources are on hold: their tickets are not stored, but answered 503, so that they are sent again; "+
+			"\"*\" stands for every source without an entry", "on_hold", held)
+	}
 	open := sources.Open()
 	switch {
 	case file == "":
@@ -48,9 +52,9 @@ func logSources(logger *slog.Logger, sources *httpapi.Sources, file string) {
 		logger.Warn("these sources need no credentials, so everyone who reaches the webhook may send tickets as them; "+
 			"\"*\" stands for every source without an entry", "open", open)
 	case sources.Others():
-		logger.Info("every source asks for credentials")
+		logger.Info("every source asks for credentials, or is on hold")
 	default:
-		logger.Info("the sources of the file ask for credentials")
+		logger.Info("the sources of the file ask for credentials, or are on hold")
 	}
 	if file != "" && !sources.Others() {
 		logger.Info("other sources may not send: they are refused with 403, because the sources file does not name them and " +

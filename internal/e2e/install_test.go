@@ -241,7 +241,7 @@ func TestManifests_AreAcceptedByTheAPIServer(t *testing.T) {
 	everything := []string{
 		"networkPolicy.enabled=true", "retention.enabled=true", "monitoring.podMonitor.enabled=true", "httpRoute.enabled=true",
 		"httpRoute.parentRefs[0].name=traefik,httpRoute.parentRefs[0].namespace=traefik", "sources.secretName=sources",
-		"ingress.tls[0].secretName=tls", "imagePullSecrets[0].name=registry", "priorityClassName=",
+		"ingress.sources={shop-1,shop-2}", "httpRoute.sources={shop-1,shop-2}", "ingress.tls[0].secretName=tls", "imagePullSecrets[0].name=registry", "priorityClassName=",
 		"settings.MYTICKET_BATCH_TICKETS=512", "extraEnv[0].name=A,extraEnv[0].value=b", "spool.storageClass=standard",
 	}
 	for name, set := range map[string][]string{

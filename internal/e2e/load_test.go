@@ -31,12 +31,14 @@ type delivery struct {
 
 // load is a group of tills that post tickets through the ingress until it is stopped.
 type load struct {
-	r      *release
-	cancel context.CancelFunc
-	group  sync.WaitGroup
-	client *http.Client
-	run    string
-	count  atomic.Int64
+	r        *release
+	path     string // that the tills post to
+	patience time.Duration
+	cancel   context.CancelFunc
+	group    sync.WaitGroup
+	client   *http.Client
+	run      string
+	count    atomic.Int64
 
 	mu         sync.Mutex
 	deliveries []delivery
@@ -52,9 +54,15 @@ const (
 // startLoad starts the tills, and returns when the first tickets are acknowledged.
 func (r *release) startLoad() *load {
 	r.t.Helper()
+	return r.startLoadOf("e2e", giveUp)
+}
+
+// startLoadOf is startLoad for the tills of a source, which repeat a ticket for at most patience.
+func (r *release) startLoadOf(source string, patience time.Duration) *load {
+	r.t.Helper()
 	r.routed()
 	ctx, cancel := context.WithCancel(r.ctx)
-	l := &load{r: r, cancel: cancel, run: rand.Text()[:8], client: newClient()}
+	l := &load{r: r, path: "/ticket/" + source, patience: patience, cancel: cancel, run: rand.Text()[:8], client: newClient()}
 	for range tills {
 		l.group.Go(func() {
 			for ctx.Err() == nil {
@@ -98,8 +106,8 @@ func (l *load) deliver(ctx context.Context) {
 		body = fmt.Appendf(nil, "unreadable %s %d \x00\xff", l.run, n)
 	}
 	d, key := delivery{body: hash(body), begun: time.Now()}, uuid.NewString()
-	for time.Since(d.begun) < giveUp {
-		id, status, err := post(ctx, l.client, l.r.host, "/ticket/e2e", body, key)
+	for time.Since(d.begun) < l.patience {
+		id, status, err := post(ctx, l.client, l.r.host, l.path, body, key)
 		if err == nil && (status == http.StatusOK || status == http.StatusAccepted) {
 			d.id, d.status = id, status
 			break

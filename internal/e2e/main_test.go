@@ -75,6 +75,9 @@ func prepare() error {
 	if err := leaveNothing(); err != nil {
 		return err
 	}
+	if err := pathsByElement(ctx); err != nil {
+		return err
+	}
 	broken, err := brokenCopy()
 	if err != nil {
 		return err
@@ -88,6 +91,25 @@ func prepare() error {
 	}
 	_, err = output(ctx, root(), "", "go", "tool", "kind", "load", "docker-image", "--name", strings.TrimPrefix(kubeContext, "kind-"),
 		imageOne, imageTwo, imageBroken)
+	return err
+}
+
+// pathsByElement tells Traefik to compare the elements of paths, as k8s/ingress does, if the cluster's does not yet: otherwise
+// /ticket/shop-1 takes the tickets of shop-10, too.
+func pathsByElement(ctx context.Context) error {
+	const flag = "--providers.kubernetesingress.strictprefixmatching=true"
+	traefik := func(args ...string) (string, error) {
+		return output(ctx, root(), "", "kubectl", append([]string{"--context", kubeContext, "--namespace", *proxies}, args...)...)
+	}
+	have, err := traefik("get", "deployment", "traefik", "-o", "jsonpath={.spec.template.spec.containers[0].args}")
+	if err != nil || strings.Contains(strings.ToLower(have), "strictprefixmatching") {
+		return err
+	}
+	_, err = traefik("patch", "deployment", "traefik", "--type=json", "--patch",
+		`[{"op":"add","path":"/spec/template/spec/containers/0/args/-","value":"`+flag+`"}]`)
+	if err == nil {
+		_, err = traefik("rollout", "status", "deployment/traefik", "--timeout=120s")
+	}
 	return err
 }
 

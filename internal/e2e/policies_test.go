@@ -149,7 +149,9 @@ func (r *release) withoutPolicy(l *load, policy, rule string, cut func()) string
 }
 
 // jsonPath writes a JSON Pointer (RFC 6901) as kubectl's JSONPath: /spec/ingress/0 as .spec.ingress[0].
-func jsonPath(pointer string) string { return index.ReplaceAllString(strings.ReplaceAll(pointer, "/", "."), "[$1]") }
+func jsonPath(pointer string) string {
+	return index.ReplaceAllString(strings.ReplaceAll(pointer, "/", "."), "[$1]")
+}
 
 var index = regexp.MustCompile(`\.(\d+)`)
 

@@ -49,6 +49,8 @@ type sourceConfig struct {
 
 	NewProductsRate  *float64 `json:"new_products_rate"`  // products a second that its tickets may add; 0 for no limit
 	NewProductsBurst *int     `json:"new_products_burst"` // products at once
+
+	Hold bool `json:"hold"` // its tickets are not stored for now: it moves to another database
 }
 
 type basicUser struct {
@@ -61,6 +63,7 @@ type source struct {
 	credentials
 
 	name     string // empty for a source without an entry
+	hold     bool
 	limiter  *rate.Limiter
 	wrong    *rate.Limiter // requests with wrong credentials that are answered 401
 	products ProductPolicy
@@ -104,18 +107,26 @@ func ReadSources(file string) (*Sources, error) {
 	return sources, nil
 }
 
-// Open returns the names of the sources that need no credentials, in order. "*" stands for every source without an entry.
+// Open returns the names of the sources that need no credentials and may send, in order. "*" stands for every source without an
+// entry.
 func (s *Sources) Open() []string {
 	if len(s.named) == 0 && s.other != nil {
 		return []string{otherSources}
 	}
-	var open []string
+	return s.those(func(of *source) bool { return of.open() && !of.hold })
+}
+
+// OnHold returns the names of the sources that are on hold, in order. "*" stands for every source without an entry.
+func (s *Sources) OnHold() []string { return s.those(func(of *source) bool { return of.hold }) }
+
+// those returns the names of some entries, in order.
+func (s *Sources) those(are func(*source) bool) (names []string) {
 	for _, name := range slices.Sorted(maps.Keys(s.named)) {
-		if s.named[name].open() {
-			open = append(open, name)
+		if are(s.named[name]) {
+			names = append(names, name)
 		}
 	}
-	return open
+	return names
 }
 
 // None reports whether no source may send at all.
@@ -235,6 +246,7 @@ func (s *Sources) label(name string) string {
 
 func (c sourceConfig) check() (*source, error) {
 	s := newSource()
+	s.hold = c.Hold
 	var err error
 	if s.credentials, err = c.credentials(); err != nil {
 		return nil, err

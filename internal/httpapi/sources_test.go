@@ -1,6 +1,7 @@
 package httpapi_test
 
 import (
+	"cmp"
 	"encoding/base64"
 	"net/http"
 	"os"
@@ -249,4 +250,38 @@ func TestProductPolicies_SourceThatIsCalledOther_DoesNotSpeakForAllOthers(t *tes
 	policies := sources.ProductPolicies()
 	require.True(t, policies[sources.Entry("other")].Authenticated)
 	require.False(t, policies[sources.Entry("shop")].Authenticated)
+}
+
+func TestHold_StoresNothing_AndTellsOnlyTheSourceItself(t *testing.T) {
+	t.Parallel()
+	sources, err := readSources(t, `{
+		"held": {"hold": true, "bearer_tokens": ["`+token+`"], "rate": 0.001, "burst": 1},
+		"open": {"hold": true}, "signed": {"hold": true, "webhook_secrets": ["`+secret+`"]},
+		"free": {"hold": false}, "*": {"hold": true}}`)
+	require.NoError(t, err)
+	require.Equal(t, []string{"*", "held", "open", "signed"}, sources.OnHold())
+	require.Equal(t, []string{"free"}, sources.Open(), "a source on hold may not send")
+	accepter := &keeper{}
+	webhook := newWebhook(accepter, sources)
+	post := func(source string, h httpapi.Headers) httpapi.Response {
+		return webhook.Ticket(httpapi.Request{Source: source, Headers: h, Body: []byte("x")})
+	}
+	for range 3 { // it uses up no rate
+		for source, h := range map[string]httpapi.Headers{"held": {Authorization: "Bearer " + token}, "open": {}, "": {}, "stranger": {}} {
+			r := post(source, h)
+			requireProblem(t, r, http.StatusServiceUnavailable, "source_on_hold")
+			require.Equal(t, 5, r.RetryAfter)
+			require.Equal(t, "source_on_hold", r.Outcome, "the metrics count it by its code")
+			refused, ok := webhook.Admit(cmp.Or(source, "default"), h, -1)
+			require.False(t, ok, "the body is not read")
+			require.Equal(t, http.StatusServiceUnavailable, refused.Status)
+		}
+	}
+	requireProblem(t, post("held", httpapi.Headers{}), http.StatusUnauthorized, "unauthorized")
+	requireProblem(t, post("held", httpapi.Headers{Authorization: "Bearer wrong"}), http.StatusUnauthorized, "unauthorized")
+	requireProblem(t, post("signed", httpapi.Headers{}), http.StatusUnauthorized, "unauthorized")
+	require.Empty(t, accepter.deliveries)
+	require.Equal(t, http.StatusOK, post("free", httpapi.Headers{}).Status)
+	_, err = readSources(t, `{"s": {"hold": "yes"}}`)
+	require.ErrorContains(t, err, "sources.json")
 }

@@ -77,6 +77,7 @@ const (
 	retryDraining    = 1
 	retryUnavailable = 5
 	retryWrong       = 5
+	retryOnHold      = 5
 )
 
 // Ticket answers a POST to /ticket or /ticket/{source} whose body has been read.
@@ -134,6 +135,9 @@ func (w *Webhook) Admit(name string, h Headers, length int) (Response, bool) {
 	if !source.open() && !source.admits(h, w.sources.now()) {
 		return w.unauthorized(source, h), false
 	}
+	if source.hold {
+		return sourceOnHold(), false
+	}
 	// A signature is not verified yet. Such a request uses up no rate, so that others cannot use up the rate of the source.
 	wait := source.over
 	if source.expected(h.Authorization) != bySigned {
@@ -161,6 +165,12 @@ func bodyEmpty() Response {
 func rateLimited(seconds int) Response {
 	return retryLater(http.StatusTooManyRequests, "rate_limited", seconds,
 		"The source sends more tickets a second than it may. The ticket was not stored; send it again later.")
+}
+
+func sourceOnHold() Response {
+	return retryLater(http.StatusServiceUnavailable, "source_on_hold", retryOnHold,
+		"The source is on hold, because an operator is moving it. Nothing was stored; send the ticket again, with the same "+
+			"Idempotency-Key.")
 }
 
 func requestTimeout() Response {

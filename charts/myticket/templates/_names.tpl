@@ -157,3 +157,12 @@ https://kubernetes.io/docs/reference/using-api/server-side-apply/#field-manageme
 {{- end -}}
 {{- mul (regexFind "^[0-9]+" $value | int64) (index $units (regexFind "[A-Za-z]*$" $value) | int64) -}}
 {{- end }}
+
+{{/* The paths that lead to the release, as a YAML list: those of some sources, or of all. */}}
+{{- define "myticket.paths" -}}
+{{- range . }}
+- /ticket/{{ . }}
+{{- else }}
+- /ticket
+{{- end }}
+{{- end }}
