@@ -126,8 +126,8 @@ func Describe(url string) string {
 // closeTimeout is how long Close waits. A Postgres that answers needs some milliseconds.
 const closeTimeout = 2 * time.Second
 
-// Close waits for the connections that are in use, and closes all connections. It does not wait for a Postgres that hangs, to which pgx
-// would give 15 seconds: a process that stops has waited for all that matters.
+// Close waits for the connections that are in use, and closes all connections. It does not wait for a Postgres that hangs, to
+// which pgx would give 15 seconds: a process that stops has waited for all that matters.
 func (s *Store) Close() {
 	closed := make(chan struct{})
 	go func() {
