@@ -1,11 +1,17 @@
 package charts
 
 import (
+	"bytes"
+	"context"
 	"debug/elf"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,11 +25,11 @@ import (
 	"myticket/internal/lab"
 )
 
-// release runs .ci/release with variables, and returns what it printed.
+// release runs .ci/release on the tree as it is, with variables, and returns what it printed.
 func release(t *testing.T, variables ...string) (string, error) {
 	t.Helper()
 	command := exec.CommandContext(t.Context(), "../.ci/release")
-	command.Env = append(os.Environ(), variables...)
+	command.Env = append(append(os.Environ(), "UNCOMMITTED=yes"), variables...)
 	printed, err := command.CombinedOutput()
 	return string(printed), err
 }
@@ -36,7 +42,7 @@ func crane(t *testing.T, args ...string) string {
 	return strings.TrimSpace(printed)
 }
 
-// registry starts a registry, and returns its address.
+// registry starts a registry that never changes what a tag names, and returns its address.
 func registry(t *testing.T) string {
 	t.Helper()
 	port, err := lab.FreePort(t.Context())
@@ -49,11 +55,47 @@ func registry(t *testing.T) string {
 		connection, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", address)
 		return err == nil && connection.Close() == nil
 	}, time.Minute, 10*time.Millisecond)
-	return address
+	target := &url.URL{Scheme: "http", Host: address}
+	proxy := httputil.NewSingleHostReverseProxy(target)
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/manifests/") {
+			manifest, err := io.ReadAll(r.Body)
+			r.Body = io.NopCloser(bytes.NewReader(manifest))
+			before, there := manifestOf(r.Context(), target.String()+r.URL.Path)
+			if err != nil || there && !bytes.Equal(before, manifest) {
+				http.Error(w, `{"errors":[{"code":"TAG_INVALID","message":"the tag is immutable"}]}`, http.StatusBadRequest)
+				return
+			}
+		}
+		proxy.ServeHTTP(w, r)
+	}))
+	t.Cleanup(front.Close)
+	return strings.TrimPrefix(front.URL, "http://")
 }
 
-// signer makes a GPG key, and returns the files with its secret and its public part.
+// manifestOf returns a manifest that a registry has.
+func manifestOf(ctx context.Context, from string) (manifest []byte, there bool) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, from, http.NoBody)
+	if err != nil {
+		return nil, false
+	}
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return nil, false
+	}
+	defer func() { _ = answer.Body.Close() }()
+	manifest, err = io.ReadAll(answer.Body)
+	return manifest, err == nil && answer.StatusCode == http.StatusOK
+}
+
+// signer makes a GPG key that is valid from now on, and returns the files with its secret and its public part.
 func signer(t *testing.T, name string) (secret, public string) {
+	t.Helper()
+	return signerUntil(t, name, "1d")
+}
+
+// signerUntil does the same with a key that expires. Options are more flags of gpg.
+func signerUntil(t *testing.T, name, expires string, options ...string) (secret, public string) {
 	t.Helper()
 	home, err := os.MkdirTemp("", "gpg") //nolint:usetesting // the path of a socket in it must be short
 	require.NoError(t, err)
@@ -65,7 +107,7 @@ func signer(t *testing.T, name string) (secret, public string) {
 		_ = exec.Command("gpgconf", "--homedir", home, "--kill", "all").Run()
 		_ = os.RemoveAll(home)
 	})
-	gpg("--quick-generate-key", name, "rsa3072", "sign", "1d")
+	gpg(append(options, "--quick-generate-key", name, "rsa3072", "sign", expires)...)
 	secret, public = filepath.Join(t.TempDir(), "secret.gpg"), filepath.Join(t.TempDir(), "public.gpg")
 	gpg("--output", secret, "--export-secret-keys", name)
 	gpg("--output", public, "--export", name)
@@ -91,6 +133,47 @@ func TestRelease_WithoutWhatItNeeds_IsRefused(t *testing.T) {
 		require.Error(t, err, want)
 		require.Contains(t, printed, want)
 	}
+	for _, version := range []string{"01.2.3", "1.2.3-01", "1.2.3-rc..1", "1.2.3-", "v1.2.3", "1.2.3+build"} {
+		printed, err := release(t, "VERSION="+version, "REGISTRY=127.0.0.1:1/team", "KEY=none")
+		require.Error(t, err, version)
+		require.Contains(t, printed, "VERSION must be", "it is not SemVer, or no tag of an image: "+version)
+	}
+	printed, err := release(t, "VERSION=1.2.3-rc.1", "REGISTRY=team", "KEY=none")
+	require.Error(t, err)
+	require.Contains(t, printed, "REGISTRY must be", "without a host it is Docker Hub")
+}
+
+// What is in no commit cannot be built again, and nobody has read it.
+func TestRelease_OfWhatIsInNoCommit_IsRefused(t *testing.T) {
+	t.Parallel()
+	tree := t.TempDir()
+	script, err := os.ReadFile("../.ci/release")
+	require.NoError(t, err)
+	require.NoError(t, os.Mkdir(filepath.Join(tree, ".ci"), 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(tree, ".ci/release"), script, 0o755))
+	printed, err := output(t, "git", "init", tree)
+	require.NoError(t, err, printed)
+	command := exec.CommandContext(t.Context(), filepath.Join(tree, ".ci/release"))
+	command.Env = append(os.Environ(), "VERSION=1.2.3", "REGISTRY=127.0.0.1:1/team", "KEY=none", "UNCOMMITTED=")
+	said, err := command.CombinedOutput()
+	require.Error(t, err)
+	require.Contains(t, string(said), "in no commit")
+}
+
+// Helm signs with such a key, and refuses the chart when an operator checks it.
+func TestRelease_WithAKeyThatExpired_PublishesNothing(t *testing.T) {
+	t.Parallel()
+	const version, signedBy = "0.0.2-test", "MyTicket Expired"
+	team := registry(t) + "/team"
+	secret, _ := signerUntil(t, signedBy, "2025-01-05", "--faked-system-time=20250101T000000")
+	t.Cleanup(func() { _ = os.RemoveAll("../bin/release/" + version) })
+	printed, err := release(t, "VERSION="+version, "REGISTRY="+team, "KEY="+signedBy, "KEYRING="+secret, "HELM_FLAGS=--plain-http")
+	require.Error(t, err, printed)
+	require.Contains(t, printed, "key expired")
+	for _, name := range []string{"/myticket:", "/charts/myticket:"} {
+		printed, err = run(t, "..", "crane", "digest", team+name+version)
+		require.ErrorContains(t, err, "_UNKNOWN", printed)
+	}
 }
 
 // What is published is pulled again, as an operator does: the chart, whose signature is checked, and the image that it names.
@@ -107,7 +190,9 @@ func TestRelease_IsSigned_ForTwoProcessors_AndNeverChanges(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll("../bin/release/" + version) })
 
-	printed, err := release(t, variables(version, "--no-such-flag")...)
+	// Settings of the machine for its own programs change nothing: what is in Git's tags, or a build that answers before the commit.
+	machine := []string{"GOFLAGS=-buildvcs=auto -tags=unsafeack", "GOAMD64=v3"}
+	printed, err := release(t, append(variables(version, "--no-such-flag"), machine...)...)
 	require.Error(t, err, "it is interrupted before the chart is pushed")
 	require.Contains(t, printed, "no-such-flag")
 	image := team + "/myticket"

@@ -164,9 +164,11 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 		logger.Info("shutting down: not ready from now on, finishing what is in progress",
 			"delay", f.ShutdownDelay.String(), "timeout", f.ShutdownTimeout.String())
 		draining.Store(true)
+		again, forget := secondSignal()
+		defer forget()
 		time.Sleep(f.ShutdownDelay)
 		if queue != nil {
-			failure = f.awaitDrained(queue, failed, logger)
+			failure = f.awaitDrained(queue, again, failed, logger)
 		}
 	case failure = <-failed:
 		draining.Store(true)
@@ -196,12 +198,16 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 	return err
 }
 
+// secondSignal returns what gets a signal that asks to stop once more, until forget.
+func secondSignal() (again <-chan os.Signal, forget func()) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	return signals, func() { signal.Stop(signals) }
+}
+
 // awaitDrained keeps a server that was told to stop until its spool is empty, for --shutdown-spool-wait at most. Intake goes on
 // and drains the spool when Postgres is back. A second signal or a listener that fails ends it.
-func (f *serverFlags) awaitDrained(queue *spool.Spool, failed <-chan error, logger *slog.Logger) error {
-	again := make(chan os.Signal, 1)
-	signal.Notify(again, syscall.SIGINT, syscall.SIGTERM)
-	defer signal.Stop(again)
+func (f *serverFlags) awaitDrained(queue *spool.Spool, again <-chan os.Signal, failed <-chan error, logger *slog.Logger) error {
 	over := time.After(f.ShutdownSpoolWait)
 	for said := false; ; said = true {
 		left := queue.Stats()

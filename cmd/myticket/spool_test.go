@@ -5,14 +5,18 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"myticket/internal/devdb/pgtest"
+	"myticket/internal/lab"
 )
 
 // spooled reads a 202.
@@ -117,6 +121,54 @@ func TestSpool_OfAServerThatStops_IsLeftWhenTheWaitIsOver(t *testing.T) {
 	var report spoolReport
 	require.NoError(t, json.Unmarshal([]byte(out), &report))
 	require.Equal(t, 1, report.Tickets)
+}
+
+// It runs as a process of its own, because a signal to this one would be one to every server of these tests.
+func TestSpool_OfAServerThatStops_IsLeftAtASecondSignal_AlsoOneDuringTheDelay(t *testing.T) {
+	t.Parallel()
+	program := filepath.Join(t.TempDir(), "myticket")
+	built, err := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", program, ".").CombinedOutput()
+	require.NoError(t, err, "%s", built)
+	var ports [3]string
+	for i := range ports {
+		ports[i], err = lab.FreeAddr(t.Context())
+		require.NoError(t, err)
+	}
+	webhook, internal, nobody := ports[0], ports[1], ports[2]
+	log := &lab.Tail{}
+	command := exec.Command(program, "serve", "--http-addr", webhook, "--admin-addr", internal, "--spool-dir", t.TempDir(),
+		"--database-url", "postgres://myticket@"+nobody+"/myticket", "--shutdown-delay=2s", "--shutdown-spool-wait=10m")
+	command.Stdout, command.Stderr = log, log
+	p, err := lab.Start(command, syscall.SIGKILL)
+	require.NoError(t, err)
+	t.Cleanup(p.Kill)
+	require.NoError(t, p.AwaitOK(t.Context(), "http://"+internal+"/readyz"))
+	s := &server{webhook: "http://" + webhook, client: &http.Client{}}
+	spooled(t, s.post(t, "/ticket", sample(t)))
+	require.NoError(t, p.Signal(syscall.SIGTERM))
+	await(t, "it stops", func() bool { return log.Contains("shutting down") })
+	require.NoError(t, p.Signal(syscall.SIGTERM))
+	select {
+	case <-p.Exited():
+		require.NoError(t, p.Wait(), "%s", log)
+	case <-time.After(patience):
+		t.Fatalf("it waits for its spool, although it was told twice:\n%s", log)
+	}
+}
+
+// A node that vanishes leaves connections that are open and get no answer, and then an upgrade comes.
+func TestSpool_OfAServerThatStops_PostgresHangs_EndsInTime(t *testing.T) {
+	t.Parallel()
+	database, databaseURL := pgtest.NewServer(t)
+	s := serve(t, databaseURL, "--spool-dir", t.TempDir(), "--shutdown-spool-wait=1s", "--shutdown-timeout=5s")
+	s.awaitReady(t)
+	s.submit(t, "/ticket", sample(t))
+	require.NoError(t, database.Pause())
+	t.Cleanup(func() { _ = database.Resume() })
+	spooled(t, s.post(t, "/ticket", sample(t)))
+	start := time.Now()
+	require.Zero(t, s.stop(), "exit code")
+	require.Less(t, time.Since(start), 12*time.Second, "it waits for connections that nobody will ever answer")
 }
 
 func TestSpool_AServerThatNeverSawItsDatabase_IsReadyAndSpools(t *testing.T) {

@@ -31,6 +31,7 @@ type OrderLinesConfig struct {
 type OrderLines struct {
 	config OrderLinesConfig
 	filler lineFiller
+	now    func() time.Time
 }
 
 // Intervals and limits of OrderLines.
@@ -58,7 +59,7 @@ func NewOrderLines(config OrderLinesConfig, store *Store) *OrderLines {
 	if config.Busy == nil {
 		config.Busy = func() bool { return false }
 	}
-	return &OrderLines{config: config, filler: lineFiller{
+	return &OrderLines{config: config, now: time.Now, filler: lineFiller{
 		store: store, reader: outboxReader{store, linesReader, uuid.New()}, period: config.Period,
 		failed: promauto.With(config.Registry).NewCounter(prometheus.CounterOpts{
 			Name: "myticket_order_lines_failed_tickets_total",
@@ -96,7 +97,7 @@ func (l *OrderLines) Round(ctx context.Context) (more bool, err error) {
 	if !l.spare() {
 		return false, nil
 	}
-	read := time.Now()
+	read := l.now()
 	chunk, err := l.filler.reader.next(ctx, linesRows, linesTimeout)
 	if err != nil {
 		return false, explain("read the outbox", err)
@@ -110,7 +111,7 @@ func (l *OrderLines) Round(ctx context.Context) (more bool, err error) {
 		if !l.spare() {
 			return false, nil
 		}
-		start := time.Now()
+		start := l.now()
 		age := tickets[0].row.age + start.Sub(read) // a chunk of drained tickets can take minutes
 		limited, cancel := context.WithTimeout(ctx, linesTimeout)
 		var n int
@@ -123,7 +124,7 @@ func (l *OrderLines) Round(ctx context.Context) (more bool, err error) {
 			return false, explain("fill order lines", err)
 		}
 		tickets = tickets[n:]
-		pause(ctx, l.yield(time.Since(start), age))
+		pause(ctx, l.yield(l.now().Sub(start), age))
 	}
 	return chunk.more, nil
 }

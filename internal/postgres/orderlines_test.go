@@ -475,6 +475,35 @@ func TestOrderLines_GiveWayToIntake_AndCatchUpAfterwards(t *testing.T) {
 }
 
 // TestOrderLines_AfterADumpAndARestore: transactions of the other cluster are higher than all of this one.
+// The tickets of a drained spool come in rows of a thousand, so what was read at once takes minutes if each transaction pauses.
+func TestOrderLines_BecomeLateWhileTheyAreFilled_AndGiveWayNoLonger(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var entries []*intake.Entry
+	for i := range 64 * 5 { // five transactions
+		entries = append(entries, entry(t, body(fmt.Sprint(i), "Café,a,2")))
+	}
+	save(t, b, entries...)
+	awaitReadable(t, b)
+
+	clock, asked := time.Now(), 0
+	lines := postgres.NewOrderLines(postgres.OrderLinesConfig{Busy: func() bool {
+		if asked++; asked == 1 { // after the first transaction
+			clock = clock.Add(time.Minute)
+		}
+		return asked > 1
+	}}, b.store)
+	lines.SetClock(func() time.Time {
+		clock = clock.Add(time.Second) // so every pause is as long as pauses may be
+		return clock
+	})
+	start := time.Now()
+	fillLines(t, lines)
+	require.Equal(t, 5, asked, "transactions")
+	require.Equal(t, len(entries), one[int](t, b, `SELECT count(*) FROM order_lines`))
+	require.Less(t, time.Since(start), 4*time.Second, "they are a minute late, and pause for two seconds after each transaction")
+}
+
 func TestOrderLines_AfterADumpAndARestore_GoOnWhereTheyWere(t *testing.T) {
 	t.Parallel()
 	for name, ahead := range map[string]string{"higher": "1000000", "lower": "0"} {

@@ -124,8 +124,23 @@ func Describe(url string) string {
 	return fmt.Sprintf("%s on %s:%d as %s", config.Database, config.Host, config.Port, config.User)
 }
 
-// Close waits for the connections that are in use, and closes all connections.
-func (s *Store) Close() { s.pool.Close() }
+// closeTimeout is how long Close waits. A Postgres that answers needs some milliseconds.
+const closeTimeout = 2 * time.Second
+
+// Close waits for the connections that are in use, and closes all connections. It does not wait for a Postgres that hangs, to
+// which pgx would give 15 seconds: a process that stops has waited for all that matters.
+func (s *Store) Close() {
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		s.pool.Close()
+	}()
+	select {
+	case <-closed:
+	case <-time.After(closeTimeout):
+		s.logger.Debug("connections to a database that does not answer are left to the end of the process")
+	}
+}
 
 // prepareSession forbids plans that are right only while a table is small. A server may prepare its statements on an empty
 // database, and keeps the plans until ANALYZE runs. Every statement of the hot path reads and writes by key, so a sequential
