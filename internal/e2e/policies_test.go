@@ -114,7 +114,8 @@ func TestNetworkPolicies_ThatCutOffTheDatabase(t *testing.T) {
 func TestNetworkPolicies_ThatCutOffTheStandby(t *testing.T) {
 	t.Parallel()
 	r := newRelease(t, "alone", 12*time.Minute)
-	r.upgrade(helm4, imageOne, "database.cluster.instances=2", "database.cluster.synchronous.enabled=true")
+	r.upgrade(helm4, imageOne, "database.cluster.instances=2", "database.cluster.synchronous.enabled=true",
+		"database.cluster.synchronous.failoverQuorum=false")
 	l := r.startLoad()
 	primary := r.primary()
 	served := r.withoutPolicy(l, "myticket-db", "/spec/ingress/1/from/0", func() {
