@@ -172,7 +172,7 @@ func lost(r *release, node, keeper string, bound time.Duration) {
 func cutOffFromTheIngress(r *release) {
 	r.t.Helper()
 	l := r.startLoad()
-	measured := r.withoutPolicy(l, "myticket", "/spec/ingress/0", func() {
+	measured := r.withoutPolicy(l, "myticket", []string{"/spec/ingress/0"}, func() {
 		// Connections that are there already stay open, so it begins anew.
 		traefik := []string{"--namespace", *proxies}
 		r.kubectl(append(traefik, "rollout", "restart", "deployment/traefik")...)

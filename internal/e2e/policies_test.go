@@ -99,7 +99,7 @@ func TestNetworkPolicies_ThatCutOffTheDatabase(t *testing.T) {
 	r := newRelease(t, "cut", 10*time.Minute)
 	r.upgrade(helm4, imageOne)
 	l := r.startLoad()
-	served := r.withoutPolicy(l, "myticket-db", "/spec/ingress/0", func() {
+	served := r.withoutPolicy(l, "myticket-db", []string{"/spec/ingress/0"}, func() {
 		// A connection that is there already stays open to them, so it is closed. No other can take its place.
 		r.until("the servers are cut off", func() (bool, string) {
 			have := r.sql("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'myticket serve'")
@@ -118,7 +118,10 @@ func TestNetworkPolicies_ThatCutOffTheStandby(t *testing.T) {
 		"database.cluster.synchronous.failoverQuorum=false")
 	l := r.startLoad()
 	primary := r.primary()
-	served := r.withoutPolicy(l, "myticket-db", "/spec/ingress/1/from/0", func() {
+	// kube-router lets in what either end allows, so both ends forbid it.
+	rules := []string{"/spec/ingress/1/from/0", "/spec/egress/2"}
+	require.Contains(t, r.kubectl("get", "networkpolicy/myticket-db", "-o", "jsonpath={.spec.egress[2].to}"), "cnpg.io/cluster")
+	served := r.withoutPolicy(l, "myticket-db", rules, func() {
 		last := time.Now() // it tries again every 5 s (wal_retrieve_retry_interval), and a policy takes a moment
 		r.until("the standby is cut off", func() (bool, string) {
 			have := r.sql("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_replication")
@@ -133,18 +136,26 @@ func TestNetworkPolicies_ThatCutOffTheStandby(t *testing.T) {
 	r.spooledAndNothingLost(l)
 }
 
-// withoutPolicy takes a rule out of a NetworkPolicy for a minute, which begins when cut has cut the connections that the rule had
-// allowed. It returns when tickets are stored at once again, and what it measured.
-func (r *release) withoutPolicy(l *load, policy, rule string, cut func()) string {
+// withoutPolicy takes rules out of a NetworkPolicy for a minute, which begins when cut has cut the connections that they had allowed.
+// It returns when tickets are stored at once again, and what it measured.
+func (r *release) withoutPolicy(l *load, policy string, rules []string, cut func()) string {
 	r.t.Helper()
 	policy = "networkpolicy/" + policy
-	value := r.kubectl("get", policy, "-o", "jsonpath={"+jsonPath(rule)+"}")
+	patch := func(operations []string) {
+		r.kubectl("patch", policy, "--type=json", "--patch", "["+strings.Join(operations, ",")+"]")
+	}
+	var remove, add []string
+	for _, rule := range rules {
+		value := r.kubectl("get", policy, "-o", "jsonpath={"+jsonPath(rule)+"}")
+		remove = append(remove, fmt.Sprintf(`{"op":"remove","path":%q}`, rule))
+		add = append(add, fmt.Sprintf(`{"op":"add","path":%q,"value":%s}`, rule, value))
+	}
 	begun := time.Now()
-	r.kubectl("patch", policy, "--type=json", "--patch", fmt.Sprintf(`[{"op":"remove","path":%q}]`, rule))
+	patch(remove)
 	cut()
 	since := time.Now()
 	time.Sleep(time.Minute) // that is what is tested
-	r.kubectl("patch", policy, "--type=json", "--patch", fmt.Sprintf(`[{"op":"add","path":%q,"value":%s}]`, rule, value))
+	patch(add)
 	mended := time.Now()
 	l.await(tills) // of senders that wait for their answer nothing is known yet
 	served := r.untilServed(l)
