@@ -208,8 +208,8 @@ func (i *keysImport) flush(ctx context.Context) error {
 	if len(i.batch) == 0 {
 		return nil
 	}
-	waits := fmt.Sprintf("waiting until the database confirms %d keys, after %d: if this takes long, see that its synchronous standbys "+
-		"run\n", len(i.batch), i.stored+i.there+i.taken)
+	waits := fmt.Sprintf("waiting until the database confirms %d keys, after %d: if this takes long, see that its synchronous "+
+		"standbys run\n", len(i.batch), i.stored+i.there+i.taken)
 	said := make(chan struct{})
 	slow := time.AfterFunc(importSilence, func() {
 		defer close(said)
