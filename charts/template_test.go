@@ -857,6 +857,18 @@ func TestHelmTest_HasCredentials(t *testing.T) {
 	assert.Equal(t, []any{object{"key": "n", "path": "token"}}, at(pod, "spec.volumes.0.secret.items"))
 }
 
+// With null an operator takes a value of an earlier upgrade back. Of values that --reuse-values takes from an older chart, new
+// ones are missing in the same way.
+func TestChart_ValuesThatAreNull_AreEmpty(t *testing.T) {
+	t.Parallel()
+	for _, helm := range helms {
+		for _, value := range []string{"ingress.sources", "httpRoute.sources", "test.otherSources", "affinity", "affinity.podAntiAffinity"} {
+			set := []string{"httpRoute.enabled=true", "httpRoute.parentRefs[0].name=web"}
+			assert.Equal(t, renderWith(t, helm, values(set...)...), renderWith(t, helm, values(append(set, value+"=null")...)...), value)
+		}
+	}
+}
+
 // Everything that learns products from tickets must know the sources that teach none.
 func TestTestSources_AreKnownToServersAndDrains(t *testing.T) {
 	t.Parallel()

@@ -31,6 +31,8 @@ const (
 	maxStoredKey = 255  // bytes of a key
 	importBatch  = 1000 // keys of one transaction
 	maxKeysTaken = 20   // of the keys that another ticket holds, how many are listed
+
+	importSilence = 5 * time.Second // how long one transaction may take before the operator is told
 )
 
 // keyLine is a line of an export.
@@ -112,7 +114,7 @@ func (c keysImportCmd) Run(ctx context.Context, std streams) error {
 		return err
 	}
 	defer store.Close()
-	i := keysImport{store: store}
+	i := keysImport{store: store, stderr: std.stderr}
 	err = interrupted(ctx, i.read(ctx, in))
 	fmt.Fprintf(std.stderr, "%d idempotency keys imported, %d were already there, %d are held by another ticket\n",
 		i.stored, i.there, i.taken)
@@ -138,6 +140,7 @@ func (c keysImportCmd) Run(ctx context.Context, std streams) error {
 // keysImport is one run of keys import. It holds one batch of keys in memory.
 type keysImport struct {
 	store  *postgres.Store
+	stderr io.Writer
 	batch  []postgres.StoredKey
 	have   map[[2]string]bool // source and key of the batch
 	ofPart int                // keys since the last keysEnd
@@ -200,12 +203,22 @@ func (i *keysImport) add(ctx context.Context, k postgres.StoredKey) error {
 	return nil
 }
 
-// flush stores the batch.
+// flush stores the batch. Without a standby that confirms it, that takes until there is one.
 func (i *keysImport) flush(ctx context.Context) error {
 	if len(i.batch) == 0 {
 		return nil
 	}
+	waits := fmt.Sprintf("waiting until the database confirms %d keys, after %d: if this takes long, see that its synchronous "+
+		"standbys run\n", len(i.batch), i.stored+i.there+i.taken)
+	said := make(chan struct{})
+	slow := time.AfterFunc(importSilence, func() {
+		defer close(said)
+		_, _ = io.WriteString(i.stderr, waits)
+	})
 	done, err := i.store.ImportKeys(ctx, i.batch)
+	if !slow.Stop() {
+		<-said
+	}
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"strings"
@@ -77,6 +78,30 @@ func TestKeys_ThatWereImported_MakeARepeatADuplicate(t *testing.T) {
 	requireProblem(t, to.post(t, "/ticket/shop-1", "other", "Idempotency-Key", "k"), http.StatusUnprocessableEntity, "key_reused")
 	require.False(t, to.submit(t, "/ticket/shop-2", sample(t), "Idempotency-Key", "k").Duplicate, "keys belong to their source")
 	require.Equal(t, 1, to.count(t, `SELECT count(*) FROM tickets`))
+}
+
+// Tills wait as long as the import does, so it says what it waits for.
+func TestKeysImport_ThatWaits_SaysSo(t *testing.T) {
+	t.Parallel()
+	from, to := setupOperator(t), setupOperator(t)
+	keysOf(t, from, 3)
+	out := from.ok(t, "keys", "export", "--source=shop-1")
+	tx, err := to.pool.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = tx.Exec(t.Context(), `LOCK deliveries`)
+	require.NoError(t, err)
+	var errs logText
+	ended := make(chan int, 1)
+	go func() {
+		ended <- run(context.Background(), []string{"keys", "import", "--database-url", to.url}, nil,
+			streams{stdin: strings.NewReader(out), stdout: &errs, stderr: &errs})
+	}()
+	await(t, "the import says why it takes long", func() bool {
+		return strings.Contains(errs.String(), "waiting until the database confirms 3 keys, after 0: ")
+	})
+	require.NoError(t, tx.Rollback(t.Context()))
+	require.Zero(t, <-ended, errs.String())
+	require.Contains(t, errs.String(), "3 idempotency keys imported, 0 were already there")
 }
 
 func TestKeysImport_LeavesKeysOfOtherTicketsAlone(t *testing.T) {

@@ -44,15 +44,25 @@ const selectKeys = `
 SELECT source, key, body_sha256, ticket_id, ticket_received_at, expires_at FROM deliveries
 WHERE source = $1 AND key > $2 AND expires_at > now() ORDER BY key LIMIT $3`
 
+// lockKey makes the transaction that it is in wait for the standbys, as lockTicket does.
+const lockKey = `SELECT FROM deliveries WHERE source = $1 AND expires_at > now() LIMIT 1 FOR KEY SHARE`
+
 // ErrWriters means that a transaction may yet store keys, so that an export might miss them.
 var ErrWriters = errors.New("a transaction that began before is still not over (perhaps its commit waits for a standby), and " +
 	"may have stored keys of the source that cannot be seen yet: no key was exported; see that the standbys run, and export again")
 
+// ErrOnlyPrimary means that a failover may lose the keys and their tickets, which the other database would call stored.
+var ErrOnlyPrimary = errors.New("no standby confirms that it has the keys and their tickets: no key was exported; see that the " +
+	"standbys run, and export again")
+
 // ExportKeys calls each with every key of a source that has not expired, in their order. It reads pages of bounded size. It
 // misses no key if no server accepts tickets of the source any more: it first waits for the transactions that may have stored
-// one.
+// one. Then it waits for the standbys, because a key whose own wait for them was canceled can be seen, too.
 func (s *Store) ExportKeys(ctx context.Context, source string, each func(StoredKey) error) error {
 	if err := s.awaitKeyWriters(ctx); err != nil {
+		return err
+	}
+	if err := s.awaitReplicatedKeys(ctx, source); err != nil {
 		return err
 	}
 	for after := ""; ; {
@@ -116,6 +126,20 @@ func (s *Store) awaitKeyWriters(ctx context.Context) error {
 		case <-time.After(writersPoll):
 		}
 	}
+}
+
+// awaitReplicatedKeys waits until the standbys have the keys of the source that can be seen by now.
+func (s *Store) awaitReplicatedKeys(ctx context.Context, source string) error {
+	waiting, cancel := context.WithTimeout(ctx, writersWait)
+	defer cancel()
+	err := s.commit(waiting, "wait until a standby has the idempotency keys", func(conn *pgxpool.Conn) error {
+		_, err := conn.Exec(waiting, lockKey, source)
+		return err
+	})
+	if err != nil && waiting.Err() != nil && ctx.Err() == nil {
+		return fmt.Errorf("%w: %w", ErrOnlyPrimary, err)
+	}
+	return err
 }
 
 // lookUpHolders returns the deliveries that hold the keys.

@@ -74,6 +74,30 @@ func TestExportKeys_WaitForTheCommitsThatAreNotOver(t *testing.T) {
 	assert.Equal(t, keyOf(late).TicketID, keys[1].TicketID)
 }
 
+// A batch whose wait for a standby was given up can be seen, but is lost in a failover. The other database would tell its sender
+// that the ticket is stored.
+func TestExportKeys_WaitUntilAStandbyHasThem(t *testing.T) {
+	t.Parallel()
+	p := setupPair(t)
+	require.NoError(t, p.standby.Kill())
+	lonely := keyed(t, "lonely", "1")
+	require.Eventually(t, func() bool {
+		briefly(t, "save", func(ctx context.Context) error {
+			_, err := p.store.Save(ctx, intake.Batch{Entries: []*intake.Entry{lonely}})
+			return err
+		})
+		return one[int](t, p.testBundle, `SELECT count(*) FROM deliveries`) == 1
+	}, 30*time.Second, 50*time.Millisecond)
+	for range 2 {
+		briefly(t, "export", func(ctx context.Context) error {
+			return p.store.ExportKeys(ctx, lonely.Ticket.Source, func(postgres.StoredKey) error { panic("only the primary has the key") })
+		})
+	}
+	require.NoError(t, p.standby.Restart(t.Context()))
+	require.Equal(t, lonely.Ticket.ID, exported(t, p.testBundle, lonely.Ticket.Source)[0].TicketID)
+	require.Equal(t, 1, one[int](t, p.failOver(t), `SELECT count(*) FROM deliveries`))
+}
+
 func TestImportKeys_TakeOverOnlyWhatHadExpired(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

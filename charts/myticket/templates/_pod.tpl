@@ -60,7 +60,7 @@ MYTICKET_PEER_HEADER the server knows the address of the sender, and limits each
 {{/* Sources whose tickets teach no products. Everything that reads tickets for the product base must know them. */}}
 {{- define "myticket.testSourcesEnv" -}}
 - name: MYTICKET_TEST_SOURCES
-  value: {{ prepend .Values.test.otherSources .Values.test.source | join "," | quote }}
+  value: {{ prepend (.Values.test.otherSources | default list) .Values.test.source | join "," | quote }}
 {{- end }}
 
 {{/* GOMEMLIMIT is 90 % of a container's memory limit, so that Go collects garbage before the kernel kills the process. */}}
