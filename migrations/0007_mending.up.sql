@@ -51,10 +51,13 @@ CREATE TABLE audit (
     details jsonb       NOT NULL DEFAULT '{}'
 );
 CREATE INDEX audit_at ON audit (at);
+-- The rows of one bulk change, which are shown as one.
+CREATE INDEX audit_run ON audit ((details ->> 'run')) WHERE details ? 'run';
 
 COMMENT ON TABLE  audit IS 'Every change that a person made, once it was made; a change of many tickets has a row for each of its batches';
 COMMENT ON COLUMN audit.filter IS 'Which tickets the person selected';
 COMMENT ON COLUMN audit.tickets IS 'How many tickets this changed';
+COMMENT ON COLUMN audit.details IS 'What else there is to know. The later rows of a bulk change have the id of its first one as run';
 
 CREATE FUNCTION rows_are_only_added() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -23,8 +23,9 @@ var version = "dev"
 type cli struct {
 	Serve     serveCmd     `cmd:"" help:"Serve the webhook. Needs a Postgres database."`
 	Migrate   migrateCmd   `cmd:"" help:"Update the database's schema, or show its version."`
-	Tickets   ticketsCmd   `cmd:"" help:"Find, show, retry and dismiss tickets."`
+	Tickets   ticketsCmd   `cmd:"" help:"Find, show, follow, retry, dismiss and reopen tickets."`
 	Products  productsCmd  `cmd:"" help:"List or prune the product base."`
+	Audit     auditCmd     `cmd:"" help:"Show who changed what, when and why, newest first."`
 	Spool     spoolCmd     `cmd:"" help:"Show, drain or export the spool folder of a server that no longer runs."`
 	Retention retentionCmd `cmd:"" help:"Drop old partitions and delete expired idempotency keys. Without --apply it only shows what it would do."`
 	Send      sendCmd      `cmd:"" help:"Post tickets to MyTicket as a till does, to test an installation or to send files again."`

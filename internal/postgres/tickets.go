@@ -17,12 +17,15 @@ import (
 
 // TicketFilter selects tickets. An empty field selects all.
 type TicketFilter struct {
-	Statuses []ticket.Status
-	Source   string
-	Order    string    // order number, exactly
-	Problem  string    // code of one of its problems
-	Since    time.Time // received at this time or later
-	Until    time.Time // received before this time
+	Statuses []ticket.Status `json:"statuses,omitempty"`
+	Source   string          `json:"source,omitempty"`
+	Order    string          `json:"order,omitempty"`     // order number, exactly
+	Problem  string          `json:"problem,omitempty"`   // code of one of its problems
+	Since    time.Time       `json:"since,omitzero"`      // received at this time or later
+	Until    time.Time       `json:"until,omitzero"`      // received before this time
+	MinTotal string          `json:"min_total,omitempty"` // its total is this amount or more
+	MaxTotal string          `json:"max_total,omitempty"` // its total is this amount or less
+	Product  string          `json:"product,omitempty"`   // id of a product of its lines, in order_lines
 }
 
 // StoredTicket is a ticket as an operator sees it. Its amounts are exactly those in Postgres.
@@ -128,6 +131,12 @@ var statusIs = map[ticket.Status]string{
 	ticket.Dismissed: `status = 'DISMISSED'`,
 }
 
+// hasProduct is what the view order_lines shows, without making rows of it: the lines in ticket_lines, or those of a row of an
+// older version.
+const hasProduct = `(EXISTS (SELECT FROM ticket_lines l WHERE l.received_at = tickets.received_at AND l.ticket_id = tickets.id
+	AND strpos(E'\n' || l.lines, E'\n' || ?::text || E'\t') > 0)
+	OR status = 'TREATED' AND lines @> jsonb_build_array(jsonb_build_object('product_id', ?::text)))`
+
 // conditions returns the conditions of the filter, without the statuses. Their parameters follow those in before.
 func (f TicketFilter) conditions(before ...any) *conditions {
 	c := &conditions{args: before}
@@ -146,13 +155,22 @@ func (f TicketFilter) conditions(before ...any) *conditions {
 	if !f.Until.IsZero() {
 		c.add("received_at < ?", f.Until)
 	}
+	if f.MinTotal != "" {
+		c.add("total >= ?::text::numeric", f.MinTotal)
+	}
+	if f.MaxTotal != "" {
+		c.add("total <= ?::text::numeric", f.MaxTotal)
+	}
+	if f.Product != "" {
+		c.add(hasProduct, string(appendEscaped(nil, f.Product)), f.Product)
+	}
 	return c
 }
 
 // Tickets returns up to limit tickets, the newest first, without their bodies. After is the last ticket
 // of the previous page, or uuid.Nil. It reads no partition outside of the filter's times. It finds order numbers, and the
-// statuses TO_TREAT and ERROR, by indexes. There is no index for DISMISSED, a source or a problem: it searches back in time
-// until it has enough tickets.
+// statuses TO_TREAT and ERROR, by indexes. There is no index for DISMISSED, a source, a problem, an amount or a product: it searches
+// back in time until it has enough tickets.
 func (s *Store) Tickets(ctx context.Context, filter TicketFilter, after uuid.UUID, limit int) ([]StoredTicket, error) {
 	sql, args := filter.page(after, limit)
 	rows, err := s.pool.Query(ctx, sql, args...)

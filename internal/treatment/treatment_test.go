@@ -19,6 +19,9 @@ import (
 	"myticket/internal/treatment"
 )
 
+// tester is who changes something.
+var tester = postgres.Person{Who: "tester"}
+
 func TestMain(m *testing.M) { pgtest.Main(m) }
 
 const sample = "Order: 1\nVAT: 0\nTotal: 2\n\nproduct,product_id,price\nCafé,a,2"
@@ -215,7 +218,7 @@ func TestTreater_ClaimFromBeforeARetry_ChangesNothing(t *testing.T) {
 	other := claim()
 	other.Ticket.Status, other.Ticket.Problems = ticket.Error, []ticket.Problem{{Code: "other"}}
 	require.NoError(t, b.finish(t, other))
-	require.NoError(t, b.store.RetryTicket(t.Context(), other.Ticket.ID))
+	require.NoError(t, b.store.ChangeTicket(t.Context(), tester, postgres.Retry, other.Ticket.ID))
 
 	slow.Ticket.Status, slow.Ticket.Problems = ticket.Error, []ticket.Problem{{Code: "slow"}}
 	require.ErrorIs(t, b.finish(t, slow), treatment.ErrClaimLost)
