@@ -103,7 +103,7 @@ type AuditRecord struct {
 
 // auditPage finds the rows of a run by the index audit_run.
 const auditPage = `
-SELECT a.id, a.at, coalesce(run.until, a.at), a.who, a.action, a.filter, a.tickets + run.tickets, 1 + run.transactions, a.why,
+SELECT a.id, a.at, greatest(run.until, a.at), a.who, a.action, a.filter, a.tickets + run.tickets, 1 + run.transactions, a.why,
        coalesce(run.details - 'run', a.details)
 FROM audit a
 CROSS JOIN LATERAL (
@@ -113,25 +113,8 @@ CROSS JOIN LATERAL (
 
 // Audit returns up to limit changes, the newest first. After is the last one of the previous page, or 0.
 func (s *Store) Audit(ctx context.Context, filter AuditFilter, after int64, limit int) ([]AuditRecord, error) {
-	c := &conditions{}
-	if !filter.Since.IsZero() {
-		c.add("a.at >= ?", filter.Since)
-	}
-	if !filter.Until.IsZero() {
-		c.add("a.at < ?", filter.Until)
-	}
-	if filter.Who != "" {
-		c.add("a.who = ?", filter.Who)
-	}
-	if filter.Action != "" {
-		c.add("(a.action = ? OR starts_with(a.action, ? || '.'))", filter.Action, filter.Action)
-	}
-	if after != 0 {
-		c.add("a.id < ?", after)
-	}
-	c.args = append(c.args, limit)
-	sql := auditPage + c.where("NOT a.details ? 'run'") + fmt.Sprintf(` ORDER BY a.id DESC LIMIT $%d`, len(c.args))
-	rows, err := s.pool.Query(ctx, sql, c.args...)
+	sql, args := filter.page(after, limit)
+	rows, err := s.pool.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, explain("list the audit", err)
 	}
@@ -144,4 +127,26 @@ func (s *Store) Audit(ctx context.Context, filter AuditFilter, after int64, limi
 		return nil, errors.New("this database has no audit yet: run \"myticket migrate up\"")
 	}
 	return records, explain("list the audit", err)
+}
+
+// page returns the statement of Audit.
+func (f AuditFilter) page(after int64, limit int) (sql string, args []any) {
+	c := &conditions{}
+	if !f.Since.IsZero() {
+		c.add("a.at >= ?", f.Since)
+	}
+	if !f.Until.IsZero() {
+		c.add("a.at < ?", f.Until)
+	}
+	if f.Who != "" {
+		c.add("a.who = ?", f.Who)
+	}
+	if f.Action != "" {
+		c.add("(a.action = ? OR starts_with(a.action, ? || '.'))", f.Action, f.Action)
+	}
+	if after != 0 {
+		c.add("a.id < ?", after)
+	}
+	c.args = append(c.args, limit)
+	return auditPage + c.where("NOT a.details ? 'run'") + fmt.Sprintf(` ORDER BY a.id DESC LIMIT $%d`, len(c.args)), c.args
 }

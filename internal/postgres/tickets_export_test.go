@@ -23,3 +23,6 @@ func RetrySQL(filter TicketFilter, status ticket.Status, done uuid.UUID) (sql st
 
 // BacklogSQL is what Backlog asks.
 const BacklogSQL = backlog
+
+// AuditSQL is the statement of Audit.
+func AuditSQL(limit int) (sql string, args []any) { return AuditFilter{}.page(0, limit) }
