@@ -235,7 +235,9 @@ func (r *Reader) findEncoding() error {
 		return nil
 	}
 	e, err := ianaindex.IANA.Encoding(name)
-	likeASCII := slices.ContainsFunc([]string{"utf", "iso-2022", "hz-"}, func(kind string) bool { return strings.HasPrefix(name, kind) })
+	likeASCII := slices.ContainsFunc([]string{"utf", "iso-2022", "hz-"}, func(kind string) bool {
+		return strings.HasPrefix(name, kind)
+	})
 	if err != nil || e == nil || likeASCII {
 		return fmt.Errorf("%w: %q is not the name of an encoding that is known here; ISO-8859-15, IBM850, windows-1250, Shift_JIS "+
 			"and UTF-16LE are such names (UTF-8, and UTF-16 with a byte order mark, are recognized without one)",

@@ -266,27 +266,15 @@ func (j *jsonReader) here() int {
 // unexpected skips a value that is of another kind than it must be, and notes a problem.
 func (j *jsonReader) unexpected(name, wanted string, kind jsontext.Kind) error {
 	if number := j.here(); kind != jsontext.KindInvalid && j.listing() {
-		j.problemf(number, ProblemJSONUnexpected, "%s must be %s, and is %s", name, wanted, kindName(kind))
+		j.problemf(number, ProblemJSONUnexpected, "%s must be %s, and is %s", name, wanted, kindNames[kind])
 	}
 	return j.decoder.SkipValue()
 }
 
-func kindName(kind jsontext.Kind) string {
-	switch kind {
-	case jsontext.KindNull:
-		return "null"
-	case jsontext.KindTrue, jsontext.KindFalse:
-		return "true or false"
-	case jsontext.KindString:
-		return "a text"
-	case jsontext.KindNumber:
-		return "a number"
-	case jsontext.KindBeginObject:
-		return "an object"
-	case jsontext.KindBeginArray:
-		return "an array"
-	}
-	return "no value"
+// kindNames are what problems call the kinds of values.
+var kindNames = map[jsontext.Kind]string{
+	jsontext.KindNull: "null", jsontext.KindTrue: "true", jsontext.KindFalse: "false", jsontext.KindString: "a text",
+	jsontext.KindNumber: "a number", jsontext.KindBeginObject: "an object", jsontext.KindBeginArray: "an array",
 }
 
 // names are what problems call the values.
