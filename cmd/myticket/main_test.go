@@ -24,8 +24,15 @@ import (
 	"myticket/internal/ticket"
 )
 
+// runMain is the variable that makes a process of the tests run the program itself.
+const runMain = "MYTICKET_TEST_RUN_MAIN"
+
 // TestMain removes the settings in the environment of the tests, because the program reads the real environment.
 func TestMain(m *testing.M) {
+	if os.Getenv(runMain) != "" {
+		main()
+		return
+	}
 	for _, variable := range os.Environ() {
 		name, _, _ := strings.Cut(variable, "=")
 		if strings.HasPrefix(name, "DATABASE_URL") ||
