@@ -61,7 +61,7 @@ func newPlaces(d Dialect) (*places, error) {
 			continue
 		}
 		pointer := jsontext.Pointer(one.pointer)
-		if one.pointer == "" && one.is != productList || !pointer.IsValid() || len(pointer) > MaxDialectText {
+		if one.pointer == "" || !pointer.IsValid() || len(pointer) > MaxDialectText {
 			return nil, fmt.Errorf("%w: %s is %q, which must be a JSON Pointer (RFC 6901) such as /receipt/number, of at most %d bytes",
 				ErrDialect, one.name, one.pointer, MaxDialectText)
 		}
