@@ -205,7 +205,7 @@ func (s *Store) PreviewChange(ctx context.Context, ch Change, bulk Bulk) (Previe
 		bulk.within(c, place{ticket.IDTime(bulk.After), bulk.After}, newest)
 		rows, err := tx.Query(ctx, `
 SELECT source, status, coalesce(problems -> 0 ->> 'code', ''), count(*), sum(count(*)) OVER ()::bigint
-FROM tickets`+c.where(ch.is(bulk.Filter))+fmt.Sprintf(` GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3 LIMIT %d`, previewGroups), c.args...)
+FROM tickets t`+c.where(ch.is(bulk.Filter))+fmt.Sprintf(` GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3 LIMIT %d`, previewGroups), c.args...)
 		if err != nil {
 			return err
 		}
@@ -389,7 +389,7 @@ func (ch Change) batch(by Person, bulk Bulk, done, last place) (sql string, args
 	}
 	return fmt.Sprintf(`
 WITH picked AS (
-    SELECT received_at, id, 200 + least(pg_column_size(body), 2000) + %s AS bytes FROM tickets%s
+    SELECT received_at, id, 200 + least(pg_column_size(body), 2000) + %s AS bytes FROM tickets t%s
     ORDER BY received_at, id LIMIT %d FOR UPDATE
 ), bounded AS (
     SELECT received_at, id

@@ -116,12 +116,12 @@ func (f *Follower) tickets(ctx context.Context, ids []uuid.UUID) ([]StoredTicket
 	}
 	rows, err := f.store.pool.Query(ctx, `SELECT `+ticketColumnsSQL+`
 		FROM unnest($1::timestamptz[], $2::uuid[]) AS new (new_at, new_id)
-		JOIN tickets ON received_at = new_at AND id = new_id`+c.where()+` ORDER BY received_at, id`, c.args...)
+		JOIN tickets t ON received_at = new_at AND id = new_id`+c.where()+` ORDER BY received_at, id`, c.args...)
 	if err != nil {
 		return nil, err
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (StoredTicket, error) {
-		t, err := scanTicket(row)
+		t, err := f.store.scanTicket(row)
 		t.Body = nil
 		return t, err
 	})

@@ -59,9 +59,9 @@ LIMIT %[2]d`
 // otherTickets selects tickets that may name a product of the time from $1 to $2, and are not in the selection. For tickets that
 // another version of the parser read, it also returns the products that that version found.
 const otherTickets = `
-SELECT body, CASE WHEN parser_version <> %[2]d AND jsonb_typeof(lines) = 'array' THEN
+SELECT ` + readTextSQL + `, CASE WHEN parser_version <> %[2]d AND jsonb_typeof(lines) = 'array' THEN
     ARRAY(SELECT l ->> 'product_id' FROM jsonb_array_elements(lines) AS l WHERE l ->> 'product_id' IS NOT NULL) END
-FROM tickets
+FROM tickets t
 WHERE status = 'TREATED' AND received_at >= $1 AND received_at <= $2 AND NOT (%[1]s)`
 
 // removeProducts removes products that have not changed since they were selected. It skips products that another transaction
@@ -255,17 +255,20 @@ func (s *Store) namedByOthers(ctx context.Context, selection PruneSelection, chu
 		if err != nil {
 			return err
 		}
-		return namedIn(rows, candidates, named)
+		return s.namedIn(rows, candidates, named)
 	})
 	return named, err
 }
 
 // namedIn adds those candidates to named that rows of otherTickets name.
-func namedIn(rows pgx.Rows, candidates, named map[string]bool) error {
-	var body []byte
+func (s *Store) namedIn(rows pgx.Rows, candidates, named map[string]bool) error {
+	var text text
 	var found []string
-	_, err := pgx.ForEachRow(rows, []any{&body, &found}, func() error {
-		order, _ := ticket.Parse(body)
+	_, err := pgx.ForEachRow(rows, append(text.scan(), &found), func() error {
+		order, _, err := s.parse(text)
+		if err != nil {
+			return err
+		}
 		for i := range order.Lines {
 			found = append(found, order.Lines[i].ProductID)
 		}

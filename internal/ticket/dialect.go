@@ -29,6 +29,15 @@ type Dialect struct {
 	JSON *JSON // the tickets are JSON (RFC 8259); of the fields above, only VATOptional, TotalOptional and Decimal count then
 }
 
+// ParseFunc reads a ticket of a source. It also returns the version of the dialect that it used, which is 0 for that of everyone.
+type ParseFunc func(source string, body []byte) (order Order, problems []Problem, dialect int)
+
+// ParseAny is the ParseFunc that reads every source in the dialect of everyone.
+func ParseAny(_ string, body []byte) (Order, []Problem, int) {
+	order, problems := Parse(body)
+	return order, problems, 0
+}
+
 // Match is a line, without spaces around it, or the beginning of one.
 type Match struct {
 	Text   string

@@ -294,10 +294,10 @@ func TestTreater_SilentConnection_EndsInTimeAndIsTriedAgain(t *testing.T) {
 	parsing, parse := make(chan struct{}), make(chan struct{})
 	tr := b.treater(treatment.Config{
 		Timeout: 200 * time.Millisecond, Lease: time.Second, Interval: 10 * time.Millisecond,
-		Parse: func(body []byte) (ticket.Order, []ticket.Problem) {
+		Parse: func(source string, body []byte) (ticket.Order, []ticket.Problem, int) {
 			parsing <- struct{}{}
 			<-parse
-			return ticket.Parse(body)
+			return ticket.ParseAny(source, body)
 		},
 	})
 	for name, pauseAt := range map[string]bool{"finish": true, "claim": false} {

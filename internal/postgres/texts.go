@@ -1,0 +1,97 @@
+package postgres
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"myticket/internal/dialect"
+	"myticket/internal/ticket"
+)
+
+// textSQL is the text of a ticket t: what is read of it. This is the one place where it is chosen.
+const textSQL = `t.body`
+
+// readTextSQL is a text with the dialect that it was read with when the ticket was stored; NULL for that of everyone. See text.
+const readTextSQL = textSQL + `, t.dialect, CASE WHEN t.dialect <> 0 THEN
+    (SELECT d.dialect::text FROM dialects d WHERE d.version = t.dialect) END`
+
+// text is the text of a ticket, and the dialect that it was read with.
+type text struct {
+	body    []byte
+	version int    // of the dialect; 0 for the dialect of everyone
+	dialect []byte // as it is kept
+}
+
+// scan returns where the columns of readTextSQL are scanned to. The text is valid until the next row.
+func (t *text) scan() []any {
+	return []any{(*pgtype.DriverBytes)(&t.body), &t.version, (*pgtype.DriverBytes)(&t.dialect)}
+}
+
+// parse reads a text as it was read when the ticket was stored, whatever dialect counts now. The error is an
+// *unknownDialectError.
+func (s *Store) parse(t text) (ticket.Order, []ticket.Problem, error) {
+	reader, err := s.readers.of(t.version, t.dialect)
+	if err != nil {
+		return ticket.Order{}, nil, err
+	}
+	order, problems := reader.Parse(t.body)
+	return order, problems, nil
+}
+
+// maxReaders bounds the readers that are kept. A dialect has at most 64 KiB, and usually some hundred bytes.
+const maxReaders = 256
+
+// readers keeps the readers of dialects by their versions. A version never changes, so a reader is right for ever.
+type readers struct {
+	mu        sync.Mutex             // guards byVersion
+	byVersion map[int]*ticket.Reader // at most maxReaders
+}
+
+// of returns the reader of a version, which is kept as written.
+func (r *readers) of(version int, written []byte) (*ticket.Reader, error) {
+	if version == 0 {
+		return nil, nil //nolint:nilnil // a nil Reader reads in the dialect of everyone
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if reader, ok := r.byVersion[version]; ok {
+		return reader, nil
+	}
+	reader, err := newReader(written)
+	if err != nil {
+		return nil, &unknownDialectError{version, err}
+	}
+	if r.byVersion == nil {
+		r.byVersion = map[int]*ticket.Reader{}
+	}
+	for other := range r.byVersion {
+		if len(r.byVersion) < maxReaders {
+			break
+		}
+		delete(r.byVersion, other)
+	}
+	r.byVersion[version] = reader
+	return reader, nil
+}
+
+func newReader(written []byte) (*ticket.Reader, error) {
+	d, err := dialect.Parse(written)
+	if err != nil {
+		return nil, err
+	}
+	return ticket.NewReader(d)
+}
+
+// unknownDialectError means that this program does not understand a dialect, which a newer one has stored.
+type unknownDialectError struct {
+	version int
+	why     error
+}
+
+func (e *unknownDialectError) Error() string {
+	return fmt.Sprintf("this program does not understand version %d of the dialects, which a newer one has stored: %v", e.version, e.why)
+}
+
+func (e *unknownDialectError) Unwrap() error { return e.why }
