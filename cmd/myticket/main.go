@@ -25,6 +25,7 @@ type cli struct {
 	Migrate   migrateCmd   `cmd:"" help:"Update the database's schema, or show its version."`
 	Tickets   ticketsCmd   `cmd:"" help:"Find, show, follow, retry, dismiss and reopen tickets."`
 	Products  productsCmd  `cmd:"" help:"List or prune the product base."`
+	Read      readCmd      `cmd:"" help:"Show what a text would become, with its problems, without storing it."`
 	Audit     auditCmd     `cmd:"" help:"Show who changed what, when and why, newest first."`
 	Spool     spoolCmd     `cmd:"" help:"Show, drain or export the spool folder of a server that no longer runs."`
 	Retention retentionCmd `cmd:"" help:"Drop old partitions and delete expired idempotency keys. Without --apply it only shows what it would do."`

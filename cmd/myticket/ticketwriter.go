@@ -7,6 +7,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"myticket/internal/postgres"
 )
@@ -103,10 +104,11 @@ func (t *ticketWriter) writeCSV(tickets []postgres.StoredTicket) error {
 
 // csvText returns a text of a ticket so that a spreadsheet takes it for a text. A cell that begins with one of these characters
 // may be a formula to it (https://owasp.org/www-community/attacks/CSV_Injection). Such a text gets an apostrophe before it, and
-// so does one that begins with an apostrophe: whoever takes one apostrophe away from the beginning has the text as it was.
-// Amounts and times are written by MyTicket, and have none.
+// so does one that begins with an apostrophe: whoever takes one apostrophe away from the beginning has the text as tables show
+// it. Amounts and times are written by MyTicket, and have none. Characters that a terminal would obey are escaped as in tables.
 func csvText(text string) string {
-	if text != "" && strings.ContainsRune("=+-@\t\r\n'\uff1d\uff0b\uff0d\uff20", []rune(text)[0]) {
+	text = printable(text)
+	if first, _ := utf8.DecodeRuneInString(text); text != "" && strings.ContainsRune("=+-@'\uff1d\uff0b\uff0d\uff20", first) {
 		return "'" + text
 	}
 	return text

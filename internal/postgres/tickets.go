@@ -274,3 +274,26 @@ func storedLine(line *ticket.Line) StoredLine {
 	}
 	return stored
 }
+
+// AsRead returns a ticket that is not stored, as an operator would see it after it was read.
+func AsRead(order *ticket.Order, problems []ticket.Problem) StoredTicket {
+	t := StoredTicket{
+		Status: ticket.Treated, OrderNumber: order.Number, Problems: append([]ticket.Problem{}, problems...), ParserVersion: ticket.ParserVersion,
+	}
+	if len(problems) > 0 {
+		t.Status = ticket.Error
+	}
+	if order.VAT.IsSet() {
+		t.VAT = json.Number(order.VAT.String())
+	}
+	if order.Total.IsSet() {
+		t.Total = json.Number(order.Total.String())
+	}
+	for _, f := range order.Extra {
+		t.Extra = append(t.Extra, StoredField{f.Name, f.Value})
+	}
+	if t.readLines(order); t.Lines == nil {
+		t.Lines = []StoredLine{}
+	}
+	return t
+}
