@@ -82,11 +82,12 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 	registry := telemetry.NewRegistry(version)
 	store.Register(registry)
 	dialects, unread := f.readDialects(ctx, store, registry)
-	treater := treatment.New(treatment.Config{
+	treatConfig := treatment.Config{
 		Interval: f.TreatInterval, Lease: f.TreatLease, MaxAttempts: f.TreatMaxAttempts,
 		MinBackOff: f.TreatMinBackOff, MaxBackOff: f.TreatMaxBackOff, Logger: logger,
 		Metrics: treatment.NewMetrics(registry), Parse: dialects.Parse,
-	}, tracing.TraceTreatment(store))
+	}
+	treater := treatment.New(treatConfig, tracing.TraceTreatment(store)) // of tickets that a sender waits for
 	queue, err := f.openSpool(logger, registry)
 	if err != nil {
 		return err
@@ -103,6 +104,8 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 	}
 	in := intake.New(intakeConfig, tracing.TraceStore(dialects.Store()), treater) //nolint:contextcheck // it outlives ctx until Close
 	in.Register(registry)
+	treatConfig.Busy = in.Busy
+	waiting := treatment.New(treatConfig, tracing.TraceTreatment(store)) // of tickets that nobody waits for
 	maintainer := postgres.NewMaintainer(
 		postgres.MaintainConfig{Period: postgres.Period(f.PartitionPeriod), Ahead: f.PartitionsAhead, OrderLines: f.OrderLines}, store)
 	registry.MustRegister(maintainer)
@@ -137,7 +140,7 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 	parts.Go(func() { dialects.Run(background) })
 	parts.Go(func() {
 		if dialects.Await(background) {
-			treater.Run(background)
+			waiting.Run(background)
 		}
 	})
 	if f.OrderLines {

@@ -50,6 +50,10 @@ type Config struct {
 	MinBackOff  time.Duration // before the second attempt; it doubles with each. Defaults to 1 s.
 	MaxBackOff  time.Duration // the longest back-off. Defaults to 10 min.
 
+	// Busy reports whether this server is storing tickets, which comes before those that were stored already. Then treatment
+	// pauses after each ticket for as long as that took. Defaults to never.
+	Busy func() bool
+
 	Logger  *slog.Logger     // Defaults to slog.Default.
 	Metrics *Metrics         // Defaults to metrics that are not exposed.
 	Parse   ticket.ParseFunc // Defaults to ticket.ParseAny.
@@ -73,6 +77,9 @@ func New(config Config, store Store) *Treater {
 	config.Logger = cmp.Or(config.Logger, slog.Default())
 	if config.Metrics == nil {
 		config.Metrics = NewMetrics(nil)
+	}
+	if config.Busy == nil {
+		config.Busy = func() bool { return false }
 	}
 	if config.Parse == nil {
 		config.Parse = ticket.ParseAny
@@ -111,12 +118,29 @@ func (tr *Treater) RunOnce(ctx context.Context) (int, error) {
 		if ctx.Err() != nil || !time.Now().Before(leaseEnd) {
 			break
 		}
+		start := time.Now()
 		if _, _, err := tr.attempt(ctx, c, leaseEnd); err != nil {
 			tr.config.Logger.With(c.Ticket.LogAttr()).
 				Warn("a ticket could not be treated; it stays TO_TREAT and is tried again", "attempt", c.Attempt, "error", err)
 		}
+		tr.giveWay(ctx, time.Since(start))
 	}
 	return len(claims), nil //nolint:nilerr // a ticket that was not treated before ctx ended is not a failure
+}
+
+// maxPause bounds the pause after a ticket that took long.
+const maxPause = time.Second
+
+// giveWay pauses after a ticket that took some time, while tickets are being stored. So a person who sends many tickets back takes
+// half of one connection from them.
+func (tr *Treater) giveWay(ctx context.Context, took time.Duration) {
+	if !tr.config.Busy() {
+		return
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(min(took, maxPause)):
+	}
 }
 
 func (tr *Treater) claim(ctx context.Context) ([]Claim, error) {

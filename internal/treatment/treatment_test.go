@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -371,4 +372,37 @@ func TestTreater_TicketsBehindSlowOnes_AreNotGivenUpUntried(t *testing.T) {
 	running.Wait()
 	assert.Equal(t, 10, one[int](t, b, `SELECT count(*) FROM tickets WHERE status = 'TREATED'`),
 		"nothing is wrong with them: %s", one[string](t, b, `SELECT coalesce(string_agg(DISTINCT problems ->> 0, ' | '), '') FROM tickets WHERE convert_from(body, 'UTF8') NOT LIKE '%slow%'`))
+}
+
+// slowStore takes a second for each ticket.
+type slowStore struct {
+	treatment.Store
+	claims []treatment.Claim
+}
+
+func (s *slowStore) Claim(context.Context, int, time.Duration) ([]treatment.Claim, error) { return s.claims, nil }
+
+func (s *slowStore) Finish(_ context.Context, c treatment.Claim) (ticket.Status, []ticket.Problem, error) {
+	time.Sleep(time.Second)
+	return c.Ticket.Status, nil, nil
+}
+
+func TestTreater_WhileTicketsAreStored_WorksHalfOfTheTime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store := &slowStore{}
+		for range 5 {
+			store.claims = append(store.claims, treatment.Claim{Ticket: &ticket.Ticket{Body: []byte(sample)}, Attempt: 1, Number: 1})
+		}
+		busy := true
+		tr := treatment.New(treatment.Config{Busy: func() bool { return busy }}, store)
+		start := time.Now()
+		_, err := tr.RunOnce(t.Context())
+		require.NoError(t, err)
+		assert.Equal(t, 10*time.Second, time.Since(start))
+		busy, start = false, time.Now()
+		_, err = tr.RunOnce(t.Context())
+		require.NoError(t, err)
+		assert.Equal(t, 5*time.Second, time.Since(start))
+	})
 }
