@@ -380,7 +380,9 @@ type slowStore struct {
 	claims []treatment.Claim
 }
 
-func (s *slowStore) Claim(context.Context, int, time.Duration) ([]treatment.Claim, error) { return s.claims, nil }
+func (s *slowStore) Claim(context.Context, int, time.Duration) ([]treatment.Claim, error) {
+	return s.claims, nil
+}
 
 func (s *slowStore) Finish(_ context.Context, c treatment.Claim) (ticket.Status, []ticket.Problem, error) {
 	time.Sleep(time.Second)
