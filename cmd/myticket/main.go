@@ -24,6 +24,7 @@ type cli struct {
 	Serve     serveCmd     `cmd:"" help:"Serve the webhook. Needs a Postgres database."`
 	Migrate   migrateCmd   `cmd:"" help:"Update the database's schema, or show its version."`
 	Tickets   ticketsCmd   `cmd:"" help:"Find, show, retry and dismiss tickets."`
+	Dialects  dialectsCmd  `cmd:"" help:"Say how sources write their tickets: list, try, apply and revert dialects."`
 	Products  productsCmd  `cmd:"" help:"List or prune the product base."`
 	Spool     spoolCmd     `cmd:"" help:"Show, drain or export the spool folder of a server that no longer runs."`
 	Retention retentionCmd `cmd:"" help:"Drop old partitions and delete expired idempotency keys. Without --apply it only shows what it would do."`
