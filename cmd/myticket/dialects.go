@@ -343,7 +343,7 @@ func (c dialectsApplyCmd) Run(ctx context.Context, std streams) error {
 func printRetry(w io.Writer, source string) error {
 	command := "myticket tickets retry --status ERROR"
 	if source != postgres.OtherSources {
-		command += shellFlag("source", source)
+		command += " --source " + source
 	}
 	_, err := fmt.Fprintf(w, "To have its ERROR tickets read again: %s\n", command)
 	return err

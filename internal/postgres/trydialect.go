@@ -166,14 +166,14 @@ func (t *trial) page(
 			return nil
 		}
 		found++
-		mine := text{bytes.Clone(row.body), row.version, bytes.Clone(row.dialect)}
+		which, mine := id, text{bytes.Clone(row.body), row.version, bytes.Clone(row.dialect)}
 		weight := min(int64(tryFactor*len(mine.body)), tryBytes)
 		if err := t.budget.Acquire(ctx, weight); err != nil {
 			return err
 		}
 		group.Go(func() error {
 			defer t.budget.Release(weight)
-			return read(id, mine)
+			return read(which, mine)
 		})
 		return nil
 	})
