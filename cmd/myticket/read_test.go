@@ -14,11 +14,11 @@ import (
 	"myticket/internal/ticket"
 )
 
-const french = "Commande: 7\nVAT: 0\nTotal: 2\nTable: 4\n\nproduct,product_id,price,note\nCafé,a,2,hot\n"
+const frenchText = "Commande: 7\nVAT: 0\nTotal: 2\nTable: 4\n\nproduct,product_id,price,note\nCafé,a,2,hot\n"
 
 func TestRead_ShowsWhatATextWouldBecome_WithoutADatabase(t *testing.T) {
 	t.Parallel()
-	file := write(t, "ticket.txt", strings.ReplaceAll(french, "Commande", "Order")+"Thé,b\n\x1b[2J,c,x,\n")
+	file := write(t, "ticket.txt", strings.ReplaceAll(frenchText, "Commande", "Order")+"Thé,b\n\x1b[2J,c,x,\n")
 	var out, errs bytes.Buffer
 	code := run(t.Context(), []string{"read", file, "-"}, nil,
 		streams{stdin: strings.NewReader(sample(t)), stdout: &out, stderr: &errs})
@@ -48,7 +48,7 @@ func TestRead_ShowsWhatATextWouldBecome_WithoutADatabase(t *testing.T) {
 func TestRead_InADialect(t *testing.T) {
 	t.Parallel()
 	b := setupOperator(t)
-	file, dialect := write(t, "ticket.txt", french), write(t, "dialect.yaml", "records:\n  order: [Commande]\n")
+	file, dialect := write(t, "ticket.txt", frenchText), write(t, "dialect.yaml", "records:\n  order: [Commande]\n")
 	read := func(flags ...string) (code int, stdout, stderr string) {
 		var out, errs bytes.Buffer
 		code = run(t.Context(), append([]string{"read", file}, flags...), nil, streams{stdout: &out, stderr: &errs})

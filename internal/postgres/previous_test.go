@@ -1137,6 +1137,12 @@ func TestMigrations_RoleThatOwnsNothing_NeedsTheRightsThatTheDocsName(t *testing
 	require.NoError(t, trySave(t.Context(), server, entry(t, body("1", awkward))))
 	require.NoError(t, server.Ping(t.Context()))
 
+	dialects := postgres.NewLiveDialects(server, false)
+	require.Error(t, dialects.Load(t.Context()))
+	require.Error(t, dialects.Store().Ping(t.Context()), "to intake the database is away")
+	exec(t, b, `GRANT SELECT ON dialects TO `+role)
+	require.NoError(t, dialects.Store().Ping(t.Context()))
+
 	_, err = lines.Round(t.Context())
 	require.Error(t, err)
 	exec(t, b, `GRANT SELECT, INSERT, UPDATE ON outbox_readers TO `+role+`; GRANT SELECT, INSERT ON ticket_lines TO `+role)

@@ -13,9 +13,13 @@ import (
 // textSQL is the text of a ticket t: what is read of it. This is the one place where it is chosen.
 const textSQL = `t.body`
 
-// readTextSQL is a text with the dialect that it was read with when the ticket was stored; NULL for that of everyone. See text.
-const readTextSQL = textSQL + `, t.dialect, CASE WHEN t.dialect <> 0 THEN
+// dialectSQL is the dialect that a ticket t was read with when it was stored: its version, and the dialect itself; 0 and NULL for
+// that of everyone.
+const dialectSQL = `t.dialect, CASE WHEN t.dialect <> 0 THEN
     (SELECT d.dialect::text FROM dialects d WHERE d.version = t.dialect) END`
+
+// readTextSQL are the columns of a text. See text.
+const readTextSQL = textSQL + `, ` + dialectSQL
 
 // text is the text of a ticket, and the dialect that it was read with.
 type text struct {
