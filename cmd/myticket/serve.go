@@ -101,7 +101,7 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 		intakeConfig.Spool = tracing.TraceSpool(queue)
 		defer func() { err = errors.Join(err, queue.Close()) }()
 	}
-	in := intake.New(intakeConfig, tracing.TraceStore(dialects.Store()), treater) //nolint:contextcheck // it outlives ctx until Close
+	in := intake.New(intakeConfig, tracing.TraceStore(dialects.Store()), treater) //nolint:contextcheck // it lives until Close
 	in.Register(registry)
 	maintainer := postgres.NewMaintainer(
 		postgres.MaintainConfig{Period: postgres.Period(f.PartitionPeriod), Ahead: f.PartitionsAhead, OrderLines: f.OrderLines}, store)

@@ -8,6 +8,7 @@ import (
 	"math"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -149,8 +150,8 @@ func (t *trial) all(
 	return n, more, err
 }
 
-// page looks at the tickets of one statement, and has up to most of them read. It returns how many it found, at how many it looked,
-// and the place of the last one.
+// page looks at the tickets of one statement, and has up to most of them read. It returns how many it found, at how many it
+// looked, and the place of the last one.
 func (t *trial) page(
 	ctx context.Context, group *errgroup.Group, status ticket.Status, last place, most int, read func(uuid.UUID, text) error,
 ) (found, looked int, end place, err error) {
@@ -256,11 +257,11 @@ func said(order *ticket.Order, problems []ticket.Problem) []string {
 	}
 	for i := range order.Lines {
 		l := &order.Lines[i]
-		line := l.ProductID + ", " + l.Price.String() + ", " + l.Name
+		fields := []string{l.ProductID, l.Price.String(), l.Name}
 		for column, name := range order.Columns {
-			line += ", " + name + "=" + l.Extra[column]
+			fields = append(fields, name+"="+l.Extra[column])
 		}
-		lines = append(lines, line)
+		lines = append(lines, strings.Join(fields, ", "))
 	}
 	for _, p := range problems {
 		lines = append(lines, fmt.Sprintf("line %d: %s: %s", p.Line, p.Code, p.Message))
