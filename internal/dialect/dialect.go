@@ -101,8 +101,8 @@ func (m *match) UnmarshalYAML(node *yaml.Node) error {
 	return node.Content[1].Decode(&m.Text)
 }
 
-// Parse reads a dialect from YAML 1.2, of which JSON is a part. An unknown key, a key that is given twice, more than one document,
-// and a dialect that contradicts itself are errors that name what is wrong; they wrap ticket.ErrDialect.
+// Parse reads a dialect from YAML 1.2, of which JSON is a part. An unknown key, a key that is given twice, more than one
+// document, and a dialect that contradicts itself are errors that name what is wrong; they wrap ticket.ErrDialect.
 func Parse(content []byte) (ticket.Dialect, error) {
 	if len(content) > MaxBytes {
 		return ticket.Dialect{}, fmt.Errorf("%w: it has more than %d bytes", ticket.ErrDialect, MaxBytes)

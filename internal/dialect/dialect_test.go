@@ -136,7 +136,7 @@ func TestSchema_AgreesWithParse(t *testing.T) {
 		return schema.Validate(value)
 	}
 	for name, text := range valid {
-		assert.NoError(t, validate(text), name)
+		require.NoError(t, validate(text), name)
 	}
 	for text := range wrong {
 		assert.Error(t, validate(text), text)

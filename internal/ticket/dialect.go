@@ -3,6 +3,7 @@ package ticket
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -145,7 +146,8 @@ func nameMap[T record | column](names ...[]string) (map[string]T, error) {
 	for i, list := range names {
 		usual, others := list[0], list[1:]
 		if len(others) > MaxDialectNames {
-			return nil, fmt.Errorf("%w: %s has %d other names, and at most %d are allowed", ErrDialect, usual, len(others), MaxDialectNames)
+			return nil, fmt.Errorf("%w: %s has %d other names, and at most %d are allowed",
+				ErrDialect, usual, len(others), MaxDialectNames)
 		}
 		for _, name := range others {
 			other, ok := meanings[lower(name)]
@@ -200,8 +202,8 @@ func (r *Reader) addLines() error {
 	return nil
 }
 
-// effect returns what a line does, which is without spaces around it. A whole line comes before beginnings, and a longer beginning
-// before a shorter one.
+// effect returns what a line does, which is without spaces around it. A whole line comes before beginnings, and a longer
+// beginning before a shorter one.
 func (r *Reader) effect(line string) effect {
 	if line == "" || !r.starts[line[0]] {
 		return noEffect
@@ -242,9 +244,13 @@ func (r *Reader) findEncoding() error {
 		return nil
 	}
 	e, err := ianaindex.IANA.Encoding(name)
-	if err != nil || e == nil || strings.HasPrefix(name, "utf") || strings.HasPrefix(name, "iso-2022") || strings.HasPrefix(name, "hz-") {
-		return fmt.Errorf("%w: %q is not the name of an encoding that is known here; ISO-8859-15, IBM850, windows-1250, Shift_JIS or "+
-			"UTF-16LE are such names (UTF-8, and UTF-16 with a byte order mark, are recognized without one)", ErrDialect, r.dialect.Encoding)
+	likeASCII := slices.ContainsFunc([]string{"utf", "iso-2022", "hz-"}, func(kind string) bool {
+		return strings.HasPrefix(name, kind)
+	})
+	if err != nil || e == nil || likeASCII {
+		return fmt.Errorf("%w: %q is not the name of an encoding that is known here; ISO-8859-15, IBM850, windows-1250, Shift_JIS "+
+			"and UTF-16LE are such names (UTF-8, and UTF-16 with a byte order mark, are recognized without one)",
+			ErrDialect, r.dialect.Encoding)
 	}
 	r.encoding = e
 	return nil

@@ -41,7 +41,7 @@ func (p *parser) checkEncoding() {
 	for lines.at <= at {
 		lines.next()
 	}
-	p.problemf(lines.line, ProblemEncoding, "the line has bytes that are not %s: they are shown as \ufffd", p.reader.dialect.Encoding)
+	p.problemf(lines.line, ProblemEncoding, "the line has bytes that are not %s", p.reader.dialect.Encoding)
 }
 
 // transcode decodes the body twice, first to count: a text may be three times as long as its body, and Decoder.Bytes makes

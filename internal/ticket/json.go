@@ -108,9 +108,8 @@ type jsonReader struct {
 	lines   int
 	gaveUp  bool // nothing more is read
 
-	product Line
-	price   string
-	has     [productPrice + 1]bool // what the product line has
+	texts [productPrice + 1]string // what the product line has
+	has   [productPrice + 1]bool
 }
 
 // parseJSON reads a ticket that is JSON.
@@ -130,7 +129,8 @@ func (r *Reader) parseJSON(body []byte) (Order, []Problem) {
 	case len(bytes.TrimSpace(body)) == 0:
 		return Order{}, []Problem{{Code: ProblemEmpty, Message: "the ticket has only blank lines"}}
 	case err != nil:
-		j.problemf(j.lineAt(j.decoder.InputOffset()), ProblemJSONInvalid, "from here on the ticket is not JSON, and nothing more was read: %s",
+		at := j.lineAt(j.decoder.InputOffset())
+		j.problemf(at, ProblemJSONInvalid, "the ticket is not JSON from here on, and nothing more was read: %s",
 			quote(reason(err)))
 	default:
 		j.missing()
@@ -236,19 +236,20 @@ func (j *jsonReader) productAt(number int) error {
 	if kind := j.decoder.PeekKind(); kind != jsontext.KindBeginObject && kind != jsontext.KindBeginArray {
 		return j.unexpected("a product line", "an object", kind)
 	}
-	j.product, j.price, j.has = Line{}, "", [productPrice + 1]bool{}
+	j.texts, j.has = [productPrice + 1]string{}, [productPrice + 1]bool{}
 	before := len(j.problems) + j.unlisted
 	if err := j.value(j.places.line); err != nil {
 		return err
 	}
+	line := Line{Name: j.texts[productName], ProductID: j.texts[productID]}
 	if len(j.problems)+j.unlisted == before {
-		j.checkLine(&j.product, j.price, number)
+		j.checkLine(&line, j.texts[productPrice], number)
 	}
 	if len(j.problems)+j.unlisted != before {
 		return nil
 	}
-	j.order.size.text += len(j.product.Name) + len(j.product.ProductID)
-	j.addLine(j.product)
+	j.order.size.text += len(line.Name) + len(line.ProductID)
+	j.addLine(line)
 	j.gaveUp = j.tooLarge(number)
 	return nil
 }
@@ -265,27 +266,15 @@ func (j *jsonReader) here() int {
 // unexpected skips a value that is of another kind than it must be, and notes a problem.
 func (j *jsonReader) unexpected(name, wanted string, kind jsontext.Kind) error {
 	if number := j.here(); kind != jsontext.KindInvalid && j.listing() {
-		j.problemf(number, ProblemJSONUnexpected, "%s must be %s, and is %s", name, wanted, kindName(kind))
+		j.problemf(number, ProblemJSONUnexpected, "%s must be %s, and is %s", name, wanted, kindNames[kind])
 	}
 	return j.decoder.SkipValue()
 }
 
-func kindName(kind jsontext.Kind) string {
-	switch kind {
-	case jsontext.KindNull:
-		return "null"
-	case jsontext.KindTrue, jsontext.KindFalse:
-		return "true or false"
-	case jsontext.KindString:
-		return "a text"
-	case jsontext.KindNumber:
-		return "a number"
-	case jsontext.KindBeginObject:
-		return "an object"
-	case jsontext.KindBeginArray:
-		return "an array"
-	}
-	return "no value"
+// kindNames are what problems call the kinds of values.
+var kindNames = map[jsontext.Kind]string{
+	jsontext.KindNull: "null", jsontext.KindTrue: "true", jsontext.KindFalse: "false", jsontext.KindString: "a text",
+	jsontext.KindNumber: "a number", jsontext.KindBeginObject: "an object", jsontext.KindBeginArray: "an array",
 }
 
 // names are what problems call the values.
@@ -315,38 +304,26 @@ func (j *jsonReader) scalar(is what, kind jsontext.Kind) error {
 		}
 		return nil
 	}
-	return j.take(is, text, number)
+	j.take(is, text, number)
+	return nil
 }
 
 // take keeps what was read.
-func (j *jsonReader) take(is what, text string, number int) error {
-	switch is {
-	case orderNumber:
+func (j *jsonReader) take(is what, text string, number int) {
+	switch {
+	case is == orderNumber:
 		j.seen.order = true
 		j.order.size.text += min(len(text), 4*MaxNumberLength)
 		j.orderRecord(text)
-	case vatAmount:
+	case is == vatAmount:
 		j.seen.vat = true
 		j.amountRecord("VAT", &j.order.VAT, text)
-	case totalAmount:
+	case is == totalAmount:
 		j.seen.total = true
 		j.amountRecord("Total", &j.order.Total, text)
-	default:
-		if j.has[is] {
-			if j.listing() {
-				j.problemf(number, ProblemHeaderConflict, "%s appears twice in one product line", names[is])
-			}
-			return nil
-		}
-		j.has[is] = true
-		switch is {
-		case productName:
-			j.product.Name = text
-		case productID:
-			j.product.ProductID = text
-		case productPrice:
-			j.price = text
-		}
+	case !j.has[is]:
+		j.texts[is], j.has[is] = text, true
+	case j.listing():
+		j.problemf(number, ProblemHeaderConflict, "%s appears twice in one product line", names[is])
 	}
-	return nil
 }

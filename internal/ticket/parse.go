@@ -74,8 +74,8 @@ const (
 // valid UTF-8 without NUL.
 func Parse(body []byte) (Order, []Problem) { return (*Reader)(nil).Parse(body) }
 
-// Parse reads a ticket in the reader's dialect, with all that the function Parse promises. A line is understood, passed over because
-// the dialect says so, or named in the problems.
+// Parse reads a ticket in the reader's dialect, with all that the function Parse promises. A line is understood, passed over
+// because the dialect says so, or named in the problems.
 func (r *Reader) Parse(body []byte) (Order, []Problem) {
 	if len(body) > MaxTextBytes {
 		return Order{}, []Problem{{Code: ProblemTooLarge, Message: fmt.Sprintf(
@@ -272,14 +272,9 @@ func (p *parser) passedOver(text string) bool {
 
 // seeRecord prevents that a known record that cannot be read is also reported as missing.
 func (p *parser) seeRecord(what record) {
-	switch what {
-	case orderRecord:
-		p.seen.order = true
-	case vatRecord:
-		p.seen.vat = true
-	case totalRecord:
-		p.seen.total = true
-	}
+	p.seen.order = p.seen.order || what == orderRecord
+	p.seen.vat = p.seen.vat || what == vatRecord
+	p.seen.total = p.seen.total || what == totalRecord
 }
 
 // record notes one header record.
