@@ -270,8 +270,8 @@ func (d *LiveDialects) Store() intake.Store { return readyStore{d.store, d} }
 var (
 	dialectsNewest = describe("dialects_newest_version",
 		"Newest version of a dialect that this server knows; 0 for none. Absent until it has read the dialects.")
-	dialectVersions = describe("dialect_version", "Version of the dialect in which this server reads the tickets of a source that has "+
-		"one; the source * stands for all others.", "source")
+	dialectVersions = describe("dialect_version", "Version of the dialect in which this server reads the tickets of a source that "+
+		"has one; the source * stands for all others.", "source")
 	dialectsForeign = describe("dialects_not_understood",
 		"Dialects that this server does not understand, because a newer version of the program has applied them. Tickets of these "+
 			"sources are read as the version before says.")

@@ -47,8 +47,8 @@ func (s *Store) parse(t text) (ticket.Order, []ticket.Problem, error) {
 // maxReaders bounds the readers that are kept. A dialect has at most 64 KiB, and usually some hundred bytes.
 const maxReaders = 256
 
-// readers keeps readers of dialects. They are found by the dialects themselves and not by their versions. A version never changes,
-// but after the database was restored from a backup, its number may be given to another dialect.
+// readers keeps readers of dialects. They are found by the dialects themselves and not by their versions. A version never
+// changes, but after the database was restored from a backup, its number may be given to another dialect.
 type readers struct {
 	mu        sync.Mutex                // guards byDialect
 	byDialect map[string]*ticket.Reader // at most maxReaders

@@ -86,6 +86,9 @@ SELECT t.id, CASE WHEN t.source %s THEN ` + textSQL + ` END, ` + dialectSQL + ` 
 WHERE %s AND t.received_at <= $2 AND (t.received_at, t.id) < ($2, $3)
 ORDER BY t.received_at DESC, t.id DESC LIMIT $4`
 
+// tryByIndex forbids plans that sort all tickets for each page, which Postgres may choose while it knows little about the table.
+const tryByIndex = `SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off`
+
 // TryDialect reads tickets in a dialect and changes nothing. It reads on all processors, and takes a bounded amount of memory. A
 // ticket that is ERROR for another reason than its text counts as one that would be TREATED.
 func (s *Store) TryDialect(ctx context.Context, try DialectTry) (DialectTrial, error) {
@@ -155,30 +158,42 @@ func (t *trial) all(
 func (t *trial) page(
 	ctx context.Context, group *errgroup.Group, status ticket.Status, last place, most int, read func(uuid.UUID, text) error,
 ) (found, looked int, end place, err error) {
-	rows, err := t.store.pool.Query(ctx, fmt.Sprintf(tryTickets, t.isOf, statusIs[status]), t.source, last.at, last.id, tryPage)
-	if err != nil {
-		return 0, 0, last, err
-	}
 	var id uuid.UUID
-	var row text // valid until the next row
-	_, err = pgx.ForEachRow(rows, append([]any{&id}, row.scan()...), func() error {
-		looked++
-		if row.body == nil || found == most {
-			return nil
-		}
-		found++
-		which, mine := id, text{bytes.Clone(row.body), row.version, bytes.Clone(row.dialect)}
-		weight := min(int64(tryFactor*len(mine.body)), tryBytes)
-		if err := t.budget.Acquire(ctx, weight); err != nil {
+	err = pgx.BeginTxFunc(ctx, t.store.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, tryByIndex); err != nil {
 			return err
 		}
-		group.Go(func() error {
-			defer t.budget.Release(weight)
-			return read(which, mine)
+		rows, err := tx.Query(ctx, fmt.Sprintf(tryTickets, t.isOf, statusIs[status]), t.source, last.at, last.id, tryPage)
+		if err != nil {
+			return err
+		}
+		var row text // valid until the next row
+		_, err = pgx.ForEachRow(rows, append([]any{&id}, row.scan()...), func() error {
+			looked++
+			if row.body == nil || found == most {
+				return nil
+			}
+			found++
+			return t.start(ctx, group, id, text{bytes.Clone(row.body), row.version, bytes.Clone(row.dialect)}, read)
 		})
-		return nil
+		return err
 	})
 	return found, looked, place{ticket.IDTime(id), id}, err
+}
+
+// start has a ticket read. It waits until there are a processor and memory for that.
+func (t *trial) start(
+	ctx context.Context, group *errgroup.Group, id uuid.UUID, of text, read func(uuid.UUID, text) error,
+) error {
+	weight := min(int64(tryFactor*len(of.body)), tryBytes)
+	if err := t.budget.Acquire(ctx, weight); err != nil {
+		return err
+	}
+	group.Go(func() error {
+		defer t.budget.Release(weight)
+		return read(id, of)
+	})
+	return nil
 }
 
 func (t *trial) readError(id uuid.UUID, of text) error {
