@@ -81,7 +81,9 @@ func TestDialects_AppliedWhileAServerRuns_AreUsedAtOnce(t *testing.T) {
 
 			shown := o.ok(t, "tickets", "show", good.ID.String())
 			assert.Contains(t, shown, "Café")
-			var line struct{ Dialect int }
+			var line struct {
+				Dialect int `json:"dialect"`
+			}
 			require.NoError(t, json.Unmarshal([]byte(o.ok(t, "tickets", "show", good.ID.String(), "--output", "json")), &line))
 			assert.Equal(t, 1, line.Dialect)
 		})

@@ -4,11 +4,14 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/alecthomas/kong"
 	"github.com/stretchr/testify/require"
+
+	"myticket/internal/ticket"
 )
 
 var update = flag.Bool("update", false, "write docs/settings.md and docs/metrics.md anew")
@@ -48,4 +51,44 @@ func TestSettingsPage_IsWhatTheProgramSays(t *testing.T) {
 	have, err := os.ReadFile(page)
 	require.NoError(t, err)
 	require.Equal(t, b.String(), string(have), "docs/settings.md lags: run this test with -update")
+}
+
+// TestMendingPage_CommandsWork runs the commands of the section on dialects in docs/mending.md, with the file that it shows.
+func TestMendingPage_CommandsWork(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../docs/mending.md")
+	require.NoError(t, err)
+	_, section, ok := strings.Cut(string(page), "\n## Dialects\n")
+	require.True(t, ok)
+	section, _, _ = strings.Cut(section, "\n## ")
+	file := ""
+	if text := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindStringSubmatch(section); text != nil {
+		file = dialectFile(t, text[1])
+	}
+	b := setupOperator(t)
+	b.insert(t, ticket.Error, "shop-1", "1", "Ticket no: 7\nTotal: 1.234,50\n*** 1 ***\n\nlibellé,product_id,price\nCafé,c,\"2,00\"\nMerci de votre visite")
+	commands := 0
+	for _, block := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(section, -1) {
+		for line := range strings.Lines(block[1]) {
+			line, _, _ = strings.Cut(line, "  #")
+			var args []string
+			for _, arg := range regexp.MustCompile(`"[^"]*"|'[^']*'|\S+`).FindAllString(line, -1) {
+				args = append(args, strings.Trim(arg, `"'`))
+				if arg == "shop-1.yaml" {
+					args[len(args)-1] = file
+				}
+			}
+			require.Equal(t, "myticket", args[0], line)
+			if args[2] == "apply" || args[2] == "revert" { // there is no terminal to ask on
+				args = append(args, "--yes")
+			}
+			out := b.ok(t, args[1:]...)
+			commands++
+			if args[2] == "try" {
+				require.Contains(t, out, "of 1 tickets, 1 would become TREATED", "the file of the page mends its example")
+			}
+		}
+	}
+	require.Equal(t, 8, commands)
+	require.Equal(t, "TO_TREAT", b.text(t, `SELECT status FROM tickets`))
 }
