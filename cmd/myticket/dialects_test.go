@@ -144,6 +144,7 @@ func TestDialects_AppliedWhileAServerIsCutOff_AreUsedForWhatItSpooled(t *testing
 	b.awaitReady(t)
 	o.ok(t, "dialects", "apply", "shop-1", "--file", dialectFile(t, french), "--yes")
 	b.awaitVersion(t, "shop-1", 1)
+	b.awaitStoring(t)
 	require.Equal(t, ticket.Treated, b.submit(t, "/ticket/shop-1", frenchBody).Status)
 
 	bridge.raise()
@@ -156,6 +157,7 @@ func TestDialects_AppliedWhileAServerIsCutOff_AreUsedForWhatItSpooled(t *testing
 
 	bridge.raised.Store(false)
 	b.awaitVersion(t, "shop-1", 2)
+	b.awaitStoring(t)
 	require.Equal(t, ticket.Treated, b.submit(t, "/ticket/shop-1", german).Status)
 	await(t, "the spool is drained", func() bool { return b.metric(t, "myticket_spool_tickets") == 0 })
 	assert.Equal(t, 4, b.count(t, `SELECT count(*) FROM tickets`))
@@ -188,6 +190,7 @@ func TestDialects_ServerThatStartsWithoutTheDatabase_ReadsNoTicketInTheWrongOne(
 	await(t, "the spool is drained", func() bool {
 		return b.count(t, `SELECT count(*) FROM tickets WHERE status = 'TREATED' AND dialect = 1`) == 11
 	})
+	b.awaitStoring(t)
 	require.Equal(t, ticket.Treated, b.submit(t, "/ticket/shop-1", frenchBody).Status)
 }
 
