@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -137,7 +138,15 @@ func (u *upgradeTrial) output(ctx context.Context, program string, command ...st
 
 // retry sends all tickets that could not be read back to be treated, as an operator does.
 func (u *upgradeTrial) retry(ctx context.Context, program string) error {
-	return u.run(ctx, program, "tickets", "retry", "--status", "ERROR")
+	command := []string{"tickets", "retry", "--status", "ERROR"}
+	help, err := u.output(ctx, program, "tickets", "retry", "--help")
+	if err != nil {
+		return err
+	}
+	if bytes.Contains(help, []byte("--yes")) { // versions without it do not ask
+		command = append(command, "--yes")
+	}
+	return u.run(ctx, program, command...)
 }
 
 func (u *upgradeTrial) enter(name string) { u.phases = append(u.phases, phase{name, time.Now()}) }

@@ -23,8 +23,11 @@ var version = "dev"
 type cli struct {
 	Serve     serveCmd     `cmd:"" help:"Serve the webhook. Needs a Postgres database."`
 	Migrate   migrateCmd   `cmd:"" help:"Update the database's schema, or show its version."`
-	Tickets   ticketsCmd   `cmd:"" help:"Find, show, retry and dismiss tickets."`
+	Tickets   ticketsCmd   `cmd:"" help:"Find, show, follow, retry, dismiss and reopen tickets."`
+	Dialects  dialectsCmd  `cmd:"" help:"Say how sources write their tickets: list, try, apply and revert dialects."`
 	Products  productsCmd  `cmd:"" help:"List or prune the product base."`
+	Read      readCmd      `cmd:"" help:"Show what a text would become, with its problems, without storing it."`
+	Audit     auditCmd     `cmd:"" help:"Show who changed what, when and why, newest first."`
 	Spool     spoolCmd     `cmd:"" help:"Show, drain or export the spool folder of a server that no longer runs."`
 	Keys      keysCmd      `cmd:"" help:"Export or import the idempotency keys of a source that moves to another database."`
 	Retention retentionCmd `cmd:"" help:"Drop old partitions and delete expired idempotency keys. Without --apply it only shows what it would do."`

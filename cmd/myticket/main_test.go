@@ -24,8 +24,15 @@ import (
 	"myticket/internal/ticket"
 )
 
+// runMain is the variable that makes a process of the tests run the program itself.
+const runMain = "MYTICKET_TEST_RUN_MAIN"
+
 // TestMain removes the settings in the environment of the tests, because the program reads the real environment.
 func TestMain(m *testing.M) {
+	if os.Getenv(runMain) != "" {
+		main()
+		return
+	}
 	for _, variable := range os.Environ() {
 		name, _, _ := strings.Cut(variable, "=")
 		if strings.HasPrefix(name, "DATABASE_URL") ||
@@ -55,6 +62,7 @@ func setup(t *testing.T, flags ...string) *testBundle {
 	b.pool = openPool(t, b.databaseURL)
 	b.server = serve(t, b.databaseURL, flags...)
 	b.awaitReady(t)
+	b.awaitStoring(t)
 	return b
 }
 
@@ -135,6 +143,13 @@ func (s *server) stop() int {
 func (s *server) awaitReady(t *testing.T) {
 	t.Helper()
 	await(t, "the server is ready", func() bool { return s.get(t, s.internal+"/readyz").status == http.StatusOK })
+}
+
+// awaitStoring waits until tickets go to the database, and no longer to the spool alone. On a machine that is very busy, a server
+// that is ready may not have read the dialects yet.
+func (s *server) awaitStoring(t *testing.T) {
+	t.Helper()
+	await(t, "tickets go to the database", func() bool { return s.metric(t, "myticket_intake_database_away") == 0 })
 }
 
 // answer is a response that was read.

@@ -26,13 +26,15 @@ const metricsPage = "../../docs/metrics.md"
 func TestMetricsPage_ListsWhatAServerExports(t *testing.T) {
 	t.Parallel()
 	b := setup(t, "--spool-dir", t.TempDir())
+	b.exec(t, `INSERT INTO dialects (source, dialect, who, why) VALUES ('shop-1', '{}', 'tester', '')`)
 	b.submit(t, "/ticket", sample(t))
 	b.submit(t, "/ticket", "unreadable")
 	var exposition answer
 	await(t, "what waits was counted", func() bool { // one after the other
 		exposition = b.get(t, b.internal+"/metrics")
 		return strings.Contains(string(exposition.body), "myticket_backlog_tickets") &&
-			strings.Contains(string(exposition.body), "myticket_order_lines_waiting_tickets")
+			strings.Contains(string(exposition.body), "myticket_order_lines_waiting_tickets") &&
+			strings.Contains(string(exposition.body), "myticket_dialect_version")
 	})
 	parser := expfmt.NewTextParser(model.UTF8Validation)
 	families, err := parser.TextToMetricFamilies(strings.NewReader(string(exposition.body)))

@@ -19,6 +19,9 @@ import (
 	"myticket/internal/ticket"
 )
 
+// tester is who changes something.
+var tester = postgres.Person{Who: "tester"}
+
 // operatorBundle is a database with tickets, and the command line that works on it.
 type operatorBundle struct {
 	url  string
@@ -183,8 +186,8 @@ func TestTicketsRetry_ByFilter_InSeveralTransactions(t *testing.T) {
 		substr(replace(id::text, '-', ''), 13))::uuid, received_at = date_trunc('milliseconds', received_at)`)
 	assert.Contains(t, b.ok(t, "tickets", "retry", "--source=shop-1", "--dry-run"), "2500 tickets would be sent back")
 	assert.Equal(t, "5000", b.text(t, `SELECT count(*)::text FROM tickets WHERE status = 'ERROR'`))
-	assert.Contains(t, b.ok(t, "tickets", "retry", "--source=shop-1"), "2500 tickets sent back")
-	assert.Contains(t, b.ok(t, "tickets", "dismiss", "--all", "--reason", "test till"), "2500 tickets dismissed")
+	assert.Contains(t, b.ok(t, "tickets", "retry", "--source=shop-1", "--yes"), "2500 tickets sent back")
+	assert.Contains(t, b.ok(t, "tickets", "dismiss", "--all", "--yes", "--reason", "test till"), "2500 tickets dismissed")
 	assert.Equal(t, "2500 2500", b.text(t, `SELECT count(*) FILTER (WHERE status = 'TO_TREAT') || ' ' ||
 		count(*) FILTER (WHERE status = 'DISMISSED' AND problems -> 0 ->> 'message' = 'test till') FROM tickets`))
 }
@@ -275,7 +278,7 @@ func TestRetention_TicketThatIsSentBackMeanwhile_KeepsItsPartition(t *testing.T)
 	made, err := store.EnsurePartitions(t.Context(), postgres.Day, 0, old)
 	require.NoError(t, err)
 	b.exec(t, `INSERT INTO tickets (id, received_at, source, body, status) VALUES (gen_random_uuid(), $1, 's', '', 'TO_TREAT')`, old)
-	require.ErrorIs(t, store.DropPartition(t.Context(), made[0], false), postgres.ErrUnfinished)
+	require.ErrorIs(t, store.DropPartition(t.Context(), tester, postgres.OldPartition{Name: made[0]}, false), postgres.ErrUnfinished)
 	assert.Equal(t, "1", b.text(t, `SELECT count(*)::text FROM tickets`))
 
 	// Another transaction holds the table: the drop gives up in time, and says so.
@@ -286,6 +289,6 @@ func TestRetention_TicketThatIsSentBackMeanwhile_KeepsItsPartition(t *testing.T)
 	require.NoError(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
-	require.ErrorIs(t, store.DropPartition(ctx, made[0], true), ticket.ErrUnavailable)
+	require.ErrorIs(t, store.DropPartition(ctx, tester, postgres.OldPartition{Name: made[0]}, true), ticket.ErrUnavailable)
 	assert.Equal(t, "1", b.text(t, `SELECT count(*)::text FROM tickets`))
 }

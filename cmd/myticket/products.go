@@ -20,9 +20,10 @@ type productsCmd struct {
 type productsListCmd struct {
 	databaseFlags
 	outputFlags
+	zoneFlags
 	ID           string `group:"Filter" help:"Exact product id."`
 	Name         string `group:"Filter" placeholder:"TEXT" help:"Part of the name, in upper or lower case."`
-	ChangedSince moment `group:"Filter" placeholder:"TIME" help:"Name or price changed at this time or later: 2026-11-23T08:00:00Z, 2026-11-23 (UTC), or 2h, 3d or 1w before now."`
+	ChangedSince moment `group:"Filter" placeholder:"TIME" help:"Name or price changed at this time or later: 2026-11-23T08:00:00Z, 2026-11-23T08:00 or 2026-11-23 in the zone of --tz, or 2h, 3d or 1w before now."`
 	Limit        int    `default:"50" help:"Maximum number of products. Default: ${default}."`
 	After        string `placeholder:"ID" help:"Id of the last product of the previous page."`
 }
@@ -41,7 +42,7 @@ func (c productsListCmd) Run(ctx context.Context, std streams) error {
 		return err
 	}
 	defer store.Close()
-	filter := postgres.ProductFilter{ID: c.ID, Name: c.Name, ChangedSince: time.Time(c.ChangedSince)}
+	filter := postgres.ProductFilter{ID: c.ID, Name: c.Name, ChangedSince: c.ChangedSince.in(c.zone())}
 	products, err := store.Products(ctx, filter, c.After, c.Limit+1) // if there is one more, there is a next page
 	if err != nil {
 		return err
@@ -57,7 +58,7 @@ func (c productsListCmd) Run(ctx context.Context, std streams) error {
 	for _, p := range products {
 		rows = append(rows, []string{
 			p.ProductID, p.Name, p.Price.String(),
-			stamp(p.FirstSeenAt), stamp(p.LastSeenAt), stamp(p.ChangedAt), p.TicketID.String(),
+			c.stamp(p.FirstSeenAt), c.stamp(p.LastSeenAt), c.stamp(p.ChangedAt), p.TicketID.String(),
 		})
 	}
 	header := []string{"PRODUCT_ID", "NAME", "PRICE", "FIRST_SEEN", "LAST_SEEN", "CHANGED", "TICKET"}
@@ -70,9 +71,10 @@ func (c productsListCmd) command(after string) string {
 	if c.Name != "" {
 		command += shellFlag("name", c.Name)
 	}
-	if t := time.Time(c.ChangedSince); !t.IsZero() {
-		command += " --changed-since " + t.UTC().Format(time.RFC3339Nano)
+	if !c.ChangedSince.isZero() {
+		command += " --changed-since " + c.ChangedSince.in(c.zone()).UTC().Format(time.RFC3339Nano)
 	}
+	command += c.tzFlag()
 	if c.Output != "table" {
 		command += " --output " + c.Output
 	}
@@ -84,9 +86,11 @@ type productsPruneCmd struct {
 	databaseFlags
 	outputFlags
 	testSourcesFlag
+	zoneFlags
+	personFlags
 	IDs    []uuid.UUID `arg:"" name:"id" optional:"" help:"Ids of tickets. Use a filter instead to select many."`
 	Source string      `group:"Filter" help:"Exact name of the tickets' source."`
-	Since  moment      `group:"Filter" placeholder:"TIME" help:"Received at this time or later: 2026-11-23T08:00:00Z, 2026-11-23 (UTC), or 2h, 3d or 1w before now."`
+	Since  moment      `group:"Filter" placeholder:"TIME" help:"Received at this time or later: 2026-11-23T08:00:00Z, 2026-11-23T08:00 or 2026-11-23 in the zone of --tz, or 2h, 3d or 1w before now."`
 	Until  moment      `group:"Filter" placeholder:"TIME" help:"Received before this time, written as in --since."`
 	Limit  int         `default:"1000000" help:"Maximum number of products to look at. Default: ${default}."`
 	Apply  bool        `help:"Remove the products. Without this flag, only show what would be removed."`
@@ -94,7 +98,7 @@ type productsPruneCmd struct {
 
 // Validate is called by kong.
 func (c productsPruneCmd) Validate() error {
-	filtered := c.Source != "" || !time.Time(c.Since).IsZero() || !time.Time(c.Until).IsZero()
+	filtered := c.Source != "" || !c.Since.isZero() || !c.Until.isZero()
 	switch {
 	case len(c.IDs) > 0 && filtered:
 		return errors.New("give ids or a filter, not both")
@@ -103,10 +107,14 @@ func (c productsPruneCmd) Validate() error {
 	case c.Limit < 1 || c.Limit > 1_000_000:
 		return errors.New("--limit must be 1 to 1000000")
 	}
-	return nil
+	return c.check()
 }
 
 func (c productsPruneCmd) Run(ctx context.Context, std streams) error {
+	by, err := c.person()
+	if err != nil {
+		return err
+	}
 	store, err := c.openWith(ctx, "products", c.testSources())
 	if err != nil {
 		return err
@@ -114,9 +122,9 @@ func (c productsPruneCmd) Run(ctx context.Context, std streams) error {
 	defer store.Close()
 	selection := postgres.PruneSelection{
 		IDs:    c.IDs,
-		Filter: postgres.TicketFilter{Source: c.Source, Since: time.Time(c.Since), Until: time.Time(c.Until)},
+		Filter: postgres.TicketFilter{Source: c.Source, Since: c.Since.in(c.zone()), Until: c.Until.in(c.zone())},
 	}
-	pruned, err := store.PruneProducts(ctx, selection, c.Limit, !c.Apply)
+	pruned, err := store.PruneProducts(ctx, by, selection, c.Limit, !c.Apply)
 	return errors.Join(interrupted(ctx, err), c.print(std, pruned))
 }
 

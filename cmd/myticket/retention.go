@@ -17,6 +17,7 @@ import (
 type retentionCmd struct {
 	databaseFlags
 	outputFlags
+	personFlags
 	Keep           span `required:"" env:"MYTICKET_RETENTION_KEEP" placeholder:"TIME" help:"How long to keep tickets, in days or weeks: 90d, 12w; at least 1d. There is no default. A partition is dropped when its whole period is older."`
 	Apply          bool `help:"Drop and delete. Without this flag, only show what would be dropped and deleted."`
 	DropUnfinished bool `help:"Also drop partitions that hold TO_TREAT or ERROR tickets."`
@@ -27,7 +28,7 @@ func (c retentionCmd) Validate() error {
 	if time.Duration(c.Keep) < 24*time.Hour {
 		return errors.New("--keep must be at least 1d")
 	}
-	return nil
+	return c.check()
 }
 
 // retentionReport is what a program reads.
@@ -45,6 +46,10 @@ type partitionReport struct {
 }
 
 func (c retentionCmd) Run(ctx context.Context, std streams) error {
+	by, err := c.person()
+	if err != nil {
+		return err
+	}
 	store, err := c.open(ctx, "retention")
 	if err != nil {
 		return err
@@ -56,7 +61,7 @@ func (c retentionCmd) Run(ctx context.Context, std streams) error {
 	}
 	report := retentionReport{Applied: c.Apply, Partitions: []partitionReport{}}
 	for _, p := range partitions {
-		done, dropErr := c.drop(ctx, store, p)
+		done, dropErr := c.drop(ctx, store, by, p)
 		report.Partitions = append(report.Partitions, done)
 		err = errors.Join(err, dropErr)
 	}
@@ -66,7 +71,7 @@ func (c retentionCmd) Run(ctx context.Context, std streams) error {
 			linesErr = fmt.Errorf("order_lines still shows lines of dropped partitions, until a server drops them: %w", linesErr)
 			err = errors.Join(err, linesErr)
 		}
-		report.ExpiredKeys, keysErr = store.DeleteExpiredKeys(ctx)
+		report.ExpiredKeys, keysErr = store.DeleteExpiredKeys(ctx, by)
 	} else {
 		report.ExpiredKeys, keysErr = store.ExpiredKeys(ctx)
 	}
@@ -75,7 +80,7 @@ func (c retentionCmd) Run(ctx context.Context, std streams) error {
 
 // drop drops one partition, or says what would be done with it.
 func (c retentionCmd) drop(
-	ctx context.Context, store *postgres.Store, p postgres.OldPartition,
+	ctx context.Context, store *postgres.Store, by postgres.Person, p postgres.OldPartition,
 ) (partitionReport, error) {
 	const unfinished = "kept: it holds TO_TREAT or ERROR tickets (--drop-unfinished drops it too)"
 	report := partitionReport{OldPartition: p, Unfinished: p.Unfinished()}
@@ -87,7 +92,7 @@ func (c retentionCmd) drop(
 		report.Verdict = "would be dropped"
 		return report, nil
 	}
-	switch err := store.DropPartition(ctx, p.Name, c.DropUnfinished); {
+	switch err := store.DropPartition(ctx, by, p, c.DropUnfinished); {
 	case errors.Is(err, postgres.ErrUnfinished): // one was added in the meantime
 		report.Verdict = unfinished
 		return report, nil

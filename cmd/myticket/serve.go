@@ -81,11 +81,13 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 
 	registry := telemetry.NewRegistry(version)
 	store.Register(registry)
-	treater := treatment.New(treatment.Config{
+	dialects, unread := f.readDialects(ctx, store, registry)
+	treatConfig := treatment.Config{
 		Interval: f.TreatInterval, Lease: f.TreatLease, MaxAttempts: f.TreatMaxAttempts,
 		MinBackOff: f.TreatMinBackOff, MaxBackOff: f.TreatMaxBackOff, Logger: logger,
-		Metrics: treatment.NewMetrics(registry),
-	}, tracing.TraceTreatment(store))
+		Metrics: treatment.NewMetrics(registry), Parse: dialects.Parse,
+	}
+	treater := treatment.New(treatConfig, tracing.TraceTreatment(store)) // of tickets that a sender waits for
 	queue, err := f.openSpool(logger, registry)
 	if err != nil {
 		return err
@@ -94,14 +96,16 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 		BatchTickets: f.BatchTickets, BatchBytes: int(f.BatchBytes), BatchesInFlight: f.BatchesInFlight,
 		WaitingTickets: f.WaitingTickets, WaitingBytes: limits.waitingBytes, Timeout: f.RequestTimeout,
 		KeyTTL: f.KeyTTL, Lease: f.TreatLease, Logger: logger, Metrics: intake.NewMetrics(registry),
-		OverflowWait: f.OverflowWait, StoreTimeout: f.DatabaseTimeout,
+		OverflowWait: f.OverflowWait, StoreTimeout: f.DatabaseTimeout, Parse: dialects.Parse, StartAway: unread,
 	}
 	if queue != nil {
 		intakeConfig.Spool = tracing.TraceSpool(queue)
 		defer func() { err = errors.Join(err, queue.Close()) }()
 	}
-	in := intake.New(intakeConfig, tracing.TraceStore(store), treater) //nolint:contextcheck // it outlives ctx until Close
+	in := intake.New(intakeConfig, tracing.TraceStore(dialects.Store()), treater) //nolint:contextcheck // it lives until Close
 	in.Register(registry)
+	treatConfig.Busy = in.Busy
+	waiting := treatment.New(treatConfig, tracing.TraceTreatment(store)) // of tickets that nobody waits for
 	maintainer := postgres.NewMaintainer(
 		postgres.MaintainConfig{Period: postgres.Period(f.PartitionPeriod), Ahead: f.PartitionsAhead, OrderLines: f.OrderLines}, store)
 	registry.MustRegister(maintainer)
@@ -133,7 +137,12 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 	defer stopBackground()
 	failed := make(chan error, 2)
 	parts.Go(func() { maintainer.Run(background) })
-	parts.Go(func() { treater.Run(background) })
+	parts.Go(func() { dialects.Run(background) })
+	parts.Go(func() {
+		if dialects.Await(background) {
+			waiting.Run(background)
+		}
+	})
 	if f.OrderLines {
 		lines := postgres.NewOrderLines(postgres.OrderLinesConfig{
 			Period: postgres.Period(f.PartitionPeriod), Registry: registry,
@@ -203,6 +212,21 @@ func secondSignal() (again <-chan os.Signal, forget func()) {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
 	return signals, func() { signal.Stop(signals) }
+}
+
+// dialectsPatience is how long a server waits for the dialects before it listens. It takes tickets without them, and reads none.
+const dialectsPatience = 3 * time.Second
+
+// readDialects reads the dialects. If it cannot now, unread is why, and intake must not read a ticket before they were read.
+func (f *serverFlags) readDialects(
+	ctx context.Context, store *postgres.Store, registry prometheus.Registerer,
+) (dialects *postgres.LiveDialects, unread error) {
+	// A server with few connections asks for changes on them, and does not hold one to be told of them.
+	dialects = postgres.NewLiveDialects(store, f.DatabaseMaxConns > f.BatchesInFlight+connsBesides)
+	registry.MustRegister(dialects)
+	ctx, cancel := context.WithTimeout(ctx, dialectsPatience)
+	defer cancel()
+	return dialects, dialects.Load(ctx)
 }
 
 // awaitDrained keeps a server that was told to stop until its spool is empty, for --shutdown-spool-wait at most. Intake goes on

@@ -10,7 +10,7 @@ import (
 
 // testSourcesFlag is a setting of the server, and of each command that itself learns products from tickets or forgets them.
 type testSourcesFlag struct {
-	TestSources []sourceName `env:"MYTICKET_TEST_SOURCES" placeholder:"NAME" group:"Products" help:"Sources whose tickets teach no products, separated by commas: tests of the installation, tills in training. Their tickets are stored and read as all others. All servers, \"spool drain\" and \"products prune\" need the same value. Default: none."`
+	TestSources []testSource `env:"MYTICKET_TEST_SOURCES" placeholder:"NAME" group:"Products" help:"Sources whose tickets teach no products, separated by commas: tests of the installation, tills in training. Their tickets are stored and read as all others. All servers, \"spool drain\" and \"products prune\" need the same value. Default: none."`
 }
 
 func (f testSourcesFlag) testSources() map[string]bool {
@@ -21,15 +21,15 @@ func (f testSourcesFlag) testSources() map[string]bool {
 	return tests
 }
 
-// sourceName is the name of a source.
-type sourceName string
+// testSource is the name of a source that teaches nothing.
+type testSource string
 
 // UnmarshalText checks the name.
-func (n *sourceName) UnmarshalText(text []byte) error {
+func (n *testSource) UnmarshalText(text []byte) error {
 	if !httpapi.ValidSource(string(text)) {
 		return fmt.Errorf("%q cannot be a source: a name has 1 to 63 of the characters a-z, 0-9 and -", text)
 	}
-	*n = sourceName(text)
+	*n = testSource(text)
 	return nil
 }
 

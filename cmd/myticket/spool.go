@@ -11,6 +11,7 @@ import (
 	"github.com/dustin/go-humanize"
 
 	"myticket/internal/intake"
+	"myticket/internal/postgres"
 	"myticket/internal/spool"
 	"myticket/internal/telemetry"
 )
@@ -98,7 +99,11 @@ func (c spoolDrainCmd) Run(ctx context.Context, std streams) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, queue.Close()) }()
-	drained, err := intake.Drain(ctx, intake.Config{Spool: queue, Logger: logger}, store)
+	var drained intake.Drained
+	dialects := postgres.NewLiveDialects(store, false)
+	if err = dialects.Load(ctx); err == nil {
+		drained, err = intake.Drain(ctx, intake.Config{Spool: queue, Logger: logger, Parse: dialects.Parse}, store)
+	}
 	left := queue.Stats().Tickets
 	fmt.Fprintf(std.stdout, "%d tickets are in the database now, %d are left in the spool\n", drained.Stored, left)
 	switch aside := queue.Stats().Aside; {

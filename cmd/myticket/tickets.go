@@ -1,12 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,24 +21,58 @@ import (
 // ticketsCmd is `myticket tickets`.
 type ticketsCmd struct {
 	List    ticketsListCmd    `cmd:"" help:"List tickets, newest first."`
+	Follow  ticketsFollowCmd  `cmd:"" help:"Show tickets as they are stored, until it is interrupted."`
 	Show    ticketsShowCmd    `cmd:"" help:"Show one ticket: what was sent, what was read, and what was not understood."`
-	Retry   ticketsRetryCmd   `cmd:"" help:"Send ERROR and DISMISSED tickets back to treatment. A server reads them again from the bytes that were sent."`
+	Retry   ticketsRetryCmd   `cmd:"" help:"Send ERROR tickets back to treatment, and DISMISSED ones that are named. A server reads them again from the bytes that were sent."`
 	Dismiss ticketsDismissCmd `cmd:"" help:"Mark ERROR tickets as DISMISSED, with a reason. TO_TREAT tickets are not changed, because a server may be reading them."`
+	Reopen  ticketsReopenCmd  `cmd:"" help:"Undo a dismissal: DISMISSED tickets are ERROR again, with the problems that they had."`
 }
 
 // filterFlags select tickets.
 type filterFlags struct {
-	Status  []string `group:"Filter" enum:"TO_TREAT,TREATED,ERROR,DISMISSED" placeholder:"STATUS" help:"TO_TREAT, TREATED, ERROR or DISMISSED. Separate several with commas, or repeat the flag."`
-	Source  string   `group:"Filter" help:"Exact name of the source."`
-	Order   string   `group:"Filter" placeholder:"NUMBER" help:"Exact order number."`
-	Problem string   `group:"Filter" placeholder:"CODE" help:"Code of one of the ticket's problems, such as fields_count."`
-	Since   moment   `group:"Filter" placeholder:"TIME" help:"Received at this time or later: 2026-11-23T08:00:00Z, 2026-11-23 (UTC), or 2h, 3d or 1w before now."`
-	Until   moment   `group:"Filter" placeholder:"TIME" help:"Received before this time, written as in --since."`
+	zoneFlags
+	Status   []string `group:"Filter" enum:"TO_TREAT,TREATED,ERROR,DISMISSED" placeholder:"STATUS" help:"TO_TREAT, TREATED, ERROR or DISMISSED. Separate several with commas, or repeat the flag."`
+	Source   string   `group:"Filter" help:"Exact name of the source."`
+	Order    string   `group:"Filter" placeholder:"NUMBER" help:"Exact order number."`
+	Problem  string   `group:"Filter" placeholder:"CODE" help:"Code of one of the ticket's problems, such as fields_count."`
+	Total    amount   `group:"Filter" placeholder:"AMOUNT" help:"Exact total, such as 16.90."`
+	MinTotal amount   `group:"Filter" placeholder:"AMOUNT" help:"The total is this amount or more."`
+	MaxTotal amount   `group:"Filter" placeholder:"AMOUNT" help:"The total is this amount or less."`
+	Since    moment   `group:"Filter" placeholder:"TIME" help:"Received at this time or later: 2026-11-23T08:00:00Z, 2026-11-23T08:00 or 2026-11-23 in the zone of --tz, or 2h, 3d or 1w before now."`
+	Until    moment   `group:"Filter" placeholder:"TIME" help:"Received before this time, written as in --since."`
+}
+
+// amount is an amount of money, written as on a ticket.
+type amount struct{ ticket.Amount }
+
+// UnmarshalText reads an amount.
+func (a *amount) UnmarshalText(text []byte) (err error) {
+	if a.Amount, err = ticket.ParseAmount(string(text)); err != nil {
+		return errors.New("write an amount, such as 16.90")
+	}
+	return nil
+}
+
+// text returns the amount, or nothing if there is none.
+func (a *amount) text() string {
+	if !a.IsSet() {
+		return ""
+	}
+	return a.String()
+}
+
+// check is for the Validate of commands.
+func (f filterFlags) check() error {
+	if f.Total.IsSet() && (f.MinTotal.IsSet() || f.MaxTotal.IsSet()) {
+		return errors.New("give --total, or --min-total and --max-total, not both")
+	}
+	return nil
 }
 
 func (f filterFlags) filter() postgres.TicketFilter {
 	filter := postgres.TicketFilter{
-		Source: f.Source, Order: f.Order, Problem: f.Problem, Since: time.Time(f.Since), Until: time.Time(f.Until),
+		Source: f.Source, Order: f.Order, Problem: f.Problem, Since: f.Since.in(f.zone()), Until: f.Until.in(f.zone()),
+		MinTotal: cmp.Or(f.Total.text(), f.MinTotal.text()), MaxTotal: cmp.Or(f.Total.text(), f.MaxTotal.text()),
 	}
 	for _, status := range f.Status {
 		filter.Statuses = append(filter.Statuses, ticket.Status(status))
@@ -48,13 +82,49 @@ func (f filterFlags) filter() postgres.TicketFilter {
 
 func (f filterFlags) isEmpty() bool {
 	return len(f.Status) == 0 && f.Source == "" && f.Order == "" && f.Problem == "" &&
-		time.Time(f.Since).IsZero() && time.Time(f.Until).IsZero()
+		!f.Total.IsSet() && !f.MinTotal.IsSet() && !f.MaxTotal.IsSet() && f.Since.isZero() && f.Until.isZero()
+}
+
+// flags returns the flags as a command line has them. Times are absolute, so that "2h" is the same moment on every page.
+func (f filterFlags) flags() string {
+	var b strings.Builder
+	if len(f.Status) > 0 {
+		b.WriteString(" --status " + strings.Join(f.Status, ","))
+	}
+	for _, flag := range [][2]string{{"source", f.Source}, {"order", f.Order}, {"problem", f.Problem}} {
+		if flag[1] != "" {
+			b.WriteString(shellFlag(flag[0], flag[1]))
+		}
+	}
+	for _, flag := range []struct {
+		name  string
+		value amount
+	}{{"total", f.Total}, {"min-total", f.MinTotal}, {"max-total", f.MaxTotal}} {
+		if flag.value.IsSet() {
+			b.WriteString(" --" + flag.name + "=" + flag.value.String()) // it may begin with a minus sign
+		}
+	}
+	for _, flag := range []struct {
+		name  string
+		value moment
+	}{{"since", f.Since}, {"until", f.Until}} {
+		if !flag.value.isZero() {
+			b.WriteString(" --" + flag.name + " " + flag.value.in(f.zone()).UTC().Format(time.RFC3339Nano))
+		}
+	}
+	return b.String() + f.tzFlag()
+}
+
+// listFlags are for commands that show many tickets.
+type listFlags struct {
+	databaseFlags
+	filterFlags
+	Product string `group:"Filter" placeholder:"ID" help:"Exact id of a product on the ticket. It finds TREATED tickets by the view order_lines, which is behind by up to a minute, and looks at each ticket of the time: give --since."`
+	Output  string `short:"o" default:"table" enum:"table,json,csv" help:"table for people, json for programs, csv (RFC 4180) for spreadsheets. Default: ${default}."`
 }
 
 type ticketsListCmd struct {
-	databaseFlags
-	filterFlags
-	outputFlags
+	listFlags
 	Limit int       `default:"50" help:"Maximum number of tickets. Default: ${default}."`
 	After uuid.UUID `placeholder:"ID" help:"Id of the last ticket of the previous page."`
 }
@@ -64,8 +134,11 @@ func (c ticketsListCmd) Validate() error {
 	if c.Limit < 1 || c.Limit > 100_000 {
 		return errors.New("--limit must be 1 to 100000")
 	}
-	return nil
+	return c.check()
 }
+
+// csvPage is how many tickets are held in memory for CSV, which may be long.
+const csvPage = 1000
 
 func (c ticketsListCmd) Run(ctx context.Context, std streams) error {
 	store, err := c.open(ctx, "tickets")
@@ -73,59 +146,43 @@ func (c ticketsListCmd) Run(ctx context.Context, std streams) error {
 		return err
 	}
 	defer store.Close()
-	tickets, err := store.Tickets(ctx, c.filter(), c.After, c.Limit+1) // if there is one more, there is a next page
-	if err != nil {
-		return err
-	}
-	if len(tickets) > c.Limit {
-		tickets = tickets[:c.Limit]
-		defer fmt.Fprintln(std.stderr, "Next page:", c.command(tickets[c.Limit-1].ID))
-	}
-	if c.Output == "json" {
-		return printJSON(std.stdout, append([]postgres.StoredTicket{}, tickets...))
-	}
-	rows := make([][]string, 0, len(tickets))
-	for _, t := range tickets {
-		problem := ""
-		if n := len(t.Problems); n > 0 {
-			problem = describe(t.Problems[0])
-			if n > 1 {
-				problem += fmt.Sprintf(" (and %d more)", n-1)
-			}
+	filter := c.filter()
+	filter.Product = c.Product
+	out := newTicketWriter(c.listFlags, std.stdout)
+	for left, after := c.Limit, c.After; ; {
+		page := left
+		if c.Output == "csv" {
+			page = min(left, csvPage)
 		}
-		rows = append(rows, []string{
-			t.ID.String(), stamp(t.ReceivedAt), t.Source, string(t.Status), t.OrderNumber, t.Total.String(),
-			strconv.Itoa(len(t.Lines)), cut(problem, 80),
-		})
+		tickets, err := store.Tickets(ctx, filter, after, page+1) // if there is one more, there is a next page
+		if err != nil {
+			return err
+		}
+		more := len(tickets) > page
+		tickets = tickets[:min(len(tickets), page)]
+		if err := out.write(tickets); err != nil {
+			return err
+		}
+		if left -= len(tickets); !more {
+			return out.end()
+		}
+		if after = tickets[len(tickets)-1].ID; left == 0 {
+			defer fmt.Fprintln(std.stderr, "Next page:", c.command(after))
+			return out.end()
+		}
 	}
-	header := []string{"ID", "RECEIVED", "SOURCE", "STATUS", "ORDER", "TOTAL", "LINES", "PROBLEM"}
-	return printTable(std.stdout, header, rows)
 }
 
-// command returns the command line for the page after a ticket. Its times are absolute, so that "2h" is the same moment on
-// every page. The database URL is left out, because it may hold a password.
+// command returns the command line for the page after a ticket. The database URL is left out, because it may hold a password.
 func (c ticketsListCmd) command(after uuid.UUID) string {
-	var b strings.Builder
-	b.WriteString("myticket tickets list")
-	if len(c.Status) > 0 {
-		b.WriteString(" --status " + strings.Join(c.Status, ","))
-	}
-	for _, flag := range [][2]string{{"source", c.Source}, {"order", c.Order}, {"problem", c.Problem}} {
-		if flag[1] != "" {
-			b.WriteString(shellFlag(flag[0], flag[1]))
-		}
-	}
-	if t := time.Time(c.Since); !t.IsZero() {
-		b.WriteString(" --since " + t.UTC().Format(time.RFC3339Nano))
-	}
-	if t := time.Time(c.Until); !t.IsZero() {
-		b.WriteString(" --until " + t.UTC().Format(time.RFC3339Nano))
+	command := "myticket tickets list" + c.flags()
+	if c.Product != "" {
+		command += shellFlag("product", c.Product)
 	}
 	if c.Output != "table" {
-		b.WriteString(" --output " + c.Output)
+		command += " --output " + c.Output
 	}
-	fmt.Fprintf(&b, " --limit %d --after %s", c.Limit, after)
-	return b.String()
+	return command + fmt.Sprintf(" --limit %d --after %s", c.Limit, after)
 }
 
 // describe returns a problem as one line.
@@ -139,6 +196,7 @@ func describe(p ticket.Problem) string {
 type ticketsShowCmd struct {
 	databaseFlags
 	outputFlags
+	zoneFlags
 	ID  uuid.UUID `arg:"" help:"The ticket's id."`
 	Raw bool      `help:"Write only the bytes that were sent."`
 }
@@ -167,13 +225,13 @@ func (c ticketsShowCmd) Run(ctx context.Context, std streams) error {
 		}
 		return printJSON(std.stdout, shown)
 	}
-	return showTicket(std.stdout, t)
+	return c.show(std.stdout, t)
 }
 
-// showTicket writes a ticket as text for a person.
-func showTicket(w io.Writer, t postgres.StoredTicket) error {
+// show writes a ticket as text for a person.
+func (c ticketsShowCmd) show(w io.Writer, t postgres.StoredTicket) error {
 	rows := [][]string{
-		{"Received", t.ReceivedAt.Format("2006-01-02T15:04:05.000Z07:00")},
+		{"Received", t.ReceivedAt.In(c.zone()).Format("2006-01-02T15:04:05.000Z07:00")},
 		{"Source", t.Source}, {"Status", string(t.Status)},
 		{"Order", t.OrderNumber}, {"VAT", t.VAT.String()}, {"Total", t.Total.String()},
 	}
@@ -183,139 +241,54 @@ func showTicket(w io.Writer, t postgres.StoredTicket) error {
 	rows = append(rows, []string{"Content-Type", t.ContentType}, []string{"Traceparent", t.Traceparent},
 		[]string{"Parser", strconv.Itoa(t.ParserVersion)}, []string{"Attempts", strconv.Itoa(t.Attempts)})
 	if t.NextAttemptAt != nil {
-		rows = append(rows, []string{"Next attempt", stamp(*t.NextAttemptAt)})
+		rows = append(rows, []string{"Next attempt", c.stamp(*t.NextAttemptAt)})
 	}
 	if err := printTable(w, []string{"Ticket", t.ID.String()}, rows); err != nil {
 		return err
 	}
-	if len(t.Lines) > 0 {
-		fmt.Fprintln(w)
-		lines := make([][]string, 0, len(t.Lines))
-		for _, line := range t.Lines {
-			var extra []string
-			for _, f := range line.Extra {
-				extra = append(extra, f.Name+"="+f.Value)
-			}
-			lines = append(lines, []string{line.ProductID, line.Price.String(), line.Product, strings.Join(extra, " ")})
-		}
-		if err := printTable(w, []string{"PRODUCT_ID", "PRICE", "PRODUCT", ""}, lines); err != nil {
-			return err
-		}
+	if err := showLines(w, t.Lines); err != nil {
+		return err
 	}
-	if len(t.Problems) > 0 {
-		fmt.Fprintln(w, "\nProblems:")
-		body := bodyLines(t.Body)
-		for _, p := range t.Problems {
-			fmt.Fprintf(w, "  %s\n", printable(describe(p)))
-			if p.Line > 0 && p.Line <= len(body) {
-				fmt.Fprintf(w, "    %d | %s\n", p.Line, printable(cut(body[p.Line-1], 200)))
-			}
-		}
-	}
+	showProblems(w, t.Problems, t.Body)
 	fmt.Fprintf(w, "\nBody (%d bytes; --raw writes them unchanged):\n", len(t.Body))
 	_, err := fmt.Fprintln(w, printableText(strings.ReplaceAll(string(t.Body), "\r\n", "\n")))
 	return err
+}
+
+// showLines writes the lines of a ticket, if it has any.
+func showLines(w io.Writer, lines []postgres.StoredLine) error {
+	if len(lines) == 0 {
+		return nil
+	}
+	fmt.Fprintln(w)
+	rows := make([][]string, 0, len(lines))
+	for _, line := range lines {
+		var extra []string
+		for _, f := range line.Extra {
+			extra = append(extra, f.Name+"="+f.Value)
+		}
+		rows = append(rows, []string{line.ProductID, line.Price.String(), line.Product, strings.Join(extra, " ")})
+	}
+	return printTable(w, []string{"PRODUCT_ID", "PRICE", "PRODUCT", ""}, rows)
+}
+
+// showProblems writes problems, if there are any, each with the line of the body that it is in.
+func showProblems(w io.Writer, problems []ticket.Problem, text []byte) {
+	if len(problems) == 0 {
+		return
+	}
+	fmt.Fprintln(w, "\nProblems:")
+	body := bodyLines(text)
+	for _, p := range problems {
+		fmt.Fprintf(w, "  %s\n", printable(describe(p)))
+		if p.Line > 0 && p.Line <= len(body) {
+			fmt.Fprintf(w, "    %d | %s\n", p.Line, printable(cut(body[p.Line-1], 200)))
+		}
+	}
 }
 
 // bodyLines splits a body as the parser does: LF, CRLF and CR each end a line.
 func bodyLines(body []byte) []string {
 	text := strings.ReplaceAll(string(body), "\r\n", "\n")
 	return strings.Split(strings.ReplaceAll(text, "\r", "\n"), "\n")
-}
-
-// selection says which tickets to change: by their ids, or by a filter.
-type selection struct {
-	databaseFlags
-	filterFlags
-	IDs    []uuid.UUID `arg:"" name:"id" optional:"" help:"Ids of tickets. Use a filter instead to select many."`
-	All    bool        `group:"Filter" help:"Select all tickets, if there is no other filter."`
-	DryRun bool        `help:"Only show how many tickets the filter selects."`
-}
-
-// Validate is called by kong.
-func (s selection) Validate() error {
-	switch {
-	case len(s.IDs) > 0 && (!s.isEmpty() || s.All):
-		return errors.New("give ids or a filter, not both")
-	case len(s.IDs) > 0 && s.DryRun:
-		return errors.New("--dry-run needs a filter, not ids")
-	case len(s.IDs) == 0 && s.isEmpty() && !s.All:
-		return errors.New("give ids, a filter such as --status ERROR, or --all")
-	}
-	return nil
-}
-
-// run changes the selected tickets. done is the word for the change, such as "dismissed".
-func (s selection) run(
-	ctx context.Context, std streams, done string, allowed []ticket.Status,
-	one func(*postgres.Store, uuid.UUID) error, all func(*postgres.Store, postgres.TicketFilter) (int, error),
-) error {
-	filter := s.filter()
-	for _, status := range filter.Statuses {
-		if !slices.Contains(allowed, status) {
-			return fmt.Errorf("a ticket that is %s cannot be %s", status, done)
-		}
-	}
-	store, err := s.open(ctx, "tickets")
-	if err != nil {
-		return err
-	}
-	defer store.Close()
-	if len(s.IDs) > 0 {
-		changed := 0
-		for _, id := range s.IDs {
-			oneErr := one(store, id)
-			if oneErr == nil {
-				changed++
-				continue
-			}
-			err = errors.Join(err, oneErr)
-			if errors.Is(oneErr, ticket.ErrUnavailable) {
-				break // the other ids would fail in the same way
-			}
-		}
-		fmt.Fprintf(std.stdout, "%d of %d tickets %s\n", changed, len(s.IDs), done)
-		return interrupted(ctx, err)
-	}
-	n, err := all(store, filter)
-	if s.DryRun {
-		fmt.Fprintf(std.stdout, "%d tickets would be %s\n", n, done)
-	} else {
-		fmt.Fprintf(std.stdout, "%d tickets %s\n", n, done)
-	}
-	return interrupted(ctx, err)
-}
-
-type ticketsRetryCmd struct{ selection }
-
-func (c ticketsRetryCmd) Run(ctx context.Context, std streams) error {
-	return c.run(ctx, std, "sent back", []ticket.Status{ticket.Error, ticket.Dismissed},
-		func(store *postgres.Store, id uuid.UUID) error { return store.RetryTicket(ctx, id) },
-		func(store *postgres.Store, filter postgres.TicketFilter) (int, error) {
-			return store.RetryTickets(ctx, filter, c.DryRun)
-		})
-}
-
-type ticketsDismissCmd struct {
-	selection
-	Reason string `required:"" placeholder:"TEXT" help:"The reason, at most 1000 bytes. It is stored with the ticket."`
-}
-
-// Validate is called by kong.
-func (c ticketsDismissCmd) Validate() error {
-	switch {
-	case strings.TrimSpace(c.Reason) == "":
-		return errors.New("--reason must not be empty")
-	case len(c.Reason) > postgres.MaxReason:
-		return fmt.Errorf("--reason has %d bytes, which is more than the limit of %d", len(c.Reason), postgres.MaxReason)
-	}
-	return c.selection.Validate()
-}
-
-func (c ticketsDismissCmd) Run(ctx context.Context, std streams) error {
-	return c.run(ctx, std, "dismissed", []ticket.Status{ticket.Error},
-		func(store *postgres.Store, id uuid.UUID) error { return store.DismissTicket(ctx, id, c.Reason) },
-		func(store *postgres.Store, filter postgres.TicketFilter) (int, error) {
-			return store.DismissTickets(ctx, filter, c.Reason, c.DryRun)
-		})
 }

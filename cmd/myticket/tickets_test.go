@@ -158,7 +158,7 @@ func TestTicketsRetry_ThatIsInterrupted_Fails(t *testing.T) {
 	var out, errs bytes.Buffer
 	exited := make(chan int, 1)
 	go func() {
-		exited <- run(ctx, []string{"tickets", "retry", "--all", "--database-url", b.url}, nil, streams{stdout: &out, stderr: &errs})
+		exited <- run(ctx, []string{"tickets", "retry", "--all", "--yes", "--database-url", b.url}, nil, streams{stdout: &out, stderr: &errs})
 	}()
 	await(t, "it waits for the lock", func() bool {
 		return b.text(t, `SELECT count(*)::text FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) == "1"

@@ -27,10 +27,14 @@ type Config struct {
 	KeyTTL          time.Duration // how long an idempotency key is remembered. Defaults to 7 days.
 	Lease           time.Duration // how long a ticket that was stored unread stays claimed. Defaults to 1 min.
 
-	Logger  *slog.Logger                                  // Defaults to slog.Default.
-	Metrics *Metrics                                      // Defaults to metrics that are not exposed.
-	NewID   func() (uuid.UUID, time.Time, error)          // Defaults to ticket.NewID.
-	Parse   func([]byte) (ticket.Order, []ticket.Problem) // Defaults to ticket.Parse.
+	// StartAway is why the store counts as away at first: no ticket is read and none is sent to it before Store.Ping succeeds.
+	// Defaults to nil: the store is there.
+	StartAway error
+
+	Logger  *slog.Logger                         // Defaults to slog.Default.
+	Metrics *Metrics                             // Defaults to metrics that are not exposed.
+	NewID   func() (uuid.UUID, time.Time, error) // Defaults to ticket.NewID.
+	Parse   ticket.ParseFunc                     // Defaults to ticket.ParseAny.
 }
 
 func (c *Config) setDefaults() {
@@ -55,6 +59,6 @@ func (c *Config) setDefaults() {
 		c.NewID = ticket.NewID
 	}
 	if c.Parse == nil {
-		c.Parse = ticket.Parse
+		c.Parse = ticket.ParseAny
 	}
 }

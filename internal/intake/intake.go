@@ -75,6 +75,9 @@ func New(config Config, store Store, treater Treater) *Intake {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	in.hurry = cancel
+	if config.StartAway != nil {
+		in.storeAway(config.StartAway)
+	}
 	go in.run(ctx) // Close waits for it
 	return in
 }
@@ -184,7 +187,7 @@ func (in *Intake) enqueue(e *Entry, start time.Time, waited bool) (queued, error
 		q.batch, q.entry, err = in.readAndAdd(e, t)
 	}
 	if errors.Is(err, ErrOverloaded) && spools {
-		e.Ticket.Order, e.Ticket.Problems, e.Ticket.Status = ticket.Order{}, nil, ""
+		e.Ticket.Order, e.Ticket.Problems, e.Ticket.Status, e.Ticket.Dialect = ticket.Order{}, nil, "", 0
 		return in.enqueueUnread(e, causeFull, start, waited)
 	}
 	if waited {

@@ -30,7 +30,7 @@ func TestIntake_LargeTickets_TakeTurns_AndSmallOnesPass(t *testing.T) {
 	var reading atomic.Int32
 	var most int32
 	release := make(chan struct{})
-	parse := func(body []byte) (ticket.Order, []ticket.Problem) {
+	parse := func(source string, body []byte) (ticket.Order, []ticket.Problem, int) {
 		if len(body) > 64<<10 {
 			n := reading.Add(1)
 			defer reading.Add(-1)
@@ -39,7 +39,7 @@ func TestIntake_LargeTickets_TakeTurns_AndSmallOnesPass(t *testing.T) {
 			mu.Unlock()
 			<-release
 		}
-		return ticket.Parse(body)
+		return ticket.ParseAny(source, body)
 	}
 	queue, store := openSpool(t, spool.Config{}), &memory{}
 	in := start(t, intake.Config{Spool: queue, Parse: parse, OverflowWait: 50 * time.Millisecond, Timeout: time.Minute}, store, nil)
@@ -148,11 +148,11 @@ func TestIntake_ParserThatPanics_KeepsNoTurn(t *testing.T) {
 	in := start(t, intake.Config{
 		WaitingBytes: 1, // one at a time is read
 		Timeout:      2 * time.Second,
-		Parse: func(body []byte) (ticket.Order, []ticket.Problem) {
+		Parse: func(source string, body []byte) (ticket.Order, []ticket.Problem, int) {
 			if string(body) == "fault" {
 				panic("a fault of the parser")
 			}
-			return ticket.Parse(body)
+			return ticket.ParseAny(source, body)
 		},
 	}, &memory{}, nil)
 	assert.Panics(t, func() { _, _ = in.Accept(delivery("fault")) })

@@ -16,7 +16,7 @@ type saver struct {
 
 // read parses the body of a ticket, and sets its status. It returns what the ticket costs then.
 func (s *saver) read(t *ticket.Ticket) (cost int) {
-	t.Order, t.Problems = s.config.Parse(t.Body)
+	t.Order, t.Problems, t.Dialect = s.config.Parse(t.Source, t.Body)
 	t.Status = ticket.Treated
 	if len(t.Problems) > 0 {
 		t.Status = ticket.Error

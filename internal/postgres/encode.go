@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"encoding/binary"
+	"slices"
 	"strconv"
 	"time"
 
@@ -66,6 +67,12 @@ func (a *array) bytes(p []byte) {
 }
 
 func (a *array) uuid(id uuid.UUID) { a.bytes(id[:]) }
+
+func (a *array) int4(n int) {
+	a.b = binary.BigEndian.AppendUint32(a.b, 4)
+	a.b = binary.BigEndian.AppendUint32(a.b, uint32(n))
+	a.length++
+}
 
 func (a *array) bool(value bool) {
 	a.b = append(a.b, 0, 0, 0, 1, 0)
@@ -190,9 +197,30 @@ func insertParams(b intake.Batch, rows []row) [][]byte {
 	}
 }
 
+// dialectFormats are those of insertDialects, which has dialectParam behind the parameters of insertTickets.
+var dialectFormats = append(slices.Clip(insertFormats), formatBinary)
+
+// anyDialect reports whether a ticket was read in a dialect of its own.
+func anyDialect(rows []row) bool {
+	for i := range rows {
+		if rows[i].dialect != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func dialectParam(rows []row) []byte {
+	dialects := newArray(pgtype.Int4OID, 8*len(rows))
+	for i := range rows {
+		dialects.int4(rows[i].dialect)
+	}
+	return dialects.param()
+}
+
 var finishFormats = []int16{
 	formatBinary, formatBinary, formatBinary, formatText, formatText, formatBinary, formatBinary, formatBinary,
-	formatBinary, formatBinary, formatBinary,
+	formatBinary, formatBinary, formatBinary, formatBinary,
 }
 
 func int2(n int) []byte { return binary.BigEndian.AppendUint16(nil, uint16(n)) }

@@ -143,9 +143,11 @@ func TestFailover_WaitForTheStandbyIsCanceled_DoesNotCount(t *testing.T) {
 			{"Finish", func(ctx context.Context) error { _, _, err := p.store.Finish(ctx, claims[2*i]); return err }},
 			{"Postpone", func(ctx context.Context) error { return p.store.Postpone(ctx, claims[2*i+1], time.Hour) }},
 			{"Claim", func(ctx context.Context) error { _, err := p.store.Claim(ctx, 1, time.Hour); return err }},
-			{"RetryTicket", func(ctx context.Context) error { return p.store.RetryTicket(ctx, failed[2*i].Ticket.ID) }},
+			{"RetryTicket", func(ctx context.Context) error {
+				return p.store.ChangeTicket(ctx, tester, postgres.Retry, failed[2*i].Ticket.ID)
+			}},
 			{"RetryTickets", func(ctx context.Context) error {
-				_, err := p.store.RetryTickets(ctx, postgres.TicketFilter{Source: how}, false)
+				_, err := p.store.ChangeTickets(ctx, tester, postgres.Retry, postgres.Bulk{Filter: postgres.TicketFilter{Source: how}})
 				return err
 			}},
 		} {

@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -90,12 +91,12 @@ type lineRow struct {
 // readForLines returns those of some tickets that are treated and have no lines in tickets, in the given order, and how many
 // there are. The bodies after the first $3 bytes are left out, but never the first one.
 const readForLines = `
-SELECT n, id, source, order_number, body, tickets FROM (
-    SELECT i.n, t.id, t.source, coalesce(t.order_number, '') AS order_number, t.body, count(*) OVER () AS tickets,
+SELECT n, id, source, order_number, ` + readTextSQL + `, tickets FROM (
+    SELECT i.n, t.id, t.source, coalesce(t.order_number, '') AS order_number, t.body, t.dialect, count(*) OVER () AS tickets,
            sum(octet_length(t.body)) OVER (ORDER BY i.n ROWS UNBOUNDED PRECEDING) AS bytes
     FROM unnest($1::timestamptz[], $2::uuid[]) WITH ORDINALITY AS i (received_at, id, n)
     JOIN tickets t ON t.received_at = i.received_at AND t.id = i.id
-    WHERE t.status = 'TREATED' AND t.lines IS NULL) f
+    WHERE t.status = 'TREATED' AND t.lines IS NULL) t
 WHERE bytes <= $3 OR bytes = octet_length(body)
 ORDER BY n`
 
@@ -128,16 +129,17 @@ func (f *lineFiller) read(ctx context.Context, tickets []outboxTicket) (lines []
 func (f *lineFiller) parse(rows pgx.Rows, tickets int) (lines []lineRow, n int, err error) {
 	lines = make([]lineRow, 0, tickets)
 	var row lineRow
-	var body pgtype.DriverBytes // valid until the next row
+	var text text // valid until the next row
 	var place, found, seen int
-	_, err = pgx.ForEachRow(rows, []any{&place, &row.id, &row.source, &row.order, &body, &found}, func() error {
+	columns := slices.Concat([]any{&place, &row.id, &row.source, &row.order}, text.scan(), []any{&found})
+	_, err = pgx.ForEachRow(rows, columns, func() error {
 		seen++
-		text, err := linesOf(body)
+		filled, err := f.store.linesOf(text)
 		if err != nil {
 			f.stepOver(row.id, err)
 			return nil
 		}
-		if row.lines = text; len(text) > 0 {
+		if row.lines = filled; len(filled) > 0 {
 			lines = append(lines, row)
 		}
 		return nil
@@ -148,9 +150,12 @@ func (f *lineFiller) parse(rows pgx.Rows, tickets int) (lines []lineRow, n int, 
 	return lines, tickets, err
 }
 
-// linesOf returns the lines of a body as ticket_lines has them.
-func linesOf(body []byte) ([]byte, error) {
-	order, problems := ticket.Parse(body)
+// linesOf returns the lines of a text as ticket_lines has them.
+func (s *Store) linesOf(t text) ([]byte, error) {
+	order, problems, err := s.parse(t)
+	if err != nil {
+		return nil, err
+	}
 	if len(problems) > 0 { // an older version of the parser has read it
 		return nil, fmt.Errorf("this version cannot read it: %s", problems[0].Message)
 	}

@@ -16,6 +16,9 @@ import (
 	"myticket/internal/ticket"
 )
 
+// tester is who changes something.
+var tester = postgres.Person{Who: "tester"}
+
 func TestMain(m *testing.M) { pgtest.Main(m) }
 
 // testBundle is what a test works with: a store on a database of its own, and a pool to look behind it.

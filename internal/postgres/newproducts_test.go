@@ -118,10 +118,11 @@ func TestNewProducts_TicketThatIsSentBack_IsTreatedOnceTheLimitIsRaised(t *testi
 	require.Equal(t, ticket.Error, save(t, b, stopped)[0].Status)
 
 	treat := func(b *testBundle) {
-		n, err := b.store.RetryTickets(t.Context(), postgres.TicketFilter{Problem: postgres.ProblemNewProducts}, false)
+		done, err := b.store.ChangeTickets(t.Context(), tester, postgres.Retry,
+			postgres.Bulk{Filter: postgres.TicketFilter{Problem: postgres.ProblemNewProducts}})
 		require.NoError(t, err)
-		require.Equal(t, 1, n)
-		n, err = treatment.New(treatment.Config{}, b.store).RunOnce(t.Context())
+		require.Equal(t, 1, done.Tickets)
+		n, err := treatment.New(treatment.Config{}, b.store).RunOnce(t.Context())
 		require.NoError(t, err)
 		require.Equal(t, 1, n)
 	}

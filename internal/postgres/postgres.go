@@ -55,6 +55,7 @@ type Store struct {
 	newProducts *newProducts
 	known       *known
 	sources     Sources
+	readers     readers
 	// authenticated reports whether a source overrules others about products; nil if all sources are equal.
 	authenticated func(source string) bool
 }

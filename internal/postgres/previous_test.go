@@ -830,7 +830,7 @@ func TestPrevious_UnreadTicket_IsTreatedOnceByEitherVersion(t *testing.T) {
 	save(t, b, failed)
 	require.Equal(t, 1, old.exec(previousSendBack, failed.Ticket.ReceivedAt, failed.Ticket.ID, []string{"ERROR", "DISMISSED"}))
 	require.NoError(t, finish(claim(time.Minute)))
-	require.NoError(t, b.store.RetryTicket(t.Context(), failed.Ticket.ID))
+	require.NoError(t, b.store.ChangeTicket(t.Context(), tester, postgres.Retry, failed.Ticket.ID))
 	require.True(t, old.finish(old.claim(time.Minute)[0]))
 	assert.Equal(t, ticket.Error, old.show(failed.Ticket.ID).status)
 }
@@ -975,7 +975,7 @@ func TestPrevious_PrunesWhatOnlyItsTicketsName_WhicheverVersionStoredThem(t *tes
 	rest(t, b)
 	assert.Equal(t, 2, old.prune("junk"))
 	assert.Equal(t, "kept other1 other2 shared", products(t, b))
-	pruned, err := b.store.PruneProducts(t.Context(), postgres.PruneSelection{Filter: postgres.TicketFilter{Source: "other"}}, 10, false)
+	pruned, err := b.store.PruneProducts(t.Context(), tester, postgres.PruneSelection{Filter: postgres.TicketFilter{Source: "other"}}, 10, false)
 	require.NoError(t, err)
 	assert.Equal(t, 2, pruned.Products)
 	assert.Equal(t, "kept shared", products(t, b))
@@ -1136,6 +1136,12 @@ func TestMigrations_RoleThatOwnsNothing_NeedsTheRightsThatTheDocsName(t *testing
 	exec(t, b, `GRANT SELECT, INSERT ON outbox TO `+role)
 	require.NoError(t, trySave(t.Context(), server, entry(t, body("1", awkward))))
 	require.NoError(t, server.Ping(t.Context()))
+
+	dialects := postgres.NewLiveDialects(server, false)
+	require.Error(t, dialects.Load(t.Context()))
+	require.Error(t, dialects.Store().Ping(t.Context()), "to intake the database is away")
+	exec(t, b, `GRANT SELECT ON dialects TO `+role)
+	require.NoError(t, dialects.Store().Ping(t.Context()))
 
 	_, err = lines.Round(t.Context())
 	require.Error(t, err)

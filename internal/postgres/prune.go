@@ -60,9 +60,9 @@ LIMIT %[2]d`
 // otherTickets selects tickets that may name a product of the time from $1 to $2, and are neither in the selection nor of a test
 // source ($3). For tickets that another version of the parser read, it also returns the products that that version found.
 const otherTickets = `
-SELECT body, CASE WHEN parser_version <> %[2]d AND jsonb_typeof(lines) = 'array' THEN
+SELECT ` + readTextSQL + `, CASE WHEN parser_version <> %[2]d AND jsonb_typeof(lines) = 'array' THEN
     ARRAY(SELECT l ->> 'product_id' FROM jsonb_array_elements(lines) AS l WHERE l ->> 'product_id' IS NOT NULL) END
-FROM tickets
+FROM tickets t
 WHERE status = 'TREATED' AND received_at >= $1 AND received_at <= $2 AND source <> ALL ($3::text[]) AND NOT (%[1]s)`
 
 // removeProducts removes products that have not changed since they were selected. It skips products that another transaction
@@ -108,8 +108,11 @@ type candidate struct {
 // While tickets of that time are set aside (MoveStrays) it fails, because they may name the products, too.
 //
 // It does not know tickets that wait in a spool. When such a ticket is drained, the products that it names come back.
-func (s *Store) PruneProducts(ctx context.Context, selection PruneSelection, limit int, dryRun bool) (Pruned, error) {
+func (s *Store) PruneProducts(
+	ctx context.Context, by Person, selection PruneSelection, limit int, dryRun bool,
+) (Pruned, error) {
 	pruned := Pruned{Examples: []string{}}
+	run := &pruneRun{by: by, selection: selection, dryRun: dryRun}
 	where, args, err := selection.where(s.sources.tests())
 	if err != nil {
 		return pruned, err
@@ -134,7 +137,7 @@ func (s *Store) PruneProducts(ctx context.Context, selection PruneSelection, lim
 				pruned.More = true
 				chunk = chunk[:limit-pruned.Candidates]
 			}
-			if err := s.pruneChunk(ctx, selection, chunk, dryRun, &pruned); err != nil {
+			if err := s.pruneChunk(ctx, run, chunk, &pruned); err != nil {
 				return err
 			}
 			if pruned.More {
@@ -145,9 +148,30 @@ func (s *Store) PruneProducts(ctx context.Context, selection PruneSelection, lim
 	return pruned, explain("prune products", err)
 }
 
+// pruneRun is what all chunks of PruneProducts have in common.
+type pruneRun struct {
+	by        Person
+	selection PruneSelection
+	dryRun    bool
+	head      int64 // the run's first row in the audit, or 0
+}
+
+// entry returns the row of the audit for a transaction that removes products.
+func (r *pruneRun) entry(removed int) AuditEntry {
+	details := map[string]any{"products": removed}
+	if r.head != 0 {
+		details["run"] = r.head
+	}
+	filter := any(r.selection.Filter)
+	if ids := r.selection.IDs; len(ids) > 0 {
+		filter = map[string]any{"ids": ids[:min(len(ids), pruneExamples)], "number": len(ids)}
+	}
+	return AuditEntry{Who: r.by.Who, Why: r.by.Why, Action: ActionPrune, Filter: filter, Details: details}
+}
+
 // pruneChunk handles some candidates, and adds the result to pruned.
-func (s *Store) pruneChunk(ctx context.Context, selection PruneSelection, chunk []candidate, dryRun bool, pruned *Pruned) error {
-	kept, err := s.namedByOthers(ctx, selection, chunk)
+func (s *Store) pruneChunk(ctx context.Context, run *pruneRun, chunk []candidate, pruned *Pruned) error {
+	kept, err := s.namedByOthers(ctx, run.selection, chunk)
 	if err != nil {
 		return err
 	}
@@ -162,7 +186,7 @@ func (s *Store) pruneChunk(ctx context.Context, selection PruneSelection, chunk 
 			}
 		}
 	}
-	if dryRun {
+	if run.dryRun {
 		pruned.Products += len(going)
 		return nil
 	}
@@ -176,12 +200,23 @@ func (s *Store) pruneChunk(ctx context.Context, selection PruneSelection, chunk 
 			ids, tickets, seen = append(ids, c.id), append(tickets, c.ticketID), append(seen, c.lastSeen)
 		}
 		var removed int
+		var row int64
 		if err := s.retry(ctx, "remove products", func() error {
-			tag, err := s.pool.Exec(ctx, removeProducts, ids, tickets, seen)
-			removed = int(tag.RowsAffected())
-			return err
+			row = 0
+			return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+				tag, err := tx.Exec(ctx, removeProducts, ids, tickets, seen)
+				removed = int(tag.RowsAffected())
+				if err != nil || removed == 0 {
+					return err
+				}
+				row, err = auditRow(ctx, tx, run.entry(pruned.Products+removed))
+				return err
+			})
 		}); err != nil {
 			return err
+		}
+		if run.head == 0 {
+			run.head = row
 		}
 		pruned.Products += removed
 		pruned.Changed += len(batch) - removed
@@ -221,17 +256,20 @@ func (s *Store) namedByOthers(ctx context.Context, selection PruneSelection, chu
 		if err != nil {
 			return err
 		}
-		return namedIn(rows, candidates, named)
+		return s.namedIn(rows, candidates, named)
 	})
 	return named, err
 }
 
 // namedIn adds those candidates to named that rows of otherTickets name.
-func namedIn(rows pgx.Rows, candidates, named map[string]bool) error {
-	var body []byte
+func (s *Store) namedIn(rows pgx.Rows, candidates, named map[string]bool) error {
+	var text text
 	var found []string
-	_, err := pgx.ForEachRow(rows, []any{&body, &found}, func() error {
-		order, _ := ticket.Parse(body)
+	_, err := pgx.ForEachRow(rows, append(text.scan(), &found), func() error {
+		order, _, err := s.parse(text)
+		if err != nil {
+			return err
+		}
 		for i := range order.Lines {
 			found = append(found, order.Lines[i].ProductID)
 		}

@@ -41,23 +41,23 @@ func TestPruneProducts_RemovesWhatOnlyTheNamedTicketsMade(t *testing.T) {
 		from(t, "shop", body("5", "x,error,1", "bad")), // says nothing about products
 	)
 	bySource := postgres.PruneSelection{Filter: postgres.TicketFilter{Source: "junk"}}
-	pruned, err := b.store.PruneProducts(t.Context(), bySource, 1000, false)
+	pruned, err := b.store.PruneProducts(t.Context(), tester, bySource, 1000, false)
 	require.NoError(t, err)
 	assert.Equal(t, postgres.Pruned{Examples: []string{}}, pruned, "what was named a moment ago is left alone")
 
 	rest(t, b)
-	pruned, err = b.store.PruneProducts(t.Context(), bySource, 1000, true)
+	pruned, err = b.store.PruneProducts(t.Context(), tester, bySource, 1000, true)
 	require.NoError(t, err)
 	assert.Equal(t, 3, pruned.Products)
 	assert.ElementsMatch(t, []string{"junk1", "junk2", "error"}, pruned.Examples)
 	assert.False(t, pruned.More)
 	assert.Equal(t, "error first junk1 junk2 later mine shared", products(t, b), "a dry run changes nothing")
 
-	pruned, err = b.store.PruneProducts(t.Context(), bySource, 1000, false)
+	pruned, err = b.store.PruneProducts(t.Context(), tester, bySource, 1000, false)
 	require.NoError(t, err)
 	assert.Equal(t, 3, pruned.Products)
 	assert.Equal(t, "first later mine shared", products(t, b))
-	pruned, err = b.store.PruneProducts(t.Context(), bySource, 1000, false)
+	pruned, err = b.store.PruneProducts(t.Context(), tester, bySource, 1000, false)
 	require.NoError(t, err)
 	assert.Zero(t, pruned.Products, "it may be repeated")
 	assert.Equal(t, 5, one[int](t, b, `SELECT count(*) FROM tickets`), "no ticket is touched")
@@ -77,13 +77,13 @@ func TestPruneProducts_ByIDs_AndPieceByPiece(t *testing.T) {
 		ids = append(ids, uuid.MustParse(one[string](t, b, `SELECT id::text FROM tickets WHERE order_number = $1`, strconv.Itoa(i))))
 	}
 	for _, want := range []int{3, 1} {
-		pruned, err := b.store.PruneProducts(t.Context(), postgres.PruneSelection{IDs: ids}, 3, false)
+		pruned, err := b.store.PruneProducts(t.Context(), tester, postgres.PruneSelection{IDs: ids}, 3, false)
 		require.NoError(t, err)
 		assert.Equal(t, want, pruned.Products)
 		assert.Equal(t, want == 3, pruned.More)
 	}
 	assert.Equal(t, "p0 p2 p4 q0 q2 q4", products(t, b))
-	_, err := b.store.PruneProducts(t.Context(), postgres.PruneSelection{}, 3, false)
+	_, err := b.store.PruneProducts(t.Context(), tester, postgres.PruneSelection{}, 3, false)
 	require.ErrorContains(t, err, "no tickets are named")
 }
 
@@ -98,7 +98,7 @@ func TestPruneProducts_WhatAnotherSourceMayHaveNamed_Stays(t *testing.T) {
 	exec(t, b, `DELETE FROM tickets WHERE order_number = '1'`)
 	// Another version of the parser read what this one does not.
 	exec(t, b, `UPDATE tickets SET body = 'x', parser_version = 1 WHERE order_number = '3'`)
-	pruned, err := b.store.PruneProducts(t.Context(), selection, 1000, false)
+	pruned, err := b.store.PruneProducts(t.Context(), tester, selection, 1000, false)
 	require.NoError(t, err)
 	assert.Equal(t, 1, pruned.Products)
 	assert.Equal(t, "old unreadable", products(t, b))
@@ -107,7 +107,7 @@ func TestPruneProducts_WhatAnotherSourceMayHaveNamed_Stays(t *testing.T) {
 	save(t, b, from(t, "trusted", body("4", "x,seen,1")))
 	rest(t, b)
 	save(t, b, from(t, "shop", body("5", "x,seen,1")))
-	pruned, err = b.store.PruneProducts(t.Context(), postgres.PruneSelection{Filter: postgres.TicketFilter{Source: "trusted"}}, 1000, false)
+	pruned, err = b.store.PruneProducts(t.Context(), tester, postgres.PruneSelection{Filter: postgres.TicketFilter{Source: "trusted"}}, 1000, false)
 	require.NoError(t, err)
 	assert.Equal(t, 1, pruned.Kept)
 	assert.Equal(t, "old seen unreadable", products(t, b))
@@ -122,7 +122,7 @@ func TestPruneProducts_ProductThatIsNamedMeanwhile_Stays(t *testing.T) {
 	require.NoError(t, err)
 	_, err = tx.Exec(t.Context(), `UPDATE products SET last_seen_at = now() WHERE product_id = 'a'`) // as a batch that is under way
 	require.NoError(t, err)
-	pruned, err := b.store.PruneProducts(t.Context(), postgres.PruneSelection{Filter: postgres.TicketFilter{Source: "junk"}}, 1000, false)
+	pruned, err := b.store.PruneProducts(t.Context(), tester, postgres.PruneSelection{Filter: postgres.TicketFilter{Source: "junk"}}, 1000, false)
 	require.NoError(t, err)
 	require.NoError(t, tx.Commit(t.Context()))
 	assert.Equal(t, 1, pruned.Products)

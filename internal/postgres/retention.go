@@ -126,19 +126,32 @@ const (
 
 // DropPartition drops a partition with all its tickets. DropOldLines then drops their order lines. Unless evenUnfinished, it
 // keeps a partition that holds a TO_TREAT or ERROR ticket at that moment (ErrUnfinished). It returns ErrNoPartition for the
-// default partition, and for everything that is not a range of tickets.
+// default partition, and for everything that is not a range of tickets. The audit has as many tickets as OldPartitions counted.
 //
 // All traffic stops while it waits for the lock that it needs. So it waits at most 2 s, and tries again a few times; then it
 // returns ticket.ErrUnavailable. To detach the partition first (DETACH PARTITION CONCURRENTLY) would need a weaker lock, but
 // is not possible beside a default partition (https://www.postgresql.org/docs/current/sql-altertable.html).
-func (s *Store) DropPartition(ctx context.Context, name string, evenUnfinished bool) error {
+func (s *Store) DropPartition(ctx context.Context, by Person, p OldPartition, evenUnfinished bool) error {
+	tickets := int64(0)
+	for _, n := range p.Tickets {
+		tickets += n
+	}
+	entry := AuditEntry{
+		Who: by.Who, Why: by.Why, Action: ActionRetention, Tickets: int(tickets),
+		Details: map[string]any{"partition": p.Name, "to": p.To, "counted": p.Tickets},
+	}
 	err := patiently(ctx, func() error {
-		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error { return dropPartition(ctx, tx, name, evenUnfinished) })
+		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+			if err := audit(ctx, tx, entry); err != nil { // first, because everything waits for the locks of the rest
+				return err
+			}
+			return dropPartition(ctx, tx, p.Name, evenUnfinished)
+		})
 	})
 	if errors.Is(err, ErrUnfinished) || errors.Is(err, ErrNoPartition) {
-		return fmt.Errorf("partition %s: %w", name, err)
+		return fmt.Errorf("partition %s: %w", p.Name, err)
 	}
-	return explain("drop partition "+name, err)
+	return explain("drop partition "+p.Name, err)
 }
 
 // patiently tries a drop again while other transactions hold its locks.
@@ -232,15 +245,31 @@ DELETE FROM deliveries d USING (
 WHERE d.source = e.source AND d.key = e.key AND d.expires_at <= now()`
 
 // DeleteExpiredKeys deletes the expired idempotency keys in transactions of bounded size, and returns how many.
-func (s *Store) DeleteExpiredKeys(ctx context.Context) (int64, error) {
-	var total int64
+func (s *Store) DeleteExpiredKeys(ctx context.Context, by Person) (int64, error) {
+	var total, head int64
 	for {
-		tag, err := s.pool.Exec(ctx, deleteExpiredKeys, keyBatch)
+		var deleted int64
+		err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+			tag, err := tx.Exec(ctx, deleteExpiredKeys, keyBatch)
+			deleted = tag.RowsAffected()
+			if err != nil || deleted == 0 {
+				return err
+			}
+			details := map[string]any{"expired_keys": total + deleted}
+			if head != 0 {
+				details["run"] = head
+			}
+			id, err := auditRow(ctx, tx, AuditEntry{Who: by.Who, Why: by.Why, Action: ActionRetention, Details: details})
+			if head == 0 {
+				head = id
+			}
+			return err
+		})
 		if err != nil {
 			return total, explain("delete expired idempotency keys", err)
 		}
-		total += tag.RowsAffected()
-		if tag.RowsAffected() < keyBatch {
+		total += deleted
+		if deleted < keyBatch {
 			return total, nil
 		}
 	}

@@ -53,8 +53,8 @@ func TestOldPartitions_ByTheirRanges_WhateverTheirNamesAndTheRoleSettings(t *tes
 	found, err = store.OldPartitions(t.Context(), before.Add(-time.Microsecond))
 	require.NoError(t, err)
 	assert.Len(t, found, 1, "all of a partition must be older")
-	require.NoError(t, store.DropPartition(t.Context(), first.Name, false))
-	require.ErrorIs(t, store.DropPartition(t.Context(), old.Name, false), postgres.ErrUnfinished)
+	require.NoError(t, store.DropPartition(t.Context(), tester, postgres.OldPartition{Name: first.Name}, false))
+	require.ErrorIs(t, store.DropPartition(t.Context(), tester, postgres.OldPartition{Name: old.Name}, false), postgres.ErrUnfinished)
 	assert.Equal(t, 7, one[int](t, b, `SELECT count(*) FROM tickets`))
 }
 
@@ -64,7 +64,7 @@ func TestDropPartition_NothingElse(t *testing.T) {
 	exec(t, b, `CREATE TABLE elsewhere (a int)`)
 	for _, name := range []string{"tickets_default", "tickets", "products", "elsewhere", "no_such", `x"; DROP TABLE products; --`, ""} {
 		for _, even := range []bool{false, true} {
-			require.ErrorIs(t, b.store.DropPartition(t.Context(), name, even), postgres.ErrNoPartition, name)
+			require.ErrorIs(t, b.store.DropPartition(t.Context(), tester, postgres.OldPartition{Name: name}, even), postgres.ErrNoPartition, name)
 		}
 	}
 	assert.Equal(t, []string{"tickets_default"}, partitions(t, b))
@@ -96,7 +96,9 @@ func TestDropPartition_TicketThatIsBeingSentBack_IsNotLost(t *testing.T) {
 	_, err = tx.Exec(t.Context(), `UPDATE tickets SET status = 'TO_TREAT', next_attempt_at = now()`)
 	require.NoError(t, err)
 	dropped := make(chan error, 1)
-	go func() { dropped <- b.store.DropPartition(t.Context(), name, false) }()
+	go func() {
+		dropped <- b.store.DropPartition(t.Context(), tester, postgres.OldPartition{Name: name}, false)
+	}()
 	awaitWaiting(t, b)
 	require.NoError(t, tx.Commit(t.Context()))
 	require.ErrorIs(t, <-dropped, postgres.ErrUnfinished)
@@ -113,7 +115,9 @@ func TestDropPartition_BehindALongTransaction_LetsTicketsPassAndComesToItsTurn(t
 	_, err = tx.Exec(t.Context(), `SELECT count(*) FROM tickets`)
 	require.NoError(t, err)
 	dropped := make(chan error, 1)
-	go func() { dropped <- b.store.DropPartition(t.Context(), name, false) }()
+	go func() {
+		dropped <- b.store.DropPartition(t.Context(), tester, postgres.OldPartition{Name: name}, false)
+	}()
 	awaitWaiting(t, b)
 	save(t, b, entry(t, body("1", "Café,a,2"))) // while the long transaction goes on: the drop has stepped back
 	require.Empty(t, dropped)
@@ -142,7 +146,7 @@ func TestDropPartition_BesideTicketsAndNewPartitions_LosesNoTicket(t *testing.T)
 	for range 2 { // two runs of retention at once
 		drops.Go(func() {
 			for _, name := range names {
-				if err := b.store.DropPartition(t.Context(), name, false); err != nil {
+				if err := b.store.DropPartition(t.Context(), tester, postgres.OldPartition{Name: name}, false); err != nil {
 					assert.ErrorIs(t, err, postgres.ErrNoPartition, "the other one was faster")
 				}
 			}
@@ -183,7 +187,7 @@ func TestDeleteExpiredKeys_AllThatExpired_AndNoneThatIsBeingTakenOver(t *testing
 	n, err := b.store.ExpiredKeys(t.Context())
 	require.NoError(t, err)
 	assert.Equal(t, int64(25_000), n)
-	n, err = b.store.DeleteExpiredKeys(t.Context())
+	n, err = b.store.DeleteExpiredKeys(t.Context(), tester)
 	require.NoError(t, err)
 	assert.Equal(t, int64(24_999), n)
 	require.NoError(t, tx.Commit(t.Context()))

@@ -11,10 +11,11 @@ type standing struct {
 	problems []ticket.Problem
 }
 
-// row is a ticket that is to be stored: the ticket, what was read from it, and its status and problems.
+// row is a ticket that is to be stored: the ticket, what was read from it and in which dialect, and its status and problems.
 type row struct {
-	ticket *ticket.Ticket
-	order  *ticket.Order
+	ticket  *ticket.Ticket
+	order   *ticket.Order
+	dialect int
 	standing
 }
 
@@ -22,7 +23,7 @@ type row struct {
 var nothingRead ticket.Order
 
 // rowOf returns the row of a ticket that was read.
-func rowOf(t *ticket.Ticket) row { return row{t, &t.Order, standing{t.Status, t.Problems}} }
+func rowOf(t *ticket.Ticket) row { return row{t, &t.Order, t.Dialect, standing{t.Status, t.Problems}} }
 
 // rowsOf returns the rows of a batch, without those of the entries that are repeats.
 func rowsOf(b intake.Batch, repeats map[int]repeat) []row {
@@ -32,7 +33,7 @@ func rowsOf(b intake.Batch, repeats map[int]repeat) []row {
 			continue
 		}
 		if b.Unread {
-			rows = append(rows, row{&e.Ticket, &nothingRead, standing{status: ticket.ToTreat}})
+			rows = append(rows, row{&e.Ticket, &nothingRead, 0, standing{status: ticket.ToTreat}})
 			continue
 		}
 		rows = append(rows, rowOf(&e.Ticket))

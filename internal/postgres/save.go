@@ -24,10 +24,18 @@ SELECT unnest($1::uuid[]), unnest($2::timestamptz[]), unnest($3::text[]), unnest
        unnest($6::text[]), unnest($7::text[]), unnest($8::jsonb[]), unnest($9::text[]), unnest($10::numeric[]),
        unnest($11::numeric[]), unnest($12::jsonb[]), $13::int2, $14::int2, now() + $15::interval, $14::int2`
 
-// insertTicketsAgain is for a batch that is sent again because the answer to its COMMIT was lost. A ticket that is there
+// insertDialects is insertTickets for a batch in which a ticket was read in a dialect of its own.
+const insertDialects = `
+INSERT INTO tickets (id, received_at, source, body, content_type, traceparent, status, problems,
+                     order_number, vat, total, extra, parser_version, attempts, next_attempt_at, claims, dialect)
+SELECT unnest($1::uuid[]), unnest($2::timestamptz[]), unnest($3::text[]), unnest($4::bytea[]), unnest($5::text[]),
+       unnest($6::text[]), unnest($7::text[]), unnest($8::jsonb[]), unnest($9::text[]), unnest($10::numeric[]),
+       unnest($11::numeric[]), unnest($12::jsonb[]), $13::int2, $14::int2, now() + $15::interval, $14::int2, unnest($16::int4[])`
+
+// ifAbsent is added for a batch that is sent again because the answer to its COMMIT was lost. A ticket that is there
 // already stays as it is. Looking for it costs a quarter of the statement, so the first attempt does not. Only the conflict
 // on the ticket's own key is ignored: a unique index that a user added must not make a ticket vanish.
-const insertTicketsAgain = insertTickets + `
+const ifAbsent = `
 ON CONFLICT (received_at, id) DO NOTHING`
 
 // Save stores a batch's tickets, their products and their idempotency keys in one transaction. See intake.Store. It returns
@@ -124,7 +132,7 @@ func (s *Store) insert(
 	if err := gate.stop(ctx, conn, rows); err != nil {
 		return err
 	}
-	batch, err := insertBatch(ctx, conn, insertTickets, b, rows)
+	batch, sql, err := insertBatch(ctx, conn, false, b, rows)
 	if err != nil {
 		return err
 	}
@@ -140,20 +148,29 @@ func (s *Store) insert(
 	if err := queueOutbox(ctx, conn, batch, kindStored, rows, relies); err != nil {
 		return err
 	}
-	a, err := s.send(ctx, conn, insertTickets, batch, sayings)
+	a, err := s.send(ctx, conn, sql, batch, sayings)
 	done.added, done.seen = a.added, a.seen
 	return err
 }
 
-// insertBatch returns a batch of one statement, which stores tickets.
-func insertBatch(ctx context.Context, conn *pgx.Conn, sql string, b intake.Batch, rows []row) (*pgconn.Batch, error) {
+// insertBatch returns a batch of one statement, which stores tickets, and the text of that. Again means that some may be there.
+func insertBatch(
+	ctx context.Context, conn *pgx.Conn, again bool, b intake.Batch, rows []row,
+) (batch *pgconn.Batch, sql string, err error) {
+	sql, params, formats := insertTickets, insertParams(b, rows), insertFormats
+	if anyDialect(rows) {
+		sql, params, formats = insertDialects, append(params, dialectParam(rows)), dialectFormats
+	}
+	if again {
+		sql += ifAbsent
+	}
 	tickets, err := conn.Prepare(ctx, sql, sql) // once a connection
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	batch := &pgconn.Batch{}
-	batch.ExecPrepared(tickets.Name, insertParams(b, rows), insertFormats, nil)
-	return batch, nil
+	batch = &pgconn.Batch{}
+	batch.ExecPrepared(tickets.Name, params, formats, nil)
+	return batch, sql, nil
 }
 
 // send runs a batch of statements.
@@ -185,7 +202,7 @@ func (s *Store) insertAgain(
 	if err := gate.stop(ctx, conn, rows); err != nil {
 		return nil, err
 	}
-	batch, err := insertBatch(ctx, conn, insertTicketsAgain, b, rows)
+	batch, sql, err := insertBatch(ctx, conn, true, b, rows)
 	if err != nil {
 		return nil, err
 	}
@@ -198,7 +215,7 @@ func (s *Store) insertAgain(
 	}
 	t := rows[0].ticket
 	batch.ExecPrepared(lock.Name, [][]byte{appendTime(nil, t.ReceivedAt), t.ID[:]}, []int16{formatBinary, formatBinary}, nil)
-	a, err := s.send(ctx, conn, insertTicketsAgain, batch, nil)
+	a, err := s.send(ctx, conn, sql, batch, nil)
 	if err != nil {
 		return nil, err
 	}

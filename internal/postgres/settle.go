@@ -11,7 +11,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgtype"
 
 	"myticket/internal/ticket"
 )
@@ -45,7 +44,7 @@ UPDATE products p SET unsettled_at = now() FROM free WHERE p.product_id = free.p
 // test sources ($3).
 const newestSayings = `
 DECLARE newest_sayings NO SCROLL CURSOR FOR
-SELECT id, source, body FROM tickets
+SELECT t.id, t.source, ` + readTextSQL + ` FROM tickets t
 WHERE received_at >= $1 AND received_at <= $2 AND status = 'TREATED' AND source <> ALL ($3::text[])
 ORDER BY received_at DESC, id DESC`
 
@@ -118,7 +117,8 @@ func (s *Store) SettleProducts(ctx context.Context, after time.Duration, limit i
 
 // answered reports whether the server is there, and only failed to do this one thing.
 func answered(err error) bool {
-	return sqlState(err) != "" && !broken(err) || errors.Is(err, errSlow)
+	_, unknown := errors.AsType[*unknownDialectError](err)
+	return sqlState(err) != "" && !broken(err) || errors.Is(err, errSlow) || unknown
 }
 
 // slow reports whether the time was over before all tickets were read.
@@ -201,7 +201,7 @@ func (s *Store) newestSayings(ctx context.Context, products []unsettled) ([]sayi
 			if err != nil {
 				return err
 			}
-			if n, err := newest.read(rows, s.authenticated); err != nil || n == 0 {
+			if n, err := newest.read(rows, s.authenticated, s.parse); err != nil || n == 0 {
 				return err
 			}
 		}
@@ -221,11 +221,13 @@ type sayingsFound struct {
 func (s *sayingsFound) complete() bool { return len(s.found) == len(s.wanted) }
 
 // read reads tickets, one at a time, and returns how many there were.
-func (s *sayingsFound) read(rows pgx.Rows, authenticated func(string) bool) (n int, err error) {
+func (s *sayingsFound) read(
+	rows pgx.Rows, authenticated func(string) bool, parse func(text) (ticket.Order, []ticket.Problem, error),
+) (n int, err error) {
 	var id uuid.UUID
 	var source string
-	var body pgtype.DriverBytes // read before the next row comes
-	_, err = pgx.ForEachRow(rows, []any{&id, &source, &body}, func() error {
+	var text text // read before the next row comes
+	_, err = pgx.ForEachRow(rows, append([]any{&id, &source}, text.scan()...), func() error {
 		n++
 		if s.complete() { // the rest of what was fetched
 			return nil
@@ -233,7 +235,10 @@ func (s *sayingsFound) read(rows pgx.Rows, authenticated func(string) bool) (n i
 		if time.Now().After(s.giveUp) {
 			return errSlow
 		}
-		order, _ := ticket.Parse(body)
+		order, _, err := parse(text)
+		if err != nil {
+			return err
+		}
 		said := saying{ticketID: id, firstAt: ticket.IDTime(id), source: source}
 		said.authenticated = authenticated != nil && authenticated(source)
 		for i := range order.Lines {

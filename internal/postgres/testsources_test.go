@@ -77,9 +77,10 @@ func TestTestSources_TicketThatIsReadLater_TeachesNothing(t *testing.T) {
 	assert.Equal(t, want, taught(t, b))
 
 	exec(t, b, `UPDATE tickets SET status = 'ERROR' WHERE source = 'quiet'`)
-	n, err := b.store.RetryTickets(t.Context(), postgres.TicketFilter{Source: "quiet"}, false)
+	quiet := postgres.Bulk{Filter: postgres.TicketFilter{Source: "quiet"}}
+	done, err := b.store.ChangeTickets(t.Context(), tester, postgres.Retry, quiet)
 	require.NoError(t, err)
-	require.Equal(t, 1, n)
+	require.Equal(t, 1, done.Tickets)
 	treatAll(t, b, 1)
 	settle(t, b)
 	assert.Equal(t, want, taught(t, b), "after myticket tickets retry")
@@ -132,13 +133,13 @@ func TestTestSources_PruneProducts(t *testing.T) {
 		return postgres.PruneSelection{Filter: postgres.TicketFilter{Source: source}}
 	}
 
-	pruned, err := plain.store.PruneProducts(t.Context(), by("junk"), 1000, true)
+	pruned, err := plain.store.PruneProducts(t.Context(), tester, by("junk"), 1000, true)
 	require.NoError(t, err)
 	assert.Zero(t, pruned.Products, "to a store that does not know the setting, these tickets are witnesses")
-	pruned, err = b.store.PruneProducts(t.Context(), by("junk"), 1000, false)
+	pruned, err = b.store.PruneProducts(t.Context(), tester, by("junk"), 1000, false)
 	require.NoError(t, err)
 	assert.ElementsMatch(t, []string{"junk1", "junk2"}, pruned.Examples, "a ticket of a test source keeps no product")
-	pruned, err = b.store.PruneProducts(t.Context(), by("quiet"), 1000, false)
+	pruned, err = b.store.PruneProducts(t.Context(), tester, by("quiet"), 1000, false)
 	require.NoError(t, err)
 	assert.Equal(t, []string{"before"}, pruned.Examples, "what it taught before goes; what a shop named stays")
 	assert.Equal(t, "shared", products(t, b))

@@ -17,12 +17,15 @@ import (
 
 // TicketFilter selects tickets. An empty field selects all.
 type TicketFilter struct {
-	Statuses []ticket.Status
-	Source   string
-	Order    string    // order number, exactly
-	Problem  string    // code of one of its problems
-	Since    time.Time // received at this time or later
-	Until    time.Time // received before this time
+	Statuses []ticket.Status `json:"statuses,omitempty"`
+	Source   string          `json:"source,omitempty"`
+	Order    string          `json:"order,omitempty"`     // order number, exactly
+	Problem  string          `json:"problem,omitempty"`   // code of one of its problems
+	Since    time.Time       `json:"since,omitzero"`      // received at this time or later
+	Until    time.Time       `json:"until,omitzero"`      // received before this time
+	MinTotal string          `json:"min_total,omitempty"` // its total is this amount or more
+	MaxTotal string          `json:"max_total,omitempty"` // its total is this amount or less
+	Product  string          `json:"product,omitempty"`   // id of a product of its lines, in order_lines
 }
 
 // StoredTicket is a ticket as an operator sees it. Its amounts are exactly those in Postgres.
@@ -40,6 +43,7 @@ type StoredTicket struct {
 	ContentType   string           `json:"content_type,omitempty"`
 	Traceparent   string           `json:"traceparent,omitempty"`
 	ParserVersion int              `json:"parser_version"` // 0 if it was not read yet
+	Dialect       int              `json:"dialect"`        // version of the dialect that it was read with; 0 for that of everyone
 	Attempts      int              `json:"attempts"`
 	NextAttemptAt *time.Time       `json:"next_attempt_at,omitempty"`
 	Body          []byte           `json:"-"` // only from Store.Ticket
@@ -60,18 +64,25 @@ type StoredField struct {
 	Value string `json:"value"`
 }
 
+// ticketColumnsSQL are columns of a ticket t, for scanTicket.
 const ticketColumnsSQL = `id, received_at, source, status, coalesce(order_number, ''), vat::text, total::text, lines,
-	extra, problems, content_type, coalesce(traceparent, ''), parser_version, attempts, next_attempt_at, body`
+	extra, problems, content_type, coalesce(traceparent, ''), parser_version, attempts, next_attempt_at, body, ` + readTextSQL
 
-func scanTicket(row pgx.CollectableRow) (StoredTicket, error) {
+func (s *Store) scanTicket(row pgx.CollectableRow) (StoredTicket, error) {
 	var t StoredTicket
 	var vat, total *string
-	err := row.Scan(
+	var text text
+	err := row.Scan(append([]any{
 		&t.ID, &t.ReceivedAt, &t.Source, &t.Status, &t.OrderNumber, &vat, &total, &t.Lines, &t.Extra,
 		&t.Problems, &t.ContentType, &t.Traceparent, &t.ParserVersion, &t.Attempts, &t.NextAttemptAt, &t.Body,
-	)
-	if err == nil {
-		t.readLines()
+	}, text.scan()...)...)
+	t.Dialect = text.version
+	if err == nil && t.ParserVersion != 0 {
+		order, _, unknown := s.parse(text)
+		if unknown != nil {
+			s.logger.Warn("the lines of a ticket cannot be shown; the ticket itself is stored", "ticket", t.ID, "error", unknown)
+		}
+		t.readLines(&order)
 	}
 	t.ReceivedAt = t.ReceivedAt.UTC()
 	if t.NextAttemptAt != nil {
@@ -128,6 +139,12 @@ var statusIs = map[ticket.Status]string{
 	ticket.Dismissed: `status = 'DISMISSED'`,
 }
 
+// hasProduct is for a ticket t. It is what the view order_lines shows, without making rows of it: the lines in ticket_lines, or
+// those of a row of an older version.
+const hasProduct = `(EXISTS (SELECT FROM ticket_lines l WHERE l.received_at = t.received_at AND l.ticket_id = t.id
+	AND strpos(E'\n' || l.lines, E'\n' || ?::text || E'\t') > 0)
+	OR status = 'TREATED' AND lines @> jsonb_build_array(jsonb_build_object('product_id', ?::text)))`
+
 // conditions returns the conditions of the filter, without the statuses. Their parameters follow those in before.
 func (f TicketFilter) conditions(before ...any) *conditions {
 	c := &conditions{args: before}
@@ -146,13 +163,22 @@ func (f TicketFilter) conditions(before ...any) *conditions {
 	if !f.Until.IsZero() {
 		c.add("received_at < ?", f.Until)
 	}
+	if f.MinTotal != "" {
+		c.add("total >= ?::text::numeric", f.MinTotal)
+	}
+	if f.MaxTotal != "" {
+		c.add("total <= ?::text::numeric", f.MaxTotal)
+	}
+	if f.Product != "" {
+		c.add(hasProduct, string(appendEscaped(nil, f.Product)), f.Product)
+	}
 	return c
 }
 
-// Tickets returns up to limit tickets, the newest first, without their bodies. After is the last ticket
-// of the previous page, or uuid.Nil. It reads no partition outside of the filter's times. It finds order numbers, and the
-// statuses TO_TREAT and ERROR, by indexes. There is no index for DISMISSED, a source or a problem: it searches back in time
-// until it has enough tickets.
+// Tickets returns up to limit tickets, the newest first, without their bodies. After is the last ticket of the previous page, or
+// uuid.Nil. It reads no partition outside of the filter's times. It finds order numbers, and the statuses TO_TREAT and ERROR, by
+// indexes. There is no index for DISMISSED, a source, a problem, an amount or a product: it searches back in time until it has
+// enough tickets.
 func (s *Store) Tickets(ctx context.Context, filter TicketFilter, after uuid.UUID, limit int) ([]StoredTicket, error) {
 	sql, args := filter.page(after, limit)
 	rows, err := s.pool.Query(ctx, sql, args...)
@@ -160,7 +186,7 @@ func (s *Store) Tickets(ctx context.Context, filter TicketFilter, after uuid.UUI
 		return nil, explain("list tickets", err)
 	}
 	tickets, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (StoredTicket, error) {
-		t, err := scanTicket(row)
+		t, err := s.scanTicket(row)
 		t.Body = nil
 		return t, err
 	})
@@ -175,7 +201,7 @@ func (f TicketFilter) page(after uuid.UUID, limit int) (sql string, args []any) 
 		c.add("received_at <= ?", ticket.IDTime(after))
 		c.add("(received_at, id) < (?, ?)", ticket.IDTime(after), after)
 	}
-	const from = `SELECT ` + ticketColumnsSQL + ` FROM tickets`
+	const from = `SELECT ` + ticketColumnsSQL + ` FROM tickets t`
 	if f.Order != "" {
 		if len(f.Statuses) > 0 {
 			c.add("status = ANY (?)", f.Statuses)
@@ -207,25 +233,21 @@ func newestFirst(limit int) string {
 
 // Ticket returns one ticket, with its body and what is only there, or ticket.ErrNotFound.
 func (s *Store) Ticket(ctx context.Context, id uuid.UUID) (StoredTicket, error) {
-	rows, err := s.pool.Query(ctx, `SELECT `+ticketColumnsSQL+` FROM tickets WHERE received_at = $1 AND id = $2`,
+	rows, err := s.pool.Query(ctx, `SELECT `+ticketColumnsSQL+` FROM tickets t WHERE received_at = $1 AND id = $2`,
 		ticket.IDTime(id), id)
 	if err != nil {
 		return StoredTicket{}, explain("show a ticket", err)
 	}
-	t, err := pgx.CollectExactlyOneRow(rows, scanTicket)
+	t, err := pgx.CollectExactlyOneRow(rows, s.scanTicket)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return StoredTicket{}, fmt.Errorf("ticket %s: %w", id, ticket.ErrNotFound)
 	}
 	return t, explain("show a ticket", err)
 }
 
-// readLines reads the lines from the body, if the ticket was read when it was stored. A row of an older version has lines. Of
-// these it reads only Extra, unless that is there, too, or the body is read differently now.
-func (t *StoredTicket) readLines() {
-	if t.ParserVersion == 0 {
-		return
-	}
-	order, _ := ticket.Parse(t.Body)
+// readLines takes the lines from what was read from the text. A row of an older version has lines. Of these it takes only Extra,
+// unless that is there, too, or the text is read differently now.
+func (t *StoredTicket) readLines(order *ticket.Order) {
 	if t.Lines == nil {
 		for i := range order.Lines {
 			t.Lines = append(t.Lines, storedLine(&order.Lines[i]))
@@ -251,4 +273,28 @@ func storedLine(line *ticket.Line) StoredLine {
 		stored.Price = json.Number(line.Price.AppendText(nil))
 	}
 	return stored
+}
+
+// AsRead returns a ticket that is not stored, as an operator would see it after it was read.
+func AsRead(order *ticket.Order, problems []ticket.Problem) StoredTicket {
+	t := StoredTicket{
+		Status: ticket.Treated, OrderNumber: order.Number, Problems: append([]ticket.Problem{}, problems...),
+		ParserVersion: ticket.ParserVersion,
+	}
+	if len(problems) > 0 {
+		t.Status = ticket.Error
+	}
+	if order.VAT.IsSet() {
+		t.VAT = json.Number(order.VAT.String())
+	}
+	if order.Total.IsSet() {
+		t.Total = json.Number(order.Total.String())
+	}
+	for _, f := range order.Extra {
+		t.Extra = append(t.Extra, StoredField{f.Name, f.Value})
+	}
+	if t.readLines(order); t.Lines == nil {
+		t.Lines = []StoredLine{}
+	}
+	return t
 }

@@ -14,11 +14,15 @@ func PageSQL(filter TicketFilter, after uuid.UUID, limit int) (sql string, args 
 	return filter.page(after, limit)
 }
 
-// RetrySQL is the statement of RetryTickets for a batch of one status behind a ticket.
+// RetrySQL is the statement of ChangeTickets for a batch of one status behind a ticket.
 func RetrySQL(filter TicketFilter, status ticket.Status, done uuid.UUID) (sql string, args []any) {
 	last := place{time.Now().AddDate(1, 0, 0), uuid.UUID{math.MaxUint8}}
-	return sendBack().batch(filter, status, place{ticket.IDTime(done), done}, last)
+	filter.Statuses = []ticket.Status{status}
+	return Retry.batch(Person{}, Bulk{Filter: filter}, place{ticket.IDTime(done), done}, last)
 }
 
 // BacklogSQL is what Backlog asks.
 const BacklogSQL = backlog
+
+// AuditSQL is the statement of Audit.
+func AuditSQL(limit int) (sql string, args []any) { return AuditFilter{}.page(0, limit) }

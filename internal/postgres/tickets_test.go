@@ -208,22 +208,23 @@ func TestRetryTickets_LeavesTreatedAndClaimedTicketsAlone(t *testing.T) {
 	const others = `SELECT md5(string_agg(t::text, '' ORDER BY id)) FROM tickets t WHERE status IN ('TO_TREAT', 'TREATED') AND attempts = 3`
 	exec(t, b, `UPDATE tickets SET next_attempt_at = now() + interval '1 minute' WHERE status = 'TO_TREAT'`) // leases
 	before := one[string](t, b, others)
-	n, err := b.store.RetryTickets(t.Context(), postgres.TicketFilter{}, true)
+	both := postgres.Bulk{Filter: postgres.TicketFilter{Statuses: []ticket.Status{ticket.Error, ticket.Dismissed}}}
+	preview, err := b.store.PreviewChange(t.Context(), postgres.Retry, both)
 	require.NoError(t, err)
-	assert.Equal(t, 60, n)
-	n, err = b.store.RetryTickets(t.Context(), postgres.TicketFilter{}, false)
+	assert.Equal(t, 60, preview.Tickets)
+	n, err := b.store.ChangeTickets(t.Context(), tester, postgres.Retry, both)
 	require.NoError(t, err)
-	assert.Equal(t, 60, n)
+	assert.Equal(t, 60, n.Tickets)
 	assert.Equal(t, before, one[string](t, b, others))
 	assert.Equal(t, 60, one[int](t, b, `SELECT count(*) FROM tickets
 		WHERE status = 'TO_TREAT' AND attempts = 0 AND next_attempt_at <= now() AND problems IS NOT NULL`))
-	n, err = b.store.DismissTickets(t.Context(), postgres.TicketFilter{}, "x", false)
+	n, err = b.store.ChangeTickets(t.Context(), tester, postgres.Dismiss, postgres.Bulk{})
 	require.NoError(t, err)
-	assert.Zero(t, n, "what is TO_TREAT is not dismissed")
+	assert.Zero(t, n.Tickets, "what is TO_TREAT is not dismissed")
 
 	claimed := one[uuid.UUID](t, b, `SELECT id FROM tickets WHERE status = 'TO_TREAT' AND attempts = 3 LIMIT 1`)
-	require.ErrorContains(t, b.store.RetryTicket(t.Context(), claimed), "is TO_TREAT")
-	require.ErrorContains(t, b.store.DismissTicket(t.Context(), claimed, "x"), "is TO_TREAT")
+	require.ErrorContains(t, b.store.ChangeTicket(t.Context(), tester, postgres.Retry, claimed), "is TO_TREAT")
+	require.ErrorContains(t, b.store.ChangeTicket(t.Context(), tester, postgres.Dismiss, claimed), "is TO_TREAT")
 	assert.Equal(t, before, one[string](t, b, others))
 }
 
@@ -235,17 +236,18 @@ func TestRetryTickets_TicketThatChangesMeanwhile_IsLeftAlone(t *testing.T) {
 	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
 	_, err = tx.Exec(t.Context(), `UPDATE tickets SET status = 'TREATED' WHERE order_number = '501'`)
 	require.NoError(t, err)
-	var n int
+	var n postgres.Done
 	var retryErr error
 	var group sync.WaitGroup
 	group.Go(func() {
-		n, retryErr = b.store.RetryTickets(t.Context(), postgres.TicketFilter{Statuses: []ticket.Status{ticket.Error}}, false)
+		n, retryErr = b.store.ChangeTickets(t.Context(), tester, postgres.Retry,
+			postgres.Bulk{Filter: postgres.TicketFilter{Statuses: []ticket.Status{ticket.Error}}})
 	})
 	awaitWaiting(t, b)
 	require.NoError(t, tx.Commit(t.Context()))
 	group.Wait()
 	require.NoError(t, retryErr)
-	assert.Equal(t, 9, n)
+	assert.Equal(t, 9, n.Tickets)
 	assert.Equal(t, "TREATED", one[string](t, b, `SELECT status FROM tickets WHERE order_number = '501'`))
 }
 
@@ -268,9 +270,9 @@ func TestRetryTickets_SeveralAtOnce_SendEachBackOnce(t *testing.T) {
 	var total [3]int
 	for i := range total {
 		group.Go(func() {
-			var err error
-			total[i], err = b.store.RetryTickets(t.Context(), postgres.TicketFilter{}, false)
+			done, err := b.store.ChangeTickets(t.Context(), tester, postgres.Retry, postgres.Bulk{})
 			assert.NoError(t, err)
+			total[i] = done.Tickets
 		})
 	}
 	group.Wait()
@@ -290,25 +292,26 @@ func TestRetryTickets_EndsThoughTicketsThatFailArriveFaster(t *testing.T) {
 	exec(t, b, `CREATE TRIGGER arrive AFTER UPDATE ON tickets FOR EACH ROW EXECUTE FUNCTION arrive()`)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	n, err := b.store.RetryTickets(ctx, postgres.TicketFilter{}, false)
+	n, err := b.store.ChangeTickets(ctx, tester, postgres.Retry, postgres.Bulk{})
 	require.NoError(t, err)
-	assert.Equal(t, 20, n)
-	assert.Equal(t, 20, one[int](t, b, `SELECT count(*) FROM tickets WHERE status = 'ERROR'`))
+	assert.Equal(t, 10, n.Tickets)
+	assert.Equal(t, 10, one[int](t, b, `SELECT count(*) FROM tickets WHERE status = 'ERROR'`))
 }
 
 func TestDismissTicket_KeepsWhatWasWrongAndTheReason(t *testing.T) {
 	t.Parallel()
 	b := setupDays(t, 1, 100)
 	id := one[uuid.UUID](t, b, `SELECT id FROM tickets WHERE status = 'ERROR'`)
-	require.NoError(t, b.store.DismissTicket(t.Context(), id, "test till \x00\xff"+strings.Repeat("é", postgres.MaxReason)))
+	why := postgres.Person{Who: "tester", Why: "test till \x00\xff" + strings.Repeat("é", postgres.MaxReason)}
+	require.NoError(t, b.store.ChangeTicket(t.Context(), why, postgres.Dismiss, id))
 	found, err := b.store.Ticket(t.Context(), id)
 	require.NoError(t, err)
 	require.Len(t, found.Problems, 2)
 	assert.Equal(t, ticket.Problem{Line: 2, Code: "fields_count", Message: "m"}, found.Problems[0])
 	assert.Equal(t, "dismissed", found.Problems[1].Code)
 	assert.True(t, strings.HasPrefix(found.Problems[1].Message, "test till \uFFFD"), found.Problems[1].Message)
-	require.ErrorContains(t, b.store.DismissTicket(t.Context(), id, "again"), "is DISMISSED")
-	require.NoError(t, b.store.RetryTicket(t.Context(), id))
+	require.ErrorContains(t, b.store.ChangeTicket(t.Context(), why, postgres.Dismiss, id), "is DISMISSED")
+	require.NoError(t, b.store.ChangeTicket(t.Context(), tester, postgres.Retry, id))
 	_, err = b.store.Ticket(t.Context(), uuid.Must(uuid.NewV7()))
 	require.ErrorIs(t, err, ticket.ErrNotFound)
 }

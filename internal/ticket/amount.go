@@ -87,6 +87,11 @@ func ParseAmount(s string) (Amount, error) {
 	if a, ok := parsePlain(s); ok {
 		return a, nil
 	}
+	return parseAmount(s, 0)
+}
+
+// parseAmount reads an amount whose decimal sign is known; 0 if it is not.
+func parseAmount(s string, decimal byte) (Amount, error) {
 	digits, negative := s, false
 	switch {
 	case strings.HasPrefix(s, "-"):
@@ -96,7 +101,7 @@ func ParseAmount(s string) (Amount, error) {
 	case strings.HasPrefix(s, "+"):
 		digits = s[1:]
 	}
-	whole, fraction, err := splitAmount(digits)
+	whole, fraction, err := splitAmount(digits, decimal)
 	if err != nil {
 		return Amount{}, err
 	}
@@ -140,11 +145,17 @@ func parsePlain(s string) (Amount, bool) {
 }
 
 // splitAmount returns the digits before and after the decimal sign, without the signs between groups.
-func splitAmount(s string) (whole, fraction string, err error) {
+func splitAmount(s string, known byte) (whole, fraction string, err error) {
 	points, commas := strings.Count(s, "."), strings.Count(s, ",")
 	whole = s
 	group, decimal := "", ""
 	switch {
+	case known == '.' && points <= 1:
+		group, decimal = signs(commas, ","), signs(points, ".")
+	case known == ',' && commas <= 1:
+		group, decimal = signs(points, "."), signs(commas, ",")
+	case known != 0:
+		return "", "", ErrAmount
 	case points == 0 && commas == 0:
 	case points == 1 && commas == 0:
 		decimal = "."
@@ -172,12 +183,15 @@ func splitAmount(s string) (whole, fraction string, err error) {
 	switch {
 	case spaces && group != "":
 		return "", "", ErrAmount
-	case decimal == "," && group == "" && !spaces && len(fraction) == 3:
+	case known == 0 && decimal == "," && group == "" && !spaces && len(fraction) == 3:
 		return "", "", errAmbiguous
 	case spaces:
 		whole, group = strings.ReplaceAll(strings.ReplaceAll(whole, "\u00a0", " "), "\u202f", " "), " "
 	}
 	if group != "" {
+		if known != 0 && strings.HasPrefix(whole, "0") { // 0.234 is not 234, although the point separates groups
+			return "", "", ErrAmount
+		}
 		if whole, err = joinGroups(whole, group); err != nil {
 			return "", "", err
 		}
@@ -189,6 +203,14 @@ func splitAmount(s string) (whole, fraction string, err error) {
 		return "", "", errAbsurd
 	}
 	return whole, fraction, nil
+}
+
+// signs returns a sign if a text has it n times, more than 0.
+func signs(n int, sign string) string {
+	if n == 0 {
+		return ""
+	}
+	return sign
 }
 
 // joinGroups removes the signs between groups of three digits.

@@ -11,17 +11,37 @@ import (
 	"golang.org/x/text/encoding/unicode"
 )
 
-// decode returns the text of a body. A body is UTF-8, with or without a byte order mark, or UTF-16 with a byte order mark. Any
-// other body is read as Windows-1252, which has all of Latin-1's characters. So every body has a text.
-func decode(body []byte) string {
+// decode sets the text of a body. A body is UTF-8, with or without a byte order mark, or UTF-16 with a byte order mark. Any other
+// body is in the encoding of the dialect, or Windows-1252, which has all of Latin-1's characters. So every body has a text.
+func (p *parser) decode(body []byte) {
 	if len(body) >= 2 && (body[0] == 0xff && body[1] == 0xfe || body[0] == 0xfe && body[1] == 0xff) {
-		return transcode(unicode.UTF16(unicode.LittleEndian, unicode.UseBOM).NewDecoder(), body)
+		p.text = transcode(unicode.UTF16(unicode.LittleEndian, unicode.UseBOM).NewDecoder(), body)
+		return
 	}
-	body = bytes.TrimPrefix(body, []byte("\ufeff"))
-	if utf8.Valid(body) {
-		return string(body)
+	plain := bytes.TrimPrefix(body, []byte("\ufeff"))
+	always := p.reader != nil && p.reader.always && len(plain) == len(body)
+	switch {
+	case !always && utf8.Valid(plain):
+		p.text = string(plain)
+	case p.reader != nil && p.reader.encoding != nil:
+		p.text = transcode(p.reader.encoding.NewDecoder(), plain)
+		p.checkEncoding()
+	default:
+		p.text = transcode(charmap.Windows1252.NewDecoder(), plain)
 	}
-	return transcode(charmap.Windows1252.NewDecoder(), body)
+}
+
+// checkEncoding notes the first line that has a byte which the encoding of the dialect does not have.
+func (p *parser) checkEncoding() {
+	at := strings.Index(p.text, "\ufffd")
+	if at < 0 {
+		return
+	}
+	lines := parser{text: p.text}
+	for lines.at <= at {
+		lines.next()
+	}
+	p.problemf(lines.line, ProblemEncoding, "the line has bytes that are not %s", p.reader.dialect.Encoding)
 }
 
 // transcode decodes the body twice, first to count: a text may be three times as long as its body, and Decoder.Bytes makes

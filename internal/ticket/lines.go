@@ -23,12 +23,14 @@ func (c *columns) known(i int) bool { return i == c.name || i == c.productID || 
 
 // findColumns reads a line as the one that names the columns. It reports whether the line names all that are needed.
 func (p *parser) findColumns(line string) (columns, bool) {
-	for _, separator := range [...]byte{',', ';', '\t'} {
+	separators := p.reader.separators()
+	for i := range len(separators) {
+		separator := separators[i]
 		first := strings.IndexByte(line, separator)
 		if first < 0 || strings.IndexByte(line[first+1:], separator) < 0 {
 			continue
 		}
-		c := readColumns(line, separator, p.names[:0])
+		c := p.readColumns(line, separator)
 		p.names = c.names
 		if c.name >= 0 && c.productID >= 0 && c.price >= 0 {
 			return c, true
@@ -37,22 +39,22 @@ func (p *parser) findColumns(line string) (columns, bool) {
 	return columns{}, false
 }
 
-func readColumns(line string, separator byte, names []string) columns {
+func (p *parser) readColumns(line string, separator byte) columns {
 	c := columns{separator: separator, name: -1, productID: -1, price: -1}
 	r := fieldReader{text: line, separator: separator}
 	var err error
-	if c.names, err = r.record(names); err != nil || r.at < len(line) {
+	if c.names, err = r.record(p.names[:0]); err != nil || r.at < len(line) {
 		return c
 	}
 	c.count, c.copied = r.count, r.copied
 	for i, name := range c.names {
 		var place *int
-		switch {
-		case strings.EqualFold(name, "product"):
+		switch p.reader.column(name) {
+		case productColumn:
 			place = &c.name
-		case strings.EqualFold(name, "product_id"):
+		case productIDColumn:
 			place = &c.productID
-		case strings.EqualFold(name, "price"):
+		case priceColumn:
 			place = &c.price
 		default:
 			continue
@@ -116,7 +118,7 @@ func (p *parser) products(c columns) {
 	lines := 0
 	fields := make([]string, 0, 8)
 	for p.at < len(p.text) {
-		if p.skipBlankLine() {
+		if p.skipBlankLine() || p.reader != nil && p.skipPassedOver() {
 			continue
 		}
 		if lines++; lines == 1 {
@@ -160,6 +162,20 @@ func (p *parser) products(c columns) {
 	case len(read) < cap(read)/2: // many lines were blank, or could not be read
 		p.order.Lines = append(make([]Line, 0, len(read)), read...)
 	}
+}
+
+// skipPassedOver reports whether the next line says nothing by the dialect, and skips it if so.
+func (p *parser) skipPassedOver() bool {
+	if first := p.text[p.at]; !mayBeBlank(first) && !p.reader.starts[first] {
+		return false
+	}
+	at, number := p.at, p.line
+	line, _ := p.next()
+	if p.passedOver(trim(line)) {
+		return true
+	}
+	p.at, p.line = at, number
+	return false
 }
 
 // mostLines returns an upper bound of the product lines in a text, so that their slice is made once. It follows from the number
@@ -244,18 +260,7 @@ func (p *parser) notReadAfter(number int) string {
 func (p *parser) productLine(c columns, fields []string, number int) {
 	line := Line{Name: fields[c.name], ProductID: fields[c.productID]}
 	before := len(p.problems) + p.unlisted
-	switch {
-	case line.Name == "":
-		p.problemf(number, ProblemFieldMissing, "the line has no product name")
-	case line.ProductID == "":
-		p.problemf(number, ProblemFieldMissing, "the line has no product_id")
-	}
-	p.tooLong(number, "the product's name", line.Name, MaxNameLength)
-	p.tooLong(number, "the product_id", line.ProductID, MaxProductIDLength)
-	var err error
-	if line.Price, err = ParseAmount(fields[c.price]); err != nil && p.listing() {
-		p.problemf(number, ProblemAmountInvalid, "price %s: %v", quote(fields[c.price]), err)
-	}
+	p.checkLine(&line, fields[c.price], number)
 	if len(p.order.Columns) > 0 {
 		line.Extra = p.cellsOfALine()
 		for i, name := range c.names {
@@ -273,6 +278,26 @@ func (p *parser) productLine(c columns, fields []string, number int) {
 		return
 	}
 	p.cells = p.cells[:len(p.cells)+len(line.Extra)]
+	p.addLine(line)
+}
+
+// checkLine reads the price of a product line, and notes what is wrong with the line.
+func (p *parser) checkLine(line *Line, price string, number int) {
+	switch {
+	case line.Name == "":
+		p.problemf(number, ProblemFieldMissing, "the line has no product name")
+	case line.ProductID == "":
+		p.problemf(number, ProblemFieldMissing, "the line has no product_id")
+	}
+	p.tooLong(number, "the product's name", line.Name, MaxNameLength)
+	p.tooLong(number, "the product_id", line.ProductID, MaxProductIDLength)
+	var err error
+	if line.Price, err = p.reader.amount(price); err != nil && p.listing() {
+		p.problemf(number, ProblemAmountInvalid, "price %s: %v", quote(price), err)
+	}
+}
+
+func (p *parser) addLine(line Line) {
 	p.order.Lines = append(p.order.Lines, line)
 	p.order.size.escapes += escapes(line.Name) + escapes(line.ProductID)
 	p.order.size.texts += len(line.Name) + len(line.ProductID)

@@ -51,6 +51,9 @@ const (
 	ProblemTooManyLines      = "too_many_lines"     // more than MaxLines
 	ProblemTooManyCells      = "too_many_cells"     // more than MaxCells
 	ProblemTooLarge          = "too_large"          // more than MaxTextBytes, or MaxStoredBytes
+	ProblemEncoding          = "encoding_invalid"   // bytes that the encoding of the dialect does not have
+	ProblemJSONInvalid       = "json_invalid"       // a ticket of a JSON dialect that is not JSON
+	ProblemJSONUnexpected    = "json_unexpected"    // a value of another kind than the dialect needs in its place
 )
 
 // Parse reads a ticket:
@@ -69,12 +72,20 @@ const (
 //
 // It takes time and memory linear in the body, reads a body of at most MaxTextBytes, and never panics. Text in the Order is
 // valid UTF-8 without NUL.
-func Parse(body []byte) (Order, []Problem) {
+func Parse(body []byte) (Order, []Problem) { return (*Reader)(nil).Parse(body) }
+
+// Parse reads a ticket in the reader's dialect, with all that the function Parse promises. A line is understood, passed over
+// because the dialect says so, or named in the problems.
+func (r *Reader) Parse(body []byte) (Order, []Problem) {
 	if len(body) > MaxTextBytes {
 		return Order{}, []Problem{{Code: ProblemTooLarge, Message: fmt.Sprintf(
 			"the ticket has %d bytes, and at most %d are read; nothing of it was read", len(body), MaxTextBytes)}}
 	}
-	p := parser{text: decode(body)}
+	if r != nil && r.json != nil {
+		return r.parseJSON(body)
+	}
+	p := parser{reader: r}
+	p.decode(body)
 	p.order.size.text = len(p.text)
 	p.hasNUL = strings.IndexByte(p.text, 0) >= 0
 	if p.isBlank() {
@@ -87,6 +98,11 @@ func Parse(body []byte) (Order, []Problem) {
 	if ok {
 		p.products(columns)
 	}
+	return p.result()
+}
+
+// result returns what was read, and says how many problems are not listed.
+func (p *parser) result() (Order, []Problem) {
 	if p.unlisted > 0 {
 		p.problems = append(p.problems, Problem{
 			Code: ProblemTooMany, Message: fmt.Sprintf("there are %d more problems, which are not listed", p.unlisted),
@@ -101,16 +117,17 @@ func (p *parser) missing() {
 	if !p.seen.order {
 		p.problemf(0, ProblemOrderMissing, "there is no Order record")
 	}
-	if !p.seen.vat {
+	if !p.seen.vat && p.reader.needs(vatRecord) {
 		p.problemf(0, ProblemVATMissing, "there is no VAT record")
 	}
-	if !p.seen.total {
+	if !p.seen.total && p.reader.needs(totalRecord) {
 		p.problemf(0, ProblemTotalMissing, "there is no Total record")
 	}
 }
 
 // parser reads the text once, line by line.
 type parser struct {
+	reader *Reader // nil for the dialect of everyone
 	text   string
 	at     int // where the next line begins
 	line   int // number of the last line that was read
@@ -197,12 +214,15 @@ func (p *parser) header() (columns, bool) {
 			p.problemf(0, ProblemColumnsMissing, "no line names the columns of the product list: product, product_id, price")
 			return columns{}, false
 		}
-		if p.refuseNULs(line, p.line) {
-			name, _, _ := strings.Cut(line, ":")
-			p.seeRecord(trim(name))
+		text := trim(line)
+		if p.reader != nil && p.passedOver(text) {
 			continue
 		}
-		text := trim(line)
+		if p.refuseNULs(line, p.line) {
+			name, _, _ := strings.Cut(line, ":")
+			p.seeRecord(p.reader.record(trim(name)))
+			continue
+		}
 		if text == "" {
 			afterBlank = records
 			continue
@@ -240,32 +260,33 @@ func (p *parser) refuseNULs(record string, number int) bool {
 	return true
 }
 
+// passedOver reports whether the line that was just read, without spaces around it, says nothing by the dialect. If it ends the
+// ticket, nothing is left to read.
+func (p *parser) passedOver(text string) bool {
+	what := p.reader.effect(text)
+	if what == end {
+		p.at = len(p.text)
+	}
+	return what != noEffect
+}
+
 // seeRecord prevents that a known record that cannot be read is also reported as missing.
-func (p *parser) seeRecord(name string) {
-	p.seen.order = p.seen.order || strings.EqualFold(name, "Order")
-	p.seen.vat = p.seen.vat || strings.EqualFold(name, "VAT")
-	p.seen.total = p.seen.total || strings.EqualFold(name, "Total")
+func (p *parser) seeRecord(what record) {
+	p.seen.order = p.seen.order || what == orderRecord
+	p.seen.vat = p.seen.vat || what == vatRecord
+	p.seen.total = p.seen.total || what == totalRecord
 }
 
 // record notes one header record.
 func (p *parser) record(name, value string) {
+	what := p.reader.record(name)
+	p.seeRecord(what)
 	switch {
-	case strings.EqualFold(name, "Order"):
-		p.seen.order = true
-		switch {
-		case value == "":
-			p.problemf(p.line, ProblemOrderMissing, "the Order record is empty")
-		case p.tooLong(p.line, "the order number", value, MaxNumberLength):
-		case p.order.Number != "" && p.order.Number != value:
-			p.conflict("Order", p.order.Number, value)
-		default:
-			p.order.Number = value
-		}
-	case strings.EqualFold(name, "VAT"):
-		p.seen.vat = true
+	case what == orderRecord:
+		p.orderRecord(value)
+	case what == vatRecord:
 		p.amountRecord("VAT", &p.order.VAT, value)
-	case strings.EqualFold(name, "Total"):
-		p.seen.total = true
+	case what == totalRecord:
 		p.amountRecord("Total", &p.order.Total, value)
 	case len(p.order.Extra) >= MaxFields:
 		if p.listing() {
@@ -280,8 +301,20 @@ func (p *parser) record(name, value string) {
 	}
 }
 
+func (p *parser) orderRecord(value string) {
+	switch {
+	case value == "":
+		p.problemf(p.line, ProblemOrderMissing, "the Order record is empty")
+	case p.tooLong(p.line, "the order number", value, MaxNumberLength):
+	case p.order.Number != "" && p.order.Number != value:
+		p.conflict("Order", p.order.Number, value)
+	default:
+		p.order.Number = value
+	}
+}
+
 func (p *parser) amountRecord(name string, field *Amount, value string) {
-	amount, err := ParseAmount(value)
+	amount, err := p.reader.amount(value)
 	switch {
 	case err != nil:
 		if p.listing() {

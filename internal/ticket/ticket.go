@@ -42,6 +42,7 @@ type Ticket struct {
 	Status   Status
 	Problems []Problem // why Status is Error; empty otherwise
 	Order    Order     // what was read; on an ERROR ticket what could be read
+	Dialect  int       // version of the dialect that it was read with; 0 for the dialect of everyone
 }
 
 // LogAttr returns what a log says of a ticket: "ticket" (the id), "source", and "trace_id" (that of the request;

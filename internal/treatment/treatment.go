@@ -50,9 +50,13 @@ type Config struct {
 	MinBackOff  time.Duration // before the second attempt; it doubles with each. Defaults to 1 s.
 	MaxBackOff  time.Duration // the longest back-off. Defaults to 10 min.
 
-	Logger  *slog.Logger                                  // Defaults to slog.Default.
-	Metrics *Metrics                                      // Defaults to metrics that are not exposed.
-	Parse   func([]byte) (ticket.Order, []ticket.Problem) // Defaults to ticket.Parse.
+	// Busy reports whether this server is storing tickets, which comes before those that were stored already. Then treatment
+	// pauses after each ticket for as long as that took. Defaults to never.
+	Busy func() bool
+
+	Logger  *slog.Logger     // Defaults to slog.Default.
+	Metrics *Metrics         // Defaults to metrics that are not exposed.
+	Parse   ticket.ParseFunc // Defaults to ticket.ParseAny.
 }
 
 // Treater treats tickets.
@@ -74,8 +78,11 @@ func New(config Config, store Store) *Treater {
 	if config.Metrics == nil {
 		config.Metrics = NewMetrics(nil)
 	}
+	if config.Busy == nil {
+		config.Busy = func() bool { return false }
+	}
 	if config.Parse == nil {
-		config.Parse = ticket.Parse
+		config.Parse = ticket.ParseAny
 	}
 	return &Treater{config: config, store: store}
 }
@@ -111,12 +118,29 @@ func (tr *Treater) RunOnce(ctx context.Context) (int, error) {
 		if ctx.Err() != nil || !time.Now().Before(leaseEnd) {
 			break
 		}
+		start := time.Now()
 		if _, _, err := tr.attempt(ctx, c, leaseEnd); err != nil {
 			tr.config.Logger.With(c.Ticket.LogAttr()).
 				Warn("a ticket could not be treated; it stays TO_TREAT and is tried again", "attempt", c.Attempt, "error", err)
 		}
+		tr.giveWay(ctx, time.Since(start))
 	}
 	return len(claims), nil //nolint:nilerr // a ticket that was not treated before ctx ended is not a failure
+}
+
+// maxPause bounds the pause after a ticket that took long.
+const maxPause = time.Second
+
+// giveWay pauses after a ticket that took some time, while tickets are being stored. So a person who sends many tickets back
+// takes half of one connection from them.
+func (tr *Treater) giveWay(ctx context.Context, took time.Duration) {
+	if !tr.config.Busy() {
+		return
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(min(took, maxPause)):
+	}
 }
 
 func (tr *Treater) claim(ctx context.Context) ([]Claim, error) {
@@ -146,10 +170,10 @@ func (tr *Treater) attempt(ctx context.Context, c Claim, leaseEnd time.Time) (ti
 // treat stores what it reads. If it cannot, it stores ERROR; if another attempt may help, it postpones the ticket instead.
 func (tr *Treater) treat(ctx context.Context, c Claim) (ticket.Status, []ticket.Problem, error) {
 	if c.Attempt > tr.config.MaxAttempts { // the process that treated it was killed each time
-		return tr.giveUp(ctx, c, ProblemAttempts, errors.New("each attempt was cut short"))
+		return tr.giveUp(ctx, c, 0, ProblemAttempts, errors.New("each attempt was cut short"))
 	}
 	read := *c.Ticket
-	read.Order, read.Problems = tr.config.Parse(read.Body)
+	read.Order, read.Problems, read.Dialect = tr.config.Parse(read.Source, read.Body)
 	read.Status = ticket.Treated
 	if len(read.Problems) > 0 {
 		read.Status = ticket.Error
@@ -159,9 +183,9 @@ func (tr *Treater) treat(ctx context.Context, c Claim) (ticket.Status, []ticket.
 	case err == nil || errors.Is(err, ErrClaimLost):
 		return status, problems, err
 	case errors.Is(err, ticket.ErrRefused):
-		return tr.giveUp(ctx, c, ProblemRefused, err)
+		return tr.giveUp(ctx, c, read.Dialect, ProblemRefused, err)
 	case c.Attempt >= tr.config.MaxAttempts:
-		return tr.giveUp(ctx, c, ProblemAttempts, err)
+		return tr.giveUp(ctx, c, read.Dialect, ProblemAttempts, err)
 	}
 	if postponeErr := tr.postpone(ctx, c); postponeErr != nil {
 		err = fmt.Errorf("%w (and it could not be postponed, so the lease must end first: %w)", err, postponeErr)
@@ -189,10 +213,13 @@ const (
 	ProblemAttempts = "attempts_used_up" // no attempt succeeded; the last reason is in the message
 )
 
-// giveUp stores the ticket as ERROR, without what was read from it, because that may be what the store refuses.
-func (tr *Treater) giveUp(ctx context.Context, c Claim, code string, reason error) (ticket.Status, []ticket.Problem, error) {
+// giveUp stores the ticket as ERROR, without what was read from it, because that may be what the store refuses. Dialect is that
+// which it was read with.
+func (tr *Treater) giveUp(
+	ctx context.Context, c Claim, dialect int, code string, reason error,
+) (ticket.Status, []ticket.Problem, error) {
 	read := *c.Ticket
-	read.Status, read.Order = ticket.Error, ticket.Order{}
+	read.Status, read.Order, read.Dialect = ticket.Error, ticket.Order{}, dialect
 	read.Problems = []ticket.Problem{{
 		Code:    code,
 		Message: ticket.CleanText(fmt.Sprintf("not kept after %d attempt(s): %v", c.Attempt, reason), 500),

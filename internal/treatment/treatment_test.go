@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -18,6 +19,9 @@ import (
 	"myticket/internal/ticket"
 	"myticket/internal/treatment"
 )
+
+// tester is who changes something.
+var tester = postgres.Person{Who: "tester"}
 
 func TestMain(m *testing.M) { pgtest.Main(m) }
 
@@ -215,7 +219,7 @@ func TestTreater_ClaimFromBeforeARetry_ChangesNothing(t *testing.T) {
 	other := claim()
 	other.Ticket.Status, other.Ticket.Problems = ticket.Error, []ticket.Problem{{Code: "other"}}
 	require.NoError(t, b.finish(t, other))
-	require.NoError(t, b.store.RetryTicket(t.Context(), other.Ticket.ID))
+	require.NoError(t, b.store.ChangeTicket(t.Context(), tester, postgres.Retry, other.Ticket.ID))
 
 	slow.Ticket.Status, slow.Ticket.Problems = ticket.Error, []ticket.Problem{{Code: "slow"}}
 	require.ErrorIs(t, b.finish(t, slow), treatment.ErrClaimLost)
@@ -291,10 +295,10 @@ func TestTreater_SilentConnection_EndsInTimeAndIsTriedAgain(t *testing.T) {
 	parsing, parse := make(chan struct{}), make(chan struct{})
 	tr := b.treater(treatment.Config{
 		Timeout: 200 * time.Millisecond, Lease: time.Second, Interval: 10 * time.Millisecond,
-		Parse: func(body []byte) (ticket.Order, []ticket.Problem) {
+		Parse: func(source string, body []byte) (ticket.Order, []ticket.Problem, int) {
 			parsing <- struct{}{}
 			<-parse
-			return ticket.Parse(body)
+			return ticket.ParseAny(source, body)
 		},
 	})
 	for name, pauseAt := range map[string]bool{"finish": true, "claim": false} {
@@ -368,4 +372,39 @@ func TestTreater_TicketsBehindSlowOnes_AreNotGivenUpUntried(t *testing.T) {
 	running.Wait()
 	assert.Equal(t, 10, one[int](t, b, `SELECT count(*) FROM tickets WHERE status = 'TREATED'`),
 		"nothing is wrong with them: %s", one[string](t, b, `SELECT coalesce(string_agg(DISTINCT problems ->> 0, ' | '), '') FROM tickets WHERE convert_from(body, 'UTF8') NOT LIKE '%slow%'`))
+}
+
+// slowStore takes a second for each ticket.
+type slowStore struct {
+	treatment.Store
+	claims []treatment.Claim
+}
+
+func (s *slowStore) Claim(context.Context, int, time.Duration) ([]treatment.Claim, error) {
+	return s.claims, nil
+}
+
+func (s *slowStore) Finish(_ context.Context, c treatment.Claim) (ticket.Status, []ticket.Problem, error) {
+	time.Sleep(time.Second)
+	return c.Ticket.Status, nil, nil
+}
+
+func TestTreater_WhileTicketsAreStored_WorksHalfOfTheTime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store := &slowStore{}
+		for range 5 {
+			store.claims = append(store.claims, treatment.Claim{Ticket: &ticket.Ticket{Body: []byte(sample)}, Attempt: 1, Number: 1})
+		}
+		busy := true
+		tr := treatment.New(treatment.Config{Busy: func() bool { return busy }}, store)
+		start := time.Now()
+		_, err := tr.RunOnce(t.Context())
+		require.NoError(t, err)
+		assert.Equal(t, 10*time.Second, time.Since(start))
+		busy, start = false, time.Now()
+		_, err = tr.RunOnce(t.Context())
+		require.NoError(t, err)
+		assert.Equal(t, 5*time.Second, time.Since(start))
+	})
 }

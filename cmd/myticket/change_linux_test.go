@@ -1,0 +1,246 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"myticket/internal/postgres"
+	"myticket/internal/ticket"
+)
+
+// process is the program as a process of its own, to be interrupted or killed.
+type process struct {
+	*exec.Cmd
+	out, err bytes.Buffer // once Wait has returned
+}
+
+// start starts the program.
+func (b *operatorBundle) start(t *testing.T, args ...string) *process {
+	t.Helper()
+	self, err := os.Executable()
+	require.NoError(t, err)
+	p := &process{Cmd: exec.CommandContext(t.Context(), self, args...)} // ends with the test
+	p.Env = append(os.Environ(), runMain+"=1", "DATABASE_URL="+b.url)
+	p.Stdout, p.Stderr = &p.out, &p.err
+	require.NoError(t, p.Start())
+	return p
+}
+
+// insertFailed puts tickets that could not be read into the database.
+func (b *operatorBundle) insertFailed(t *testing.T, n int) {
+	t.Helper()
+	b.exec(t, `INSERT INTO tickets (id, received_at, source, body, status, problems)
+		SELECT (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7' || substr(md5(i::text), 1, 3) || '8' ||
+			substr(md5(i::text), 4, 15))::uuid, at, 'shop-' || i % 2, 'x', 'ERROR', '[{"line": 2, "code": "fields_count", "message": "m"}]'
+		FROM generate_series(1, $1::int) i, LATERAL (SELECT date_trunc('second', now()) - i * interval '1 ms' AS at) a`, n)
+}
+
+func (b *operatorBundle) count(t *testing.T, sql string) (n int) {
+	t.Helper()
+	require.NoError(t, b.pool.QueryRow(t.Context(), sql).Scan(&n), sql)
+	return n
+}
+
+const (
+	sentBack = `SELECT count(*) FROM tickets WHERE status = 'TO_TREAT'`
+	audited  = `SELECT coalesce(sum(tickets), 0)::int FROM audit`
+)
+
+func TestTicketsRetry_Interrupted_EndsAfterTheBatch_AndSaysHowToGoOn(t *testing.T) {
+	t.Parallel()
+	b := setupOperator(t)
+	b.insertFailed(t, 20_000)
+	p := b.start(t, "tickets", "retry", "--status=ERROR", "--yes", "--share=5", "--by=Anna", "--reason=new parser")
+	await(t, "some tickets are sent back", func() bool { return b.count(t, sentBack) >= 2000 })
+	require.NoError(t, p.Process.Signal(syscall.SIGINT))
+	require.Error(t, p.Wait())
+	assert.Equal(t, 1, p.ProcessState.ExitCode())
+	done := b.count(t, sentBack)
+	require.Less(t, done, 20_000)
+	assert.Equal(t, fmt.Sprintf("%d tickets sent back\n", done), p.out.String())
+	assert.Equal(t, done, b.count(t, audited), "the audit has what was done")
+	assert.Contains(t, p.err.String(), "interrupted: what was done before stays done")
+	assert.NotContains(t, p.err.String(), "\r", "there is no terminal to show progress on")
+
+	b.exec(t, `UPDATE tickets SET status = 'ERROR' WHERE status = 'TO_TREAT'`) // read in vain meanwhile
+	_, command, found := strings.Cut(p.err.String(), "To go on: myticket ")
+	require.True(t, found, p.err.String())
+	command, _, _ = strings.Cut(command, "\n")
+	shell := exec.CommandContext(t.Context(), "sh", "-c", `exec "$0" `+command+` --yes --share 100`, p.Path)
+	shell.Env = p.Env
+	out, err := shell.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	assert.Contains(t, string(out), fmt.Sprintf("%d tickets sent back", 20_000-done), "not those of the first run again")
+	assert.Equal(t, 20_000, b.count(t, audited))
+	var records []postgres.AuditRecord
+	require.NoError(t, json.Unmarshal([]byte(b.ok(t, "audit", "-o", "json")), &records))
+	require.Len(t, records, 2)
+	assert.Equal(t, []string{"Anna", "new parser", "tickets.retry"}, []string{records[1].Who, records[1].Why, records[1].Action})
+	assert.Equal(t, "new parser", records[0].Why)
+	assert.Contains(t, records[0].Who, "@")
+}
+
+func TestTicketsDismiss_Killed_TheAuditHasWhatWasDone_AndTheSameCommandDoesTheRest(t *testing.T) {
+	t.Parallel()
+	b := setupOperator(t)
+	b.insertFailed(t, 20_000)
+	for i := range 3 { // wherever it is just then
+		before := b.count(t, audited)
+		p := b.start(t, "tickets", "dismiss", "--status=ERROR", "--yes", "--share=50", "--reason=test till")
+		await(t, "some tickets are dismissed", func() bool { return b.count(t, audited) > before })
+		time.Sleep(time.Duration(i) * 3 * time.Millisecond)
+		require.NoError(t, p.Process.Kill())
+		require.Error(t, p.Wait())
+		await(t, "its last transaction is over", func() bool {
+			return b.count(t, `SELECT count(*) FROM pg_stat_activity WHERE application_name = 'myticket tickets'
+				AND datname = current_database()`) == 0
+		})
+		assert.Equal(t, b.count(t, audited), b.count(t, `SELECT count(*) FROM tickets WHERE status = 'DISMISSED'`))
+	}
+	done := b.count(t, audited)
+	require.Less(t, done, 20_000)
+	assert.Contains(t, b.ok(t, "tickets", "dismiss", "--status=ERROR", "--yes", "--share=100", "--reason=test till"),
+		fmt.Sprintf("%d tickets dismissed", 20_000-done))
+	assert.Equal(t, 20_000, b.count(t, `SELECT count(*) FROM tickets WHERE status = 'DISMISSED' AND jsonb_array_length(problems) = 2`))
+	assert.Contains(t, b.ok(t, "tickets", "reopen", "--problem=dismissed", "--yes", "--share=100"), "20000 tickets reopened")
+	assert.Equal(t, 20_000, b.count(t, `SELECT count(*) FROM tickets WHERE status = 'ERROR' AND jsonb_array_length(problems) = 1`))
+}
+
+func TestTicketsRetry_TwoOperatorsAtOnce_EachTicketOnce(t *testing.T) {
+	t.Parallel()
+	b := setupOperator(t)
+	b.insertFailed(t, 20_000)
+	var operators []*process
+	for _, who := range []string{"Anna", "Ben"} {
+		command := map[string]string{"Anna": "retry", "Ben": "dismiss"}[who]
+		operators = append(operators,
+			b.start(t, "tickets", command, "--status=ERROR", "--yes", "--share=90", "--by", who, "--reason=x", "-o", "json"))
+	}
+	sum := 0
+	for i, p := range operators {
+		require.NoError(t, p.Wait(), p.err.String())
+		var result changed
+		require.NoError(t, json.Unmarshal(p.out.Bytes(), &result))
+		assert.True(t, result.Applied)
+		sum += result.Tickets
+		who, status := []string{"Anna", "Ben"}[i], []string{"TO_TREAT", "DISMISSED"}[i]
+		assert.Equal(t, result.Tickets, b.count(t, `SELECT coalesce(sum(tickets), 0)::int FROM audit WHERE who = '`+who+`'`))
+		assert.Equal(t, result.Tickets, b.count(t, `SELECT count(*) FROM tickets WHERE status = '`+status+`'`))
+	}
+	assert.Equal(t, 20_000, sum)
+}
+
+func TestTicketsRetry_ShowsWhatItWouldTouch_AndAsks(t *testing.T) {
+	t.Parallel()
+	b := setupOperator(t)
+	b.insertFailed(t, 3000)
+	code, stdout, stderr := b.myticket(t, "tickets", "retry", "--source=shop-1")
+	assert.Equal(t, 1, code)
+	assert.Empty(t, stdout)
+	assert.Regexp(t, `(?m)^shop-1 +ERROR +fields_count +1500$`, stderr)
+	assert.Contains(t, stderr, "--yes")
+	var dry changed
+	require.NoError(t, json.Unmarshal([]byte(b.ok(t, "tickets", "retry", "--source=shop-1", "--dry-run", "-o", "json")), &dry))
+	assert.Equal(t, []postgres.TicketGroup{{Source: "shop-1", Status: ticket.Error, Problem: "fields_count", Tickets: 1500}}, dry.Preview.Groups)
+	assert.False(t, dry.Applied)
+	assert.Zero(t, b.count(t, sentBack))
+	assert.Zero(t, b.count(t, audited))
+
+	for answer, want := range map[string]int{"\n": 0, "no\n": 0, "y\n": 1500} {
+		person, program := newTerminal(t)
+		var out bytes.Buffer
+		args := []string{"tickets", "retry", "--source=shop-1", "--share=100", "--database-url", b.url}
+		exited := make(chan int, 1)
+		go func() { exited <- run(t.Context(), args, nil, streams{stdin: program, stdout: &out, stderr: program}) }()
+		screen := make(chan string, 1)
+		go func() {
+			var seen strings.Builder
+			buffer := make([]byte, 4096)
+			for {
+				n, err := person.Read(buffer)
+				seen.Write(buffer[:n])
+				if strings.Contains(string(buffer[:n]), "[y/N]") {
+					_, _ = io.WriteString(person, answer)
+				}
+				if err != nil { // the program's end is closed
+					screen <- seen.String()
+					return
+				}
+			}
+		}()
+		assert.Equal(t, want == 0, <-exited == 1, answer)
+		require.NoError(t, program.Close())
+		shown := <-screen
+		assert.Contains(t, shown, "Shall these 1500 tickets be sent back? [y/N]")
+		assert.Equal(t, want, b.count(t, sentBack), answer)
+		assert.Equal(t, want, b.count(t, audited), answer)
+		assert.Equal(t, want > 0, strings.Contains(shown, "1000 of 1500 tickets sent back"), shown)
+		if want > 0 {
+			b.exec(t, `UPDATE tickets SET status = 'ERROR' WHERE status = 'TO_TREAT'`)
+			b.exec(t, `ALTER TABLE audit DISABLE TRIGGER only_added`)
+			b.exec(t, `DELETE FROM audit`)
+		}
+	}
+}
+
+func TestTicketsFollow_ShowsTicketsAsTheyCome_UntilItIsInterrupted(t *testing.T) {
+	t.Parallel()
+	s := setup(t)
+	b := &operatorBundle{url: s.databaseURL, pool: s.pool}
+	s.submit(t, "/ticket/shop-1", body("1", "Café,a,2"))
+	p := &process{}
+	out, in, err := os.Pipe()
+	require.NoError(t, err)
+	defer out.Close()
+	self, err := os.Executable()
+	require.NoError(t, err)
+	p.Cmd = exec.CommandContext(t.Context(), self, "tickets", "follow", "--product=b", "--source=shop-1", "--interval=100ms", "-o", "json")
+	p.Env = append(os.Environ(), runMain+"=1", "DATABASE_URL="+b.url)
+	p.Stdout, p.Stderr = in, &p.err
+	require.NoError(t, p.Start())
+	require.NoError(t, in.Close())
+	await(t, "it has looked once", func() bool {
+		return b.count(t, `SELECT count(*) FROM pg_stat_activity WHERE application_name = 'myticket tickets follow'
+			AND datname = current_database() AND state = 'idle' AND query ILIKE 'commit%'`) > 0
+	})
+	s.submit(t, "/ticket/shop-1", body("2", "Café,a,2"))
+	s.submit(t, "/ticket/shop-2", body("3", "Thé,b,2"))
+	id := s.submit(t, "/ticket/shop-1", body("4", "Thé,b,2")).ID
+	var shown postgres.StoredTicket
+	require.NoError(t, json.NewDecoder(out).Decode(&shown))
+	assert.Equal(t, id, shown.ID, "the first that fits, without waiting for order_lines")
+	require.NoError(t, p.Process.Signal(syscall.SIGINT))
+	require.NoError(t, p.Wait(), p.err.String())
+}
+
+// A retry of many tickets beside live ones: all are treated, and the live ones are answered.
+func TestTicketsRetry_UnderLoad_EachTicketIsTreated(t *testing.T) {
+	t.Parallel()
+	s := setup(t)
+	b := &operatorBundle{url: s.databaseURL, pool: s.pool}
+	b.insertFailed(t, 500)
+	b.exec(t, `UPDATE tickets SET body = convert_to(E'Order: 7\nVAT: 0\nTotal: 2\n\nproduct,product_id,price\nCafé,a,2', 'UTF8')`)
+	h := watchHiccups(t, s.server)
+	l := startLoad(t, s.server, 4)
+	b.ok(t, "tickets", "retry", "--all", "--yes")
+	await(t, "some are treated, however much comes", func() bool {
+		return b.count(t, `SELECT count(*) FROM tickets WHERE status = 'TREATED' AND order_number = '7'`) >= 100
+	})
+	exchanges := l.stop()
+	await(t, "all are treated", func() bool {
+		return b.count(t, `SELECT count(*) FROM tickets WHERE status <> 'TREATED'`) == 0
+	})
+	requireKept(t, s.databaseURL, exchanges, h)
+	assert.Equal(t, 500, b.count(t, `SELECT count(*) FROM tickets WHERE order_number = '7'`))
+}
