@@ -53,6 +53,7 @@ type Store struct {
 	logger  *slog.Logger
 
 	newProducts *newProducts
+	newGroups   *newGroups
 	known       *known
 	readers     readers
 	// authenticated reports whether a source overrules others about products; nil if all sources are equal.
@@ -100,7 +101,8 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 	}
 	s := &Store{
 		pool: pool, queries: in.tracer, logger: config.Logger, newProducts: limitNewProducts(config.Sources),
-		known: newKnown(config.AuthenticatedProducts),
+		newGroups: watchNewGroups(config.Sources),
+		known:     newKnown(config.AuthenticatedProducts),
 	}
 	if config.AuthenticatedProducts {
 		s.authenticated = config.Sources.authenticated

@@ -26,3 +26,8 @@ const BacklogSQL = backlog
 
 // AuditSQL is the statement of Audit.
 func AuditSQL(limit int) (sql string, args []any) { return AuditFilter{}.page(0, limit) }
+
+// ProblemsSQL is the statement of Problems.
+func ProblemsSQL(filter ProblemFilter, order ProblemOrder, limit int) (sql string, args []any) {
+	return filter.groups(order, limit)
+}
