@@ -31,7 +31,7 @@ const (
 // ProblemGroup are the ERROR tickets of a source that failed in the same way.
 type ProblemGroup struct {
 	// Group is 0 for tickets that the version before stored, until a server has grouped them.
-	Group   ticket.Group  `json:"group"`
+	Group   ticket.Group  `json:"group,omitzero"`
 	Source  string        `json:"source"`
 	Tickets int           `json:"tickets"`
 	First   time.Time     `json:"first"`
