@@ -11,12 +11,17 @@ COMMENT ON COLUMN tickets.problem_group IS 'The same for all tickets that failed
 -- it without the partitions that it has. A server makes theirs, one by one, while tickets come in
 -- (https://www.postgresql.org/docs/current/ddl-partitioning.html#DDL-PARTITIONING-DECLARATIVE-MAINTENANCE). A table without tickets
 -- gets it as a whole.
+--
+-- That the group is not 0 is always true. Only statements that say so use the index, so no other one takes it instead of
+-- tickets_error, which has the order of time.
 DO $$
 BEGIN
     IF EXISTS (SELECT FROM tickets) THEN
-        CREATE INDEX tickets_problem_group ON ONLY tickets (problem_group, source, received_at) WHERE status = 'ERROR';
+        CREATE INDEX tickets_problem_group ON ONLY tickets (problem_group, source, received_at)
+            WHERE status = 'ERROR' AND (problem_group IS NULL OR problem_group <> 0);
     ELSE
-        CREATE INDEX tickets_problem_group ON tickets (problem_group, source, received_at) WHERE status = 'ERROR';
+        CREATE INDEX tickets_problem_group ON tickets (problem_group, source, received_at)
+            WHERE status = 'ERROR' AND (problem_group IS NULL OR problem_group <> 0);
     END IF;
 END
 $$;

@@ -104,9 +104,9 @@ func (n *newGroups) label(source string) string {
 // unprecedented returns, for each ticket, whether its group has no ERROR ticket that came before it.
 const unprecedented = `
 SELECT NOT EXISTS (
-    SELECT FROM tickets t
-    WHERE t.status = 'ERROR' AND t.problem_group = i.problem_group AND t.source = i.source AND t.received_at < i.received_at)
-FROM unnest($1::int8[], $2::text[], $3::timestamptz[]) WITH ORDINALITY AS i (problem_group, source, received_at, n)
+    SELECT FROM tickets
+    WHERE status = 'ERROR' AND ` + byGroup + ` AND problem_group = i.grp AND source = i.src AND received_at < i.at)
+FROM unnest($1::int8[], $2::text[], $3::timestamptz[]) WITH ORDINALITY AS i (grp, src, at, n)
 ORDER BY n`
 
 // reportNewGroups counts and logs the groups that are new. Of several servers that have one, that with its first ticket does.

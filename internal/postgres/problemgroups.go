@@ -18,6 +18,9 @@ const groupsLock = 0x6d79746772707321
 // fillLimit bounds a transaction of fillGroups.
 const fillLimit = 500
 
+const ungroupedTickets = `
+SELECT received_at, id, problems FROM tickets WHERE status = 'ERROR' AND problem_group IS NULL LIMIT $1 FOR UPDATE SKIP LOCKED`
+
 // groupProblems makes the index tickets_problem_group where a migration did not, and groups the tickets that the version before
 // stored. If another process does this, it leaves it to that one.
 func (m *Maintainer) groupProblems(ctx context.Context) (more bool, err error) {
@@ -134,7 +137,7 @@ func makeIndex(ctx context.Context, conn *pgx.Conn, index partitionIndex) error 
 	}
 	if !index.valid {
 		statements = append(statements, fmt.Sprintf(`CREATE INDEX CONCURRENTLY %s ON %s (problem_group, source, received_at)
-			WHERE status = 'ERROR'`, name, index.partition))
+			WHERE status = 'ERROR' AND `+byGroup, name, index.partition))
 	}
 	for _, sql := range statements {
 		if _, err := conn.Exec(ctx, sql); err != nil {
@@ -158,8 +161,7 @@ func fillGroups(ctx context.Context, conn *pgx.Conn) (filled int, err error) {
 		if _, err := tx.Exec(ctx, `SET LOCAL synchronous_commit = 'local'`); err != nil {
 			return err
 		}
-		rows, err := tx.Query(ctx, `SELECT received_at, id, problems FROM tickets WHERE status = 'ERROR' AND problem_group IS NULL
-			LIMIT $1 FOR UPDATE SKIP LOCKED`, fillLimit)
+		rows, err := tx.Query(ctx, ungroupedTickets, fillLimit)
 		if err != nil {
 			return err
 		}

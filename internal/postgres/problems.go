@@ -48,6 +48,9 @@ type Problems struct {
 	Tickets int            `json:"total_tickets"` // in all of them
 }
 
+// byGroup is always true. A statement needs it to use the index tickets_problem_group: see the migration.
+const byGroup = `(problem_group IS NULL OR problem_group <> 0)`
+
 // groupTickets counts tickets from the index tickets_problem_group alone. What a group means is in its last ticket, so no table has
 // to keep it. That ticket is found by its time, which nearly no other ticket has.
 const groupTickets = `
@@ -101,5 +104,5 @@ func (s *Store) Problems(ctx context.Context, filter ProblemFilter, order Proble
 // groups returns the statement of Problems.
 func (f ProblemFilter) groups(order ProblemOrder, limit int) (sql string, args []any) {
 	c := TicketFilter{Source: f.Source, Since: f.Since, Until: f.Until}.conditions()
-	return fmt.Sprintf(groupTickets, c.where(statusIs[ticket.Error]), groupOrders[order], limit), c.args
+	return fmt.Sprintf(groupTickets, c.where(statusIs[ticket.Error], byGroup), groupOrders[order], limit), c.args
 }

@@ -136,7 +136,8 @@ func TestProblems_OfTheVersionBefore_AreGroupedBehind(t *testing.T) {
 		save(t, b, entry(t, body(fmt.Sprint(i), []string{"Café,a,2 €", "Café,a"}[i%2])), entry(t, body("0", "Café,a,2")))
 	}
 	exec(t, b, `UPDATE tickets SET problem_group = NULL; DROP INDEX tickets_problem_group;
-		CREATE INDEX tickets_problem_group ON ONLY tickets (problem_group, source, received_at) WHERE status = 'ERROR'`)
+		CREATE INDEX tickets_problem_group ON ONLY tickets (problem_group, source, received_at)
+		WHERE status = 'ERROR' AND (problem_group IS NULL OR problem_group <> 0)`)
 	today := one[string](t, b, `SELECT tableoid::regclass FROM tickets LIMIT 1`)
 	exec(t, b, `CREATE INDEX `+today+`_problem_group ON `+today+` (problem_group, source, received_at) WHERE status = 'ERROR';
 		UPDATE pg_index SET indisvalid = false WHERE indexrelid = '`+today+`_problem_group'::regclass`)
@@ -165,6 +166,16 @@ func TestProblems_CountsFromTheIndexAlone(t *testing.T) {
 		assert.Contains(t, p, "Index Only Scan using tickets_20261103_20261104_problem_group_source_received_at_idx", p)
 		assert.Contains(t, p, "Heap Fetches: 0", p)
 		assert.NotContains(t, p, "Seq Scan", p)
+	}
+	for _, generic := range []bool{false, true} {
+		p := plan(t, b, generic, postgres.UngroupedSQL, 500)
+		assert.Contains(t, p, "tickets_20261103_20261104_problem_group_source_received_at_idx", p)
+		p = plan(t, b, generic, postgres.UnprecedentedSQL, []int64{1}, []string{"shop-1"}, []time.Time{dayOf(2)})
+		assert.Contains(t, p, "tickets_20261103_20261104_problem_group_source_received_at_idx", p)
+		assert.NotContains(t, p, "Seq Scan", p)
+		sql, args := postgres.PageSQL(postgres.TicketFilter{Group: 1, Source: "shop-1", Statuses: []ticket.Status{ticket.Error}}, uuid.Nil, 50)
+		p = plan(t, b, generic, sql, args...)
+		assert.Contains(t, p, "tickets_20261103_20261104_problem_group_source_received_at_idx", p)
 	}
 }
 

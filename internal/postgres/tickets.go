@@ -159,7 +159,7 @@ func (f TicketFilter) conditions(before ...any) *conditions {
 		c.add("problems @> jsonb_build_array(jsonb_build_object('code', ?::text))", f.Problem)
 	}
 	if f.Group != 0 {
-		c.add("problem_group = ?", int64(f.Group))
+		c.add("problem_group = ? AND "+byGroup, int64(f.Group))
 	}
 	if !f.Since.IsZero() {
 		c.add("received_at >= ?", f.Since)

@@ -27,6 +27,12 @@ const BacklogSQL = backlog
 // AuditSQL is the statement of Audit.
 func AuditSQL(limit int) (sql string, args []any) { return AuditFilter{}.page(0, limit) }
 
+// UngroupedSQL finds tickets that the version before stored.
+const UngroupedSQL = ungroupedTickets
+
+// UnprecedentedSQL is what is asked about new groups.
+const UnprecedentedSQL = unprecedented
+
 // ProblemsSQL is the statement of Problems.
 func ProblemsSQL(filter ProblemFilter, order ProblemOrder, limit int) (sql string, args []any) {
 	return filter.groups(order, limit)
