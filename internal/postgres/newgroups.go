@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -146,16 +147,14 @@ func (m *Maintainer) reportNewGroups(ctx context.Context) (more bool, err error)
 }
 
 // describeKinds returns the kinds of problems as one line.
-func describeKinds(problems []ticket.Problem) (line string) {
+func describeKinds(problems []ticket.Problem) string {
 	kinds, others := ticket.Kinds(problems)
-	for i, k := range kinds {
-		if i > 0 {
-			line += ", and "
-		}
-		line += k.Code + ": " + k.Shape
+	parts := make([]string, 0, len(kinds)+1)
+	for _, k := range kinds {
+		parts = append(parts, k.Code+": "+k.Shape)
 	}
 	if others {
-		line += ", and others"
+		parts = append(parts, "others")
 	}
-	return line
+	return strings.Join(parts, "; ")
 }

@@ -2,6 +2,8 @@ package postgres_test
 
 import (
 	"fmt"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -27,11 +29,11 @@ func problems(t *testing.T, b *testBundle, filter postgres.ProblemFilter, order 
 // describeGroups returns groups as text: source, tickets, codes.
 func describeGroups(groups []postgres.ProblemGroup) (all []string) {
 	for _, g := range groups {
-		text := fmt.Sprint(g.Source, " ", g.Tickets)
+		parts := []string{g.Source, strconv.Itoa(g.Tickets)}
 		for _, k := range g.Kinds {
-			text += " " + k.Code
+			parts = append(parts, k.Code)
 		}
-		all = append(all, text)
+		all = append(all, strings.Join(parts, " "))
 	}
 	return all
 }
@@ -168,14 +170,28 @@ func TestProblems_CountsFromTheIndexAlone(t *testing.T) {
 		assert.NotContains(t, p, "Seq Scan", p)
 	}
 	for _, generic := range []bool{false, true} {
-		p := plan(t, b, generic, postgres.UngroupedSQL, 500)
-		assert.Contains(t, p, "tickets_20261103_20261104_problem_group_source_received_at_idx", p)
-		p = plan(t, b, generic, postgres.UnprecedentedSQL, []int64{1}, []string{"shop-1"}, []time.Time{dayOf(2)})
+		p := plan(t, b, generic, postgres.UnprecedentedSQL, []int64{1}, []string{"shop-1"}, []time.Time{dayOf(2)})
 		assert.Contains(t, p, "tickets_20261103_20261104_problem_group_source_received_at_idx", p)
 		assert.NotContains(t, p, "Seq Scan", p)
 		sql, args := postgres.PageSQL(postgres.TicketFilter{Group: 1, Source: "shop-1", Statuses: []ticket.Status{ticket.Error}}, uuid.Nil, 50)
 		p = plan(t, b, generic, sql, args...)
 		assert.Contains(t, p, "tickets_20261103_20261104_problem_group_source_received_at_idx", p)
+	}
+}
+
+func TestProblems_OfTheVersionBefore_AreFoundByTheIndex(t *testing.T) {
+	t.Parallel()
+	b := setupDays(t, 4, 2000) // without ANALYZE
+	exec(t, b, `ALTER ROLE CURRENT_USER IN DATABASE `+one[string](t, b, `SELECT quote_ident(current_database())`)+
+		` SET enable_sort = off`)
+	exec(t, b, `ALTER ROLE CURRENT_USER IN DATABASE `+one[string](t, b, `SELECT quote_ident(current_database())`)+
+		` SET enable_bitmapscan = off`)
+	require.Equal(t, `SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off`, postgres.InOrderOfIndex)
+	b.pool = openPool(t, b.url)
+	for _, sql := range []string{strings.ReplaceAll(postgres.UngroupedSQL, "$1", "500"), postgres.AnyUngroupedSQL} {
+		p := plan(t, b, false, sql)
+		assert.Contains(t, p, "tickets_20261103_20261104_problem_group_source_received_at_idx", p)
+		assert.NotContains(t, p, "Sort (", p)
 	}
 }
 

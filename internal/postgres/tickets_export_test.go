@@ -27,8 +27,12 @@ const BacklogSQL = backlog
 // AuditSQL is the statement of Audit.
 func AuditSQL(limit int) (sql string, args []any) { return AuditFilter{}.page(0, limit) }
 
-// UngroupedSQL finds tickets that the version before stored.
-const UngroupedSQL = ungroupedTickets
+// UngroupedSQL and AnyUngroupedSQL find tickets that the version before stored, with the settings InOrderOfIndex.
+const (
+	InOrderOfIndex  = inOrderOfIndex
+	UngroupedSQL    = ungroupedTickets
+	AnyUngroupedSQL = anyUngrouped
+)
 
 // UnprecedentedSQL is what is asked about new groups.
 const UnprecedentedSQL = unprecedented

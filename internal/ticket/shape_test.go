@@ -45,9 +45,9 @@ func FuzzShape(f *testing.F) {
 			p := ticket.Problem{Message: fmt.Sprintf(format, first, second, n, rate)}
 			require.Equal(t, ticket.Problem{Message: fmt.Sprintf(format, "x", "y", 7, 1.0)}.Shape(), p.Shape(), p.Message)
 		}
-		any := ticket.Problem{Message: first + second}
-		shape := any.Shape()
-		require.LessOrEqual(t, utf8.RuneCountInString(shape), utf8.RuneCountInString(any.Message))
+		joined := ticket.Problem{Message: first + second}
+		shape := joined.Shape()
+		require.LessOrEqual(t, utf8.RuneCountInString(shape), utf8.RuneCountInString(joined.Message))
 		require.NotContains(t, shape, `"`)
 		require.False(t, strings.ContainsAny(shape, "0123456789;"), shape)
 		_, problems := ticket.Parse([]byte(first + "\n" + second))
