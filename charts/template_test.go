@@ -716,7 +716,7 @@ func TestScaling(t *testing.T) {
 func TestRetention_AndPodMonitors(t *testing.T) {
 	t.Parallel()
 	all := render(t, "retention.enabled=true", "retention.keep=12w", "monitoring.podMonitor.enabled=true", "monitoring.podMonitor.labels.release=prometheus")
-	assert.Equal(t, []any{"retention", "--keep", "12w", "--apply"}, at(all.find(t, "CronJob", "myticket-retention"), "spec.jobTemplate.spec.template.spec.containers.0.args"))
+	assert.Equal(t, []any{"retention", "--keep", "12w", "--apply", "--by", "CronJob/myticket-retention"}, at(all.find(t, "CronJob", "myticket-retention"), "spec.jobTemplate.spec.template.spec.containers.0.args"))
 	assert.Equal(t, "internal", at(all.find(t, "PodMonitor", "myticket"), "spec.podMetricsEndpoints.0.port"))
 	assert.Equal(t, "prometheus", at(all.find(t, "PodMonitor", "myticket-db"), "metadata.labels.release"))
 	relabeled := render(t, "monitoring.podMonitor.enabled=true", "monitoring.podMonitor.relabelings[0].targetLabel=shop",

@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"myticket/internal/dialect"
 	"myticket/internal/lab"
 	"myticket/internal/ticket"
 )
@@ -51,6 +52,27 @@ func (u *upgradeTrial) finish(ctx context.Context) error {
 	return errors.Join(u.showEach(ctx), u.compareLines(ctx))
 }
 
+// dialectOf is the dialect that a ticket t was read in; NULL for that of everyone.
+const dialectOf = `(SELECT dialect::text FROM dialects d WHERE d.version = t.dialect)`
+
+// readAs reads a body in a dialect, as it is kept; nil for that of everyone.
+func readAs(written, body []byte) (ticket.Order, error) {
+	if written == nil {
+		order, _ := ticket.Parse(body)
+		return order, nil
+	}
+	d, err := dialect.Parse(written)
+	if err != nil {
+		return ticket.Order{}, err
+	}
+	reader, err := ticket.NewReader(d)
+	if err != nil {
+		return ticket.Order{}, err
+	}
+	order, _ := reader.Parse(body)
+	return order, nil
+}
+
 // showEach demands that both versions show tickets of both.
 func (u *upgradeTrial) showEach(ctx context.Context) error {
 	conn, err := pgx.Connect(ctx, u.url)
@@ -59,17 +81,19 @@ func (u *upgradeTrial) showEach(ctx context.Context) error {
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	rows, err := conn.Query(ctx, `
-		(SELECT id, body FROM tickets WHERE status = 'TREATED' AND lines IS NULL ORDER BY random() LIMIT $1) UNION ALL
-		(SELECT id, body FROM tickets WHERE status = 'TREATED' AND lines IS NOT NULL ORDER BY random() LIMIT $1)`, shownEach)
+		SELECT id, body, `+dialectOf+` FROM (
+			(SELECT * FROM tickets WHERE status = 'TREATED' AND lines IS NULL ORDER BY random() LIMIT $1) UNION ALL
+			(SELECT * FROM tickets WHERE status = 'TREATED' AND lines IS NOT NULL ORDER BY random() LIMIT $1)) t`, shownEach)
 	if err != nil {
 		return fmt.Errorf("choose tickets: %w", err)
 	}
 	var id uuid.UUID
-	var body []byte
-	bodies := map[uuid.UUID][]byte{}
-	if _, err := pgx.ForEachRow(rows, []any{&id, &body}, func() error {
+	var body, written []byte
+	bodies, orders := map[uuid.UUID][]byte{}, map[uuid.UUID]ticket.Order{}
+	if _, err := pgx.ForEachRow(rows, []any{&id, &body, &written}, func() (err error) {
 		bodies[id] = bytes.Clone(body)
-		return nil
+		orders[id], err = readAs(written, bodies[id])
+		return err
 	}); err != nil {
 		return fmt.Errorf("choose tickets: %w", err)
 	}
@@ -83,9 +107,8 @@ func (u *upgradeTrial) showEach(ctx context.Context) error {
 				u.failf("%s does not show the ticket %s: %v", program, id, err)
 			}
 		}
-		order, _ := ticket.Parse(body)
 		shown, err := u.output(ctx, u.program, "tickets", "show", "--output", "json", id.String())
-		line := fmt.Appendf(nil, "%q", order.Lines[0].Name)
+		line := fmt.Appendf(nil, "%q", orders[id].Lines[0].Name)
 		if err != nil || !bytes.Contains(shown, line) {
 			u.failf("the ticket %s is shown without its lines: %v", id, err)
 		}
@@ -102,16 +125,19 @@ func (u *upgradeTrial) compareLines(ctx context.Context) error {
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	want := map[string]int{}
-	rows, err := conn.Query(ctx, `SELECT id, body FROM tickets WHERE status = 'TREATED'`)
+	rows, err := conn.Query(ctx, `SELECT id, body, `+dialectOf+` FROM tickets t WHERE status = 'TREATED'`)
 	if err != nil {
 		return fmt.Errorf("read the tickets: %w", err)
 	}
 	var id uuid.UUID
-	var body []byte
+	var body, written []byte
 	tickets := 0
-	if _, err := pgx.ForEachRow(rows, []any{&id, &body}, func() error {
+	if _, err := pgx.ForEachRow(rows, []any{&id, &body, &written}, func() error {
 		tickets++
-		order, _ := ticket.Parse(body)
+		order, err := readAs(written, body)
+		if err != nil {
+			return err
+		}
 		for i, line := range order.Lines {
 			want[fmt.Sprintf("%s %d: %s %q for %s", id, i+1, line.ProductID, line.Name, line.Price.AppendText(nil))]++
 		}

@@ -266,6 +266,7 @@ func TestAttack_ConnectionsThatGoSilent_StopNeitherTicketsNorTreatment(t *testin
 	proxy, url := newSilentProxy(t, b.databaseURL)
 	b.server = serve(t, url, "--spool-dir", t.TempDir(), "--database-timeout", "500ms", "--overflow-wait", "500ms")
 	b.awaitReady(t)
+	b.awaitStoring(t)
 	var ids []uuid.UUID
 	for range 3 {
 		r := b.submit(t, "/ticket", sample(t))

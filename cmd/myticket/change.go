@@ -119,7 +119,9 @@ func (s selection) run(ctx context.Context, std streams, ch changing) error {
 }
 
 // changeEach changes the tickets whose ids are given.
-func (s selection) changeEach(ctx context.Context, std streams, store *postgres.Store, by postgres.Person, ch changing) (err error) {
+func (s selection) changeEach(
+	ctx context.Context, std streams, store *postgres.Store, by postgres.Person, ch changing,
+) (err error) {
 	n := 0
 	for _, id := range s.IDs {
 		oneErr := store.ChangeTicket(ctx, by, ch.Change, id)

@@ -35,8 +35,8 @@ var sourcePattern = regexp.MustCompile(`^([a-z0-9-]{1,63}|\*)$`)
 // Validate is called by kong.
 func (s sourceName) Validate() error {
 	if s != "" && !sourcePattern.MatchString(string(s)) {
-		return fmt.Errorf("%q is no source: it must have 1 to 63 of a-z, 0-9 and -, or be * for all sources that have no dialect of their own",
-			string(s))
+		return fmt.Errorf("%q is no source: it must have 1 to 63 of a-z, 0-9 and -, or be * for all sources that have no dialect of "+
+			"their own", string(s))
 	}
 	return nil
 }
@@ -129,8 +129,8 @@ func (c dialectsShowCmd) Run(ctx context.Context, std streams) error {
 	} else {
 		v, err = newestVersion(ctx, store, string(c.Source))
 		if err == nil && v.Dialect == nil {
-			err = fmt.Errorf("the source %s has no dialect of its own: its tickets are read as %q says, or else in the dialect of everyone",
-				c.Source, postgres.OtherSources)
+			err = fmt.Errorf("the source %s has no dialect of its own: its tickets are read as %q says, or else in the dialect of "+
+				"everyone", c.Source, postgres.OtherSources)
 		}
 	}
 	switch {
@@ -139,7 +139,8 @@ func (c dialectsShowCmd) Run(ctx context.Context, std streams) error {
 	case c.Output == "json":
 		return printJSON(std.stdout, v)
 	}
-	fmt.Fprintf(std.stdout, "# Version %d of %s, %s, by %s: %s\n", v.Version, v.Source, stamp(v.CreatedAt), printable(v.Who), printable(v.Why))
+	fmt.Fprintf(std.stdout, "# Version %d of %s, %s, by %s: %s\n",
+		v.Version, v.Source, stamp(v.CreatedAt), printable(v.Who), printable(v.Why))
 	if v.Dialect == nil {
 		_, err = fmt.Fprintln(std.stdout, "# This version took the dialect away.")
 		return err
@@ -152,7 +153,10 @@ func (c dialectsShowCmd) Run(ctx context.Context, std streams) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprint(std.stdout, printableText(string(text)))
+	if isTerminal(std.stdout) { // a file must be exact
+		text = []byte(printableText(string(text)))
+	}
+	_, err = std.stdout.Write(text)
 	return err
 }
 
@@ -208,13 +212,19 @@ func (f tryFlags) read(std streams) (reader *ticket.Reader, written []byte, err 
 }
 
 // try reads tickets, with progress on a terminal.
-func (f tryFlags) try(ctx context.Context, std streams, store *postgres.Store, reader *ticket.Reader) (postgres.DialectTrial, error) {
+func (f tryFlags) try(
+	ctx context.Context, std streams, store *postgres.Store, reader *ticket.Reader,
+) (postgres.DialectTrial, error) {
 	shown := newProgress(std.stderr)
 	defer shown.end()
-	return store.TryDialect(ctx, postgres.DialectTry{
+	trial, err := store.TryDialect(ctx, postgres.DialectTry{
 		Source: string(f.Source), Reader: reader, Errors: f.Limit, Treated: f.Treated,
 		Show: func(read int) { shown.show(fmt.Sprintf("%d tickets read", read)) },
 	})
+	if err != nil && ctx.Err() != nil {
+		err = errors.New("interrupted: nothing was changed")
+	}
+	return trial, err
 }
 
 type dialectsTryCmd struct {
@@ -318,7 +328,7 @@ func (c dialectsApplyCmd) Run(ctx context.Context, std streams) error {
 	}
 	trial, err := c.try(ctx, std, store, reader)
 	if err != nil {
-		return fmt.Errorf("nothing was changed: %w", err)
+		return err
 	}
 	if c.Output == "table" {
 		if err := printTrial(std.stdout, trial); err != nil {

@@ -81,7 +81,9 @@ func TestDialects_AppliedWhileAServerRuns_AreUsedAtOnce(t *testing.T) {
 
 			shown := o.ok(t, "tickets", "show", good.ID.String())
 			assert.Contains(t, shown, "Café")
-			var line struct{ Dialect int }
+			var line struct {
+				Dialect int `json:"dialect"`
+			}
 			require.NoError(t, json.Unmarshal([]byte(o.ok(t, "tickets", "show", good.ID.String(), "--output", "json")), &line))
 			assert.Equal(t, 1, line.Dialect)
 		})
@@ -142,6 +144,7 @@ func TestDialects_AppliedWhileAServerIsCutOff_AreUsedForWhatItSpooled(t *testing
 	b.awaitReady(t)
 	o.ok(t, "dialects", "apply", "shop-1", "--file", dialectFile(t, french), "--yes")
 	b.awaitVersion(t, "shop-1", 1)
+	b.awaitStoring(t)
 	require.Equal(t, ticket.Treated, b.submit(t, "/ticket/shop-1", frenchBody).Status)
 
 	bridge.raise()
@@ -154,6 +157,7 @@ func TestDialects_AppliedWhileAServerIsCutOff_AreUsedForWhatItSpooled(t *testing
 
 	bridge.raised.Store(false)
 	b.awaitVersion(t, "shop-1", 2)
+	b.awaitStoring(t)
 	require.Equal(t, ticket.Treated, b.submit(t, "/ticket/shop-1", german).Status)
 	await(t, "the spool is drained", func() bool { return b.metric(t, "myticket_spool_tickets") == 0 })
 	assert.Equal(t, 4, b.count(t, `SELECT count(*) FROM tickets`))
@@ -186,6 +190,7 @@ func TestDialects_ServerThatStartsWithoutTheDatabase_ReadsNoTicketInTheWrongOne(
 	await(t, "the spool is drained", func() bool {
 		return b.count(t, `SELECT count(*) FROM tickets WHERE status = 'TREATED' AND dialect = 1`) == 11
 	})
+	b.awaitStoring(t)
 	require.Equal(t, ticket.Treated, b.submit(t, "/ticket/shop-1", frenchBody).Status)
 }
 

@@ -1,14 +1,21 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
+	"context"
 	"flag"
 	"fmt"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/alecthomas/kong"
 	"github.com/stretchr/testify/require"
+
+	"myticket/internal/ticket"
 )
 
 var update = flag.Bool("update", false, "write docs/settings.md and docs/metrics.md anew")
@@ -48,4 +55,87 @@ func TestSettingsPage_IsWhatTheProgramSays(t *testing.T) {
 	have, err := os.ReadFile(page)
 	require.NoError(t, err)
 	require.Equal(t, b.String(), string(have), "docs/settings.md lags: run this test with -update")
+}
+
+// TestMendingPage_CommandsWork runs the commands of the section on dialects in docs/mending.md, with the file that it shows.
+func TestMendingPage_CommandsWork(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../docs/mending.md")
+	require.NoError(t, err)
+	_, section, ok := strings.Cut(string(page), "\n## Dialects\n")
+	require.True(t, ok)
+	section, _, _ = strings.Cut(section, "\n## ")
+	file := ""
+	if text := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindStringSubmatch(section); text != nil {
+		file = dialectFile(t, text[1])
+	}
+	b := setupOperator(t)
+	b.insert(t, ticket.Error, "shop-1", "1", "Ticket no: 7\nTotal: 1.234,50\n*** 1 ***\n\nlibellé,product_id,price\nCafé,c,\"2,00\"\nMerci de votre visite")
+	commands := 0
+	for _, block := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(section, -1) {
+		for line := range strings.Lines(block[1]) {
+			line, _, _ = strings.Cut(line, "  #")
+			var args []string
+			for _, arg := range regexp.MustCompile(`"[^"]*"|'[^']*'|\S+`).FindAllString(line, -1) {
+				args = append(args, strings.Trim(arg, `"'`))
+				if arg == "shop-1.yaml" {
+					args[len(args)-1] = file
+				}
+			}
+			require.Equal(t, "myticket", args[0], line)
+			if args[2] == "apply" || args[2] == "revert" || args[2] == "retry" { // there is no terminal to ask on
+				args = append(args, "--yes")
+			}
+			out := b.ok(t, args[1:]...)
+			commands++
+			if args[2] == "try" {
+				require.Contains(t, out, "of 1 tickets, 1 would become TREATED", "the file of the page mends its example")
+			}
+		}
+	}
+	require.Equal(t, 8, commands)
+	require.Equal(t, "TO_TREAT", b.text(t, `SELECT status FROM tickets`))
+}
+
+// TestMendingPage_CommandsInBulkWork runs the commands of the other sections of docs/mending.md.
+func TestMendingPage_CommandsInBulkWork(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../docs/mending.md")
+	require.NoError(t, err)
+	b := setupOperator(t)
+	b.insert(t, ticket.Error, "shop-1", "1", "x")
+	b.insert(t, ticket.Error, "test", "2", "x")
+	files := map[string]string{"ticket.txt": write(t, "ticket.txt", sample(t)), "shop-1.yaml": write(t, "shop-1.yaml", "optional: [vat]\n")}
+	commands := 0
+	for _, title := range []string{"In bulk", "Finding and watching tickets", "Who did what", "Reading without storing"} {
+		_, section, ok := strings.Cut(string(page), "\n## "+title+"\n")
+		require.True(t, ok, title)
+		section, _, _ = strings.Cut(section, "\n## ")
+		for _, block := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(section, -1) {
+			for line := range strings.Lines(block[1]) {
+				line, _, _ = strings.Cut(line, "  #")
+				line, _, _ = strings.Cut(line, " > ")
+				var args []string
+				for _, arg := range regexp.MustCompile(`"[^"]*"|\S+`).FindAllString(line, -1) {
+					args = append(args, cmp.Or(files[arg], strings.Trim(arg, `"`)))
+				}
+				require.Equal(t, "myticket", args[0], line)
+				ctx, cancel := context.WithTimeout(t.Context(), patience)
+				switch args[2] {
+				case "retry", "dismiss", "reopen": // there is no terminal to ask on
+					args = append(args, "--yes")
+				case "follow": // until it is interrupted
+					time.AfterFunc(time.Second, cancel)
+				}
+				var out bytes.Buffer
+				code := run(ctx, append(args[1:], "--database-url", b.url), nil, streams{stdout: &out, stderr: &out})
+				cancel()
+				require.Zero(t, code, "%s: %s", line, &out)
+				commands++
+			}
+		}
+	}
+	require.Equal(t, 12, commands)
+	require.Equal(t, "ERROR TO_TREAT", b.text(t, `SELECT string_agg(status, ' ' ORDER BY status) FROM tickets`), "dismissed, and reopened")
+	require.Equal(t, "3", b.text(t, `SELECT count(*)::text FROM audit`))
 }

@@ -62,6 +62,7 @@ func setup(t *testing.T, flags ...string) *testBundle {
 	b.pool = openPool(t, b.databaseURL)
 	b.server = serve(t, b.databaseURL, flags...)
 	b.awaitReady(t)
+	b.awaitStoring(t)
 	return b
 }
 
@@ -142,6 +143,13 @@ func (s *server) stop() int {
 func (s *server) awaitReady(t *testing.T) {
 	t.Helper()
 	await(t, "the server is ready", func() bool { return s.get(t, s.internal+"/readyz").status == http.StatusOK })
+}
+
+// awaitStoring waits until tickets go to the database, and no longer to the spool alone. On a machine that is very busy, a server
+// that is ready may not have read the dialects yet.
+func (s *server) awaitStoring(t *testing.T) {
+	t.Helper()
+	await(t, "tickets go to the database", func() bool { return s.metric(t, "myticket_intake_database_away") == 0 })
 }
 
 // answer is a response that was read.

@@ -20,7 +20,9 @@ func (m *moment) UnmarshalText(text []byte) error {
 		*m = moment{time: t}
 		return nil
 	}
-	for _, layout := range []string{"2006-01-02T15:04:05", "2006-01-02T15:04", "2006-01-02 15:04:05", "2006-01-02 15:04", time.DateOnly} {
+	for _, layout := range []string{
+		"2006-01-02T15:04:05", "2006-01-02T15:04", "2006-01-02 15:04:05", "2006-01-02 15:04", time.DateOnly,
+	} {
 		if t, err := time.Parse(layout, string(text)); err == nil {
 			*m = moment{t, true}
 			return nil
@@ -35,11 +37,11 @@ func (m *moment) UnmarshalText(text []byte) error {
 	return nil
 }
 
-func (m moment) isZero() bool { return m == moment{} }
+func (m *moment) isZero() bool { return *m == moment{} }
 
 // in returns the point in time, whose zone is the given one if it has none of its own. Of a time that a change of the clocks
 // skips or repeats, it is one of the two that it may be (time.Date).
-func (m moment) in(zone *time.Location) time.Time {
+func (m *moment) in(zone *time.Location) time.Time {
 	if !m.local { // also the zero moment
 		return m.time
 	}

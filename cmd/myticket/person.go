@@ -43,7 +43,8 @@ func (f personFlags) person() (postgres.Person, error) {
 	}
 	host, err := os.Hostname()
 	if err != nil {
-		return postgres.Person{}, errors.New("the host has no name, so it is not known who makes the change, and nothing was changed: use --by")
+		return postgres.Person{}, errors.New("the host has no name, so it is not known who makes the change, and nothing was " +
+			"changed: use --by")
 	}
 	name := "uid " + strconv.Itoa(os.Getuid()) // in the image no user has a name
 	if u, err := user.Current(); err == nil && u.Username != "" {

@@ -2,6 +2,8 @@ package main
 
 import (
 	"encoding/json"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -57,4 +59,40 @@ func TestProblems_ListsGroups_AndTheCommandsThatGoOn(t *testing.T) {
 // groupSQL is the group of problems as an SQL literal.
 func groupSQL(problems []ticket.Problem) string {
 	return "('x" + ticket.GroupOf(problems).String() + "')::bit(64)::bigint"
+}
+
+// TestMendingPage_CommandsOfProblemsWork runs the commands of the section What goes wrong, on a ticket of its own.
+func TestMendingPage_CommandsOfProblemsWork(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../docs/mending.md")
+	require.NoError(t, err)
+	_, section, ok := strings.Cut(string(page), "\n## What goes wrong\n")
+	require.True(t, ok)
+	section, _, _ = strings.Cut(section, "\n## ")
+	b := setupOperator(t)
+	id := b.insert(t, ticket.Error, "shop-1", "1", "x")
+	problems := []ticket.Problem{{Code: ticket.ProblemOrderMissing, Message: "there is no Order record"}}
+	b.exec(t, `UPDATE tickets SET problem_group = `+groupSQL(problems))
+	file := write(t, "shop-1.yaml", "optional: [vat]\n")
+	commands := 0
+	for line := range strings.Lines(section) {
+		line, _, _ = strings.Cut(strings.TrimSpace(line), "  #")
+		if !strings.HasPrefix(line, "myticket ") {
+			continue
+		}
+		for name, value := range map[string]string{
+			`--problem-group \S+`: "--problem-group " + ticket.GroupOf(problems).String(),
+			`show \S+`:            "show " + id.String(), `shop-1\.yaml`: file,
+		} {
+			line = regexp.MustCompile(name).ReplaceAllString(line, value)
+		}
+		args := strings.Fields(line)[1:]
+		if strings.Contains(line, " retry ") { // there is no terminal to ask on
+			args = append(args, "--yes")
+		}
+		assert.Contains(t, b.ok(t, args...), "1", line)
+		commands++
+	}
+	require.Equal(t, 7, commands)
+	require.Equal(t, "TO_TREAT", b.text(t, `SELECT status FROM tickets`))
 }

@@ -41,7 +41,7 @@ type readReport struct {
 	Lines       []postgres.StoredLine  `json:"lines"`
 	Extra       []postgres.StoredField `json:"extra,omitempty"`
 	Problems    []ticket.Problem       `json:"problems"`
-	Dialect     int                    `json:"dialect,omitempty"` // version of the source's dialect; 0 for that of everyone or of a file
+	Dialect     int                    `json:"dialect,omitempty"` // version of the source's; 0 for any other
 }
 
 func (c readCmd) Run(ctx context.Context, std streams) error {

@@ -102,7 +102,7 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 		intakeConfig.Spool = tracing.TraceSpool(queue)
 		defer func() { err = errors.Join(err, queue.Close()) }()
 	}
-	in := intake.New(intakeConfig, tracing.TraceStore(dialects.Store()), treater) //nolint:contextcheck // it outlives ctx until Close
+	in := intake.New(intakeConfig, tracing.TraceStore(dialects.Store()), treater) //nolint:contextcheck // it lives until Close
 	in.Register(registry)
 	treatConfig.Busy = in.Busy
 	waiting := treatment.New(treatConfig, tracing.TraceTreatment(store)) // of tickets that nobody waits for
@@ -206,7 +206,7 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 }
 
 // dialectsPatience is how long a server waits for the dialects before it listens. It takes tickets without them, and reads none.
-const dialectsPatience = time.Second
+const dialectsPatience = 3 * time.Second
 
 // readDialects reads the dialects. If it cannot now, unread is why, and intake must not read a ticket before they were read.
 func (f *serverFlags) readDialects(

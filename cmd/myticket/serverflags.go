@@ -64,7 +64,8 @@ type serverFlags struct {
 
 // connsBesides is how many connections a server needs besides those of its batches: one each for treatment, for maintenance,
 // for draining the spool, for batches that the spool does not take, and for checking whether the database answers. That check
-// must never wait behind tickets. Filling order lines takes one only while two are free.
+// must never wait behind tickets. Filling order lines takes one only while two are free. A server with one more holds it to be
+// told of new dialects.
 const connsBesides = 5
 
 // headerName is a token (RFC 9110, section 5.6.2).

@@ -55,7 +55,7 @@ func (a *amount) UnmarshalText(text []byte) (err error) {
 }
 
 // text returns the amount, or nothing if there is none.
-func (a amount) text() string {
+func (a *amount) text() string {
 	if !a.IsSet() {
 		return ""
 	}

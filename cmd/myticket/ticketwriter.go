@@ -31,7 +31,8 @@ func newTicketWriter(flags listFlags, w io.Writer) *ticketWriter {
 var ticketColumns = []string{"ID", "RECEIVED", "SOURCE", "STATUS", "ORDER", "TOTAL", "LINES", "PROBLEM"}
 
 var csvColumns = []string{
-	"id", "received", "source", "status", "order", "vat", "total", "lines", "problems", "problem_line", "problem_code", "problem_message",
+	"id", "received", "source", "status", "order", "vat", "total", "lines",
+	"problems", "problem_line", "problem_code", "problem_message",
 }
 
 // write takes the next tickets.

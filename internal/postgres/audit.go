@@ -49,6 +49,9 @@ func audit(ctx context.Context, tx pgx.Tx, a AuditEntry) error {
 	return err
 }
 
+const insertAudit = `
+INSERT INTO audit (who, action, filter, tickets, why, details) VALUES ($1, $2, $3, $4, $5, $6) RETURNING id`
+
 // auditRow is audit, and returns the id of the row.
 func auditRow(ctx context.Context, tx pgx.Tx, a AuditEntry) (id int64, err error) {
 	if strings.TrimSpace(a.Who) == "" {
@@ -62,7 +65,7 @@ func auditRow(ctx context.Context, tx pgx.Tx, a AuditEntry) (id int64, err error
 	if err != nil {
 		return 0, err
 	}
-	err = tx.QueryRow(ctx, `INSERT INTO audit (who, action, filter, tickets, why, details) VALUES ($1, $2, $3, $4, $5, $6) RETURNING id`,
+	err = tx.QueryRow(ctx, insertAudit,
 		ticket.CleanText(a.Who, MaxWho), a.Action, filter, a.Tickets, ticket.CleanText(a.Why, MaxReason), details).Scan(&id)
 	if err != nil {
 		return 0, fmt.Errorf("audit %s: %w", a.Action, err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -204,8 +205,9 @@ func (s *Store) PreviewChange(ctx context.Context, ch Change, bulk Bulk) (Previe
 		c := bulk.Filter.conditions()
 		bulk.within(c, place{ticket.IDTime(bulk.After), bulk.After}, newest)
 		rows, err := tx.Query(ctx, `
-SELECT source, status, coalesce(problems -> 0 ->> 'code', ''), count(*), sum(count(*)) OVER ()::bigint
-FROM tickets t`+c.where(ch.is(bulk.Filter))+fmt.Sprintf(` GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3 LIMIT %d`, previewGroups), c.args...)
+			SELECT source, status, coalesce(problems -> 0 ->> 'code', ''), count(*), sum(count(*)) OVER ()::bigint
+			FROM tickets t`+c.where(ch.is(bulk.Filter))+`
+			GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3 LIMIT `+strconv.Itoa(previewGroups), c.args...)
 		if err != nil {
 			return err
 		}
@@ -369,7 +371,8 @@ func (r *bulkRun) batch(ctx context.Context) (changed int, more bool, err error)
 }
 
 // batch returns a statement that changes the first tickets after the place done, up to the place last: at most changeBatch, and
-// about changeBytes. The statement returns how many it changed, and the place of the last one. It returns no row if there was none.
+// about changeBytes. The statement returns how many it changed, and the place of the last one. It returns no row if there was
+// none.
 //
 // It locks the tickets in the order of their places, so that two such statements cannot deadlock. It does not change a ticket
 // that another process has changed meanwhile, because Postgres checks the status again after it has the lock

@@ -130,8 +130,8 @@ func (s *Store) ApplyDialect(ctx context.Context, c DialectChange, written []byt
 	return s.changeDialect(ctx, c, ActionApplyDialect, written, map[string]any{})
 }
 
-// RevertDialect makes the content of an earlier version of the source count again, as a new version. To is that version; 0 for the
-// one before the present one. If there was none before, the source has no dialect of its own any more.
+// RevertDialect makes the content of an earlier version of the source count again, as a new version. To is that version; 0 for
+// the one before the present one. If there was none before, the source has no dialect of its own any more.
 func (s *Store) RevertDialect(ctx context.Context, c DialectChange, to int) (DialectVersion, error) {
 	if c.Previous == 0 {
 		return DialectVersion{}, fmt.Errorf("the source %s never had a dialect: %w", c.Source, ErrNoDialect)

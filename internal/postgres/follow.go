@@ -42,11 +42,12 @@ var errBehind = fmt.Errorf("more than %d tickets were stored since the last look
 // newInOutbox returns the ids of tickets that another snapshot did not see.
 const newInOutbox = `
 SELECT tickets FROM outbox
-WHERE xid >= pg_snapshot_xmin($1::text::pg_snapshot) AND NOT pg_visible_in_snapshot(xid, $1::text::pg_snapshot) AND kind = 'stored'
+WHERE xid >= pg_snapshot_xmin($1::text::pg_snapshot) AND NOT pg_visible_in_snapshot(xid, $1::text::pg_snapshot)
+  AND kind = 'stored'
 ORDER BY xid`
 
-// Next hands over the tickets that were stored since the last call, the oldest first, in pieces. The first call only begins. If it
-// fails, the next call goes on with the piece that failed.
+// Next hands over the tickets that were stored since the last call, the oldest first, in pieces. The first call only begins. If
+// it fails, the next call goes on with the piece that failed.
 func (f *Follower) Next(ctx context.Context, yield func([]StoredTicket) error) error {
 	if len(f.waiting) == 0 {
 		if err := f.look(ctx); err != nil {

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"time"
 
@@ -13,11 +14,11 @@ import (
 	"myticket/internal/ticket"
 )
 
-// LiveDialects reads tickets in the dialects that count now, while Run runs. While the database is away it goes on with those that
-// it has.
+// LiveDialects reads tickets in the dialects that count now, while Run runs. While the database is away it goes on with those
+// that it has.
 //
-// It keeps a dialect that this program does not understand, because a newer one has applied it, out of the way: tickets of that
-// source are read in the newest version before it that the program understands.
+// A newer version of the program may apply a dialect that this one does not understand. Then tickets of that source are read in
+// the newest version before it that this program understands.
 type LiveDialects struct {
 	store  *Store
 	listen bool
@@ -31,7 +32,8 @@ type LiveDialects struct {
 
 // dialectsSeen is what was found when the dialects were read last. It never changes.
 type dialectsSeen struct {
-	newest   int            // version of any source
+	newest   int            // version of any source; 0 for none
+	at       time.Time      // when that was made: another one has its number after the database was restored from a backup
 	versions map[string]int // that are in use, by source
 	foreign  int            // dialects that are not understood
 }
@@ -170,11 +172,12 @@ func (d *LiveDialects) load(ctx context.Context, conn *pgx.Conn) error {
 	case d.loading <- struct{}{}:
 	}
 	defer func() { <-d.loading }()
-	var newest int
-	if err := conn.QueryRow(ctx, `SELECT coalesce(max(version), 0) FROM dialects`).Scan(&newest); err != nil {
+	seen := dialectsSeen{versions: map[string]int{}}
+	err := conn.QueryRow(ctx, `SELECT version, created_at FROM dialects ORDER BY version DESC LIMIT 1`).Scan(&seen.newest, &seen.at)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return err
 	}
-	if was := d.seen.Load(); was != nil && newest == was.newest {
+	if was := d.seen.Load(); was != nil && seen.newest == was.newest && seen.at.Equal(was.at) {
 		return nil
 	}
 	rows, err := conn.Query(ctx, selectCurrent)
@@ -186,7 +189,6 @@ func (d *LiveDialects) load(ctx context.Context, conn *pgx.Conn) error {
 		return err
 	}
 	set := &dialectSet{sources: map[string]versionedReader{}}
-	seen := dialectsSeen{newest: newest, versions: map[string]int{}}
 	for _, v := range written {
 		with, err := d.understood(ctx, conn, v)
 		if err != nil {
@@ -268,11 +270,11 @@ func (d *LiveDialects) Store() intake.Store { return readyStore{d.store, d} }
 var (
 	dialectsNewest = describe("dialects_newest_version",
 		"Newest version of a dialect that this server knows; 0 for none. Absent until it has read the dialects.")
-	dialectVersions = describe("dialect_version", "Version of the dialect in which this server reads the tickets of a source that has one; "+
-		"the source * stands for all others.", "source")
+	dialectVersions = describe("dialect_version", "Version of the dialect in which this server reads the tickets of a source that "+
+		"has one; the source * stands for all others.", "source")
 	dialectsForeign = describe("dialects_not_understood",
-		"Dialects that this server does not understand, because a newer version of the program has applied them. Tickets of these sources "+
-			"are read as the version before says.")
+		"Dialects that this server does not understand, because a newer version of the program has applied them. Tickets of these "+
+			"sources are read as the version before says.")
 	dialectsFailures = describe("dialects_failures_total",
 		"Failed attempts to read the dialects. They are repeated, and tickets are read in the dialects that were read before.")
 )

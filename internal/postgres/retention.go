@@ -124,9 +124,9 @@ const (
 	dropPause       = 2 * time.Second
 )
 
-// DropPartition drops a partition with all its tickets. The audit has how many there were when OldPartitions counted them. DropOldLines then drops their order lines. Unless evenUnfinished, it
+// DropPartition drops a partition with all its tickets. DropOldLines then drops their order lines. Unless evenUnfinished, it
 // keeps a partition that holds a TO_TREAT or ERROR ticket at that moment (ErrUnfinished). It returns ErrNoPartition for the
-// default partition, and for everything that is not a range of tickets.
+// default partition, and for everything that is not a range of tickets. The audit has as many tickets as OldPartitions counted.
 //
 // All traffic stops while it waits for the lock that it needs. So it waits at most 2 s, and tries again a few times; then it
 // returns ticket.ErrUnavailable. To detach the partition first (DETACH PARTITION CONCURRENTLY) would need a weaker lock, but

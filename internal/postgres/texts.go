@@ -47,36 +47,37 @@ func (s *Store) parse(t text) (ticket.Order, []ticket.Problem, error) {
 // maxReaders bounds the readers that are kept. A dialect has at most 64 KiB, and usually some hundred bytes.
 const maxReaders = 256
 
-// readers keeps the readers of dialects by their versions. A version never changes, so a reader is right for ever.
+// readers keeps readers of dialects. They are found by the dialects themselves and not by their versions. A version never
+// changes, but after the database was restored from a backup, its number may be given to another dialect.
 type readers struct {
-	mu        sync.Mutex             // guards byVersion
-	byVersion map[int]*ticket.Reader // at most maxReaders
+	mu        sync.Mutex                // guards byDialect
+	byDialect map[string]*ticket.Reader // at most maxReaders
 }
 
-// of returns the reader of a version, which is kept as written.
+// of returns the reader of a version, whose dialect is kept as written.
 func (r *readers) of(version int, written []byte) (*ticket.Reader, error) {
 	if version == 0 {
 		return nil, nil //nolint:nilnil // a nil Reader reads in the dialect of everyone
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if reader, ok := r.byVersion[version]; ok {
+	if reader, ok := r.byDialect[string(written)]; ok {
 		return reader, nil
 	}
 	reader, err := newReader(written)
 	if err != nil {
 		return nil, &unknownDialectError{version, err}
 	}
-	if r.byVersion == nil {
-		r.byVersion = map[int]*ticket.Reader{}
+	if r.byDialect == nil {
+		r.byDialect = map[string]*ticket.Reader{}
 	}
-	for other := range r.byVersion {
-		if len(r.byVersion) < maxReaders {
+	for other := range r.byDialect {
+		if len(r.byDialect) < maxReaders {
 			break
 		}
-		delete(r.byVersion, other)
+		delete(r.byDialect, other)
 	}
-	r.byVersion[version] = reader
+	r.byDialect[string(written)] = reader
 	return reader, nil
 }
 
@@ -95,7 +96,8 @@ type unknownDialectError struct {
 }
 
 func (e *unknownDialectError) Error() string {
-	return fmt.Sprintf("this program does not understand version %d of the dialects, which a newer one has stored: %v", e.version, e.why)
+	return fmt.Sprintf("this program does not understand version %d of the dialects, which a newer one has applied: %v",
+		e.version, e.why)
 }
 
 func (e *unknownDialectError) Unwrap() error { return e.why }

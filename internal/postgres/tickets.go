@@ -140,8 +140,8 @@ var statusIs = map[ticket.Status]string{
 	ticket.Dismissed: `status = 'DISMISSED'`,
 }
 
-// hasProduct is for a ticket t. It is what the view order_lines shows, without making rows of it: the lines in ticket_lines, or those of a row of an
-// older version.
+// hasProduct is for a ticket t. It is what the view order_lines shows, without making rows of it: the lines in ticket_lines, or
+// those of a row of an older version.
 const hasProduct = `(EXISTS (SELECT FROM ticket_lines l WHERE l.received_at = t.received_at AND l.ticket_id = t.id
 	AND strpos(E'\n' || l.lines, E'\n' || ?::text || E'\t') > 0)
 	OR status = 'TREATED' AND lines @> jsonb_build_array(jsonb_build_object('product_id', ?::text)))`
@@ -179,10 +179,10 @@ func (f TicketFilter) conditions(before ...any) *conditions {
 	return c
 }
 
-// Tickets returns up to limit tickets, the newest first, without their bodies. After is the last ticket
-// of the previous page, or uuid.Nil. It reads no partition outside of the filter's times. It finds order numbers, and the
-// statuses TO_TREAT and ERROR, by indexes. There is no index for DISMISSED, a source, a problem, an amount or a product: it searches
-// back in time until it has enough tickets.
+// Tickets returns up to limit tickets, the newest first, without their bodies. After is the last ticket of the previous page, or
+// uuid.Nil. It reads no partition outside of the filter's times. It finds order numbers, and the statuses TO_TREAT and ERROR, by
+// indexes. There is no index for DISMISSED, a source, a problem, an amount or a product: it searches back in time until it has
+// enough tickets.
 func (s *Store) Tickets(ctx context.Context, filter TicketFilter, after uuid.UUID, limit int) ([]StoredTicket, error) {
 	sql, args := filter.page(after, limit)
 	rows, err := s.pool.Query(ctx, sql, args...)
@@ -282,7 +282,8 @@ func storedLine(line *ticket.Line) StoredLine {
 // AsRead returns a ticket that is not stored, as an operator would see it after it was read.
 func AsRead(order *ticket.Order, problems []ticket.Problem) StoredTicket {
 	t := StoredTicket{
-		Status: ticket.Treated, OrderNumber: order.Number, Problems: append([]ticket.Problem{}, problems...), ParserVersion: ticket.ParserVersion,
+		Status: ticket.Treated, OrderNumber: order.Number, Problems: append([]ticket.Problem{}, problems...),
+		ParserVersion: ticket.ParserVersion,
 	}
 	if len(problems) > 0 {
 		t.Status = ticket.Error

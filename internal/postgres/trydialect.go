@@ -8,6 +8,7 @@ import (
 	"math"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -85,6 +86,9 @@ SELECT t.id, CASE WHEN t.source %s THEN ` + textSQL + ` END, ` + dialectSQL + ` 
 WHERE %s AND t.received_at <= $2 AND (t.received_at, t.id) < ($2, $3)
 ORDER BY t.received_at DESC, t.id DESC LIMIT $4`
 
+// tryByIndex forbids plans that sort all tickets for each page, which Postgres may choose while it knows little about the table.
+const tryByIndex = `SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off`
+
 // TryDialect reads tickets in a dialect and changes nothing. It reads on all processors, and takes a bounded amount of memory. A
 // ticket that is ERROR for another reason than its text counts as one that would be TREATED.
 func (s *Store) TryDialect(ctx context.Context, try DialectTry) (DialectTrial, error) {
@@ -149,35 +153,47 @@ func (t *trial) all(
 	return n, more, err
 }
 
-// page looks at the tickets of one statement, and has up to most of them read. It returns how many it found, at how many it looked,
-// and the place of the last one.
+// page looks at the tickets of one statement, and has up to most of them read. It returns how many it found, at how many it
+// looked, and the place of the last one.
 func (t *trial) page(
 	ctx context.Context, group *errgroup.Group, status ticket.Status, last place, most int, read func(uuid.UUID, text) error,
 ) (found, looked int, end place, err error) {
-	rows, err := t.store.pool.Query(ctx, fmt.Sprintf(tryTickets, t.isOf, statusIs[status]), t.source, last.at, last.id, tryPage)
-	if err != nil {
-		return 0, 0, last, err
-	}
 	var id uuid.UUID
-	var row text // valid until the next row
-	_, err = pgx.ForEachRow(rows, append([]any{&id}, row.scan()...), func() error {
-		looked++
-		if row.body == nil || found == most {
-			return nil
-		}
-		found++
-		which, mine := id, text{bytes.Clone(row.body), row.version, bytes.Clone(row.dialect)}
-		weight := min(int64(tryFactor*len(mine.body)), tryBytes)
-		if err := t.budget.Acquire(ctx, weight); err != nil {
+	err = pgx.BeginTxFunc(ctx, t.store.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, tryByIndex); err != nil {
 			return err
 		}
-		group.Go(func() error {
-			defer t.budget.Release(weight)
-			return read(which, mine)
+		rows, err := tx.Query(ctx, fmt.Sprintf(tryTickets, t.isOf, statusIs[status]), t.source, last.at, last.id, tryPage)
+		if err != nil {
+			return err
+		}
+		var row text // valid until the next row
+		_, err = pgx.ForEachRow(rows, append([]any{&id}, row.scan()...), func() error {
+			looked++
+			if row.body == nil || found == most {
+				return nil
+			}
+			found++
+			return t.start(ctx, group, id, text{bytes.Clone(row.body), row.version, bytes.Clone(row.dialect)}, read)
 		})
-		return nil
+		return err
 	})
 	return found, looked, place{ticket.IDTime(id), id}, err
+}
+
+// start has a ticket read. It waits until there are a processor and memory for that.
+func (t *trial) start(
+	ctx context.Context, group *errgroup.Group, id uuid.UUID, of text, read func(uuid.UUID, text) error,
+) error {
+	weight := min(int64(tryFactor*len(of.body)), tryBytes)
+	if err := t.budget.Acquire(ctx, weight); err != nil {
+		return err
+	}
+	group.Go(func() error {
+		defer t.budget.Release(weight)
+		return read(id, of)
+	})
+	return nil
 }
 
 func (t *trial) readError(id uuid.UUID, of text) error {
@@ -256,11 +272,11 @@ func said(order *ticket.Order, problems []ticket.Problem) []string {
 	}
 	for i := range order.Lines {
 		l := &order.Lines[i]
-		line := l.ProductID + ", " + l.Price.String() + ", " + l.Name
+		fields := []string{l.ProductID, l.Price.String(), l.Name}
 		for column, name := range order.Columns {
-			line += ", " + name + "=" + l.Extra[column]
+			fields = append(fields, name+"="+l.Extra[column])
 		}
-		lines = append(lines, line)
+		lines = append(lines, strings.Join(fields, ", "))
 	}
 	for _, p := range problems {
 		lines = append(lines, fmt.Sprintf("line %d: %s: %s", p.Line, p.Code, p.Message))

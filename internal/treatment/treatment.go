@@ -131,8 +131,8 @@ func (tr *Treater) RunOnce(ctx context.Context) (int, error) {
 // maxPause bounds the pause after a ticket that took long.
 const maxPause = time.Second
 
-// giveWay pauses after a ticket that took some time, while tickets are being stored. So a person who sends many tickets back takes
-// half of one connection from them.
+// giveWay pauses after a ticket that took some time, while tickets are being stored. So a person who sends many tickets back
+// takes half of one connection from them.
 func (tr *Treater) giveWay(ctx context.Context, took time.Duration) {
 	if !tr.config.Busy() {
 		return
