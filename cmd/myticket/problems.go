@@ -49,7 +49,8 @@ func (c problemsCmd) Run(ctx context.Context, std streams) error {
 	rows := make([][]string, 0, len(found.Groups))
 	for _, g := range found.Groups {
 		rows = append(rows, []string{
-			g.Source, strconv.Itoa(g.Tickets), c.stamp(g.First), c.stamp(g.Last), g.Example.String(), groupName(g), describeKinds(g),
+			g.Source, strconv.Itoa(g.Tickets), c.stamp(g.First), c.stamp(g.Last), g.Example.String(), groupName(g),
+			describeKinds(g),
 		})
 	}
 	if err := printTable(std.stdout, []string{"SOURCE", "TICKETS", "FIRST", "LAST", "EXAMPLE", "GROUP", "PROBLEM"}, rows); err != nil {
@@ -101,13 +102,14 @@ func (c problemsCmd) goOn(w io.Writer, found postgres.Problems) error {
 		return nil
 	}
 	g := found.Groups[0]
-	filter := shellFlag("source", g.Source) + shellFlag("problem-group", g.Group.String())
+	var filter strings.Builder
+	filter.WriteString(shellFlag("source", g.Source) + shellFlag("problem-group", g.Group.String()))
 	for _, t := range []struct {
 		name  string
 		value moment
 	}{{"since", c.Since}, {"until", c.Until}} {
 		if !t.value.isZero() {
-			filter += " --" + t.name + " " + t.value.in(c.zone()).UTC().Format(time.RFC3339Nano)
+			filter.WriteString(" --" + t.name + " " + t.value.in(c.zone()).UTC().Format(time.RFC3339Nano))
 		}
 	}
 	_, err := fmt.Fprintf(w, `
@@ -116,6 +118,6 @@ For the first group:
   myticket tickets list --status ERROR%s
   myticket dialects try --file FILE%s
   myticket tickets retry%s
-`, g.Example, filter, argument(g.Source), filter)
+`, g.Example, &filter, argument(g.Source), &filter)
 	return err
 }

@@ -113,7 +113,8 @@ type Maintainer struct {
 
 	schemaReady atomic.Bool   // as it was found last
 	prepared    chan struct{} // closed after the first attempt to make partitions
-	turn        chan struct{} // has one place, so that only one job runs, with one connection, at a time, and those that are aside
+	// turn has one place, so that only one job runs, with one connection, at a time, and those that are aside.
+	turn chan struct{}
 
 	backlog  atomic.Pointer[counted[Backlog]]       // nil until it is known
 	lines    atomic.Pointer[counted[OutboxBacklog]] // of order lines; nil until it is known
@@ -152,7 +153,8 @@ func NewMaintainer(config MaintainConfig, store *Store) *Maintainer {
 func (m *Maintainer) Health() Health { return *m.health.Load() }
 
 // Run works until ctx ends. Nothing of it is urgent, and several servers may do it at once. It uses one connection for its
-// jobs, and another one for a job that is aside. Once a second it uses another one for a moment, to check whether the database is there. That check waits for no job.
+// jobs, and for one that is aside another one, beside the pool. Once a second it uses one for a moment, to check whether the
+// database is there. That check waits for no job.
 func (m *Maintainer) Run(ctx context.Context) {
 	var loops sync.WaitGroup
 	loops.Go(func() { m.watch(ctx) })

@@ -74,11 +74,6 @@ func (m *Maintainer) groupProblems(ctx context.Context) (more bool, err error) {
 	return false, nil
 }
 
-// queryer is a connection or a pool.
-type queryer interface {
-	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
-}
-
 // ungrouped reports whether there is something to do for groupProblems.
 func (s *Store) ungrouped(ctx context.Context) (ungrouped bool, err error) {
 	if index, err := missingIndex(ctx, s.pool); err != nil || index != nil {
@@ -123,7 +118,7 @@ type partitionIndex struct {
 }
 
 // missingIndex returns the index that the newest partition without one lacks; nil if none does.
-func missingIndex(ctx context.Context, conn queryer) (*partitionIndex, error) {
+func missingIndex(ctx context.Context, conn querier) (*partitionIndex, error) {
 	var index partitionIndex
 	err := conn.QueryRow(ctx, `
 		SELECT p.partition, p.schema, p.name, i.indexrelid IS NOT NULL, coalesce(i.indisvalid, false)

@@ -51,8 +51,8 @@ type Problems struct {
 // byGroup is always true. A statement needs it to use the index tickets_problem_group: see the migration.
 const byGroup = `(problem_group IS NULL OR problem_group <> 0)`
 
-// groupTickets counts tickets from the index tickets_problem_group alone. What a group means is in its last ticket, so no table has
-// to keep it. That ticket is found by its time, which nearly no other ticket has.
+// groupTickets counts tickets from the index tickets_problem_group alone. What a group means is in its last ticket, so no table
+// has to keep it. That ticket is found by its time, which nearly no other ticket has.
 const groupTickets = `
 WITH groups AS MATERIALIZED (
     SELECT problem_group, source, count(*) AS tickets, min(received_at) AS first, max(received_at) AS last
@@ -85,7 +85,9 @@ func (s *Store) Problems(ctx context.Context, filter ProblemFilter, order Proble
 	found := Problems{Groups: []ProblemGroup{}}
 	var g ProblemGroup
 	var problems []ticket.Problem
-	columns := []any{(*int64)(&g.Group), &g.Source, &g.Tickets, &g.First, &g.Last, &g.Example, &problems, &found.Total, &found.Tickets}
+	columns := []any{
+		(*int64)(&g.Group), &g.Source, &g.Tickets, &g.First, &g.Last, &g.Example, &problems, &found.Total, &found.Tickets,
+	}
 	_, err = pgx.ForEachRow(rows, columns, func() error {
 		if g.Kinds, g.Others = nil, false; g.Group != 0 {
 			g.Kinds, g.Others = ticket.Kinds(problems)

@@ -100,20 +100,20 @@ func Kinds(problems []Problem) (kinds []Kind, others bool) {
 	return kinds, others
 }
 
-// Group is a number for all tickets that failed in the same way, which is with the same kinds of problems. It is stored with them,
-// so how it is computed must not change. As text it has 16 hexadecimal digits. 0 is no group.
-type Group int64
+// Group is a number for all tickets that failed in the same way, which is with the same kinds of problems. It is stored with
+// them, so how it is computed must not change. As text it has 16 hexadecimal digits. 0 is no group.
+type Group int64 //nolint:recvcheck // reading one changes it
 
 // GroupOf returns the group of a ticket's problems.
 func GroupOf(problems []Problem) Group {
 	kinds, others := Kinds(problems)
 	hash := fnv.New64a() // it need not be stronger, because no sender can choose a shape
 	for _, k := range kinds {
-		hash.Write(append(append([]byte(k.Code), 0), k.Shape...))
-		hash.Write([]byte{0})
+		_, _ = hash.Write(append(append([]byte(k.Code), 0), k.Shape...))
+		_, _ = hash.Write([]byte{0})
 	}
 	if others {
-		hash.Write([]byte("others"))
+		_, _ = hash.Write([]byte("others"))
 	}
 	return Group(max(hash.Sum64(), 1))
 }
