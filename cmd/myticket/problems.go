@@ -53,7 +53,8 @@ func (c problemsCmd) Run(ctx context.Context, std streams) error {
 			describeKinds(g),
 		})
 	}
-	if err := printTable(std.stdout, []string{"SOURCE", "TICKETS", "FIRST", "LAST", "EXAMPLE", "GROUP", "PROBLEM"}, rows); err != nil {
+	header := []string{"SOURCE", "TICKETS", "FIRST", "LAST", "EXAMPLE", "GROUP", "PROBLEM"}
+	if err := printTable(std.stdout, header, rows); err != nil {
 		return err
 	}
 	if more := found.Total - len(found.Groups); more > 0 {
