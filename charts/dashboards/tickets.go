@@ -138,6 +138,15 @@ func tickets() *dashboard.DashboardBuilder {
 			}},
 			alerts: []string{"MyticketNewProductsLimited"},
 		},
+		panel{
+			id: 26, title: "New kinds of problems", look: curves, unit: count, warn: 1,
+			about: "By source: how often tickets went wrong in a way that no ERROR ticket in the database did. Usually a till was updated. " +
+				"`myticket problems --sort first` lists the newest first.",
+			queries: []query{{
+				`sum by (source) (increase(myticket_problem_groups_new_total{` + ours + `}[$__rate_interval]))`, "{{source}}",
+			}},
+			alerts: []string{"MyticketErrorJump"},
+		},
 	)
 	return board
 }

@@ -25,6 +25,7 @@ type cli struct {
 	Migrate   migrateCmd   `cmd:"" help:"Update the database's schema, or show its version."`
 	Tickets   ticketsCmd   `cmd:"" help:"Find, show, follow, retry, dismiss and reopen tickets."`
 	Dialects  dialectsCmd  `cmd:"" help:"Say how sources write their tickets: list, try, apply and revert dialects."`
+	Problems  problemsCmd  `cmd:"" help:"List what goes wrong: ERROR tickets, grouped by their source and the kinds of their problems."`
 	Products  productsCmd  `cmd:"" help:"List or prune the product base."`
 	Read      readCmd      `cmd:"" help:"Show what a text would become, with its problems, without storing it."`
 	Audit     auditCmd     `cmd:"" help:"Show who changed what, when and why, newest first."`

@@ -31,15 +31,16 @@ type ticketsCmd struct {
 // filterFlags select tickets.
 type filterFlags struct {
 	zoneFlags
-	Status   []string `group:"Filter" enum:"TO_TREAT,TREATED,ERROR,DISMISSED" placeholder:"STATUS" help:"TO_TREAT, TREATED, ERROR or DISMISSED. Separate several with commas, or repeat the flag."`
-	Source   string   `group:"Filter" help:"Exact name of the source."`
-	Order    string   `group:"Filter" placeholder:"NUMBER" help:"Exact order number."`
-	Problem  string   `group:"Filter" placeholder:"CODE" help:"Code of one of the ticket's problems, such as fields_count."`
-	Total    amount   `group:"Filter" placeholder:"AMOUNT" help:"Exact total, such as 16.90."`
-	MinTotal amount   `group:"Filter" placeholder:"AMOUNT" help:"The total is this amount or more."`
-	MaxTotal amount   `group:"Filter" placeholder:"AMOUNT" help:"The total is this amount or less."`
-	Since    moment   `group:"Filter" placeholder:"TIME" help:"Received at this time or later: 2026-11-23T08:00:00Z, 2026-11-23T08:00 or 2026-11-23 in the zone of --tz, or 2h, 3d or 1w before now."`
-	Until    moment   `group:"Filter" placeholder:"TIME" help:"Received before this time, written as in --since."`
+	Status   []string     `group:"Filter" enum:"TO_TREAT,TREATED,ERROR,DISMISSED" placeholder:"STATUS" help:"TO_TREAT, TREATED, ERROR or DISMISSED. Separate several with commas, or repeat the flag."`
+	Source   string       `group:"Filter" help:"Exact name of the source."`
+	Order    string       `group:"Filter" placeholder:"NUMBER" help:"Exact order number."`
+	Problem  string       `group:"Filter" placeholder:"CODE" help:"Code of one of the ticket's problems, such as fields_count."`
+	Group    ticket.Group `name:"problem-group" group:"Filter" placeholder:"GROUP" help:"Group of its problems, as myticket problems lists it."`
+	Total    amount       `group:"Filter" placeholder:"AMOUNT" help:"Exact total, such as 16.90."`
+	MinTotal amount       `group:"Filter" placeholder:"AMOUNT" help:"The total is this amount or more."`
+	MaxTotal amount       `group:"Filter" placeholder:"AMOUNT" help:"The total is this amount or less."`
+	Since    moment       `group:"Filter" placeholder:"TIME" help:"Received at this time or later: 2026-11-23T08:00:00Z, 2026-11-23T08:00 or 2026-11-23 in the zone of --tz, or 2h, 3d or 1w before now."`
+	Until    moment       `group:"Filter" placeholder:"TIME" help:"Received before this time, written as in --since."`
 }
 
 // amount is an amount of money, written as on a ticket.
@@ -71,7 +72,7 @@ func (f filterFlags) check() error {
 
 func (f filterFlags) filter() postgres.TicketFilter {
 	filter := postgres.TicketFilter{
-		Source: f.Source, Order: f.Order, Problem: f.Problem, Since: f.Since.in(f.zone()), Until: f.Until.in(f.zone()),
+		Source: f.Source, Order: f.Order, Problem: f.Problem, Group: f.Group, Since: f.Since.in(f.zone()), Until: f.Until.in(f.zone()),
 		MinTotal: cmp.Or(f.Total.text(), f.MinTotal.text()), MaxTotal: cmp.Or(f.Total.text(), f.MaxTotal.text()),
 	}
 	for _, status := range f.Status {
@@ -81,7 +82,7 @@ func (f filterFlags) filter() postgres.TicketFilter {
 }
 
 func (f filterFlags) isEmpty() bool {
-	return len(f.Status) == 0 && f.Source == "" && f.Order == "" && f.Problem == "" &&
+	return len(f.Status) == 0 && f.Source == "" && f.Order == "" && f.Problem == "" && f.Group == 0 &&
 		!f.Total.IsSet() && !f.MinTotal.IsSet() && !f.MaxTotal.IsSet() && f.Since.isZero() && f.Until.isZero()
 }
 
@@ -95,6 +96,9 @@ func (f filterFlags) flags() string {
 		if flag[1] != "" {
 			b.WriteString(shellFlag(flag[0], flag[1]))
 		}
+	}
+	if f.Group != 0 {
+		b.WriteString(shellFlag("problem-group", f.Group.String()))
 	}
 	for _, flag := range []struct {
 		name  string

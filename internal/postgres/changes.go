@@ -36,7 +36,7 @@ var (
 		action: ActionRetry,
 		from:   []ticket.Status{ticket.Error, ticket.Dismissed},
 		byName: []ticket.Status{ticket.Dismissed},
-		set:    `status = 'TO_TREAT', attempts = 0, claims = claims + 1, next_attempt_at = now()`, written: `0`,
+		set:    `status = 'TO_TREAT', attempts = 0, claims = claims + 1, next_attempt_at = now(), problem_group = NULL`, written: `0`,
 	}
 
 	// Dismiss sets ERROR tickets aside, with the person's reason. It does not apply to TO_TREAT: a server may be treating the

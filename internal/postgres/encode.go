@@ -74,6 +74,12 @@ func (a *array) int4(n int) {
 	a.length++
 }
 
+func (a *array) int8(n int64) {
+	a.b = binary.BigEndian.AppendUint32(a.b, 8)
+	a.b = binary.BigEndian.AppendUint64(a.b, uint64(n))
+	a.length++
+}
+
 func (a *array) bool(value bool) {
 	a.b = append(a.b, 0, 0, 0, 1, 0)
 	if value {
@@ -197,34 +203,47 @@ func insertParams(b intake.Batch, rows []row) [][]byte {
 	}
 }
 
-// dialectFormats are those of insertDialects, which has dialectParam behind the parameters of insertTickets.
-var dialectFormats = append(slices.Clip(insertFormats), formatBinary)
+// unusualFormats are those of insertUnusual, which has unusualParams behind the parameters of insertTickets.
+var unusualFormats = append(slices.Clip(insertFormats), formatBinary, formatBinary)
 
-// anyDialect reports whether a ticket was read in a dialect of its own.
-func anyDialect(rows []row) bool {
+// anyUnusual reports whether a ticket was read in a dialect of its own, or could not be read.
+func anyUnusual(rows []row) bool {
 	for i := range rows {
-		if rows[i].dialect != 0 {
+		if rows[i].dialect != 0 || rows[i].status == ticket.Error {
 			return true
 		}
 	}
 	return false
 }
 
-func dialectParam(rows []row) []byte {
-	dialects := newArray(pgtype.Int4OID, 8*len(rows))
+func unusualParams(rows []row) [][]byte {
+	dialects, groups := newArray(pgtype.Int4OID, 8*len(rows)), newArray(pgtype.Int8OID, 12*len(rows))
 	for i := range rows {
 		dialects.int4(rows[i].dialect)
+		if group := rows[i].group(); group != 0 {
+			groups.int8(int64(group))
+		} else {
+			groups.null()
+		}
 	}
-	return dialects.param()
+	return [][]byte{dialects.param(), groups.param()}
 }
 
 var finishFormats = []int16{
 	formatBinary, formatBinary, formatBinary, formatText, formatText, formatBinary, formatBinary, formatBinary,
-	formatBinary, formatBinary, formatBinary, formatBinary,
+	formatBinary, formatBinary, formatBinary, formatBinary, formatBinary,
 }
 
 func int2(n int) []byte { return binary.BigEndian.AppendUint16(nil, uint16(n)) }
 func int4(n int) []byte { return binary.BigEndian.AppendUint32(nil, uint32(n)) }
+
+// groupOrNull is a group as a parameter.
+func groupOrNull(g ticket.Group) []byte {
+	if g == 0 {
+		return nil
+	}
+	return binary.BigEndian.AppendUint64(nil, uint64(g))
+}
 
 func problemsJSON(a *array, problems []ticket.Problem) {
 	if len(problems) == 0 {

@@ -49,6 +49,7 @@ type job struct {
 	level    slog.Level // of failures
 	failed   string     // what a failure means, for the log
 	do       func(context.Context) (more bool, err error)
+	aside    bool // it runs beside the other jobs, because it may take hours
 }
 
 func (m *Maintainer) jobs() []job {
@@ -56,26 +57,39 @@ func (m *Maintainer) jobs() []job {
 		{
 			"partitions", time.Minute, 30 * time.Second, slog.LevelError,
 			"partitions could not be made; tickets without a partition go to the default partition and are moved later", m.makePartitions,
+			false,
 		},
 		{
 			"strays", 10 * time.Second, moveFor + 2*pieceTimeout, slog.LevelError,
 			"tickets of a full default partition could not be moved; they are safe, but no query finds them; it is tried again",
-			m.moveStrays,
+			m.moveStrays, false,
 		},
 		{
 			"outbox", time.Minute, time.Minute, slog.LevelWarn,
 			"old partitions of the outbox or of order lines could not be dropped; tickets are not affected, and it is tried again",
-			m.dropOld,
+			m.dropOld, false,
 		},
 		{
 			"settle", 5 * time.Second, 10 * time.Second, slog.LevelWarn,
 			"products that changed could not be settled; tickets are not affected, and it is tried again", m.settle,
+			false,
 		},
 		{
 			"count", 10 * time.Second, 5 * time.Second, slog.LevelWarn,
 			"the tickets that wait could not be counted, so their metrics are old and will be left out; no ticket is lost, " +
 				"and it is tried again",
-			m.count,
+			m.count, false,
+		},
+		{
+			"new_groups", 5 * time.Second, 5 * time.Second, slog.LevelWarn,
+			"it is not known whether problems of tickets are new, so some are not in the metric and the log; tickets are not affected",
+			m.reportNewGroups, false,
+		},
+		{
+			"problem_groups", time.Minute, 24 * time.Hour, slog.LevelWarn,
+			"ERROR tickets of the version before could not be grouped, or an index for it not be made: `myticket problems` is slow, or " +
+				"does not say what is wrong with them; tickets are not affected, and it is tried again",
+			m.groupProblems, true,
 		},
 	}
 }
@@ -91,7 +105,7 @@ type Health struct {
 }
 
 // Maintainer watches the schema, makes partitions ahead of time, moves stray tickets, drops old partitions of the outbox and of
-// order lines, settles products and counts the backlog, while Run runs.
+// order lines, settles products, counts the backlog and groups what is wrong with tickets, while Run runs.
 type Maintainer struct {
 	config MaintainConfig
 	store  *Store
@@ -99,7 +113,8 @@ type Maintainer struct {
 
 	schemaReady atomic.Bool   // as it was found last
 	prepared    chan struct{} // closed after the first attempt to make partitions
-	turn        chan struct{} // has one place, so that only one job runs, with one connection, at a time
+	// turn has one place, so that only one job runs, with one connection, at a time, and those that are aside.
+	turn chan struct{}
 
 	backlog  atomic.Pointer[counted[Backlog]]       // nil until it is known
 	lines    atomic.Pointer[counted[OutboxBacklog]] // of order lines; nil until it is known
@@ -138,7 +153,8 @@ func NewMaintainer(config MaintainConfig, store *Store) *Maintainer {
 func (m *Maintainer) Health() Health { return *m.health.Load() }
 
 // Run works until ctx ends. Nothing of it is urgent, and several servers may do it at once. It uses one connection for its
-// jobs. Once a second it uses another one for a moment, to check whether the database is there. That check waits for no job.
+// jobs, and for one that is aside another one, beside the pool. Once a second it uses one for a moment, to check whether the
+// database is there. That check waits for no job.
 func (m *Maintainer) Run(ctx context.Context) {
 	var loops sync.WaitGroup
 	loops.Go(func() { m.watch(ctx) })
@@ -197,12 +213,14 @@ func (m *Maintainer) repeat(ctx context.Context, j job) {
 
 // run runs a job once when it has its turn, and reports whether there is more to do now.
 func (m *Maintainer) run(ctx context.Context, j job) (more bool) {
-	select {
-	case <-ctx.Done():
-		return false
-	case m.turn <- struct{}{}:
+	if !j.aside {
+		select {
+		case <-ctx.Done():
+			return false
+		case m.turn <- struct{}{}:
+		}
+		defer func() { <-m.turn }()
 	}
-	defer func() { <-m.turn }()
 	limited, cancel := context.WithTimeout(ctx, j.timeout)
 	defer cancel()
 	more, err := j.do(limited)

@@ -101,7 +101,8 @@ var (
 	poolOpened   = describe("postgres_connections_opened_total", "Connections that were opened.")
 
 	jobFailures = describe("maintenance_failures_total",
-		"Runs of a maintenance task that failed or took too long, by task: partitions, strays, outbox, settle or count. "+
+		"Runs of a maintenance task that failed or took too long, by task: partitions, strays, outbox, settle, count, "+
+			"new_groups or problem_groups. "+
 			"The task is repeated.", "task")
 
 	schemaVersion = describe("schema_version", "Version of the database's schema.")

@@ -221,7 +221,7 @@ func (g *gate) committed(added []saying) {
 	}
 }
 
-// Register registers the metrics of the limit of new products, and of the products that are known.
+// Register registers the metrics of the limit of new products, of the products that are known, and of new groups of problems.
 func (s *Store) Register(r prometheus.Registerer) {
-	r.MustRegister(s.newProducts.stopped, s.known.lines)
+	r.MustRegister(s.newProducts.stopped, s.known.lines, s.newGroups.counter)
 }

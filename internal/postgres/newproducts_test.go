@@ -52,13 +52,19 @@ func from(t *testing.T, source, body string) *intake.Entry {
 
 func limited(t *testing.T, b *testBundle, source string) float64 {
 	t.Helper()
+	return counter(t, b, "myticket_new_products_limited_total", source)
+}
+
+// counter returns the value of a store's counter for a source.
+func counter(t *testing.T, b *testBundle, name, source string) float64 {
+	t.Helper()
 	registry := prometheus.NewRegistry()
 	b.store.Register(registry)
 	families, err := registry.Gather()
 	require.NoError(t, err)
 	for _, family := range families {
 		for _, m := range family.GetMetric() {
-			if family.GetName() == "myticket_new_products_limited_total" && m.GetLabel()[0].GetValue() == source {
+			if family.GetName() == name && m.GetLabel()[0].GetValue() == source {
 				return m.GetCounter().GetValue()
 			}
 		}

@@ -53,6 +53,7 @@ type Store struct {
 	logger  *slog.Logger
 
 	newProducts *newProducts
+	newGroups   *newGroups
 	known       *known
 	sources     Sources
 	readers     readers
@@ -101,7 +102,8 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 	}
 	s := &Store{
 		pool: pool, queries: in.tracer, logger: config.Logger, newProducts: limitNewProducts(config.Sources),
-		known: newKnown(config.AuthenticatedProducts), sources: config.Sources,
+		newGroups: watchNewGroups(config.Sources),
+		known:     newKnown(config.AuthenticatedProducts), sources: config.Sources,
 	}
 	if config.AuthenticatedProducts {
 		s.authenticated = config.Sources.authenticated

@@ -11,6 +11,14 @@ type standing struct {
 	problems []ticket.Problem
 }
 
+// group returns the group of a ticket that could not be read; 0 for another one.
+func (s standing) group() ticket.Group {
+	if s.status != ticket.Error {
+		return 0
+	}
+	return ticket.GroupOf(s.problems)
+}
+
 // row is a ticket that is to be stored: the ticket, what was read from it and in which dialect, and its status and problems.
 type row struct {
 	ticket  *ticket.Ticket

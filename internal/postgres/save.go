@@ -24,13 +24,15 @@ SELECT unnest($1::uuid[]), unnest($2::timestamptz[]), unnest($3::text[]), unnest
        unnest($6::text[]), unnest($7::text[]), unnest($8::jsonb[]), unnest($9::text[]), unnest($10::numeric[]),
        unnest($11::numeric[]), unnest($12::jsonb[]), $13::int2, $14::int2, now() + $15::interval, $14::int2`
 
-// insertDialects is insertTickets for a batch in which a ticket was read in a dialect of its own.
-const insertDialects = `
+// insertUnusual is insertTickets for a batch in which a ticket was read in a dialect of its own, or could not be read.
+const insertUnusual = `
 INSERT INTO tickets (id, received_at, source, body, content_type, traceparent, status, problems,
-                     order_number, vat, total, extra, parser_version, attempts, next_attempt_at, claims, dialect)
+                     order_number, vat, total, extra, parser_version, attempts, next_attempt_at, claims, dialect,
+                     problem_group)
 SELECT unnest($1::uuid[]), unnest($2::timestamptz[]), unnest($3::text[]), unnest($4::bytea[]), unnest($5::text[]),
        unnest($6::text[]), unnest($7::text[]), unnest($8::jsonb[]), unnest($9::text[]), unnest($10::numeric[]),
-       unnest($11::numeric[]), unnest($12::jsonb[]), $13::int2, $14::int2, now() + $15::interval, $14::int2, unnest($16::int4[])`
+       unnest($11::numeric[]), unnest($12::jsonb[]), $13::int2, $14::int2, now() + $15::interval, $14::int2, unnest($16::int4[]),
+       unnest($17::int8[])`
 
 // ifAbsent is added for a batch that is sent again because the answer to its COMMIT was lost. A ticket that is there
 // already stays as it is. Looking for it costs a quarter of the statement, so the first attempt does not. Only the conflict
@@ -65,6 +67,7 @@ func (s *Store) Save(ctx context.Context, b intake.Batch) (intake.Saved, error) 
 	gate.committed(done.added)
 	done.seen.sent = sent
 	s.known.remember(done.seen)
+	s.newGroups.stored(done.rows)
 	return intake.Saved{Outcomes: done.outcomes(b.Entries)}, nil
 }
 
@@ -158,8 +161,8 @@ func insertBatch(
 	ctx context.Context, conn *pgx.Conn, again bool, b intake.Batch, rows []row,
 ) (batch *pgconn.Batch, sql string, err error) {
 	sql, params, formats := insertTickets, insertParams(b, rows), insertFormats
-	if anyDialect(rows) {
-		sql, params, formats = insertDialects, append(params, dialectParam(rows)), dialectFormats
+	if anyUnusual(rows) {
+		sql, params, formats = insertUnusual, append(params, unusualParams(rows)...), unusualFormats
 	}
 	if again {
 		sql += ifAbsent

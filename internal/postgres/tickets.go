@@ -19,13 +19,14 @@ import (
 type TicketFilter struct {
 	Statuses []ticket.Status `json:"statuses,omitempty"`
 	Source   string          `json:"source,omitempty"`
-	Order    string          `json:"order,omitempty"`     // order number, exactly
-	Problem  string          `json:"problem,omitempty"`   // code of one of its problems
-	Since    time.Time       `json:"since,omitzero"`      // received at this time or later
-	Until    time.Time       `json:"until,omitzero"`      // received before this time
-	MinTotal string          `json:"min_total,omitempty"` // its total is this amount or more
-	MaxTotal string          `json:"max_total,omitempty"` // its total is this amount or less
-	Product  string          `json:"product,omitempty"`   // id of a product of its lines, in order_lines
+	Order    string          `json:"order,omitempty"`        // order number, exactly
+	Problem  string          `json:"problem,omitempty"`      // code of one of its problems
+	Group    ticket.Group    `json:"problem_group,omitzero"` // of its problems: see Store.Problems
+	Since    time.Time       `json:"since,omitzero"`         // received at this time or later
+	Until    time.Time       `json:"until,omitzero"`         // received before this time
+	MinTotal string          `json:"min_total,omitempty"`    // its total is this amount or more
+	MaxTotal string          `json:"max_total,omitempty"`    // its total is this amount or less
+	Product  string          `json:"product,omitempty"`      // id of a product of its lines, in order_lines
 }
 
 // StoredTicket is a ticket as an operator sees it. Its amounts are exactly those in Postgres.
@@ -156,6 +157,9 @@ func (f TicketFilter) conditions(before ...any) *conditions {
 	}
 	if f.Problem != "" {
 		c.add("problems @> jsonb_build_array(jsonb_build_object('code', ?::text))", f.Problem)
+	}
+	if f.Group != 0 {
+		c.add("problem_group = ? AND "+byGroup, int64(f.Group))
 	}
 	if !f.Since.IsZero() {
 		c.add("received_at >= ?", f.Since)

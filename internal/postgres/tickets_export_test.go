@@ -26,3 +26,18 @@ const BacklogSQL = backlog
 
 // AuditSQL is the statement of Audit.
 func AuditSQL(limit int) (sql string, args []any) { return AuditFilter{}.page(0, limit) }
+
+// UngroupedSQL and AnyUngroupedSQL find tickets that the version before stored, with the settings InOrderOfIndex.
+const (
+	InOrderOfIndex  = inOrderOfIndex
+	UngroupedSQL    = ungroupedTickets
+	AnyUngroupedSQL = anyUngrouped
+)
+
+// UnprecedentedSQL is what is asked about new groups.
+const UnprecedentedSQL = unprecedented
+
+// ProblemsSQL is the statement of Problems.
+func ProblemsSQL(filter ProblemFilter, order ProblemOrder, limit int) (sql string, args []any) {
+	return filter.groups(order, limit)
+}

@@ -39,7 +39,7 @@ const finishTicket = `
 WITH finished AS (
     UPDATE tickets t
     SET status = i.status, problems = i.problems, order_number = i.order_number, vat = i.vat, total = i.total,
-        extra = i.extra, lines = NULL, parser_version = $7, dialect = $12, next_attempt_at = NULL
+        extra = i.extra, lines = NULL, parser_version = $7, dialect = $12, problem_group = $13, next_attempt_at = NULL
     FROM unnest($1::text[], $2::jsonb[], $3::text[], $4::numeric[], $5::numeric[], $6::jsonb[])
          AS i (status, problems, order_number, vat, total, extra)
     WHERE t.received_at = $8 AND t.id = $9 AND t.status = 'TO_TREAT' AND t.attempts = $10 AND t.claims = $11
@@ -109,7 +109,7 @@ func (s *Store) Finish(ctx context.Context, c treatment.Claim) (ticket.Status, [
 				[][]byte{
 					p.status, p.problems, p.orderNumber, p.vat, p.total, p.extra, int2(ticket.ParserVersion),
 					appendTime(nil, c.Ticket.ReceivedAt), c.Ticket.ID[:], int2(c.Attempt), int4(c.Number),
-					int4(rows[0].dialect),
+					int4(rows[0].dialect), groupOrNull(rows[0].group()),
 				}, finishFormats, nil).Read()
 			if result.Err != nil {
 				return result.Err
