@@ -172,7 +172,7 @@ tilt-ci: ## bring everything up with Tilt once, on the context kind-myticket, an
 # Two tests at a time: they mostly wait, and two cores serve the whole cluster. Their output is shown because it has measurements.
 .PHONY: e2e
 e2e: bin/helm bin/helm3 ## end-to-end tests: install, upgrade and break it on kind-myticket, which has three nodes; ARGS='-run TestX'
-	@$(TOOL) gotestsum --format standard-verbose -- -tags e2e -count=1 -parallel=3 -timeout=60m ./internal/e2e $(ARGS)
+	@$(TOOL) gotestsum --format standard-verbose -- -tags e2e -count=1 -parallel=2 -timeout=60m ./internal/e2e $(ARGS)
 
 .PHONY: clean
 clean: ## remove what was built
