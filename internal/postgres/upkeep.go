@@ -75,6 +75,10 @@ func (s *Store) keepUp(ctx context.Context, doing string, work func(upkeep) erro
 			if busy = isCode(err, lockNotAvailable); err != nil {
 				return err
 			}
+			// A migration locks the table before its partitions. Who reads a partition first and then locks the table deadlocks with it.
+			if _, err := tx.Exec(ctx, `LOCK TABLE ONLY tickets IN ACCESS SHARE MODE`); err != nil {
+				return err
+			}
 			up := upkeep{Tx: tx}
 			if err := tx.QueryRow(ctx, defaultPartition).Scan(&up.schema, &up.partition, &up.defaultName); err != nil {
 				return err
