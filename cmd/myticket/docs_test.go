@@ -57,14 +57,21 @@ func TestSettingsPage_IsWhatTheProgramSays(t *testing.T) {
 	require.Equal(t, b.String(), string(have), "docs/settings.md lags: run this test with -update")
 }
 
+// mendingSection returns a section of docs/mending.md, without its title.
+func mendingSection(t *testing.T, title string) string {
+	t.Helper()
+	page, err := os.ReadFile("../../docs/mending.md")
+	require.NoError(t, err)
+	_, section, ok := strings.Cut(string(page), "\n## "+title+"\n")
+	require.True(t, ok, title)
+	section, _, _ = strings.Cut(section, "\n## ")
+	return section
+}
+
 // TestMendingPage_CommandsWork runs the commands of the section on dialects in docs/mending.md, with the file that it shows.
 func TestMendingPage_CommandsWork(t *testing.T) {
 	t.Parallel()
-	page, err := os.ReadFile("../../docs/mending.md")
-	require.NoError(t, err)
-	_, section, ok := strings.Cut(string(page), "\n## Dialects\n")
-	require.True(t, ok)
-	section, _, _ = strings.Cut(section, "\n## ")
+	section := mendingSection(t, "Dialects")
 	file := ""
 	if text := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindStringSubmatch(section); text != nil {
 		file = dialectFile(t, text[1])
@@ -100,18 +107,13 @@ func TestMendingPage_CommandsWork(t *testing.T) {
 // TestMendingPage_CommandsInBulkWork runs the commands of the other sections of docs/mending.md.
 func TestMendingPage_CommandsInBulkWork(t *testing.T) {
 	t.Parallel()
-	page, err := os.ReadFile("../../docs/mending.md")
-	require.NoError(t, err)
 	b := setupOperator(t)
 	b.insert(t, ticket.Error, "shop-1", "1", "x")
 	b.insert(t, ticket.Error, "test", "2", "x")
 	files := map[string]string{"ticket.txt": write(t, "ticket.txt", sample(t)), "shop-1.yaml": write(t, "shop-1.yaml", "optional: [vat]\n")}
 	commands := 0
 	for _, title := range []string{"In bulk", "Finding and watching tickets", "Who did what", "Reading without storing"} {
-		_, section, ok := strings.Cut(string(page), "\n## "+title+"\n")
-		require.True(t, ok, title)
-		section, _, _ = strings.Cut(section, "\n## ")
-		for _, block := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(section, -1) {
+		for _, block := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(mendingSection(t, title), -1) {
 			for line := range strings.Lines(block[1]) {
 				line, _, _ = strings.Cut(line, "  #")
 				line, _, _ = strings.Cut(line, " > ")

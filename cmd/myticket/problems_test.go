@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -64,11 +63,7 @@ func groupSQL(problems []ticket.Problem) string {
 // TestMendingPage_CommandsOfProblemsWork runs the commands of the section What goes wrong, on a ticket of its own.
 func TestMendingPage_CommandsOfProblemsWork(t *testing.T) {
 	t.Parallel()
-	page, err := os.ReadFile("../../docs/mending.md")
-	require.NoError(t, err)
-	_, section, ok := strings.Cut(string(page), "\n## What goes wrong\n")
-	require.True(t, ok)
-	section, _, _ = strings.Cut(section, "\n## ")
+	section := mendingSection(t, "What goes wrong")
 	b := setupOperator(t)
 	id := b.insert(t, ticket.Error, "shop-1", "1", "x")
 	problems := []ticket.Problem{{Code: ticket.ProblemOrderMissing, Message: "there is no Order record"}}
