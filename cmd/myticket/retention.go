@@ -55,7 +55,8 @@ func (c retentionCmd) Run(ctx context.Context, std streams) error {
 		return err
 	}
 	defer store.Close()
-	partitions, err := store.OldPartitions(ctx, time.Now().Add(-time.Duration(c.Keep)))
+	before := time.Now().Add(-time.Duration(c.Keep))
+	partitions, err := store.OldPartitions(ctx, before)
 	if err != nil {
 		return err
 	}
@@ -71,6 +72,7 @@ func (c retentionCmd) Run(ctx context.Context, std streams) error {
 			linesErr = fmt.Errorf("order_lines still shows lines of dropped partitions, until a server drops them: %w", linesErr)
 			err = errors.Join(err, linesErr)
 		}
+		err = errors.Join(err, store.DeleteOldCorrections(ctx, before))
 		report.ExpiredKeys, keysErr = store.DeleteExpiredKeys(ctx, by)
 	} else {
 		report.ExpiredKeys, keysErr = store.ExpiredKeys(ctx)

@@ -30,6 +30,7 @@ const (
 	ActionRetry     = "tickets.retry"
 	ActionDismiss   = "tickets.dismiss"
 	ActionReopen    = "tickets.reopen"
+	ActionCorrect   = "tickets.correct"
 	ActionRetention = "retention"
 	ActionPrune     = "products.prune"
 )

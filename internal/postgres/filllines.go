@@ -74,10 +74,30 @@ func (f *lineFiller) fill(ctx context.Context, tickets []outboxTicket, from uint
 			break
 		}
 	}
-	if err := f.write(ctx, rows, step); err != nil {
+	if err := f.write(ctx, rows, withoutLines(tickets[:n], rows), step); err != nil {
 		return 0, from, err
 	}
 	return n, max(step.to, from), nil
+}
+
+// withoutLines returns those tickets that were treated again and have no rows. They may have had lines before they were corrected.
+func withoutLines(tickets []outboxTicket, rows []lineRow) (ids []uuid.UUID) {
+	var has map[uuid.UUID]bool
+	for i := range tickets {
+		if !tickets[i].row.treated {
+			continue
+		}
+		if has == nil {
+			has = make(map[uuid.UUID]bool, len(rows))
+			for r := range rows {
+				has[rows[r].id] = true
+			}
+		}
+		if id := tickets[i].id; !has[id] {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
 
 // lineRow is a ticket's row of ticket_lines.
@@ -91,13 +111,15 @@ type lineRow struct {
 // readForLines returns those of some tickets that are treated and have no lines in tickets, in the given order, and how many
 // there are. The bodies after the first $3 bytes are left out, but never the first one.
 const readForLines = `
-SELECT n, id, source, order_number, ` + readTextSQL + `, tickets FROM (
-    SELECT i.n, t.id, t.source, coalesce(t.order_number, '') AS order_number, t.body, t.dialect, count(*) OVER () AS tickets,
-           sum(octet_length(t.body)) OVER (ORDER BY i.n ROWS UNBOUNDED PRECEDING) AS bytes
-    FROM unnest($1::timestamptz[], $2::uuid[]) WITH ORDINALITY AS i (received_at, id, n)
-    JOIN tickets t ON t.received_at = i.received_at AND t.id = i.id
-    WHERE t.status = 'TREATED' AND t.lines IS NULL) t
-WHERE bytes <= $3 OR bytes = octet_length(body)
+SELECT n, id, source, order_number, text, ` + dialectSQL + `, tickets FROM (
+    SELECT *, sum(octet_length(text)) OVER (ORDER BY n ROWS UNBOUNDED PRECEDING) AS bytes
+    FROM (
+        SELECT i.n, t.id, t.source, coalesce(t.order_number, '') AS order_number, ` + textSQL + ` AS text, t.dialect,
+               count(*) OVER () AS tickets
+        FROM unnest($1::timestamptz[], $2::uuid[]) WITH ORDINALITY AS i (received_at, id, n)
+        JOIN tickets t ON t.received_at = i.received_at AND t.id = i.id
+        WHERE t.status = 'TREATED' AND t.lines IS NULL) t) t
+WHERE bytes <= $3 OR bytes = octet_length(text)
 ORDER BY n`
 
 // read reads the bodies of the first of some tickets. It returns the rows for them, and how many tickets these are. A ticket that
@@ -201,20 +223,20 @@ func (f *lineFiller) stepOver(id uuid.UUID, why error) {
 		"ticket", id, "error", why)
 }
 
-// write stores rows and moves the reader's place. A row that Postgres refuses is stepped over.
-func (f *lineFiller) write(ctx context.Context, rows []lineRow, step outboxStep) error {
-	err := f.insert(ctx, rows, step)
+// write stores rows, deletes those of other tickets, and moves the reader's place. A row that Postgres refuses is stepped over.
+func (f *lineFiller) write(ctx context.Context, rows []lineRow, gone []uuid.UUID, step outboxStep) error {
+	err := f.insert(ctx, rows, gone, step)
 	switch half := len(rows) / 2; {
 	case !refused(err) || len(rows) == 0:
 		return err
 	case len(rows) == 1:
 		f.stepOver(rows[0].id, err)
-		return f.write(ctx, nil, step)
+		return f.write(ctx, nil, gone, step)
 	default:
-		if err := f.write(ctx, rows[:half], outboxStep{from: step.from}); err != nil {
+		if err := f.write(ctx, rows[:half], nil, outboxStep{from: step.from}); err != nil {
 			return err
 		}
-		return f.write(ctx, rows[half:], step)
+		return f.write(ctx, rows[half:], gone, step)
 	}
 }
 
@@ -224,18 +246,23 @@ SELECT unnest($1::timestamptz[]), unnest($2::uuid[]), unnest($3::text[]), unnest
 
 // insertLinesAgain is for rows of which some are there already, because they are read again.
 const insertLinesAgain = insertLines + `
-ON CONFLICT (received_at, ticket_id) DO UPDATE SET lines = excluded.lines WHERE ticket_lines.lines <> excluded.lines`
+ON CONFLICT (received_at, ticket_id) DO UPDATE SET lines = excluded.lines, order_number = excluded.order_number
+WHERE (ticket_lines.lines, ticket_lines.order_number) IS DISTINCT FROM (excluded.lines, excluded.order_number)`
+
+const deleteLines = `
+DELETE FROM ticket_lines l USING unnest($1::timestamptz[], $2::uuid[]) AS gone (received_at, id)
+WHERE l.received_at = gone.received_at AND l.ticket_id = gone.id`
 
 var lineFormats = []int16{formatBinary, formatBinary, formatBinary, formatBinary, formatBinary}
 
-// insert stores rows and moves the reader's place, in one transaction and one round trip.
-func (f *lineFiller) insert(ctx context.Context, rows []lineRow, step outboxStep) error {
+// insert is write in one transaction and one round trip.
+func (f *lineFiller) insert(ctx context.Context, rows []lineRow, gone []uuid.UUID, step outboxStep) error {
 	if err := f.cover(ctx, rows); err != nil {
 		return err
 	}
-	err := f.send(ctx, insertLines, rows, step)
+	err := f.send(ctx, insertLines, rows, gone, step)
 	if isCode(err, uniqueViolation) {
-		err = f.send(ctx, insertLinesAgain, distinctRows(rows), step)
+		err = f.send(ctx, insertLinesAgain, distinctRows(rows), gone, step)
 	}
 	if transient(err) { // perhaps because a partition is not there any more
 		f.covered = nil
@@ -256,11 +283,18 @@ func distinctRows(rows []lineRow) []lineRow {
 	return distinct
 }
 
-func (f *lineFiller) send(ctx context.Context, sql string, rows []lineRow, step outboxStep) error {
+func (f *lineFiller) send(ctx context.Context, sql string, rows []lineRow, gone []uuid.UUID, step outboxStep) error {
 	return f.store.pool.AcquireFunc(ctx, func(pooled *pgxpool.Conn) error {
 		conn, batch := pooled.Conn(), &pgconn.Batch{}
 		if err := f.reader.queue(ctx, conn, batch, step); err != nil {
 			return err
+		}
+		if len(gone) > 0 {
+			remove, err := conn.Prepare(ctx, deleteLines, deleteLines)
+			if err != nil {
+				return err
+			}
+			batch.ExecPrepared(remove.Name, goneParams(gone), []int16{formatBinary, formatBinary}, nil)
 		}
 		if len(rows) > 0 {
 			insert, err := conn.Prepare(ctx, sql, sql)
@@ -301,6 +335,15 @@ func lineParams(rows []lineRow) [][]byte {
 		lines.bytes(rows[i].lines)
 	}
 	return [][]byte{times.param(), ids.param(), sources.param(), orders.param(), lines.param()}
+}
+
+func goneParams(gone []uuid.UUID) [][]byte {
+	times, ids := newArray(pgtype.TimestamptzOID, 12*len(gone)), newArray(pgtype.UUIDOID, 20*len(gone))
+	for _, id := range gone {
+		times.time(ticket.IDTime(id))
+		ids.uuid(id)
+	}
+	return [][]byte{times.param(), ids.param()}
 }
 
 // cover makes the partitions that rows need.

@@ -138,7 +138,7 @@ func (g *gate) stop(ctx context.Context, conn *pgx.Conn, rows []row) error {
 	}
 	for i := range rows {
 		if problem := g.stopped[rows[i].ticket.ID]; problem != nil {
-			rows[i].standing = standing{ticket.Error, []ticket.Problem{*problem}}
+			rows[i].standing = standing{status: ticket.Error, problems: []ticket.Problem{*problem}}
 		}
 	}
 	return nil

@@ -105,7 +105,7 @@ func (l *OrderLines) Round(ctx context.Context) (more bool, err error) {
 	tickets := chunk.tickets()
 	if last := len(chunk.rows) - 1; last >= 0 && len(tickets) == 0 { // rows of no ticket, which this version never writes
 		step := outboxStep{from: chunk.after, to: chunk.rows[last].xid, at: chunk.rows[last].at}
-		return chunk.more, explain("pass by empty rows of the outbox", l.filler.write(ctx, nil, step))
+		return chunk.more, explain("pass by empty rows of the outbox", l.filler.write(ctx, nil, nil, step))
 	}
 	for place := chunk.after; len(tickets) > 0; {
 		if !l.spare() {

@@ -33,6 +33,7 @@ type outboxRow struct {
 	at      time.Time
 	age     time.Duration // by Postgres' clock
 	tickets []byte        // their ids, 16 bytes each
+	treated bool          // they were stored before, and treated now
 }
 
 // outboxChunk is what comes after a reader's place.
@@ -67,7 +68,7 @@ ON CONFLICT (name) DO NOTHING`
 
 // nextInOutbox returns all rows of a transaction or none. Below pg_snapshot_xmin no row can appear any more.
 const nextInOutbox = `
-SELECT xid, at, extract(epoch FROM clock_timestamp() - at)::float8, tickets FROM outbox
+SELECT xid, at, extract(epoch FROM clock_timestamp() - at)::float8, tickets, kind = '` + kindTreated + `' FROM outbox
 WHERE xid > $1 AND xid < pg_snapshot_xmin(pg_current_snapshot())
 ORDER BY xid FETCH FIRST ($2) ROWS WITH TIES`
 
@@ -102,7 +103,7 @@ func (r outboxReader) next(ctx context.Context, limit int, timeout time.Duration
 		}
 		chunk.rows, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (o outboxRow, err error) {
 			var age float64
-			err = row.Scan(&o.xid, &o.at, &age, &o.tickets)
+			err = row.Scan(&o.xid, &o.at, &age, &o.tickets, &o.treated)
 			o.age = seconds(age)
 			return o, err
 		})

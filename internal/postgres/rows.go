@@ -7,8 +7,9 @@ import (
 
 // standing is what a ticket is stored as.
 type standing struct {
-	status   ticket.Status
-	problems []ticket.Problem
+	status    ticket.Status
+	problems  []ticket.Problem
+	corrected bool // a person has corrected its text
 }
 
 // group returns the group of a ticket that could not be read; 0 for another one.
@@ -31,7 +32,9 @@ type row struct {
 var nothingRead ticket.Order
 
 // rowOf returns the row of a ticket that was read.
-func rowOf(t *ticket.Ticket) row { return row{t, &t.Order, t.Dialect, standing{t.Status, t.Problems}} }
+func rowOf(t *ticket.Ticket) row {
+	return row{t, &t.Order, t.Dialect, standing{status: t.Status, problems: t.Problems}}
+}
 
 // rowsOf returns the rows of a batch, without those of the entries that are repeats.
 func rowsOf(b intake.Batch, repeats map[int]repeat) []row {

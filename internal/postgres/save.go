@@ -191,13 +191,13 @@ func (s *Store) send(
 }
 
 const selectStandings = `
-SELECT t.id, t.status, t.problems
+SELECT t.id, t.status, t.problems, t.correction IS NOT NULL
 FROM unnest($1::timestamptz[], $2::uuid[]) AS i (received_at, id)
 JOIN tickets t ON t.received_at = i.received_at AND t.id = i.id`
 
 // insertAgain is insert for tickets of which some may be there already. Those stay as they were stored, even if they would be
 // read or judged differently now (another version of the parser, another state of the limit of new products). A ticket says
-// something about products only if it was stored as TREATED and would be now.
+// something about products only if it was stored as TREATED and would be now, and nobody has corrected it since.
 func (s *Store) insertAgain(
 	ctx context.Context, tx pgx.Tx, b intake.Batch, rows []row, gate *gate,
 ) (added []saying, err error) {
@@ -237,7 +237,7 @@ func (s *Store) insertAgain(
 			continue
 		}
 		read := rows[i].status
-		if rows[i].standing = is; read == ticket.Treated && is.status == ticket.Treated {
+		if rows[i].standing = is; read == ticket.Treated && is.status == ticket.Treated && !is.corrected {
 			treated = append(treated, rows[i])
 		}
 	}
@@ -260,7 +260,7 @@ func standings(ctx context.Context, tx pgx.Tx, rows []row) (map[uuid.UUID]standi
 	there := make(map[uuid.UUID]standing, len(rows))
 	var id uuid.UUID
 	var is standing
-	_, err = pgx.ForEachRow(found, []any{&id, &is.status, &is.problems}, func() error {
+	_, err = pgx.ForEachRow(found, []any{&id, &is.status, &is.problems, &is.corrected}, func() error {
 		there[id] = is
 		is = standing{}
 		return nil

@@ -20,7 +20,7 @@ import (
 const unsettledProducts = `
 WITH due AS (
     SELECT product_id, unsettled_at, changed_at, authenticated FROM products
-    WHERE unsettled_at < now() - $1::interval
+    WHERE unsettled_at < now() - $1::interval AND named_until IS NULL
     ORDER BY unsettled_at LIMIT $2 * 10
 ), oldest AS (
     SELECT * FROM due ORDER BY changed_at, unsettled_at LIMIT $2
@@ -30,12 +30,13 @@ WHERE changed_at < (SELECT min(changed_at) FROM oldest) + $3::interval
 ORDER BY changed_at, product_id`
 
 // unsettledAhead is for marks that were set while Postgres' clock was ahead: they count from now on. Otherwise the products would
-// not be looked at before that time comes. Marks of products that were put off (settleLater) are not as far ahead.
+// not be looked at before that time comes. Marks of products that were put off (settleLater, learnLater) are not as far ahead.
 const unsettledAhead = `
 WITH free AS (
     SELECT product_id FROM products
     WHERE unsettled_at > now() + interval '1 minute'
-      AND unsettled_at > now() + greatest(now() - changed_at, interval '0') + interval '1 minute'
+      AND unsettled_at > now() + interval '1 minute' + CASE WHEN named_until IS NULL
+            THEN greatest(now() - changed_at, interval '0') ELSE interval '1 hour' END
     LIMIT $1 FOR UPDATE SKIP LOCKED
 )
 UPDATE products p SET unsettled_at = now() FROM free WHERE p.product_id = free.product_id`
@@ -74,15 +75,20 @@ const settleTime = 10 * time.Second
 
 // unsettled is a product whose name or price changed.
 type unsettled struct {
-	id               string
-	since, changedAt time.Time
-	authenticated    bool // only authenticated sources can overrule it
+	id            string
+	since         time.Time
+	from, to      time.Time // the tickets that are looked at were received in this time
+	authenticated bool      // only authenticated sources can overrule it
+
+	withdrawn bool      // see withdraw
+	lastSeen  time.Time // only if it is withdrawn
 }
 
 // SettleProducts checks products whose name or price changed longer than after ago. If a newer ticket says something else, that
 // ticket counts. A product that no ticket names any more keeps its name and price. After must be longer than any transaction
 // that stores tickets, so that all transactions that ran beside the change have ended. It returns how many products it checked,
-// at most limit; 0 means that all are settled.
+// at most limit; 0 means that all are settled. It also finds out what counts for products that a corrected ticket named: see
+// withdraw.
 //
 // While tickets of the time of such a change are set aside (MoveStrays), the products are put behind all others, because no query
 // finds these tickets until they are moved.
@@ -93,7 +99,10 @@ type unsettled struct {
 func (s *Store) SettleProducts(ctx context.Context, after time.Duration, limit int) (int, error) {
 	for {
 		products, err := s.unsettledProducts(ctx, after, limit)
-		if err != nil || len(products) == 0 {
+		if err == nil && len(products) == 0 {
+			return s.learnAgain(ctx, after, limit)
+		}
+		if err != nil {
 			return 0, explain("look for products that changed", err)
 		}
 		err = s.settle(ctx, products)
@@ -137,7 +146,9 @@ func (s *Store) unsettledProducts(ctx context.Context, after time.Duration, limi
 			return err
 		}
 		products, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (p unsettled, err error) {
-			return p, row.Scan(&p.id, &p.since, &p.changedAt, &p.authenticated)
+			err = row.Scan(&p.id, &p.since, &p.from, &p.authenticated)
+			p.to = p.from.Add(lastSeenStep)
+			return p, err
 		})
 		return err
 	})
@@ -146,14 +157,14 @@ func (s *Store) unsettledProducts(ctx context.Context, after time.Duration, limi
 
 // settle settles products, which must be in the order of their times.
 func (s *Store) settle(ctx context.Context, products []unsettled) error {
-	sayings, err := s.newestSayings(ctx, products)
+	newest, err := s.newestSayings(ctx, products)
 	later := errors.Is(err, errSetAside)
 	if err != nil && !later {
 		return err
 	}
 	ids, since := keysOf(products)
 	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		if len(sayings) > 0 {
+		if sayings := newest.all(); len(sayings) > 0 {
 			if _, err := s.upsert(ctx, tx.Conn(), sayings); err != nil {
 				return err
 			}
@@ -172,24 +183,27 @@ func keysOf(products []unsettled) (ids []string, since []time.Time) {
 }
 
 // newestSayings returns what the newest tickets say about products. It looks at tickets since the oldest change. For a product
-// of an authenticated source it looks only at tickets of such sources.
-func (s *Store) newestSayings(ctx context.Context, products []unsettled) ([]saying, error) {
+// of an authenticated source it looks only at tickets of such sources. If it fails, it also returns what it found until then.
+func (s *Store) newestSayings(ctx context.Context, products []unsettled) (*sayingsFound, error) {
 	budget := settleTime
 	if deadline, ok := ctx.Deadline(); ok {
 		budget = time.Until(deadline) / 2
 	}
-	giveUp := time.Now().Add(budget)
-	wanted := make(map[string]*unsettled, len(products)) // by id
+	from, to := products[0].from, products[0].to
 	for i := range products {
-		wanted[products[i].id] = &products[i]
+		if products[i].from.Before(from) {
+			from = products[i].from
+		}
+		if products[i].to.After(to) {
+			to = products[i].to
+		}
 	}
-	newest := sayingsFound{giveUp: giveUp, wanted: wanted, found: make(map[string]saying, len(products))}
-	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+	newest := newSayingsFound(products, to, time.Now().Add(budget))
+	return newest, pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		// The server ends a statement that takes too long. A context that ends would cost the connection.
 		if _, err := tx.Exec(ctx, fmt.Sprintf(`SET LOCAL statement_timeout = %d`, max(budget.Milliseconds(), 1))); err != nil {
 			return err
 		}
-		from, to := products[0].changedAt, products[len(products)-1].changedAt.Add(lastSeenStep)
 		if err := noneSetAside(ctx, tx, from, to); err != nil {
 			return err
 		}
@@ -201,24 +215,59 @@ func (s *Store) newestSayings(ctx context.Context, products []unsettled) ([]sayi
 			if err != nil {
 				return err
 			}
-			if n, err := newest.read(rows, s.authenticated, s.parse); err != nil || n == 0 {
+			n, err := newest.read(rows, s.authenticated, s.parse)
+			if err != nil {
 				return err
+			}
+			if n == 0 {
+				newest.reach(time.Time{})
+				return nil
 			}
 		}
 		return nil
 	})
-	return slices.Collect(maps.Values(newest.found)), err
 }
 
 // sayingsFound is what was found so far. The newest tickets come first.
 type sayingsFound struct {
-	giveUp time.Time
-	wanted map[string]*unsettled // by product
-	found  map[string]saying     // by product
+	giveUp  time.Time
+	wanted  map[string]*unsettled // by product
+	found   map[string]saying     // by product
+	lower   map[string]saying     // by product: of a lower rank than a product that is withdrawn
+	open    []*unsettled          // those whose time is not over, the earliest time first
+	unnamed int                   // products whose time is over, and that no ticket named
+	reached time.Time             // all later tickets were looked at
 }
 
-// complete reports whether there is a saying for each product.
-func (s *sayingsFound) complete() bool { return len(s.found) == len(s.wanted) }
+func newSayingsFound(products []unsettled, to, giveUp time.Time) *sayingsFound {
+	s := &sayingsFound{
+		giveUp: giveUp, reached: to, wanted: make(map[string]*unsettled, len(products)), found: make(map[string]saying, len(products)),
+		lower: map[string]saying{},
+	}
+	for i := range products {
+		s.wanted[products[i].id] = &products[i]
+		s.open = append(s.open, &products[i])
+	}
+	slices.SortFunc(s.open, func(a, b *unsettled) int { return a.from.Compare(b.from) })
+	return s
+}
+
+// all returns what was found.
+func (s *sayingsFound) all() []saying { return slices.Collect(maps.Values(s.found)) }
+
+// complete reports whether nothing more can be found.
+func (s *sayingsFound) complete() bool { return len(s.found)+s.unnamed == len(s.wanted) }
+
+// reach goes back to a time.
+func (s *sayingsFound) reach(at time.Time) {
+	s.reached = at
+	for last := len(s.open) - 1; last >= 0 && at.Before(s.open[last].from); last-- {
+		if _, ok := s.found[s.open[last].id]; !ok {
+			s.unnamed++
+		}
+		s.open = s.open[:last]
+	}
+}
 
 // read reads tickets, one at a time, and returns how many there were.
 func (s *sayingsFound) read(
@@ -229,7 +278,8 @@ func (s *sayingsFound) read(
 	var text text // read before the next row comes
 	_, err = pgx.ForEachRow(rows, append([]any{&id, &source}, text.scan()...), func() error {
 		n++
-		if s.complete() { // the rest of what was fetched
+		said := saying{ticketID: id, firstAt: ticket.IDTime(id), source: source}
+		if s.reach(said.firstAt); s.complete() { // the rest of what was fetched
 			return nil
 		}
 		if time.Now().After(s.giveUp) {
@@ -239,19 +289,24 @@ func (s *sayingsFound) read(
 		if err != nil {
 			return err
 		}
-		said := saying{ticketID: id, firstAt: ticket.IDTime(id), source: source}
 		said.authenticated = authenticated != nil && authenticated(source)
 		for i := range order.Lines {
 			line := &order.Lines[i]
 			product := s.wanted[line.ProductID]
-			if product == nil || authenticated != nil && product.authenticated && !said.authenticated {
+			if product == nil || said.firstAt.Before(product.from) {
 				continue
 			}
-			if newer, ok := s.found[product.id]; ok && newer.ticketID != id {
+			found := s.found
+			if authenticated != nil && product.authenticated && !said.authenticated {
+				if found = s.lower; !product.withdrawn {
+					continue
+				}
+			}
+			if newer, ok := found[product.id]; ok && newer.ticketID != id {
 				continue
 			}
 			said.Product = ticket.Product{ID: product.id, Name: strings.Clone(line.Name), Price: line.Price}
-			s.found[product.id] = said // of one ticket, the last line counts
+			found[product.id] = said // of one ticket, the last line counts
 		}
 		return nil
 	})

@@ -10,8 +10,9 @@ import (
 	"myticket/internal/ticket"
 )
 
-// textSQL is the text of a ticket t: what is read of it. This is the one place where it is chosen.
-const textSQL = `t.body`
+// textSQL is the text of a ticket t: what is read of it, the body or a correction. This is the one place where it is chosen.
+const textSQL = `CASE WHEN t.correction IS NULL THEN t.body ELSE (SELECT c.text FROM corrections c
+    WHERE c.ticket_received_at = t.received_at AND c.ticket_id = t.id AND c.number = t.correction) END`
 
 // dialectSQL is the dialect that a ticket t was read with when it was stored: its version, and the dialect itself; 0 and NULL for
 // that of everyone.

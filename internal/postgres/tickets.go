@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -45,9 +46,11 @@ type StoredTicket struct {
 	Traceparent   string           `json:"traceparent,omitempty"`
 	ParserVersion int              `json:"parser_version"` // 0 if it was not read yet
 	Dialect       int              `json:"dialect"`        // version of the dialect that it was read with; 0 for that of everyone
+	Correction    int              `json:"correction"`     // which correction is read instead of the body; 0 if the body is
 	Attempts      int              `json:"attempts"`
 	NextAttemptAt *time.Time       `json:"next_attempt_at,omitempty"`
 	Body          []byte           `json:"-"` // only from Store.Ticket
+	Text          []byte           `json:"-"` // only from Store.Ticket: what is read, the body or a correction
 }
 
 // StoredLine is one product line of a stored ticket, as it is read from the body now. Extra are the columns that MyTicket does
@@ -67,7 +70,8 @@ type StoredField struct {
 
 // ticketColumnsSQL are columns of a ticket t, for scanTicket.
 const ticketColumnsSQL = `id, received_at, source, status, coalesce(order_number, ''), vat::text, total::text, lines,
-	extra, problems, content_type, coalesce(traceparent, ''), parser_version, attempts, next_attempt_at, body, ` + readTextSQL
+	extra, problems, content_type, coalesce(traceparent, ''), parser_version, attempts, next_attempt_at,
+	coalesce(correction, 0), body, ` + readTextSQL
 
 func (s *Store) scanTicket(row pgx.CollectableRow) (StoredTicket, error) {
 	var t StoredTicket
@@ -75,9 +79,12 @@ func (s *Store) scanTicket(row pgx.CollectableRow) (StoredTicket, error) {
 	var text text
 	err := row.Scan(append([]any{
 		&t.ID, &t.ReceivedAt, &t.Source, &t.Status, &t.OrderNumber, &vat, &total, &t.Lines, &t.Extra,
-		&t.Problems, &t.ContentType, &t.Traceparent, &t.ParserVersion, &t.Attempts, &t.NextAttemptAt, &t.Body,
+		&t.Problems, &t.ContentType, &t.Traceparent, &t.ParserVersion, &t.Attempts, &t.NextAttemptAt, &t.Correction, &t.Body,
 	}, text.scan()...)...)
-	t.Dialect = text.version
+	t.Dialect, t.Text = text.version, t.Body
+	if t.Correction != 0 {
+		t.Text = bytes.Clone(text.body)
+	}
 	if err == nil && t.ParserVersion != 0 {
 		order, _, unknown := s.parse(text)
 		if unknown != nil {
@@ -191,7 +198,7 @@ func (s *Store) Tickets(ctx context.Context, filter TicketFilter, after uuid.UUI
 	}
 	tickets, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (StoredTicket, error) {
 		t, err := s.scanTicket(row)
-		t.Body = nil
+		t.Body, t.Text = nil, nil
 		return t, err
 	})
 	return tickets, explain("list tickets", err)
