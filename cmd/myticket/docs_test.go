@@ -112,7 +112,8 @@ func TestMendingPage_CommandsInBulkWork(t *testing.T) {
 	b.insert(t, ticket.Error, "test", "2", "x")
 	files := map[string]string{"ticket.txt": write(t, "ticket.txt", sample(t)), "shop-1.yaml": write(t, "shop-1.yaml", "optional: [vat]\n")}
 	commands := 0
-	for _, title := range []string{"In bulk", "Finding and watching tickets", "Who did what", "Reading without storing"} {
+	one := b.insert(t, ticket.Dismissed, "shop-1", "3", "x").String()
+	for _, title := range []string{"One ticket", "In bulk", "Finding and watching tickets", "Who did what", "Reading without storing"} {
 		for _, block := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(mendingSection(t, title), -1) {
 			for line := range strings.Lines(block[1]) {
 				line, _, _ = strings.Cut(line, "  #")
@@ -122,8 +123,17 @@ func TestMendingPage_CommandsInBulkWork(t *testing.T) {
 					args = append(args, cmp.Or(files[arg], strings.Trim(arg, `"`)))
 				}
 				require.Equal(t, "myticket", args[0], line)
+				if args[2] == "correct" || args[2] == "show" {
+					args[3] = one
+				}
+				if len(args) == 4 && args[2] == "correct" { // there is no terminal for an editor
+					commands++
+					continue
+				}
 				ctx, cancel := context.WithTimeout(t.Context(), patience)
 				switch args[2] {
+				case "correct":
+					args = append(args, "--wait", "0s", "--yes")
 				case "retry", "dismiss", "reopen": // there is no terminal to ask on
 					args = append(args, "--yes")
 				case "follow": // until it is interrupted
@@ -137,7 +147,7 @@ func TestMendingPage_CommandsInBulkWork(t *testing.T) {
 			}
 		}
 	}
-	require.Equal(t, 12, commands)
-	require.Equal(t, "ERROR TO_TREAT", b.text(t, `SELECT string_agg(status, ' ' ORDER BY status) FROM tickets`), "dismissed, and reopened")
-	require.Equal(t, "3", b.text(t, `SELECT count(*)::text FROM audit`))
+	require.Equal(t, 16, commands)
+	require.Equal(t, "ERROR TO_TREAT TO_TREAT", b.text(t, `SELECT string_agg(status, ' ' ORDER BY status) FROM tickets`), "dismissed, and reopened")
+	require.Equal(t, "5", b.text(t, `SELECT count(*)::text FROM audit`))
 }

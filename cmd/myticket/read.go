@@ -45,7 +45,7 @@ type readReport struct {
 }
 
 func (c readCmd) Run(ctx context.Context, std streams) error {
-	parse, err := c.parser(ctx, std)
+	with, err := c.reading(ctx, std)
 	if err != nil {
 		return err
 	}
@@ -55,7 +55,7 @@ func (c readCmd) Run(ctx context.Context, std streams) error {
 		if err != nil {
 			return err
 		}
-		order, problems, version := parse(string(c.Source), body)
+		order, problems, version := with.Parse(string(c.Source), body)
 		t := postgres.AsRead(&order, problems)
 		t.Dialect = version
 		if len(problems) > 0 {
@@ -70,7 +70,7 @@ func (c readCmd) Run(ctx context.Context, std streams) error {
 		if i > 0 {
 			fmt.Fprintln(std.stdout)
 		}
-		if err := c.show(std.stdout, name, t, body); err != nil {
+		if err := c.show(std.stdout, name, t, with.Text(string(c.Source), body)); err != nil {
 			return err
 		}
 	}
@@ -83,8 +83,24 @@ func (c readCmd) Run(ctx context.Context, std streams) error {
 	return err
 }
 
-// parser returns what reads the tickets.
-func (c readCmd) parser(ctx context.Context, std streams) (ticket.ParseFunc, error) {
+// reading reads tickets of a source.
+type reading interface {
+	Parse(source string, body []byte) (ticket.Order, []ticket.Problem, int)
+	Text(source string, body []byte) string
+}
+
+// readingFile reads all tickets in the dialect of a file; a nil reader in that of everyone.
+type readingFile struct{ reader *ticket.Reader }
+
+func (r readingFile) Parse(_ string, body []byte) (ticket.Order, []ticket.Problem, int) {
+	order, problems := r.reader.Parse(body)
+	return order, problems, 0
+}
+
+func (r readingFile) Text(_ string, body []byte) string { return r.reader.Text(body) }
+
+// reading returns what reads the tickets.
+func (c readCmd) reading(ctx context.Context, std streams) (reading, error) {
 	switch {
 	case c.Source != "":
 		store, err := postgres.Open(ctx, postgres.Config{
@@ -99,7 +115,7 @@ func (c readCmd) parser(ctx context.Context, std streams) (ticket.ParseFunc, err
 		if err := dialects.Load(ctx); err != nil {
 			return nil, err
 		}
-		return dialects.Parse, nil
+		return dialects, nil
 	case c.Dialect != "":
 		content, err := readFile(c.Dialect, nil, dialect.MaxBytes+1)
 		if err != nil {
@@ -113,16 +129,13 @@ func (c readCmd) parser(ctx context.Context, std streams) (ticket.ParseFunc, err
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", c.Dialect, err)
 		}
-		return func(_ string, body []byte) (ticket.Order, []ticket.Problem, int) {
-			order, problems := reader.Parse(body)
-			return order, problems, 0
-		}, nil
+		return readingFile{reader}, nil
 	}
-	return ticket.ParseAny, nil
+	return readingFile{}, nil
 }
 
 // show writes what a ticket would become, for a person.
-func (c readCmd) show(w io.Writer, name string, t postgres.StoredTicket, body []byte) error {
+func (c readCmd) show(w io.Writer, name string, t postgres.StoredTicket, text string) error {
 	rows := [][]string{{"Status", string(t.Status)}}
 	if c.Source != "" {
 		of := "of everyone"
@@ -141,6 +154,6 @@ func (c readCmd) show(w io.Writer, name string, t postgres.StoredTicket, body []
 	if err := showLines(w, t.Lines); err != nil {
 		return err
 	}
-	showProblems(w, t.Problems, body)
+	showProblems(w, t.Problems, text)
 	return nil
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -23,7 +22,8 @@ type ticketsCmd struct {
 	List    ticketsListCmd    `cmd:"" help:"List tickets, newest first."`
 	Follow  ticketsFollowCmd  `cmd:"" help:"Show tickets as they are stored, until it is interrupted."`
 	Show    ticketsShowCmd    `cmd:"" help:"Show one ticket: what was sent, what was read, and what was not understood."`
-	Retry   ticketsRetryCmd   `cmd:"" help:"Send ERROR tickets back to treatment, and DISMISSED ones that are named. A server reads them again from the bytes that were sent."`
+	Correct ticketsCorrectCmd `cmd:"" help:"Have another text read instead of what was sent, which stays as it came."`
+	Retry   ticketsRetryCmd   `cmd:"" help:"Send ERROR tickets back to treatment, and DISMISSED ones that are named. A server reads them again from the bytes that were sent, or from their correction."`
 	Dismiss ticketsDismissCmd `cmd:"" help:"Mark ERROR tickets as DISMISSED, with a reason. TO_TREAT tickets are not changed, because a server may be reading them."`
 	Reopen  ticketsReopenCmd  `cmd:"" help:"Undo a dismissal: DISMISSED tickets are ERROR again, with the problems that they had."`
 }
@@ -201,8 +201,17 @@ type ticketsShowCmd struct {
 	databaseFlags
 	outputFlags
 	zoneFlags
-	ID  uuid.UUID `arg:"" help:"The ticket's id."`
-	Raw bool      `help:"Write only the bytes that were sent."`
+	ID         uuid.UUID `arg:"" help:"The ticket's id."`
+	Raw        bool      `help:"Write only the bytes that were sent."`
+	Correction int       `placeholder:"N" help:"With --raw: write the text of this correction instead."`
+}
+
+// Validate is called by kong.
+func (c ticketsShowCmd) Validate() error {
+	if c.Correction < 0 || c.Correction > 0 && !c.Raw {
+		return errors.New("--correction needs --raw, and a number")
+	}
+	return nil
 }
 
 func (c ticketsShowCmd) Run(ctx context.Context, std streams) error {
@@ -211,29 +220,53 @@ func (c ticketsShowCmd) Run(ctx context.Context, std streams) error {
 		return err
 	}
 	defer store.Close()
-	t, err := store.Ticket(ctx, c.ID)
-	switch {
-	case err != nil:
+	if c.Correction > 0 {
+		text, err := store.CorrectionText(ctx, c.ID, c.Correction)
+		if err != nil {
+			return err
+		}
+		_, err = std.stdout.Write(text)
 		return err
-	case c.Raw:
+	}
+	t, err := store.Ticket(ctx, c.ID)
+	if err != nil {
+		return err
+	}
+	if c.Raw {
 		_, err = std.stdout.Write(t.Body)
 		return err
-	case c.Output == "json":
-		shown := struct {
-			postgres.StoredTicket
-			Body       *string `json:"body,omitempty"` // if it is valid UTF-8
-			BodyBase64 string  `json:"body_base64"`
-		}{StoredTicket: t, BodyBase64: base64.StdEncoding.EncodeToString(t.Body)}
-		if text := string(t.Body); utf8.ValidString(text) {
-			shown.Body = &text
-		}
-		return printJSON(std.stdout, shown)
 	}
-	return c.show(std.stdout, t)
+	corrections, err := store.Corrections(ctx, c.ID)
+	if err != nil {
+		return err
+	}
+	if c.Output == "json" {
+		return printJSON(std.stdout, shownTicket{
+			StoredTicket: t, Body: validText(t.Body), BodyBase64: t.Body, Text: t.Readable(t.Text),
+			Corrections: append([]postgres.Correction{}, corrections...),
+		})
+	}
+	return c.show(std.stdout, t, corrections)
+}
+
+// shownTicket is what a program reads.
+type shownTicket struct {
+	postgres.StoredTicket
+	Body        *string               `json:"body,omitempty"` // if it is valid UTF-8
+	BodyBase64  []byte                `json:"body_base64"`
+	Text        string                `json:"text"` // what is read: the body or a correction, in UTF-8
+	Corrections []postgres.Correction `json:"corrections"`
+}
+
+func validText(body []byte) *string {
+	if text := string(body); utf8.ValidString(text) {
+		return &text
+	}
+	return nil
 }
 
 // show writes a ticket as text for a person.
-func (c ticketsShowCmd) show(w io.Writer, t postgres.StoredTicket) error {
+func (c ticketsShowCmd) show(w io.Writer, t postgres.StoredTicket, corrections []postgres.Correction) error {
 	rows := [][]string{
 		{"Received", t.ReceivedAt.In(c.zone()).Format("2006-01-02T15:04:05.000Z07:00")},
 		{"Source", t.Source}, {"Status", string(t.Status)},
@@ -244,6 +277,18 @@ func (c ticketsShowCmd) show(w io.Writer, t postgres.StoredTicket) error {
 	}
 	rows = append(rows, []string{"Content-Type", t.ContentType}, []string{"Traceparent", t.Traceparent},
 		[]string{"Parser", strconv.Itoa(t.ParserVersion)}, []string{"Attempts", strconv.Itoa(t.Attempts)})
+	for _, is := range corrections {
+		says := "the text below"
+		switch {
+		case is.Bytes == nil:
+			says = "back to what was sent"
+		case is.Number != t.Correction:
+			says = fmt.Sprintf("another text (--raw --correction %d)", is.Number)
+		}
+		rows = append(rows, []string{
+			fmt.Sprintf("Correction %d", is.Number), strings.TrimRight(fmt.Sprintf("%s, by %s at %s: %s", says, is.Who, c.stamp(is.At), is.Why), ": "),
+		})
+	}
 	if t.NextAttemptAt != nil {
 		rows = append(rows, []string{"Next attempt", c.stamp(*t.NextAttemptAt)})
 	}
@@ -253,9 +298,19 @@ func (c ticketsShowCmd) show(w io.Writer, t postgres.StoredTicket) error {
 	if err := showLines(w, t.Lines); err != nil {
 		return err
 	}
-	showProblems(w, t.Problems, t.Body)
-	fmt.Fprintf(w, "\nBody (%d bytes; --raw writes them unchanged):\n", len(t.Body))
-	_, err := fmt.Fprintln(w, printableText(strings.ReplaceAll(string(t.Body), "\r\n", "\n")))
+	body, text := t.Readable(t.Body), t.Readable(t.Text)
+	showProblems(w, t.Problems, text)
+	if t.Correction != 0 {
+		fmt.Fprintf(w, "\nBody (%d bytes; --raw writes them unchanged), and what is read instead:\n", len(t.Body))
+		showDiff(w, "body", body, "correction "+strconv.Itoa(t.Correction), text, wholeDiff)
+		return nil
+	}
+	as := ""
+	if body != string(t.Body) {
+		as = ", shown as they are read"
+	}
+	fmt.Fprintf(w, "\nBody (%d bytes%s; --raw writes them unchanged):\n", len(t.Body), as)
+	_, err := fmt.Fprintln(w, printableText(strings.ReplaceAll(body, "\r\n", "\n")))
 	return err
 }
 
@@ -276,13 +331,13 @@ func showLines(w io.Writer, lines []postgres.StoredLine) error {
 	return printTable(w, []string{"PRODUCT_ID", "PRICE", "PRODUCT", ""}, rows)
 }
 
-// showProblems writes problems, if there are any, each with the line of the body that it is in.
-func showProblems(w io.Writer, problems []ticket.Problem, text []byte) {
+// showProblems writes problems, if there are any, each with the line of the text that it is in.
+func showProblems(w io.Writer, problems []ticket.Problem, text string) {
 	if len(problems) == 0 {
 		return
 	}
 	fmt.Fprintln(w, "\nProblems:")
-	body := bodyLines(text)
+	body := textLines(text)
 	for _, p := range problems {
 		fmt.Fprintf(w, "  %s\n", printable(describe(p)))
 		if p.Line > 0 && p.Line <= len(body) {
@@ -291,8 +346,8 @@ func showProblems(w io.Writer, problems []ticket.Problem, text []byte) {
 	}
 }
 
-// bodyLines splits a body as the parser does: LF, CRLF and CR each end a line.
-func bodyLines(body []byte) []string {
-	text := strings.ReplaceAll(string(body), "\r\n", "\n")
+// textLines splits a text as the parser does: LF, CRLF and CR each end a line.
+func textLines(text string) []string {
+	text = strings.ReplaceAll(text, "\r\n", "\n")
 	return strings.Split(strings.ReplaceAll(text, "\r", "\n"), "\n")
 }

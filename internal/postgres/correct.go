@@ -24,7 +24,7 @@ type Correction struct {
 	At     time.Time `json:"at"`
 	Who    string    `json:"who"`
 	Why    string    `json:"why"`
-	Text   []byte    `json:"text_base64"` // nil if the body is read again
+	Bytes  *int      `json:"bytes"` // of its text; null if the body is read again
 }
 
 // NewText is a text that is to be read instead of a ticket's body.
@@ -48,8 +48,10 @@ FROM tickets t WHERE received_at = $1 AND id = $2 FOR UPDATE OF t`
 
 // selectCorrections selects the corrections of a ticket, the last one first.
 const selectCorrections = `
-SELECT number, created_at, who, why, text FROM corrections
+SELECT number, created_at, who, why, octet_length(text) FROM corrections
 WHERE ticket_received_at = $1 AND ticket_id = $2 ORDER BY number DESC`
+
+const selectCorrection = `SELECT text FROM corrections WHERE ticket_received_at = $1 AND ticket_id = $2 AND number = $3`
 
 const insertCorrection = `
 INSERT INTO corrections (ticket_received_at, ticket_id, number, text, who, why) VALUES ($1, $2, $3, $4, $5, $6)`
@@ -103,11 +105,19 @@ func (s *Store) correct(
 	}
 	products, err := s.productsOf(was, stored)
 	last, lastErr := lastCorrection(ctx, tx, id)
-	switch {
-	case lastErr != nil:
+	if lastErr != nil {
 		return nil, lastErr
-	case again && last.Number == to.Seen+1 && last.is(by, to.Text):
-		return nil, nil
+	}
+	if again && last.Number == to.Seen+1 && last.Who == by.Who && last.Why == by.Why {
+		var there []byte
+		if err := tx.QueryRow(ctx, selectCorrection, at, id, last.Number).Scan(&there); err != nil {
+			return nil, err
+		}
+		if (there == nil) == (to.Text == nil) && bytes.Equal(there, to.Text) {
+			return nil, nil
+		}
+	}
+	switch {
 	case last.Number != to.Seen:
 		return ErrCorrectedMeanwhile, nil
 	case to.Text == nil && correction == nil:
@@ -168,14 +178,9 @@ func lastCorrection(ctx context.Context, tx pgx.Tx, id uuid.UUID) (Correction, e
 }
 
 func scanCorrection(row pgx.CollectableRow) (c Correction, err error) {
-	err = row.Scan(&c.Number, &c.At, &c.Who, &c.Why, &c.Text)
+	err = row.Scan(&c.Number, &c.At, &c.Who, &c.Why, &c.Bytes)
 	c.At = c.At.UTC()
 	return c, err
-}
-
-// is reports whether a correction is what a person wanted.
-func (c Correction) is(by Person, text []byte) bool {
-	return c.Who == by.Who && c.Why == by.Why && bytes.Equal(c.Text, text) && (c.Text == nil) == (text == nil)
 }
 
 // Corrections returns what people made of the text of a ticket, the last one first.
@@ -186,6 +191,20 @@ func (s *Store) Corrections(ctx context.Context, id uuid.UUID) ([]Correction, er
 	}
 	corrections, err := pgx.CollectRows(rows, scanCorrection)
 	return corrections, explain("list the corrections of a ticket", err)
+}
+
+// CorrectionText returns the text of a correction. If there is no such one, or the body is read again by it, that is an error.
+func (s *Store) CorrectionText(ctx context.Context, id uuid.UUID, number int) (text []byte, err error) {
+	err = s.pool.QueryRow(ctx, selectCorrection, ticket.IDTime(id), id, number).Scan(&text)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil, fmt.Errorf("ticket %s has no correction %d", id, number)
+	case err != nil:
+		return nil, explain("show a correction", err)
+	case text == nil:
+		return nil, fmt.Errorf("correction %d of ticket %s has no text: it went back to what was sent", number, id)
+	}
+	return text, nil
 }
 
 // correctionBatch is how many corrections one transaction deletes.

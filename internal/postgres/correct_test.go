@@ -123,8 +123,15 @@ func TestCorrectTicket_IsReadInstead_AndTheBodyStays(t *testing.T) {
 	corrections, err := b.store.Corrections(t.Context(), id)
 	require.NoError(t, err)
 	require.Len(t, corrections, 3)
-	assert.Equal(t, []any{3, []byte(nil), "ann", "typo"}, []any{corrections[0].Number, corrections[0].Text, corrections[0].Who, corrections[0].Why})
-	assert.Equal(t, good, string(corrections[2].Text))
+	assert.Equal(t, []any{3, (*int)(nil), "ann", "typo"}, []any{corrections[0].Number, corrections[0].Bytes, corrections[0].Who, corrections[0].Why})
+	assert.Equal(t, len(good), *corrections[2].Bytes)
+	text, err := b.store.CorrectionText(t.Context(), id, 1)
+	require.NoError(t, err)
+	assert.Equal(t, good, string(text))
+	_, err = b.store.CorrectionText(t.Context(), id, 3)
+	require.ErrorContains(t, err, "it went back to what was sent")
+	_, err = b.store.CorrectionText(t.Context(), id, 4)
+	require.ErrorContains(t, err, "has no correction 4")
 	records, err := b.store.Audit(t.Context(), postgres.AuditFilter{Action: postgres.ActionCorrect}, 0, 10)
 	require.NoError(t, err)
 	require.Len(t, records, 3)
@@ -365,7 +372,7 @@ func TestCorrectTicket_AnyWay_ProductsAndLinesEqualAReplay(t *testing.T) {
 			corrections, err := b.store.Corrections(t.Context(), id)
 			require.NoError(t, err)
 			seenBefore[id] = len(corrections)
-			if plan[id] == "" && (len(corrections) == 0 || corrections[0].Text == nil) {
+			if plan[id] == "" && (len(corrections) == 0 || corrections[0].Bytes == nil) {
 				delete(plan, id)
 			}
 		}

@@ -123,7 +123,7 @@ func (f *Follower) tickets(ctx context.Context, ids []uuid.UUID) ([]StoredTicket
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (StoredTicket, error) {
 		t, err := f.store.scanTicket(row)
-		t.Body = nil
+		t.Body, t.Text = nil, nil
 		return t, err
 	})
 }

@@ -63,16 +63,25 @@ func NewLiveDialects(store *Store, listen bool) *LiveDialects {
 
 // Parse is a ticket.ParseFunc.
 func (d *LiveDialects) Parse(source string, body []byte) (ticket.Order, []ticket.Problem, int) {
+	with := d.of(source)
+	order, problems := with.reader.Parse(body)
+	return order, problems, with.version
+}
+
+// Text returns the text of a body, as Parse reads it.
+func (d *LiveDialects) Text(source string, body []byte) string { return d.of(source).reader.Text(body) }
+
+// of returns what reads the tickets of a source now.
+func (d *LiveDialects) of(source string) versionedReader {
 	set := d.current.Load()
 	if set == nil {
-		return ticket.ParseAny(source, body)
+		return versionedReader{}
 	}
 	with, ok := set.sources[source]
 	if !ok {
 		with = set.others
 	}
-	order, problems := with.reader.Parse(body)
-	return order, problems, with.version
+	return with
 }
 
 // Await returns when the dialects were read once, and reports whether that was before ctx ended. No ticket may be read before.

@@ -25,8 +25,9 @@ FROM (
            greatest(coalesce(extract(epoch FROM now() - min(next_attempt_at)), 0), 0)::float8 AS overdue
     FROM (SELECT received_at, next_attempt_at FROM tickets WHERE status = 'TO_TREAT' ORDER BY next_attempt_at LIMIT $1) AS w
 ) AS t, (
-    SELECT count(*) AS unsettled, greatest(coalesce(extract(epoch FROM now() - min(changed_at)), 0), 0)::float8 AS oldest
-    FROM (SELECT changed_at FROM products WHERE unsettled_at IS NOT NULL LIMIT $1) AS u
+    SELECT count(*) AS unsettled,
+           greatest(coalesce(extract(epoch FROM now() - min(changed_at) FILTER (WHERE named_until IS NULL)), 0), 0)::float8 AS oldest
+    FROM (SELECT changed_at, named_until FROM products WHERE unsettled_at IS NOT NULL LIMIT $1) AS u
 ) AS p`
 
 // Backlog is what waits in the whole database.

@@ -1143,6 +1143,11 @@ func TestMigrations_RoleThatOwnsNothing_NeedsTheRightsThatTheDocsName(t *testing
 	exec(t, b, `GRANT SELECT ON dialects TO `+role)
 	require.NoError(t, dialects.Store().Ping(t.Context()))
 
+	_, err = server.Claim(t.Context(), 1, time.Minute)
+	require.Error(t, err)
+	exec(t, b, `GRANT SELECT ON corrections TO `+role)
+	treat(t, &testBundle{store: server})
+
 	_, err = lines.Round(t.Context())
 	require.Error(t, err)
 	exec(t, b, `GRANT SELECT, INSERT, UPDATE ON outbox_readers TO `+role+`; GRANT SELECT, INSERT ON ticket_lines TO `+role)
@@ -1153,6 +1158,22 @@ func TestMigrations_RoleThatOwnsNothing_NeedsTheRightsThatTheDocsName(t *testing
 	}, time.Minute, 10*time.Millisecond)
 	require.NoError(t, trySave(t.Context(), server, entry(t, body("2", "Café,c,3"))))
 	settle(t, &testBundle{store: server})
+
+	wrong := entry(t, body("3", "Café,d,3"))
+	require.NoError(t, trySave(t.Context(), server, wrong))
+	require.Error(t, server.CorrectTicket(t.Context(), tester, wrong.Ticket.ID, postgres.NewText{Text: []byte("x")}))
+	exec(t, b, `GRANT INSERT, DELETE ON corrections TO `+role+`; GRANT SELECT, INSERT ON audit TO `+role)
+	require.NoError(t, server.CorrectTicket(t.Context(), tester, wrong.Ticket.ID, postgres.NewText{Text: []byte("x")}))
+	treat(t, &testBundle{store: server})
+	_, err = server.SettleProducts(t.Context(), 0, 1000)
+	require.Error(t, err)
+	exec(t, b, `GRANT DELETE ON products, ticket_lines TO `+role)
+	settle(t, &testBundle{store: server})
+	require.NoError(t, server.DeleteOldCorrections(t.Context(), time.Now().AddDate(1, 0, 0)))
+	require.Eventually(t, func() bool {
+		_, err := lines.Round(t.Context())
+		return assert.NoError(t, err) && waiting(t, b) == 0
+	}, time.Minute, 10*time.Millisecond)
 }
 
 // newRole makes a role that may do nothing.

@@ -50,7 +50,9 @@ type StoredTicket struct {
 	Attempts      int              `json:"attempts"`
 	NextAttemptAt *time.Time       `json:"next_attempt_at,omitempty"`
 	Body          []byte           `json:"-"` // only from Store.Ticket
-	Text          []byte           `json:"-"` // only from Store.Ticket: what is read, the body or a correction
+	Text          []byte           `json:"-"` // only from Store.Ticket: what is read instead of the body, or the body
+
+	reader *ticket.Reader // in the dialect that it was read with; nil for that of everyone
 }
 
 // StoredLine is one product line of a stored ticket, as it is read from the body now. Extra are the columns that MyTicket does
@@ -86,9 +88,13 @@ func (s *Store) scanTicket(row pgx.CollectableRow) (StoredTicket, error) {
 		t.Text = bytes.Clone(text.body)
 	}
 	if err == nil && t.ParserVersion != 0 {
-		order, _, unknown := s.parse(text)
+		var order ticket.Order
+		reader, unknown := s.readers.of(text.version, text.dialect)
 		if unknown != nil {
 			s.logger.Warn("the lines of a ticket cannot be shown; the ticket itself is stored", "ticket", t.ID, "error", unknown)
+		} else {
+			t.reader = reader
+			order, _ = reader.Parse(text.body)
 		}
 		t.readLines(&order)
 	}
@@ -112,6 +118,9 @@ func (s *Store) scanTicket(row pgx.CollectableRow) (StoredTicket, error) {
 	}
 	return t, err
 }
+
+// Readable returns a text of the ticket in UTF-8, as it is read: its Body, its Text, or another one.
+func (t *StoredTicket) Readable(text []byte) string { return t.reader.Text(text) }
 
 // conditions is a WHERE clause that grows, with its parameters.
 type conditions struct {

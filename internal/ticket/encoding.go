@@ -31,6 +31,13 @@ func (p *parser) decode(body []byte) {
 	}
 }
 
+// Text returns the text of a body, as Parse reads it.
+func (r *Reader) Text(body []byte) string {
+	p := parser{reader: r}
+	p.decode(body)
+	return p.text
+}
+
 // checkEncoding notes the first line that has a byte which the encoding of the dialect does not have.
 func (p *parser) checkEncoding() {
 	at := strings.Index(p.text, "\ufffd")

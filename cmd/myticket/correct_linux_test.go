@@ -1,0 +1,102 @@
+package main
+
+import (
+	"bytes"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"myticket/internal/ticket"
+)
+
+// onTerminal runs a command on a terminal, where a person gives an answer to each question. It returns what the screen shows.
+func (b *operatorBundle) onTerminal(t *testing.T, answer string, args ...string) (code int, screen string) {
+	t.Helper()
+	person, program := newTerminal(t)
+	exited := make(chan int, 1)
+	go func() {
+		exited <- run(t.Context(), append(args, "--database-url", b.url), nil, streams{program, program, program})
+		_ = program.Close()
+	}()
+	var seen bytes.Buffer
+	buffer := make([]byte, 4096)
+	for {
+		n, err := person.Read(buffer)
+		seen.Write(buffer[:n])
+		if strings.Contains(string(buffer[:n]), "[y/N]") {
+			_, _ = io.WriteString(person, answer)
+		}
+		if err != nil { // the program's end is closed
+			return <-exited, strings.ReplaceAll(seen.String(), "\r\n", "\n")
+		}
+	}
+}
+
+// TestTicketsCorrect_InAnEditor is not parallel, because it looks at the folder for temporary files.
+func TestTicketsCorrect_InAnEditor(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	left := func() []string {
+		files, err := filepath.Glob(filepath.Join(os.TempDir(), "myticket-*"))
+		require.NoError(t, err)
+		return files
+	}
+	b := setupOperator(t)
+	sent := "Commande: 7\r\nVAT: 3.10\r\nTotal: 16.90\r\n\r\nproduct,product_id,price\r\nCaf\xe9,c,2"
+	id := b.insert(t, ticket.Error, "s", "1", sent)
+	correct := func(answer, editor string) (code int, screen string) {
+		t.Helper()
+		return b.onTerminal(t, answer, "tickets", "correct", id.String(), "--wait=0s", "--editor", editor)
+	}
+	nothing := func() {
+		t.Helper()
+		assert.Equal(t, "0", b.text(t, `SELECT count(*)::text FROM corrections`))
+	}
+
+	copied := filepath.Join(t.TempDir(), "copy")
+	code, screen := correct("", `cp "$1" `+copied+`; true`)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, screen, "what is read already; nothing was changed")
+	assert.Empty(t, left())
+	nothing()
+	content, err := os.ReadFile(copied)
+	require.NoError(t, err)
+	comments, text, found := strings.Cut(string(content), textBelow+"\n")
+	require.True(t, found)
+	assert.Equal(t, "Commande: 7\r\nVAT: 3.10\r\nTotal: 16.90\r\n\r\nproduct,product_id,price\r\nCafé,c,2", text)
+	for line := range strings.Lines(comments) {
+		assert.True(t, strings.HasPrefix(line, "#"), line)
+	}
+	assert.Contains(t, comments, "line 2: fields_count: 4 fields\n#     2 | VAT: 3.10\n")
+
+	code, screen = correct("", "false")
+	assert.Equal(t, 1, code)
+	assert.Contains(t, screen, `the editor "false" failed`)
+	_, screen = correct("", `sed -i /------/d`)
+	require.Len(t, left(), 1, "what a person has written is not thrown away")
+	assert.Contains(t, screen, "the line above the text is missing in "+left()[0])
+	require.NoError(t, os.Remove(left()[0]))
+	_, screen = correct("", `sed -i '$a\' `) // what an editor does by itself
+	assert.Contains(t, screen, "what is read already")
+	assert.Empty(t, left())
+	nothing()
+
+	code, screen = correct("n\n", `sed -i s/Commande/Order/`)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, screen, "-Commande: 7\n+Order: 7\n")
+	assert.Regexp(t, `(?m)^Status +TREATED$`, screen)
+	require.Len(t, left(), 1, "what a person has written is not thrown away")
+	assert.Contains(t, screen, "The text is in "+left()[0])
+	require.NoError(t, os.Remove(left()[0]))
+	nothing()
+
+	code, screen = correct("y\n", `sed -i s/Commande/Order/`)
+	assert.Zero(t, code, screen)
+	assert.Empty(t, left())
+	assert.Equal(t, strings.ReplaceAll(text, "Commande", "Order"), b.ok(t, "tickets", "show", id.String(), "--raw", "--correction=1"))
+	assert.Equal(t, sent, b.ok(t, "tickets", "show", id.String(), "--raw"))
+}
