@@ -268,7 +268,8 @@ const (
 // showDiff writes what differs between two texts, for a person.
 func showDiff(w io.Writer, oldName, before, newName, after string, context int) {
 	if len(before) > maxDiffText || len(after) > maxDiffText {
-		fmt.Fprintf(w, "%s: %d bytes; %s: %d bytes. That is too long to show what differs.\n", oldName, len(before), newName, len(after))
+		fmt.Fprintf(w, "%s: %d bytes; %s: %d bytes. That is too long to show what differs.\n",
+			oldName, len(before), newName, len(after))
 		return
 	}
 	before, after = wholeLines(before), wholeLines(after)

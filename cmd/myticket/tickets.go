@@ -285,9 +285,8 @@ func (c ticketsShowCmd) show(w io.Writer, t postgres.StoredTicket, corrections [
 		case is.Number != t.Correction:
 			says = fmt.Sprintf("another text (--raw --correction %d)", is.Number)
 		}
-		rows = append(rows, []string{
-			fmt.Sprintf("Correction %d", is.Number), strings.TrimRight(fmt.Sprintf("%s, by %s at %s: %s", says, is.Who, c.stamp(is.At), is.Why), ": "),
-		})
+		says = strings.TrimSuffix(fmt.Sprintf("%s, by %s at %s: %s", says, is.Who, c.stamp(is.At), is.Why), ": ")
+		rows = append(rows, []string{fmt.Sprintf("Correction %d", is.Number), says})
 	}
 	if t.NextAttemptAt != nil {
 		rows = append(rows, []string{"Next attempt", c.stamp(*t.NextAttemptAt)})

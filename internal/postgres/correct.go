@@ -62,8 +62,8 @@ UPDATE tickets SET correction = $3, status = 'TO_TREAT', attempts = 0, claims = 
                    problem_group = NULL
 WHERE received_at = $1 AND id = $2`
 
-// CorrectTicket stores a text beside a ticket's body, which stays as it came. From then on the text is read instead: the ticket is
-// treated again, whatever its status is. What it said about products is taken back.
+// CorrectTicket stores a text beside a ticket's body, which stays as it came. From then on the text is read instead: the ticket
+// is treated again, whatever its status is. What it said about products is taken back.
 //
 // It returns ticket.ErrNotFound, ErrCorrectedMeanwhile or ErrNotCorrected. If it fails, nothing was changed.
 func (s *Store) CorrectTicket(ctx context.Context, by Person, id uuid.UUID, to NewText) error {
@@ -86,8 +86,8 @@ func (s *Store) CorrectTicket(ctx context.Context, by Person, id uuid.UUID, to N
 	return err
 }
 
-// correct is one attempt of CorrectTicket. Again means that an attempt before may have been committed. The refusal says why nothing
-// was changed.
+// correct is one attempt of CorrectTicket. Again means that an attempt before may have been committed. The refusal says why
+// nothing was changed.
 func (s *Store) correct(
 	ctx context.Context, tx pgx.Tx, by Person, id uuid.UUID, to NewText, again bool,
 ) (refusal, err error) {
@@ -216,8 +216,7 @@ DELETE FROM corrections c USING (
     SELECT ticket_received_at, ticket_id, number FROM corrections o
     WHERE ticket_received_at < $1
       AND NOT EXISTS (SELECT FROM tickets t WHERE t.received_at = o.ticket_received_at AND t.id = o.ticket_id)
-    ORDER BY ticket_received_at, ticket_id, number LIMIT $2
-    FOR UPDATE SKIP LOCKED) old
+    ORDER BY ticket_received_at, ticket_id, number LIMIT $2) old
 WHERE c.ticket_received_at = old.ticket_received_at AND c.ticket_id = old.ticket_id AND c.number = old.number`
 
 // DeleteOldCorrections deletes the corrections of tickets that were received before a time and are not there any more. It deletes

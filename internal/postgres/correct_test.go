@@ -334,9 +334,9 @@ func TestCorrectTicket_AnyWay_ProductsAndLinesEqualAReplay(t *testing.T) {
 	r := rand.New(rand.NewPCG(seed, 0))
 	now := time.Now().Truncate(time.Millisecond)
 	text := func(order int) string {
-		lines := make([]string, 1+r.IntN(4))
-		for i := range lines {
-			lines[i] = fmt.Sprintf("%s,p%d,%d", string(rune('x'+r.IntN(2))), r.IntN(25), 1+r.IntN(3))
+		var lines []string
+		for range 1 + r.IntN(4) {
+			lines = append(lines, fmt.Sprintf("%s,p%d,%d", string(rune('x'+r.IntN(2))), r.IntN(25), 1+r.IntN(3)))
 		}
 		if r.IntN(6) == 0 {
 			lines = append(lines, "unreadable")

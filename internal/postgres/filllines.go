@@ -80,7 +80,8 @@ func (f *lineFiller) fill(ctx context.Context, tickets []outboxTicket, from uint
 	return n, max(step.to, from), nil
 }
 
-// withoutLines returns those tickets that were treated again and have no rows. They may have had lines before they were corrected.
+// withoutLines returns those tickets that were treated again and have no rows. They may have had lines before they were
+// corrected.
 func withoutLines(tickets []outboxTicket, rows []lineRow) (ids []uuid.UUID) {
 	var has map[uuid.UUID]bool
 	for i := range tickets {
@@ -112,10 +113,9 @@ type lineRow struct {
 // there are. The bodies after the first $3 bytes are left out, but never the first one.
 const readForLines = `
 SELECT n, id, source, order_number, text, ` + dialectSQL + `, tickets FROM (
-    SELECT *, sum(octet_length(text)) OVER (ORDER BY n ROWS UNBOUNDED PRECEDING) AS bytes
+    SELECT *, count(*) OVER () AS tickets, sum(octet_length(text)) OVER (ORDER BY n ROWS UNBOUNDED PRECEDING) AS bytes
     FROM (
-        SELECT i.n, t.id, t.source, coalesce(t.order_number, '') AS order_number, ` + textSQL + ` AS text, t.dialect,
-               count(*) OVER () AS tickets
+        SELECT i.n, t.id, t.source, coalesce(t.order_number, '') AS order_number, ` + textSQL + ` AS text, t.dialect
         FROM unnest($1::timestamptz[], $2::uuid[]) WITH ORDINALITY AS i (received_at, id, n)
         JOIN tickets t ON t.received_at = i.received_at AND t.id = i.id
         WHERE t.status = 'TREATED' AND t.lines IS NULL) t) t

@@ -26,7 +26,8 @@ FROM (
     FROM (SELECT received_at, next_attempt_at FROM tickets WHERE status = 'TO_TREAT' ORDER BY next_attempt_at LIMIT $1) AS w
 ) AS t, (
     SELECT count(*) AS unsettled,
-           greatest(coalesce(extract(epoch FROM now() - min(changed_at) FILTER (WHERE named_until IS NULL)), 0), 0)::float8 AS oldest
+           greatest(coalesce(extract(epoch FROM now() - min(changed_at) FILTER (WHERE named_until IS NULL)), 0), 0)::float8
+               AS oldest
     FROM (SELECT changed_at, named_until FROM products WHERE unsettled_at IS NOT NULL LIMIT $1) AS u
 ) AS p`
 

@@ -14,8 +14,8 @@ import (
 // and price from that ticket.
 //
 // From then on no server remembers the product, and each ticket that names it updates last_seen_at, because that is before
-// first_seen_at. named_until has what last_seen_at said: the last ticket that named the product was received before it. Tickets of
-// sources that are not authenticated may have named an authenticated product later.
+// first_seen_at. named_until has what last_seen_at said: the last ticket that named the product was received before it. Tickets
+// of sources that are not authenticated may have named an authenticated product later.
 const withdrawProducts = `
 WITH named AS (
     SELECT product_id FROM products WHERE product_id = ANY ($1::text[]) AND changed_at <= $2
@@ -70,7 +70,8 @@ WHERE p.product_id = same.product_id AND EXISTS (SELECT FROM tickets WHERE recei
 
 // kept is for products that are older than all tickets: others named them, which are gone, so they keep their names and prices.
 const kept = theSame + `
-UPDATE products p SET unsettled_at = NULL, named_until = NULL, last_seen_at = greatest(p.last_seen_at, p.named_until - $4::interval)
+UPDATE products p
+SET unsettled_at = NULL, named_until = NULL, last_seen_at = greatest(p.last_seen_at, p.named_until - $4::interval)
 FROM same WHERE p.product_id = same.product_id`
 
 // goOn is for products whose tickets were read back to a time. The rest is for the next time.
@@ -111,7 +112,8 @@ func (s *Store) learnAgain(ctx context.Context, after time.Duration, limit int) 
 		return len(products), fmt.Errorf("%d products that a corrected ticket named, among them %q, keep what it said for an hour: %w",
 			len(products), products[0].id, explain("read the tickets that name them", err))
 	}
-	return len(products), explain("store what counts for products of corrected tickets", s.storeLearned(ctx, products, newest, setAside))
+	err = s.storeLearned(ctx, products, newest, setAside)
+	return len(products), explain("store what counts for products of corrected tickets", err)
 }
 
 // storeLearned stores what was found.
