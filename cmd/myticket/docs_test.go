@@ -7,7 +7,9 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -150,4 +152,31 @@ func TestMendingPage_CommandsInBulkWork(t *testing.T) {
 	require.Equal(t, 16, commands)
 	require.Equal(t, "ERROR TO_TREAT TO_TREAT", b.text(t, `SELECT string_agg(status, ' ' ORDER BY status) FROM tickets`), "dismissed, and reopened")
 	require.Equal(t, "5", b.text(t, `SELECT count(*)::text FROM audit`))
+}
+
+// TestDocs_NoExampleOfRetry_TakesDismissedTicketsBack: a person has looked at them.
+func TestDocs_NoExampleOfRetry_TakesDismissedTicketsBack(t *testing.T) {
+	t.Parallel()
+	b := setupOperator(t)
+	b.insert(t, ticket.Dismissed, "shop-1", "1", "x")
+	b.exec(t, `UPDATE tickets SET problems = '[{"line": 1, "code": "amount_invalid", "message": "m"},
+		{"line": 1, "code": "new_products_limited", "message": "m"}, {"line": 0, "code": "dismissed", "message": "test till"}]'`)
+	examples := 0
+	for _, pattern := range []string{"../../README.md", "../../docs/*.md", "../../docs/runbooks/*.md"} {
+		pages, err := filepath.Glob(pattern)
+		require.NoError(t, err)
+		for _, name := range pages {
+			page, err := os.ReadFile(name)
+			require.NoError(t, err)
+			for _, filter := range regexp.MustCompile(`myticket tickets retry( --[^#\n`+"`"+`]*)`).FindAllStringSubmatch(string(page), -1) {
+				args := append([]string{"tickets", "retry"}, strings.Fields(filter[1])...)
+				if !slices.Contains(args, "--dry-run") {
+					args = append(args, "--dry-run")
+				}
+				require.Contains(t, b.ok(t, args...), "0 tickets would be sent back", "%s: %s", name, filter[0])
+				examples++
+			}
+		}
+	}
+	require.GreaterOrEqual(t, examples, 6)
 }

@@ -73,7 +73,7 @@ func run(ctx context.Context, args, environ []string, std streams) int {
 		return code
 	}
 	if err == nil {
-		err = checkEnvironment(parser.Model, environ)
+		err = errors.Join(checkGiven(command), checkEnvironment(parser.Model, environ))
 	}
 	if err != nil {
 		fmt.Fprintf(std.stderr, "myticket: %v\nRun \"myticket --help\", or \"myticket COMMAND --help\".\n", err)
