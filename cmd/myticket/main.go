@@ -51,7 +51,7 @@ func main() {
 }
 
 // run is the whole program. A test can call it. It returns the exit code: 0 for success, 1 if the command failed, 2 if the
-// arguments or the environment are wrong.
+// arguments or the environment are wrong, or that of an exitError.
 func run(ctx context.Context, args, environ []string, std streams) int {
 	var c cli
 	exited, code := false, 0
@@ -81,10 +81,21 @@ func run(ctx context.Context, args, environ []string, std streams) int {
 	}
 	if err := command.Run(); err != nil && !errors.Is(err, context.Canceled) {
 		fmt.Fprintln(std.stderr, "myticket:", err)
+		if with, ok := errors.AsType[*exitError](err); ok {
+			return with.code
+		}
 		return 1
 	}
 	return 0
 }
+
+// exitError is an error with an exit code of its own.
+type exitError struct {
+	code int
+	text string
+}
+
+func (e *exitError) Error() string { return e.text }
 
 type versionCmd struct{}
 
