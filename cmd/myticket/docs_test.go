@@ -33,23 +33,28 @@ func TestSettingsPage_IsWhatTheProgramSays(t *testing.T) {
 	var b strings.Builder
 	b.WriteString("# Settings of `myticket serve`\n\nMade from `myticket serve --help` by `make docs`.\n" +
 		"Every setting is a flag and an environment variable; the flag wins. An unknown `MYTICKET_` variable is an error.\n")
-	group := ""
+	var groups []string // as --help has them: each once, in the order of their first flags
+	rows := map[string]*strings.Builder{}
 	for _, flags := range serve.Selected().AllFlags(true) {
 		for _, f := range flags {
 			if f.Name == "help" {
 				continue
 			}
-			if f.Group != nil && f.Group.Key != group {
-				group = f.Group.Key
-				fmt.Fprintf(&b, "\n## %s\n\n| flag | variable | default | what |\n|---|---|---|---|\n", group)
+			require.NotNil(t, f.Group, f.Name)
+			group := f.Group.Key
+			if rows[group] == nil {
+				groups, rows[group] = append(groups, group), &strings.Builder{}
 			}
 			value := f.Default
 			if value != "" {
 				value = "`" + value + "`"
 			}
 			help, _, _ := strings.Cut(f.Help, " Default: ")
-			fmt.Fprintf(&b, "| `--%s` | `%s` | %s | %s |\n", f.Name, strings.Join(f.Envs, "`, `"), value, help)
+			fmt.Fprintf(rows[group], "| `--%s` | `%s` | %s | %s |\n", f.Name, strings.Join(f.Envs, "`, `"), value, help)
 		}
+	}
+	for _, group := range groups {
+		fmt.Fprintf(&b, "\n## %s\n\n| flag | variable | default | what |\n|---|---|---|---|\n%s", group, rows[group])
 	}
 	if *update {
 		require.NoError(t, os.WriteFile(page, []byte(b.String()), 0o644))

@@ -230,7 +230,12 @@ func (c ticketsShowCmd) Run(ctx context.Context, std streams) error {
 		return err
 	}
 	t, err := store.Ticket(ctx, c.ID)
-	if err != nil {
+	switch {
+	case errors.Is(err, ticket.ErrNotFound):
+		return fmt.Errorf("%w in this database. If it was answered 202, it may still be in the spool of the server that took it: "+
+			"myticket_spool_tickets and /readyz of each server say what is left there, and \"myticket spool status DIR\" says it of a "+
+			"server that is gone (docs/durability.md). If it is older than what retention keeps, it was dropped", err)
+	case err != nil:
 		return err
 	}
 	if c.Raw {
