@@ -140,8 +140,8 @@ func (r *sendReport) err(ctx context.Context) error {
 	}
 	switch {
 	case r.resume != "":
-		text += ". Run the same command again: it sends only the others, and those that may be stored with the same keys, so that none " +
-			"is stored twice"
+		text += ". Run the same command again: it sends only the others, and those that may be stored with the same keys, so that " +
+			"none is stored twice"
 	case r.Stored > 0:
 		text += fmt.Sprintf(". A second run sends all tickets with new keys, so the %d that were stored would be stored twice: "+
 			"send only the others", r.Stored)

@@ -210,8 +210,8 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 // cannotListen explains why a server cannot start.
 func cannotListen(flag string, err error) error {
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return fmt.Errorf("listen on %s: %w: another process has this port, perhaps another MyTicket. Stop it, or give another address "+
-			"with %[1]s", flag, err)
+		return fmt.Errorf("listen on %s: %w: another process has this port, perhaps another MyTicket. Stop it, or give another "+
+			"address with %[1]s", flag, err)
 	}
 	return fmt.Errorf("listen on %s: %w", flag, err)
 }

@@ -41,8 +41,8 @@ func (f spoolFlags) open(ctx context.Context, std streams, readOnly bool) (*spoo
 	case err != nil:
 		return nil, nil, err
 	case !isSpool && (readOnly || !isEmpty):
-		return nil, nil, fmt.Errorf("%s is not a spool: it has neither the lock of one nor a file with tickets. The folder of a server "+
-			"is its --spool-dir", f.Dir)
+		return nil, nil, fmt.Errorf("%s is not a spool: it has neither the lock of one nor a file with tickets. The folder of a "+
+			"server is its --spool-dir", f.Dir)
 	}
 	queue, err := spool.Open(spool.Config{Dir: f.Dir, ReadOnly: readOnly, Logger: logger})
 	if errors.Is(err, spool.ErrInUse) {

@@ -55,7 +55,8 @@ type InUseError struct {
 }
 
 func (e *InUseError) Error() string {
-	return fmt.Sprintf("folder %s is in use by the Postgres of process %d: stop that process, or choose another folder", e.Dir, e.Owner)
+	return fmt.Sprintf("folder %s is in use by the Postgres of process %d: stop that process, or choose another folder",
+		e.Dir, e.Owner)
 }
 
 func (f folder) waitFor(ctx context.Context, lock *folderLock) error {

@@ -141,8 +141,8 @@ func (s *Sources) Signed() bool {
 	return false
 }
 
-// read reads entry by entry. Decoded as a whole, the second of two entries with one name would silently replace the first. With an
-// error it returns how many bytes are before the mistake, or before its entry.
+// read reads entry by entry. Decoded as a whole, the second of two entries with one name would silently replace the first. With
+// an error it returns how many bytes are before the mistake, or before its entry.
 func (s *Sources) read(content []byte) (at int64, err error) {
 	var whole json.RawMessage
 	if err := json.Unmarshal(content, &whole); err != nil {
