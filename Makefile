@@ -42,11 +42,18 @@ run: build ## build, then serve with a throwaway Postgres, on this machine only;
 	bin/myticket-dev $(ARGS)
 
 # One Postgres serves the tests of all packages. withpg is built and not started with `go run`, which would print the last line.
+# What .ci/test-json says beside the results goes to file 3, because gotestsum takes what is on file 2 for errors.
+GO_TEST_FLAGS = $(RACE) -shuffle=on -timeout=10m $(ARGS)
+GOTESTSUM := $(TOOL) gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg
 .PHONY: test
-test: bin/helm bin/helm3 bin/crane bin/helm-docs bin/helm-values-schema-json ## run all tests against a throwaway Postgres; ARGS='-run TestX' narrows them
+test: ## run all tests against a throwaway Postgres; ARGS='-run TestX' narrows them. The first time it builds two Helms meanwhile
 	@$(GO) build -o bin/withpg ./internal/devdb/withpg
-	@bin/withpg -- $(TOOL) gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg -- \
-		$(RACE) -shuffle=on -timeout=10m $(ARGS) ./...
+	@MAKE='$(MAKE_COMMAND)' GO='$(GO)' bin/withpg -- $(GOTESTSUM) --raw-command -- .ci/test-json $(GO_TEST_FLAGS) 3>&2
+
+.PHONY: test-go
+test-go: ## run all tests but those of the chart, which need Helm and its generators
+	@$(GO) build -o bin/withpg ./internal/devdb/withpg
+	@bin/withpg -- $(GOTESTSUM) -- $(GO_TEST_FLAGS) $$($(GO) list ./... | grep -v '/charts$$')
 
 # Apart from `make test`, because it needs Prometheus, which many machines do not have.
 .PHONY: observe
@@ -104,14 +111,20 @@ chaos-upgrade: ## upgrade from the version BEFORE=REF under load, back and forwa
 	$(GO) run ./cmd/myticket-chaos -only upgrade -before bin/before/myticket-before $(ARGS)
 
 # Built once and kept in bin/, where the tests of the chart find them.
+.PHONY: chart-tools
+chart-tools: bin/helm bin/helm3 bin/crane bin/helm-docs bin/helm-values-schema-json
 bin/helm: .ci/charts/go.mod
-	CGO_ENABLED=0 $(CHART_TOOL) build -o ../../bin/helm helm.sh/helm/v4/cmd/helm
+	@echo "Building $@ (Helm 4), which renders, packages and installs the chart"
+	@CGO_ENABLED=0 $(CHART_TOOL) build -o ../../bin/helm helm.sh/helm/v4/cmd/helm
 bin/helm3: .ci/charts/go.mod
-	CGO_ENABLED=0 $(CHART_TOOL) build -o ../../bin/helm3 helm.sh/helm/v3/cmd/helm
+	@echo "Building $@ (Helm 3), because the chart must do with it, too"
+	@CGO_ENABLED=0 $(CHART_TOOL) build -o ../../bin/helm3 helm.sh/helm/v3/cmd/helm
 bin/crane: .ci/charts/go.mod
-	CGO_ENABLED=0 $(CHART_TOOL) build -o ../../bin/crane github.com/google/go-containerregistry/cmd/crane
-bin/helm-docs bin/helm-values-schema-json: .ci/charts/go.mod
-	$(CHART_TOOL) build -o ../../bin/ github.com/norwoodj/helm-docs/cmd/helm-docs github.com/losisin/helm-values-schema-json
+	@echo "Building $@, which publishes images, and is the registry of the release's tests"
+	@CGO_ENABLED=0 $(CHART_TOOL) build -o ../../bin/crane github.com/google/go-containerregistry/cmd/crane
+bin/helm-docs bin/helm-values-schema-json &: .ci/charts/go.mod
+	@echo "Building bin/helm-docs and bin/helm-values-schema-json, which make the chart's README and schema"
+	@$(CHART_TOOL) build -o ../../bin/ github.com/norwoodj/helm-docs/cmd/helm-docs github.com/losisin/helm-values-schema-json
 
 .PHONY: chart
 chart: bin/helm-docs bin/helm-values-schema-json ## generate the chart's README, schema, dashboards, alerts and list of settings

@@ -15,7 +15,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Programs that `make test` builds first.
+// Programs that `make test` builds.
 const (
 	helm4 = "helm"
 	helm3 = "helm3"

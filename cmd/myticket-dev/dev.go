@@ -31,6 +31,11 @@ func (c *cli) run(ctx context.Context, forServe, environ []string, std streams) 
 		return err
 	}
 	database, err := devdb.Start(ctx, devdb.Config{Dir: c.DataDir, Port: c.PostgresPort, Progress: std.stderr})
+	if inUse, ok := errors.AsType[*devdb.InUseError](err); ok {
+		return fmt.Errorf("another `make run` is running, as process %d, on the folder %s. Stop it first: Ctrl-C in its terminal, or "+
+			"`kill %[1]d`. To run both, give this one a folder and ports of its own: make run ARGS='--data-dir=DIR "+
+			"--http-addr=127.0.0.1:0 --admin-addr=127.0.0.1:0'", inUse.Owner, inUse.Dir)
+	}
 	if err != nil {
 		return fmt.Errorf("start a throwaway Postgres: %w", err)
 	}

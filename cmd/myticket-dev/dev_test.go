@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
@@ -145,6 +146,11 @@ func TestDev_ServesAndKeepsItsData(t *testing.T) {
 	assert.True(t, first.stderr.Contains("level=DEBUG"), "the variables of serve are passed on, and the log is text:\n%s", &first.stderr)
 	assert.DirExists(t, filepath.Join(dir, "spool"))
 	assert.True(t, first.stdout.Contains("Only this machine can reach it"))
+	another := startDev(t, environ, onFreePorts...)
+	require.Error(t, another.Wait())
+	for _, says := range []string{"another `make run` is running", fmt.Sprintf("`kill %d`", first.PID()), "--data-dir=DIR"} {
+		assert.True(t, another.stderr.Contains(says), "%s: %s", says, &another.stderr)
+	}
 	require.NoError(t, first.Signal(syscall.SIGINT)) // Ctrl-C
 	require.NoError(t, first.Wait())
 	_, err := pgx.Connect(t.Context(), databaseURL)

@@ -33,6 +33,7 @@ type streams struct {
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	context.AfterFunc(ctx, func() { signal.Reset(syscall.SIGINT) }) // a second Ctrl-C ends the process at once
 	code := run(ctx, os.Args[1:], os.Environ(), streams{os.Stdout, os.Stderr})
 	stop()
 	os.Exit(code)

@@ -7,7 +7,9 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -31,23 +33,28 @@ func TestSettingsPage_IsWhatTheProgramSays(t *testing.T) {
 	var b strings.Builder
 	b.WriteString("# Settings of `myticket serve`\n\nMade from `myticket serve --help` by `make docs`.\n" +
 		"Every setting is a flag and an environment variable; the flag wins. An unknown `MYTICKET_` variable is an error.\n")
-	group := ""
+	var groups []string // as --help has them: each once, in the order of their first flags
+	rows := map[string]*strings.Builder{}
 	for _, flags := range serve.Selected().AllFlags(true) {
 		for _, f := range flags {
 			if f.Name == "help" {
 				continue
 			}
-			if f.Group != nil && f.Group.Key != group {
-				group = f.Group.Key
-				fmt.Fprintf(&b, "\n## %s\n\n| flag | variable | default | what |\n|---|---|---|---|\n", group)
+			require.NotNil(t, f.Group, f.Name)
+			group := f.Group.Key
+			if rows[group] == nil {
+				groups, rows[group] = append(groups, group), &strings.Builder{}
 			}
 			value := f.Default
 			if value != "" {
 				value = "`" + value + "`"
 			}
 			help, _, _ := strings.Cut(f.Help, " Default: ")
-			fmt.Fprintf(&b, "| `--%s` | `%s` | %s | %s |\n", f.Name, strings.Join(f.Envs, "`, `"), value, help)
+			fmt.Fprintf(rows[group], "| `--%s` | `%s` | %s | %s |\n", f.Name, strings.Join(f.Envs, "`, `"), value, help)
 		}
+	}
+	for _, group := range groups {
+		fmt.Fprintf(&b, "\n## %s\n\n| flag | variable | default | what |\n|---|---|---|---|\n%s", group, rows[group])
 	}
 	if *update {
 		require.NoError(t, os.WriteFile(page, []byte(b.String()), 0o644))
@@ -150,4 +157,31 @@ func TestMendingPage_CommandsInBulkWork(t *testing.T) {
 	require.Equal(t, 16, commands)
 	require.Equal(t, "ERROR TO_TREAT TO_TREAT", b.text(t, `SELECT string_agg(status, ' ' ORDER BY status) FROM tickets`), "dismissed, and reopened")
 	require.Equal(t, "5", b.text(t, `SELECT count(*)::text FROM audit`))
+}
+
+// TestDocs_NoExampleOfRetry_TakesDismissedTicketsBack: a person has looked at them.
+func TestDocs_NoExampleOfRetry_TakesDismissedTicketsBack(t *testing.T) {
+	t.Parallel()
+	b := setupOperator(t)
+	b.insert(t, ticket.Dismissed, "shop-1", "1", "x")
+	b.exec(t, `UPDATE tickets SET problems = '[{"line": 1, "code": "amount_invalid", "message": "m"},
+		{"line": 1, "code": "new_products_limited", "message": "m"}, {"line": 0, "code": "dismissed", "message": "test till"}]'`)
+	examples := 0
+	for _, pattern := range []string{"../../README.md", "../../docs/*.md", "../../docs/runbooks/*.md"} {
+		pages, err := filepath.Glob(pattern)
+		require.NoError(t, err)
+		for _, name := range pages {
+			page, err := os.ReadFile(name)
+			require.NoError(t, err)
+			for _, filter := range regexp.MustCompile(`myticket tickets retry( --[^#\n`+"`"+`]*)`).FindAllStringSubmatch(string(page), -1) {
+				args := append([]string{"tickets", "retry"}, strings.Fields(filter[1])...)
+				if !slices.Contains(args, "--dry-run") {
+					args = append(args, "--dry-run")
+				}
+				require.Contains(t, b.ok(t, args...), "0 tickets would be sent back", "%s: %s", name, filter[0])
+				examples++
+			}
+		}
+	}
+	require.GreaterOrEqual(t, examples, 6)
 }

@@ -156,7 +156,7 @@ func TestAudit_ShowsWhoChangedWhat(t *testing.T) {
 	lines := strings.Split(strings.TrimSpace(shown), "\n")
 	require.Len(t, lines, 4, shown)
 	assert.Regexp(t, `CronJob +retention +0 .*"expired_keys":1`, lines[1])
-	assert.Regexp(t, `Ben +tickets.dismiss +1 +test till +\{"since": ?".*", ?"source": ?"shop-1"\}`, lines[2])
+	assert.Regexp(t, `Ben +tickets.dismiss +1 +test till +\{"since": ?".*", ?"sources": ?\["shop-1"\]\}`, lines[2])
 	assert.Regexp(t, `Anna +tickets.retry +1 .*`+id, lines[3])
 	for flags, want := range map[string]int{
 		"--by=Ben": 1, "--action=tickets": 2, "--action=tickets.retry": 1, "--since=1h --tz=Asia/Tokyo": 3, "--until=1h": 0, "--since=2999-01-01": 0,

@@ -45,13 +45,14 @@ type streams struct {
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	context.AfterFunc(ctx, func() { signal.Reset(syscall.SIGINT) }) // a second Ctrl-C ends the process at once
 	code := run(ctx, os.Args[1:], os.Environ(), streams{os.Stdin, os.Stdout, os.Stderr})
 	stop()
 	os.Exit(code)
 }
 
 // run is the whole program. A test can call it. It returns the exit code: 0 for success, 1 if the command failed, 2 if the
-// arguments or the environment are wrong.
+// arguments or the environment are wrong, or that of an exitError.
 func run(ctx context.Context, args, environ []string, std streams) int {
 	var c cli
 	exited, code := false, 0
@@ -73,7 +74,7 @@ func run(ctx context.Context, args, environ []string, std streams) int {
 		return code
 	}
 	if err == nil {
-		err = checkEnvironment(parser.Model, environ)
+		err = errors.Join(checkGiven(command), checkEnvironment(parser.Model, environ))
 	}
 	if err != nil {
 		fmt.Fprintf(std.stderr, "myticket: %v\nRun \"myticket --help\", or \"myticket COMMAND --help\".\n", err)
@@ -81,10 +82,21 @@ func run(ctx context.Context, args, environ []string, std streams) int {
 	}
 	if err := command.Run(); err != nil && !errors.Is(err, context.Canceled) {
 		fmt.Fprintln(std.stderr, "myticket:", err)
+		if with, ok := errors.AsType[*exitError](err); ok {
+			return with.code
+		}
 		return 1
 	}
 	return 0
 }
+
+// exitError is an error with an exit code of its own.
+type exitError struct {
+	code int
+	text string
+}
+
+func (e *exitError) Error() string { return e.text }
 
 type versionCmd struct{}
 

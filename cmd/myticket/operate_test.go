@@ -149,7 +149,8 @@ func TestTicketsShow_TellsEverythingAndObeysNoEscapeSequence(t *testing.T) {
 
 	code, _, stderr := b.myticket(t, "tickets", "show", "0198c5a0-0000-7000-8000-000000000000")
 	assert.Equal(t, 1, code)
-	assert.Contains(t, stderr, "no such ticket")
+	assert.Contains(t, stderr, "no such ticket in this database. If it was answered 202, it may still be in the spool")
+	assert.Contains(t, stderr, "myticket spool status DIR")
 	code, _, stderr = b.myticket(t, "tickets", "show", "12345")
 	assert.Equal(t, 2, code)
 	assert.Contains(t, stderr, "id")

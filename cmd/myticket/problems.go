@@ -17,11 +17,11 @@ type problemsCmd struct {
 	databaseFlags
 	outputFlags
 	zoneFlags
-	Source string `group:"Filter" help:"Exact name of the source."`
-	Since  moment `group:"Filter" placeholder:"TIME" help:"Received at this time or later: 2026-11-23T08:00:00Z, 2026-11-23T08:00 or 2026-11-23 in the zone of --tz, or 2h, 3d or 1w before now."`
-	Until  moment `group:"Filter" placeholder:"TIME" help:"Received before this time, written as in --since."`
-	Sort   string `default:"tickets" enum:"tickets,first,last" help:"tickets: those with most tickets first. first: those that began last first. last: those that were seen last first. Default: ${default}."`
-	Limit  int    `default:"50" help:"Maximum number of groups. Default: ${default}."`
+	Source []source `group:"Filter" placeholder:"NAME" help:"Exact name of the source. Separate several with commas, or repeat the flag."`
+	Since  moment   `group:"Filter" placeholder:"TIME" help:"Received at this time or later: 2026-11-23T08:00:00Z, 2026-11-23T08:00 or 2026-11-23 in the zone of --tz, or 2h, 3d or 1w before now."`
+	Until  moment   `group:"Filter" placeholder:"TIME" help:"Received before this time, written as in --since."`
+	Sort   string   `default:"tickets" enum:"tickets,first,last" help:"tickets: those with most tickets first. first: those that began last first. last: those that were seen last first. Default: ${default}."`
+	Limit  int      `default:"50" help:"Maximum number of groups. Default: ${default}."`
 }
 
 // Validate is called by kong.
@@ -38,7 +38,7 @@ func (c problemsCmd) Run(ctx context.Context, std streams) error {
 		return err
 	}
 	defer store.Close()
-	filter := postgres.ProblemFilter{Source: c.Source, Since: c.Since.in(c.zone()), Until: c.Until.in(c.zone())}
+	filter := postgres.ProblemFilter{Sources: texts(c.Source), Since: c.Since.in(c.zone()), Until: c.Until.in(c.zone())}
 	found, err := store.Problems(ctx, filter, postgres.ProblemOrder(c.Sort), c.Limit)
 	if err != nil {
 		return err

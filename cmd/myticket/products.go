@@ -89,7 +89,7 @@ type productsPruneCmd struct {
 	zoneFlags
 	personFlags
 	IDs    []uuid.UUID `arg:"" name:"id" optional:"" help:"Ids of tickets. Use a filter instead to select many."`
-	Source string      `group:"Filter" help:"Exact name of the tickets' source."`
+	Source []source    `group:"Filter" placeholder:"NAME" help:"Exact name of the tickets' source. Separate several with commas, or repeat the flag."`
 	Since  moment      `group:"Filter" placeholder:"TIME" help:"Received at this time or later: 2026-11-23T08:00:00Z, 2026-11-23T08:00 or 2026-11-23 in the zone of --tz, or 2h, 3d or 1w before now."`
 	Until  moment      `group:"Filter" placeholder:"TIME" help:"Received before this time, written as in --since."`
 	Limit  int         `default:"1000000" help:"Maximum number of products to look at. Default: ${default}."`
@@ -98,7 +98,7 @@ type productsPruneCmd struct {
 
 // Validate is called by kong.
 func (c productsPruneCmd) Validate() error {
-	filtered := c.Source != "" || !c.Since.isZero() || !c.Until.isZero()
+	filtered := len(c.Source) > 0 || !c.Since.isZero() || !c.Until.isZero()
 	switch {
 	case len(c.IDs) > 0 && filtered:
 		return errors.New("give ids or a filter, not both")
@@ -122,7 +122,7 @@ func (c productsPruneCmd) Run(ctx context.Context, std streams) error {
 	defer store.Close()
 	selection := postgres.PruneSelection{
 		IDs:    c.IDs,
-		Filter: postgres.TicketFilter{Source: c.Source, Since: c.Since.in(c.zone()), Until: c.Until.in(c.zone())},
+		Filter: postgres.TicketFilter{Sources: texts(c.Source), Since: c.Since.in(c.zone()), Until: c.Until.in(c.zone())},
 	}
 	pruned, err := store.PruneProducts(ctx, by, selection, c.Limit, !c.Apply)
 	return errors.Join(interrupted(ctx, err), c.print(std, pruned))

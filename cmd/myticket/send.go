@@ -6,12 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,6 +26,7 @@ type sendCmd struct {
 	Concurrency int           `default:"1" help:"Tickets to send at the same time. Default: ${default}."`
 	RetryFor    time.Duration `default:"30s" help:"How long to retry each ticket after no answer, 408, 429 or 5xx. Default: ${default}."`
 	Timeout     time.Duration `default:"10s" help:"Longest time of one attempt. Default: ${default}."`
+	Resume      string        `type:"path" placeholder:"FILE" help:"File in which the run writes down what is stored. The same command with the same file goes on after an interruption and sends nothing twice, if the first run was less than the server's --key-ttl ago."`
 	Output      string        `short:"o" default:"text" enum:"text,json" help:"text for people, json for programs. Default: ${default}."`
 }
 
@@ -34,7 +34,7 @@ const (
 	maxSent       = 1_000_000 // tickets of one run
 	maxSenders    = 1_000
 	maxSentBytes  = 1 << 30 // of all files, because they are held in memory
-	maxSentLines  = 20      // with more tickets than this, one summary replaces their lines
+	maxSentLines  = 20      // with more samples than this, the summary replaces their lines
 	sampleOrder   = 123456
 	sampleName    = "sample"
 	standardInput = "-"
@@ -72,11 +72,12 @@ func (c sendCmd) Validate() error {
 // file is a ticket to send.
 type file struct {
 	name string
+	path string // absolute; empty for standard input and the sample
 	body []byte
 }
 
-// Run sends all tickets. It fails if one of them is not known to be stored.
-func (c sendCmd) Run(ctx context.Context, std streams) error {
+// Run sends all tickets. It fails if one of them is not known to be stored, or became ERROR.
+func (c sendCmd) Run(ctx context.Context, std streams) (err error) {
 	files, err := c.read(std.stdin)
 	if err != nil {
 		return fmt.Errorf("%w; nothing was sent", err)
@@ -86,8 +87,20 @@ func (c sendCmd) Run(ctx context.Context, std streams) error {
 		return fmt.Errorf("%w; nothing was sent", err)
 	}
 	defer t.client.CloseIdleConnections()
+	var journal *sendJournal
+	if c.Resume != "" {
+		if journal, err = openSendJournal(c.Resume, c.URL); err != nil {
+			return fmt.Errorf("%w; nothing was sent", err)
+		}
+		defer func() { err = errors.Join(err, journal.close()) }()
+	}
 
-	report := sendReport{Tickets: len(files) * c.Count, Answers: map[string]int{}}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	report := sendReport{
+		Tickets: len(files) * c.Count, Answers: map[string]int{}, Statuses: map[string]int{},
+		listed: len(c.Files) > 0 || c.Count <= maxSentLines, resume: c.Resume,
+	}
 	began := time.Now()
 	sent := make(chan sentTicket)
 	var next atomic.Int64
@@ -99,7 +112,12 @@ func (c sendCmd) Run(ctx context.Context, std streams) error {
 				if len(c.Files) == 0 {
 					f.body = bytes.Replace(f.body, []byte(strconv.Itoa(sampleOrder)), []byte(strconv.Itoa(sampleOrder+n)), 1)
 				}
-				sent <- t.deliver(ctx, f)
+				key := journal.key(f, n/len(files))
+				one, ok := journal.before(key)
+				if !ok {
+					one = t.deliver(ctx, f, key)
+				}
+				sent <- one
 			}
 		})
 	}
@@ -107,21 +125,29 @@ func (c sendCmd) Run(ctx context.Context, std streams) error {
 		tills.Wait()
 		close(sent)
 	}()
+	var unwritten error // the first ticket that the journal does not take
 	for one := range sent {
+		if err := journal.add(one); err != nil && unwritten == nil {
+			unwritten = err
+			stop()
+		}
 		report.add(one)
-		if c.Output == "text" && report.Tickets <= maxSentLines {
+		if c.Output == "text" && report.listed {
 			fmt.Fprintln(std.stdout, &one)
 		}
 	}
 	report.Seconds = time.Since(began).Seconds()
-	report.PerSecond = float64(report.Stored) / report.Seconds
-	return errors.Join(c.print(std, report), report.err(ctx))
+	report.PerSecond = float64(report.Stored-report.Before) / report.Seconds
+	if err := errors.Join(c.print(std, report), unwritten); err != nil {
+		return err
+	}
+	return report.err(ctx)
 }
 
 // read reads all files before anything is sent, so that an unreadable one stops the run.
 func (c sendCmd) read(stdin io.Reader) ([]file, error) {
 	if len(c.Files) == 0 {
-		return []file{{sampleName, []byte(sampleTicket)}}, nil
+		return []file{{name: sampleName, body: []byte(sampleTicket)}}, nil
 	}
 	files := make([]file, 0, len(c.Files))
 	room := int64(maxSentBytes)
@@ -136,7 +162,16 @@ func (c sendCmd) read(stdin io.Reader) ([]file, error) {
 		case room < 0:
 			return nil, fmt.Errorf("the files hold more than %d MiB: send them in parts", maxSentBytes>>20)
 		}
-		files = append(files, file{name, body})
+		f := file{name: name, body: body}
+		if name != standardInput {
+			if f.path, err = filepath.Abs(name); err != nil {
+				return nil, err
+			}
+			if c.Resume != "" && slices.ContainsFunc(files, func(other file) bool { return other.path == f.path }) {
+				return nil, fmt.Errorf("%s is named twice: with --resume each file is one ticket, unless --count says otherwise", name)
+			}
+		}
+		files = append(files, f)
 	}
 	return files, nil
 }
@@ -157,25 +192,19 @@ func readFile(name string, stdin io.Reader, most int64) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, most))
 }
 
-// print prints the summary. The lines of a few tickets were printed as they came.
+// print prints the summary. The line of each ticket was printed as it came; of many, those of which something is wrong follow
+// once more.
 func (c sendCmd) print(std streams, r sendReport) error {
-	if c.Output == "json" {
+	switch {
+	case c.Output == "json":
 		return printJSON(std.stdout, r)
-	}
-	if r.Tickets <= maxSentLines {
+	case r.Tickets == 1:
 		return nil
+	case r.Tickets > maxSentLines:
+		for i := range r.Failed {
+			fmt.Fprintln(std.stderr, &r.Failed[i])
+		}
 	}
-	for i := range r.Failed {
-		fmt.Fprintln(std.stderr, &r.Failed[i])
-	}
-	if failed := r.Sent - r.Stored; failed > len(r.Failed) {
-		fmt.Fprintf(std.stderr, "and %d more like these\n", failed-len(r.Failed))
-	}
-	var answers []string
-	for _, answer := range slices.Sorted(maps.Keys(r.Answers)) {
-		answers = append(answers, fmt.Sprintf("%s: %d", answer, r.Answers[answer]))
-	}
-	_, err := fmt.Fprintf(std.stdout, "%d tickets sent, %d stored (%s) in %s: %.0f tickets/s, the longest took %s\n",
-		r.Sent, r.Stored, strings.Join(answers, ", "), seconds(r.Seconds), r.PerSecond, seconds(r.Longest))
+	_, err := fmt.Fprintln(std.stdout, &r)
 	return err
 }

@@ -59,7 +59,7 @@ func TestSend_WithoutAFile_SendsTheSample(t *testing.T) {
 	b := setup(t)
 	o := runCommand(t, nil, "send", "--url", b.webhook+"/ticket/shop-1")
 	require.Zero(t, o.code, "%s", o.stderr)
-	require.Regexp(t, `^200  [0-9a-f-]{36}  TREATED  [0-9.]+m?s\n$`, o.stdout)
+	require.Regexp(t, `^200  [0-9a-f-]{36}  TREATED  [0-9.]+(µ|m)?s  sample\n$`, o.stdout)
 	stored := b.ticket(t, uuid.MustParse(strings.Fields(o.stdout)[1]))
 	require.Equal(t, sample(t), stored.Body)
 	require.Equal(t, "shop-1", stored.Source)
@@ -70,7 +70,7 @@ func TestSend_ManySamples_AreDifferentOrders(t *testing.T) {
 	b := setup(t)
 	o := runCommand(t, nil, "send", "--url", b.webhook+"/ticket", "--count=50", "--concurrency=8")
 	require.Zero(t, o.code, "%s", o.stderr)
-	require.Regexp(t, `^50 tickets sent, 50 stored \(200: 50\) in .*s: \d+ tickets/s, the longest took .*s\n$`, o.stdout)
+	require.Regexp(t, `^50 tickets sent, 50 stored \(TREATED: 50\), answers \(200: 50\), in .*s: \d+ tickets/s, the longest took .*s\n$`, o.stdout)
 	require.Equal(t, 50, b.count(t, `SELECT count(DISTINCT order_number) FROM tickets WHERE status = 'TREATED'`))
 	require.Equal(t, 50, b.count(t, `SELECT count(*) FROM deliveries`), "each had a key of its own")
 }
@@ -82,7 +82,9 @@ func TestSend_Files_ByteForByte(t *testing.T) {
 	var stdout, stderr bytes.Buffer
 	code := run(t.Context(), []string{"send", "--url", b.webhook + "/ticket", "--count=2", write(t, "good", good), "-"}, nil,
 		streams{stdin: strings.NewReader(bad), stdout: &stdout, stderr: &stderr})
-	require.Zero(t, code, "what cannot be read is stored, too: %s", &stderr)
+	require.Equal(t, exitUnread, code, "what cannot be read is stored, too: %s", &stderr)
+	require.Contains(t, stderr.String(), "2 of 4 tickets are stored, but could not be read as a whole (ERROR). Do not send them again")
+	require.Contains(t, stdout.String(), "4 tickets sent, 4 stored (ERROR: 2, TREATED: 2), answers (200: 4), in ")
 	require.Equal(t, 2, strings.Count(stdout.String(), "  TREATED  "))
 	require.Equal(t, 2, strings.Count(stdout.String(), "  ERROR  "))
 	stored := map[string]int{}

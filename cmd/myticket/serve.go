@@ -123,11 +123,11 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 	var listen net.ListenConfig
 	webhookListener, err := listen.Listen(ctx, "tcp", f.HTTPAddr)
 	if err != nil {
-		return fmt.Errorf("listen on --http-addr: %w", err)
+		return cannotListen("--http-addr", err)
 	}
 	internalListener, err := listen.Listen(ctx, "tcp", f.AdminAddr)
 	if err != nil {
-		return errors.Join(fmt.Errorf("listen on --admin-addr: %w", err), webhookListener.Close())
+		return errors.Join(cannotListen("--admin-addr", err), webhookListener.Close())
 	}
 
 	background, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
@@ -170,7 +170,7 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 	var failure error
 	select {
 	case <-ctx.Done():
-		logger.Info("shutting down: not ready from now on, finishing what is in progress",
+		logger.Info("shutting down: not ready from now on, finishing what is in progress; a second Ctrl-C ends at once",
 			"delay", f.ShutdownDelay.String(), "timeout", f.ShutdownTimeout.String())
 		draining.Store(true)
 		again, forget := secondSignal()
@@ -207,10 +207,19 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 	return err
 }
 
-// secondSignal returns what gets a signal that asks to stop once more, until forget.
+// cannotListen explains why a server cannot start.
+func cannotListen(flag string, err error) error {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("listen on %s: %w: another process has this port, perhaps another MyTicket. Stop it, or give another "+
+			"address with %[1]s", flag, err)
+	}
+	return fmt.Errorf("listen on %s: %w", flag, err)
+}
+
+// secondSignal returns what gets a SIGTERM that asks to stop once more, until forget. A second Ctrl-C ends the process: see main.
 func secondSignal() (again <-chan os.Signal, forget func()) {
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	signal.Notify(signals, syscall.SIGTERM)
 	return signals, func() { signal.Stop(signals) }
 }
 

@@ -39,7 +39,7 @@ type serverFlags struct {
 
 	testSourcesFlag
 
-	SpoolDir        string        `env:"MYTICKET_SPOOL_DIR" placeholder:"DIR" group:"Spool" help:"Folder on a durable disk that keeps tickets while Postgres is away or behind (docs/durability.md). Each server needs a folder of its own. Default: none, so such tickets are refused with 503."`
+	SpoolDir        string        `env:"MYTICKET_SPOOL_DIR" placeholder:"DIR" group:"Spool" help:"Folder on a durable disk that keeps tickets while Postgres is away or behind (docs/durability.md). Each server needs a folder of its own. Default: none, so such tickets are refused with 503. It is made if it is missing, but not the folders above it."`
 	SpoolMaxTickets int           `env:"MYTICKET_SPOOL_MAX_TICKETS" default:"1000000" group:"Spool" help:"Maximum tickets in the spool. More are answered 503, unless Postgres takes them. Default: ${default}."`
 	SpoolMaxBytes   byteSize      `env:"MYTICKET_SPOOL_MAX_BYTES" default:"1GiB" group:"Spool" help:"Maximum bytes in the spool. More are answered 503, unless Postgres takes them. The disk should have a quarter more. Default: ${default}."`
 	OverflowWait    time.Duration `env:"MYTICKET_OVERFLOW_WAIT" default:"1s" group:"Spool" help:"How long a ticket waits for a transaction before it is spooled. Default: ${default}."`

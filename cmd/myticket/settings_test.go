@@ -74,6 +74,22 @@ func TestSettings_ThatContradictEachOther_AreNamed(t *testing.T) {
 	require.Contains(t, o.stderr, "--max-connections-per-peer")
 }
 
+// With these a person sees at once what to do.
+func TestDatabaseURL_OfAnotherDatabase_IsNamed(t *testing.T) {
+	t.Parallel()
+	for url, scheme := range map[string]string{
+		"mysql://root:hunter2@localhost/x": "mysql://", "jdbc:postgresql://localhost/x?password=hunter2": "jdbc:postgresql://",
+		"Postgresql://a:hunter2@localhost/x": "Postgresql://",
+	} {
+		for _, command := range [][]string{{"tickets", "list"}, {"serve"}, {"migrate", "up"}} {
+			o := runCommand(t, nil, append(command, "--database-url", url)...)
+			require.Equal(t, 1, o.code)
+			require.Contains(t, o.stderr, "the database URL begins with "+scheme+": MyTicket needs PostgreSQL")
+			require.NotContains(t, o.stderr, "hunter2")
+		}
+	}
+}
+
 // unreachable is the URL of a database that does not answer.
 const unreachable = "postgresql://myticket:hunter2@127.0.0.1:1/myticket"
 
@@ -293,12 +309,15 @@ func TestPassword_IsNowhere_WhenTheDatabaseRefusesIt(t *testing.T) {
 func TestServe_OnAnAddressThatIsTaken_SaysWhich(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	for _, setting := range []string{"--http-addr", "--admin-addr"} {
-		taken := map[string]string{"--http-addr": b.webhook, "--admin-addr": b.internal}[setting]
-		o := runCommand(t, nil, "serve", "--database-url", b.databaseURL, "--http-addr=127.0.0.1:0",
-			"--admin-addr=127.0.0.1:0", setting, strings.TrimPrefix(taken, "http://"))
+	for setting, args := range map[string][]string{
+		"--http-addr":  {"--http-addr", strings.TrimPrefix(b.webhook, "http://"), "--admin-addr=127.0.0.1:0"},
+		"--admin-addr": {"--http-addr=127.0.0.1:0", "--admin-addr", strings.TrimPrefix(b.internal, "http://")},
+	} {
+		o := runCommand(t, nil, append([]string{"serve", "--database-url", b.databaseURL}, args...)...)
 		require.Equal(t, 1, o.code, "%s", o.stderr)
 		require.Contains(t, o.stderr, "listen on "+setting)
+		require.Contains(t, o.stderr, "another process has this port")
+		require.Contains(t, o.stderr, "or give another address with "+setting)
 	}
 	b.submit(t, "/ticket", sample(t))
 }

@@ -10,7 +10,7 @@ import (
 
 // testSourcesFlag is a setting of the server, and of each command that itself learns products from tickets or forgets them.
 type testSourcesFlag struct {
-	TestSources []testSource `env:"MYTICKET_TEST_SOURCES" placeholder:"NAME" group:"Products" help:"Sources whose tickets teach no products, separated by commas: tests of the installation, tills in training. Their tickets are stored and read as all others. All servers, \"spool drain\" and \"products prune\" need the same value. Default: none."`
+	TestSources []source `env:"MYTICKET_TEST_SOURCES" placeholder:"NAME" group:"Products" help:"Sources whose tickets teach no products, separated by commas: tests of the installation, tills in training. Their tickets are stored and read as all others. All servers, \"spool drain\" and \"products prune\" need the same value. Default: none."`
 }
 
 func (f testSourcesFlag) testSources() map[string]bool {
@@ -21,15 +21,15 @@ func (f testSourcesFlag) testSources() map[string]bool {
 	return tests
 }
 
-// testSource is the name of a source that teaches nothing.
-type testSource string
+// source is the name of a source.
+type source string
 
 // UnmarshalText checks the name.
-func (n *testSource) UnmarshalText(text []byte) error {
+func (n *source) UnmarshalText(text []byte) error {
 	if !httpapi.ValidSource(string(text)) {
 		return fmt.Errorf("%q cannot be a source: a name has 1 to 63 of the characters a-z, 0-9 and -", text)
 	}
-	*n = testSource(text)
+	*n = source(text)
 	return nil
 }
 

@@ -36,6 +36,14 @@ func (f spoolFlags) open(ctx context.Context, std streams, readOnly bool) (*spoo
 	if err != nil {
 		return nil, nil, err
 	}
+	// A new disk is empty if no server has used it yet, which is no error for the job that drains it.
+	switch isSpool, isEmpty, err := spool.Look(f.Dir); {
+	case err != nil:
+		return nil, nil, err
+	case !isSpool && (readOnly || !isEmpty):
+		return nil, nil, fmt.Errorf("%s is not a spool: it has neither the lock of one nor a file with tickets. The folder of a "+
+			"server is its --spool-dir", f.Dir)
+	}
 	queue, err := spool.Open(spool.Config{Dir: f.Dir, ReadOnly: readOnly, Logger: logger})
 	if errors.Is(err, spool.ErrInUse) {
 		err = fmt.Errorf("%w; a running server drains its folder by itself, and shows what it holds on /readyz and /metrics", err)

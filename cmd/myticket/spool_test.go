@@ -207,6 +207,48 @@ func TestSpool_ADatabaseThatIsNotFit_KeepsAServerFromBeingReady(t *testing.T) {
 	}
 }
 
+func TestSpoolCommands_AFolderThatIsNoSpool_IsNotTakenForAnEmptyOne(t *testing.T) {
+	t.Parallel()
+	other := filepath.Dir(write(t, "something", "else"))
+	for _, folder := range []string{other, t.TempDir()} {
+		for _, args := range [][]string{{"spool", "status", folder}, {"spool", "export", folder, "--to", filepath.Join(folder, "to")}} {
+			out, code := command(t, args...)
+			require.Equal(t, 1, code)
+			require.Contains(t, out, folder+" is not a spool")
+		}
+	}
+	drain := []string{"spool", "drain", "--database-url", pgtest.New(t)}
+	out, code := command(t, append(drain, other)...)
+	require.Equal(t, 1, code)
+	require.Contains(t, out, other+" is not a spool")
+	files, err := os.ReadDir(other)
+	require.NoError(t, err)
+	require.Len(t, files, 1, "nothing was made in it")
+
+	unused := t.TempDir()
+	require.NoError(t, os.Mkdir(filepath.Join(unused, "lost+found"), 0o700))
+	out, code = command(t, append(drain, unused)...)
+	require.Zero(t, code, "a new disk that no server has used yet is no error for the job that drains it: %s", out)
+	out, code = command(t, "spool", "status", unused)
+	require.Zero(t, code, "it is one now: %s", out)
+	require.Regexp(t, `(?m)^0 +0 B +-`, out)
+}
+
+func TestSpoolFolder_IsMadeOnlyBelowOneThatExists(t *testing.T) {
+	t.Parallel()
+	parent := t.TempDir()
+	s := serve(t, unreachable, "--spool-dir", filepath.Join(parent, "spool"))
+	await(t, "it serves", func() bool { return s.log.line("serving") != nil })
+	require.NotNil(t, s.log.line("made the spool folder, which was not there"))
+	require.Zero(t, s.stop())
+
+	out, code := command(t, "serve", "--database-url", unreachable, "--http-addr=127.0.0.1:0", "--admin-addr=127.0.0.1:0",
+		"--spool-dir", filepath.Join(parent, "not", "there"))
+	require.Equal(t, 1, code)
+	require.Contains(t, out, "open --spool-dir: the spool folder "+filepath.Join(parent, "not", "there")+" and the folder above it do not exist")
+	require.NoDirExists(t, filepath.Join(parent, "not"))
+}
+
 func TestSpoolCommands_GetTheTicketsOut(t *testing.T) {
 	t.Parallel()
 	database, databaseURL := pgtest.NewServer(t)

@@ -32,9 +32,9 @@ type ticketsCmd struct {
 type filterFlags struct {
 	zoneFlags
 	Status   []string     `group:"Filter" enum:"TO_TREAT,TREATED,ERROR,DISMISSED" placeholder:"STATUS" help:"TO_TREAT, TREATED, ERROR or DISMISSED. Separate several with commas, or repeat the flag."`
-	Source   string       `group:"Filter" help:"Exact name of the source."`
+	Source   []source     `group:"Filter" placeholder:"NAME" help:"Exact name of the source. Several: as for --status."`
 	Order    string       `group:"Filter" placeholder:"NUMBER" help:"Exact order number."`
-	Problem  string       `group:"Filter" placeholder:"CODE" help:"Code of one of the ticket's problems, such as fields_count."`
+	Problem  []problem    `group:"Filter" placeholder:"CODE" help:"Code of one of the ticket's problems, such as fields_count. Several: as for --status."`
 	Group    ticket.Group `name:"problem-group" group:"Filter" placeholder:"GROUP" help:"Group of its problems, as myticket problems lists it."`
 	Total    amount       `group:"Filter" placeholder:"AMOUNT" help:"Exact total, such as 16.90."`
 	MinTotal amount       `group:"Filter" placeholder:"AMOUNT" help:"The total is this amount or more."`
@@ -72,7 +72,8 @@ func (f filterFlags) check() error {
 
 func (f filterFlags) filter() postgres.TicketFilter {
 	filter := postgres.TicketFilter{
-		Source: f.Source, Order: f.Order, Problem: f.Problem, Group: f.Group, Since: f.Since.in(f.zone()), Until: f.Until.in(f.zone()),
+		Sources: texts(f.Source), Order: f.Order, Problems: texts(f.Problem), Group: f.Group,
+		Since: f.Since.in(f.zone()), Until: f.Until.in(f.zone()),
 		MinTotal: cmp.Or(f.Total.text(), f.MinTotal.text()), MaxTotal: cmp.Or(f.Total.text(), f.MaxTotal.text()),
 	}
 	for _, status := range f.Status {
@@ -82,7 +83,7 @@ func (f filterFlags) filter() postgres.TicketFilter {
 }
 
 func (f filterFlags) isEmpty() bool {
-	return len(f.Status) == 0 && f.Source == "" && f.Order == "" && f.Problem == "" && f.Group == 0 &&
+	return len(f.Status) == 0 && len(f.Source) == 0 && f.Order == "" && len(f.Problem) == 0 && f.Group == 0 &&
 		!f.Total.IsSet() && !f.MinTotal.IsSet() && !f.MaxTotal.IsSet() && f.Since.isZero() && f.Until.isZero()
 }
 
@@ -92,7 +93,7 @@ func (f filterFlags) flags() string {
 	if len(f.Status) > 0 {
 		b.WriteString(" --status " + strings.Join(f.Status, ","))
 	}
-	for _, flag := range [][2]string{{"source", f.Source}, {"order", f.Order}, {"problem", f.Problem}} {
+	for _, flag := range [][2]string{{"source", commas(f.Source)}, {"order", f.Order}, {"problem", commas(f.Problem)}} {
 		if flag[1] != "" {
 			b.WriteString(shellFlag(flag[0], flag[1]))
 		}
@@ -229,7 +230,12 @@ func (c ticketsShowCmd) Run(ctx context.Context, std streams) error {
 		return err
 	}
 	t, err := store.Ticket(ctx, c.ID)
-	if err != nil {
+	switch {
+	case errors.Is(err, ticket.ErrNotFound):
+		return fmt.Errorf("%w in this database. If it was answered 202, it may still be in the spool of the server that took it: "+
+			"myticket_spool_tickets and /readyz of each server say what is left there, and \"myticket spool status DIR\" says it of a "+
+			"server that is gone (docs/durability.md). If it is older than what retention keeps, it was dropped", err)
+	case err != nil:
 		return err
 	}
 	if c.Raw {

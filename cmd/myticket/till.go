@@ -52,15 +52,14 @@ func (c sendCmd) newTill() (*till, error) {
 
 // deliver sends a ticket until it has a final answer or the time is over. All attempts have the same key, so the ticket is
 // stored once even if answers were lost.
-func (t *till) deliver(ctx context.Context, f file) sentTicket {
+func (t *till) deliver(ctx context.Context, f file, key uuid.UUID) sentTicket {
 	began := time.Now()
 	pace := backoff.NewExponentialBackOff()
 	pace.InitialInterval, pace.MaxInterval = 200*time.Millisecond, 5*time.Second
-	key := uuid.NewString()
-	sent := sentTicket{File: f.name}
+	sent := sentTicket{File: f.name, key: key}
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		sent.Attempts++
-		err := t.post(ctx, f.body, key, &sent)
+		err := t.post(ctx, f.body, &sent)
 		if err != nil && ctx.Err() == nil {
 			sent.Error = err.Error()
 		}
@@ -85,7 +84,7 @@ type retryLaterError struct {
 func (r retryLaterError) Unwrap() error { return r.after }
 
 // post makes one attempt.
-func (t *till) post(ctx context.Context, body []byte, key string, sent *sentTicket) error {
+func (t *till) post(ctx context.Context, body []byte, sent *sentTicket) error {
 	ctx, cancel := context.WithTimeout(ctx, t.timeout)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, t.url, bytes.NewReader(body))
@@ -93,7 +92,7 @@ func (t *till) post(ctx context.Context, body []byte, key string, sent *sentTick
 		return backoff.Permanent(err)
 	}
 	request.Header.Set("Content-Type", "text/plain")
-	request.Header.Set("Idempotency-Key", key)
+	request.Header.Set("Idempotency-Key", sent.key.String())
 	request.Header.Set("User-Agent", "myticket/"+version)
 	if t.token != "" {
 		request.Header.Set("Authorization", "Bearer "+t.token)
@@ -165,8 +164,10 @@ type sentTicket struct {
 	ID        string  `json:"id,omitempty"`
 	Status    string  `json:"status,omitempty"`
 	Duplicate bool    `json:"duplicate,omitempty"` // an earlier attempt, whose answer was lost, stored it
+	Before    bool    `json:"before,omitempty"`    // a run before stored it: see --resume
 	Attempts  int     `json:"attempts"`
 	Seconds   float64 `json:"seconds"`
 	Error     string  `json:"error,omitempty"` // why it is not known to be stored
-	unclear   bool    // an attempt may have stored it, and no answer says so
+	key       uuid.UUID
+	unclear   bool // an attempt may have stored it, and no answer says so
 }

@@ -48,6 +48,17 @@ func (f folder) acquire(ctx context.Context) (*folderLock, error) {
 	return lock, nil
 }
 
+// InUseError says that a live process uses the folder.
+type InUseError struct {
+	Dir   string
+	Owner int // process id
+}
+
+func (e *InUseError) Error() string {
+	return fmt.Sprintf("folder %s is in use by the Postgres of process %d: stop that process, or choose another folder",
+		e.Dir, e.Owner)
+}
+
 func (f folder) waitFor(ctx context.Context, lock *folderLock) error {
 	deadline := time.Now().Add(orphanGrace)
 	for {
@@ -61,8 +72,7 @@ func (f folder) waitFor(ctx context.Context, lock *folderLock) error {
 
 		owner := lock.owner()
 		if owner != 0 && lab.IsAlive(owner) {
-			return fmt.Errorf("folder %s is in use by the Postgres of process %d: stop that process, "+
-				"or choose another folder", f.path, owner)
+			return &InUseError{f.path, owner}
 		}
 		postmaster := f.postmasterPID()
 		// If the kernel does not signal a server when its parent dies, the server would stay for ever.

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"math"
 	"os"
@@ -97,12 +96,9 @@ func ReadSources(file string) (*Sources, error) {
 		return nil, fmt.Errorf("read the sources file: %w", err)
 	}
 	sources := newSources()
-	err = sources.read(content)
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		err = fmt.Errorf("its JSON is not complete: %w", err)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read the sources file %s: %w", file, err)
+	if at, err := sources.read(content); err != nil {
+		line, column := position(content, at)
+		return nil, fmt.Errorf("read the sources file %s: line %d, column %d: %w", file, line, column, err)
 	}
 	return sources, nil
 }
@@ -145,34 +141,47 @@ func (s *Sources) Signed() bool {
 	return false
 }
 
-// read reads entry by entry. Decoded as a whole, the second of two entries with one name would silently replace the first.
-func (s *Sources) read(content []byte) error {
+// read reads entry by entry. Decoded as a whole, the second of two entries with one name would silently replace the first. With
+// an error it returns how many bytes are before the mistake, or before its entry.
+func (s *Sources) read(content []byte) (at int64, err error) {
+	var whole json.RawMessage
+	if err := json.Unmarshal(content, &whole); err != nil {
+		if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
+			at = max(syntax.Offset-1, 0) // it counts the byte that is wrong
+		}
+		return at, fmt.Errorf("it is not valid JSON: %w", err)
+	}
 	decoder := json.NewDecoder(bytes.NewReader(content))
 	decoder.DisallowUnknownFields()
 	if token, err := decoder.Token(); err != nil || token != json.Delim('{') {
-		return errors.Join(errors.New("it is not a JSON object"), err)
+		return 0, errors.Join(errors.New("it is not a JSON object"), err)
 	}
 	for decoder.More() {
 		token, err := decoder.Token()
 		if err != nil {
-			return err
+			return decoder.InputOffset(), err
 		}
 		name, _ := token.(string)
+		at := decoder.InputOffset()
 		var config *sourceConfig
 		if err := decoder.Decode(&config); err != nil {
-			return fmt.Errorf("source %q: %w", name, err)
+			if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+				colon := int64(bytes.IndexByte(content[at:], ':')) + 1
+				return at + colon + wrong.Offset - 1, fmt.Errorf("source %q: %q cannot be a JSON %s", name, wrong.Field, wrong.Value)
+			}
+			return at, fmt.Errorf("source %q: %w", name, err)
 		}
 		if err := s.add(name, config); err != nil {
-			return err
+			return at, err
 		}
 	}
-	if _, err := decoder.Token(); err != nil {
-		return err
-	}
-	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("there is more after the end of the JSON object")
-	}
-	return nil
+	return 0, nil
+}
+
+// position returns the line and the column, counted from 1, of the byte after the first at bytes.
+func position(content []byte, at int64) (line, column int) {
+	before := content[:min(at, int64(len(content)))]
+	return 1 + bytes.Count(before, []byte{'\n'}), len(before) - bytes.LastIndexByte(before, '\n')
 }
 
 func (s *Sources) add(name string, config *sourceConfig) error {

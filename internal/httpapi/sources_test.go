@@ -21,12 +21,30 @@ func readSources(t *testing.T, content string) (*httpapi.Sources, error) {
 	return httpapi.ReadSources(file)
 }
 
+func TestReadSources_SaysWhereTheMistakeIs(t *testing.T) {
+	t.Parallel()
+	entry := `{"bearer_tokens": ["` + token + `"]}`
+	for content, place := range map[string]string{
+		"":                                    "line 1, column 1: it is not valid JSON",
+		"{\n  \"a\": {},\n  \"b\": {\n":       "line 3, column 9: it is not valid JSON",
+		"{\n  \"a\": {},\n  \"b\" {}\n}":      "line 3, column 7: it is not valid JSON",
+		"{\n\"a\": " + entry + ",\n}":         "line 3, column 1: it is not valid JSON",
+		"{\n\"a\":\n  {\"rate\": \"x\"}\n}":   `line 3, column 14: source "a": "rate" cannot be a JSON string`,
+		"{\n\"a\": {},\n\"b\": {\"rat\": 1}}": `line 3, column 4: source "b": json: unknown field "rat"`,
+		"{\n\"a\": {},\n\"a\": {}}":           `line 3, column 4: source "a" is named twice`,
+		"{\"a\": {}}\n{}":                     "line 2, column 1: it is not valid JSON",
+	} {
+		_, err := readSources(t, content)
+		require.ErrorContains(t, err, place, content)
+	}
+}
+
 func TestReadSources_RefusesWhatCannotBeMeant(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct{ content, why string }{
-		"empty":                   {``, "its JSON is not complete"},
-		"half an object":          {`{"s": {}`, "its JSON is not complete"},
-		"half an entry":           {`{"s": {"rate": 1`, "its JSON is not complete"},
+		"empty":                   {``, "unexpected end of JSON input"},
+		"half an object":          {`{"s": {}`, "unexpected end of JSON input"},
+		"half an entry":           {`{"s": {"rate": 1`, "unexpected end of JSON input"},
 		"not JSON":                {`s: {}`, "invalid character"},
 		"not an object":           {`["s"]`, "sources file"},
 		"unknown key":             {`{"s": {"bearer_token": ["t"]}}`, `unknown field "bearer_token"`},
@@ -56,7 +74,7 @@ func TestReadSources_RefusesWhatCannotBeMeant(t *testing.T) {
 		},
 		"a negative rate":               {`{"*": {"rate": -1}}`, `source "*": rate and burst must`},
 		"a negative burst":              {`{"*": {"rate": 1, "burst": -1}}`, `source "*": rate and burst must`},
-		"a rate that is no number":      {`{"*": {"rate": "fast"}}`, "cannot unmarshal string"},
+		"a rate that is no number":      {`{"*": {"rate": "fast"}}`, `source "*": "rate" cannot be a JSON string`},
 		"a rate beyond all numbers":     {`{"*": {"rate": 1e999}}`, "sources file"},
 		"a rate that no burst can hold": {`{"*": {"rate": 1e300}}`, `source "*": rate`},
 		"nothing":                       {`null`, "sources file"},
@@ -65,7 +83,7 @@ func TestReadSources_RefusesWhatCannotBeMeant(t *testing.T) {
 		"a burst without a rate":        {`{"s": {"burst": 5}}`, `source "s": a burst needs a rate`},
 		"a negative rate of products":   {`{"s": {"new_products_rate": -1}}`, `source "s": new_products_rate`},
 		"no burst of products":          {`{"s": {"new_products_burst": 0}}`, `source "s": new_products_burst`},
-		"half a burst":                  {`{"*": {"rate": 1, "burst": 1.5}}`, "cannot unmarshal number"},
+		"half a burst":                  {`{"*": {"rate": 1, "burst": 1.5}}`, `source "*": "burst" cannot be a JSON number 1.5`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

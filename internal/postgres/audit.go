@@ -3,7 +3,6 @@ package postgres
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -127,9 +126,6 @@ func (s *Store) Audit(ctx context.Context, filter AuditFilter, after int64, limi
 		r.At, r.Until = r.At.UTC(), r.Until.UTC()
 		return r, err
 	})
-	if isCode(err, undefinedTable) {
-		return nil, errors.New("this database has no audit yet: run \"myticket migrate up\"")
-	}
 	return records, explain("list the audit", err)
 }
 

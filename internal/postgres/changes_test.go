@@ -49,7 +49,7 @@ func TestReopen_UndoesADismissal(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 10, done.Tickets)
 	require.Equal(t, 10, one[int](t, b, `SELECT count(*) FROM tickets WHERE problems -> -1 ->> 'message' = 'test till'`))
-	dismissed := postgres.Bulk{Filter: postgres.TicketFilter{Problem: "dismissed"}} // those of setupDays have no such problem
+	dismissed := postgres.Bulk{Filter: postgres.TicketFilter{Problems: []string{"dismissed"}}} // those of setupDays have no such problem
 	done, err = b.store.ChangeTickets(t.Context(), tester, postgres.Reopen, dismissed)
 	require.NoError(t, err)
 	assert.Equal(t, 10, done.Tickets)

@@ -266,7 +266,7 @@ func TestTickets_AreReadAgain_InTheDialectThatTheyWereReadWith(t *testing.T) {
 		WHERE product_id IN ('c', 'junk')`)
 	exec(t, b, `UPDATE tickets SET received_at = received_at + interval '20 seconds' WHERE source = 'shop-1' AND order_number = '1'`)
 	pruned, err := b.store.PruneProducts(t.Context(), tester,
-		postgres.PruneSelection{Filter: postgres.TicketFilter{Source: "junk"}}, 100, true)
+		postgres.PruneSelection{Filter: postgres.TicketFilter{Sources: []string{"junk"}}}, 100, true)
 	require.NoError(t, err)
 	assert.Equal(t, []string{"junk"}, pruned.Examples)
 	assert.Equal(t, 1, pruned.Kept)

@@ -25,6 +25,10 @@ func explain(doing string, err error) error {
 	if refused(err) {
 		return fmt.Errorf("%s: %w: %w", doing, ticket.ErrRefused, err)
 	}
+	if isCode(err, undefinedTable, undefinedColumn) {
+		return fmt.Errorf("%s: %w: this database does not have the schema that this program needs: run \"myticket migrate up\" (%w)",
+			doing, ticket.ErrUnavailable, err)
+	}
 	return fmt.Errorf("%s: %w: %w", doing, ticket.ErrUnavailable, err)
 }
 
@@ -41,6 +45,7 @@ const (
 	deadlockDetected      = "40P01"
 	insufficientPrivilege = "42501"
 	undefinedTable        = "42P01"
+	undefinedColumn       = "42703"
 	lockNotAvailable      = "55P03"
 	queryCanceled         = "57014"
 )

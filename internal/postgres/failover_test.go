@@ -147,7 +147,7 @@ func TestFailover_WaitForTheStandbyIsCanceled_DoesNotCount(t *testing.T) {
 				return p.store.ChangeTicket(ctx, tester, postgres.Retry, failed[2*i].Ticket.ID)
 			}},
 			{"RetryTickets", func(ctx context.Context) error {
-				_, err := p.store.ChangeTickets(ctx, tester, postgres.Retry, postgres.Bulk{Filter: postgres.TicketFilter{Source: how}})
+				_, err := p.store.ChangeTickets(ctx, tester, postgres.Retry, postgres.Bulk{Filter: postgres.TicketFilter{Sources: []string{how}}})
 				return err
 			}},
 		} {

@@ -318,7 +318,7 @@ func TestKnown_ProductThatMayBePruned_IsNotRemembered(t *testing.T) {
 	assert.Equal(t, 1, b.store.Known(), "b")
 	save(t, b, ago(from(t, "junk", body("3", "x,a,1")), 15*time.Minute))
 	assert.Equal(t, 1, b.store.Known(), "b")
-	pruned, err := b.store.PruneProducts(t.Context(), tester, postgres.PruneSelection{Filter: postgres.TicketFilter{Source: "junk"}}, 1000, false)
+	pruned, err := b.store.PruneProducts(t.Context(), tester, postgres.PruneSelection{Filter: postgres.TicketFilter{Sources: []string{"junk"}}}, 1000, false)
 	require.NoError(t, err)
 	require.Equal(t, 1, pruned.Products)
 	exec(t, b, `DELETE FROM tickets WHERE source = 'junk'`)

@@ -53,6 +53,10 @@ func (l *login) read() (*pgxpool.Config, error) {
 	if url == "" { // pgx would look for a server on this machine
 		return nil, errors.New("no database: set DATABASE_URL, --database-url, --database-url-file or --database-dir")
 	}
+	if scheme := urlScheme.FindString(url); scheme != "" && scheme != "postgresql://" && scheme != "postgres://" {
+		return nil, fmt.Errorf("the database URL begins with %s: MyTicket needs PostgreSQL, as in "+
+			"postgresql://user:password@host:5432/name", scheme) // pgx would take it for a list of keywords
+	}
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
 		return nil, fmt.Errorf("read the database URL: %w", err)
@@ -68,6 +72,9 @@ func (l *login) read() (*pgxpool.Config, error) {
 	config.ConnConfig.OnNotice = noteCanceledWait
 	return config, nil
 }
+
+// urlScheme is how a URL begins.
+var urlScheme = regexp.MustCompile(`^(jdbc:)?[A-Za-z][A-Za-z0-9+.-]*://`)
 
 // sslModeEnv is the variable that demands encryption for every connection of this process. In pgx a URL silently overrules
 // it.

@@ -125,7 +125,7 @@ func TestNewProducts_TicketThatIsSentBack_IsTreatedOnceTheLimitIsRaised(t *testi
 
 	treat := func(b *testBundle) {
 		done, err := b.store.ChangeTickets(t.Context(), tester, postgres.Retry,
-			postgres.Bulk{Filter: postgres.TicketFilter{Problem: postgres.ProblemNewProducts}})
+			postgres.Bulk{Filter: postgres.TicketFilter{Problems: []string{postgres.ProblemNewProducts}}})
 		require.NoError(t, err)
 		require.Equal(t, 1, done.Tickets)
 		n, err := treatment.New(treatment.Config{}, b.store).RunOnce(t.Context())

@@ -975,7 +975,7 @@ func TestPrevious_PrunesWhatOnlyItsTicketsName_WhicheverVersionStoredThem(t *tes
 	rest(t, b)
 	assert.Equal(t, 2, old.prune("junk"))
 	assert.Equal(t, "kept other1 other2 shared", products(t, b))
-	pruned, err := b.store.PruneProducts(t.Context(), tester, postgres.PruneSelection{Filter: postgres.TicketFilter{Source: "other"}}, 10, false)
+	pruned, err := b.store.PruneProducts(t.Context(), tester, postgres.PruneSelection{Filter: postgres.TicketFilter{Sources: []string{"other"}}}, 10, false)
 	require.NoError(t, err)
 	assert.Equal(t, 2, pruned.Products)
 	assert.Equal(t, "kept shared", products(t, b))

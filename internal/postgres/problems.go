@@ -13,9 +13,9 @@ import (
 
 // ProblemFilter selects ERROR tickets. An empty field selects all.
 type ProblemFilter struct {
-	Source string
-	Since  time.Time // received at this time or later
-	Until  time.Time // received before this time
+	Sources []string
+	Since   time.Time // received at this time or later
+	Until   time.Time // received before this time
 }
 
 // ProblemOrder is an order of groups.
@@ -105,6 +105,6 @@ func (s *Store) Problems(ctx context.Context, filter ProblemFilter, order Proble
 
 // groups returns the statement of Problems.
 func (f ProblemFilter) groups(order ProblemOrder, limit int) (sql string, args []any) {
-	c := TicketFilter{Source: f.Source, Since: f.Since, Until: f.Until}.conditions()
+	c := TicketFilter{Sources: f.Sources, Since: f.Since, Until: f.Until}.conditions()
 	return fmt.Sprintf(groupTickets, c.where(statusIs[ticket.Error], byGroup), groupOrders[order], limit), c.args
 }

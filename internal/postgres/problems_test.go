@@ -73,7 +73,7 @@ func TestProblems_AreGroupedAsTheyGoWrong(t *testing.T) {
 	assert.Equal(t, all[0].Group, all[2].Group, "a group is the same at all sources")
 
 	assert.Equal(t, []string{"shop-2 1 amount_invalid"},
-		describeGroups(problems(t, b, postgres.ProblemFilter{Source: "shop-2"}, postgres.ByTickets)))
+		describeGroups(problems(t, b, postgres.ProblemFilter{Sources: []string{"shop-2"}}, postgres.ByTickets)))
 	assert.Equal(t, []string{"shop-1 2 amount_invalid"},
 		describeGroups(problems(t, b, postgres.ProblemFilter{Since: minute(2), Until: minute(4)}, postgres.ByTickets)))
 	assert.Equal(t, []string{
@@ -84,7 +84,7 @@ func TestProblems_AreGroupedAsTheyGoWrong(t *testing.T) {
 	assert.Equal(t, []string{"shop-1 1 amount_invalid fields_count order_missing"}, describeGroups(few.Groups))
 	assert.Equal(t, []int{3, 5}, []int{few.Total, few.Tickets}, "what is not listed is counted")
 
-	tickets, err := b.store.Tickets(t.Context(), postgres.TicketFilter{Group: all[0].Group, Source: "shop-1"}, uuid.Nil, 10)
+	tickets, err := b.store.Tickets(t.Context(), postgres.TicketFilter{Group: all[0].Group, Sources: []string{"shop-1"}}, uuid.Nil, 10)
 	require.NoError(t, err)
 	assert.Len(t, tickets, 3)
 }
@@ -161,7 +161,7 @@ func TestProblems_CountsFromTheIndexAlone(t *testing.T) {
 	b := setupDays(t, 4, 2000)
 	require.NoError(t, postgres.NewMaintainer(postgres.MaintainConfig{}, b.store).Job(t.Context(), "problem_groups", time.Minute))
 	exec(t, b, `VACUUM ANALYZE tickets`)
-	for _, filter := range []postgres.ProblemFilter{{}, {Source: "shop-1"}, {Since: dayOf(1), Until: dayOf(2)}} {
+	for _, filter := range []postgres.ProblemFilter{{}, {Sources: []string{"shop-1"}}, {Since: dayOf(1), Until: dayOf(2)}} {
 		sql, args := postgres.ProblemsSQL(filter, postgres.ByTickets, 10)
 		p := plan(t, b, false, sql, args...)
 		assert.Contains(t, p, "Index Only Scan using tickets_20261103_20261104_problem_group_source_received_at_idx", p)
@@ -172,7 +172,7 @@ func TestProblems_CountsFromTheIndexAlone(t *testing.T) {
 		p := plan(t, b, generic, postgres.UnprecedentedSQL, []int64{1}, []string{"shop-1"}, []time.Time{dayOf(2)})
 		assert.Contains(t, p, "tickets_20261103_20261104_problem_group_source_received_at_idx", p)
 		assert.NotContains(t, p, "Seq Scan", p)
-		sql, args := postgres.PageSQL(postgres.TicketFilter{Group: 1, Source: "shop-1", Statuses: []ticket.Status{ticket.Error}}, uuid.Nil, 50)
+		sql, args := postgres.PageSQL(postgres.TicketFilter{Group: 1, Sources: []string{"shop-1"}, Statuses: []ticket.Status{ticket.Error}}, uuid.Nil, 50)
 		p = plan(t, b, generic, sql, args...)
 		assert.Contains(t, p, "tickets_20261103_20261104_problem_group_source_received_at_idx", p)
 	}

@@ -84,7 +84,7 @@ func (s PruneSelection) where(before ...any) (sql string, args []any, err error)
 	if len(s.IDs) > 0 {
 		c.add("id = ANY (?)", s.IDs)
 	} else {
-		c = TicketFilter{Source: s.Filter.Source, Since: s.Filter.Since, Until: s.Filter.Until}.conditions(before...)
+		c = TicketFilter{Sources: s.Filter.Sources, Since: s.Filter.Since, Until: s.Filter.Until}.conditions(before...)
 	}
 	if len(c.sql) == 0 {
 		return "", nil, errors.New("no tickets are named")

@@ -40,7 +40,7 @@ func TestPruneProducts_RemovesWhatOnlyTheNamedTicketsMade(t *testing.T) {
 		from(t, "shop", body("4", "x,later,1")),
 		from(t, "shop", body("5", "x,error,1", "bad")), // says nothing about products
 	)
-	bySource := postgres.PruneSelection{Filter: postgres.TicketFilter{Source: "junk"}}
+	bySource := postgres.PruneSelection{Filter: postgres.TicketFilter{Sources: []string{"junk"}}}
 	pruned, err := b.store.PruneProducts(t.Context(), tester, bySource, 1000, false)
 	require.NoError(t, err)
 	assert.Equal(t, postgres.Pruned{Examples: []string{}}, pruned, "what was named a moment ago is left alone")
@@ -90,7 +90,7 @@ func TestPruneProducts_ByIDs_AndPieceByPiece(t *testing.T) {
 func TestPruneProducts_WhatAnotherSourceMayHaveNamed_Stays(t *testing.T) {
 	t.Parallel()
 	b := openWith(t, setup(t), true, map[string]postgres.SourcePolicy{"trusted": {Authenticated: true}})
-	selection := postgres.PruneSelection{Filter: postgres.TicketFilter{Source: "junk"}}
+	selection := postgres.PruneSelection{Filter: postgres.TicketFilter{Sources: []string{"junk"}}}
 	save(t, b, from(t, "shop", body("1", "x,old,1")))
 	save(t, b, from(t, "junk", body("2", "x,old,2", "x,older,1", "x,unreadable,1")), from(t, "shop", body("3", "x,unreadable,1")))
 	rest(t, b)
@@ -107,7 +107,7 @@ func TestPruneProducts_WhatAnotherSourceMayHaveNamed_Stays(t *testing.T) {
 	save(t, b, from(t, "trusted", body("4", "x,seen,1")))
 	rest(t, b)
 	save(t, b, from(t, "shop", body("5", "x,seen,1")))
-	pruned, err = b.store.PruneProducts(t.Context(), tester, postgres.PruneSelection{Filter: postgres.TicketFilter{Source: "trusted"}}, 1000, false)
+	pruned, err = b.store.PruneProducts(t.Context(), tester, postgres.PruneSelection{Filter: postgres.TicketFilter{Sources: []string{"trusted"}}}, 1000, false)
 	require.NoError(t, err)
 	assert.Equal(t, 1, pruned.Kept)
 	assert.Equal(t, "old seen unreadable", products(t, b))
@@ -122,7 +122,7 @@ func TestPruneProducts_ProductThatIsNamedMeanwhile_Stays(t *testing.T) {
 	require.NoError(t, err)
 	_, err = tx.Exec(t.Context(), `UPDATE products SET last_seen_at = now() WHERE product_id = 'a'`) // as a batch that is under way
 	require.NoError(t, err)
-	pruned, err := b.store.PruneProducts(t.Context(), tester, postgres.PruneSelection{Filter: postgres.TicketFilter{Source: "junk"}}, 1000, false)
+	pruned, err := b.store.PruneProducts(t.Context(), tester, postgres.PruneSelection{Filter: postgres.TicketFilter{Sources: []string{"junk"}}}, 1000, false)
 	require.NoError(t, err)
 	require.NoError(t, tx.Commit(t.Context()))
 	assert.Equal(t, 1, pruned.Products)

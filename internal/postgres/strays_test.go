@@ -267,7 +267,7 @@ func TestPruneProducts_ProductThatATicketNamesWhichIsSetAside_Stays(t *testing.T
 	rest(t, b)
 	exec(t, b, `CREATE TABLE tickets_strays_1 (LIKE tickets INCLUDING ALL);
 		WITH m AS (DELETE FROM tickets WHERE source = 'shop' RETURNING *) INSERT INTO tickets_strays_1 SELECT * FROM m`)
-	_, err := b.store.PruneProducts(t.Context(), tester, postgres.PruneSelection{Filter: postgres.TicketFilter{Source: "junk"}}, 1000, false)
+	_, err := b.store.PruneProducts(t.Context(), tester, postgres.PruneSelection{Filter: postgres.TicketFilter{Sources: []string{"junk"}}}, 1000, false)
 	require.ErrorContains(t, err, "set aside")
 	moveAll(t, b)
 	assert.Equal(t, 2, one[int](t, b, `SELECT count(*) FROM tickets`))

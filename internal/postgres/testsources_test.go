@@ -77,7 +77,7 @@ func TestTestSources_TicketThatIsReadLater_TeachesNothing(t *testing.T) {
 	assert.Equal(t, want, taught(t, b))
 
 	exec(t, b, `UPDATE tickets SET status = 'ERROR' WHERE source = 'quiet'`)
-	quiet := postgres.Bulk{Filter: postgres.TicketFilter{Source: "quiet"}}
+	quiet := postgres.Bulk{Filter: postgres.TicketFilter{Sources: []string{"quiet"}}}
 	done, err := b.store.ChangeTickets(t.Context(), tester, postgres.Retry, quiet)
 	require.NoError(t, err)
 	require.Equal(t, 1, done.Tickets)
@@ -130,7 +130,7 @@ func TestTestSources_PruneProducts(t *testing.T) {
 	rest(t, b)
 	require.Equal(t, "before junk1 junk2 shared", products(t, b))
 	by := func(source string) postgres.PruneSelection {
-		return postgres.PruneSelection{Filter: postgres.TicketFilter{Source: source}}
+		return postgres.PruneSelection{Filter: postgres.TicketFilter{Sources: []string{source}}}
 	}
 
 	pruned, err := plain.store.PruneProducts(t.Context(), tester, by("junk"), 1000, true)

@@ -19,9 +19,9 @@ import (
 // TicketFilter selects tickets. An empty field selects all.
 type TicketFilter struct {
 	Statuses []ticket.Status `json:"statuses,omitempty"`
-	Source   string          `json:"source,omitempty"`
+	Sources  []string        `json:"sources,omitempty"`      // one of these
 	Order    string          `json:"order,omitempty"`        // order number, exactly
-	Problem  string          `json:"problem,omitempty"`      // code of one of its problems
+	Problems []string        `json:"problems,omitempty"`     // one of its problems has one of these codes
 	Group    ticket.Group    `json:"problem_group,omitzero"` // of its problems: see Store.Problems
 	Since    time.Time       `json:"since,omitzero"`         // received at this time or later
 	Until    time.Time       `json:"until,omitzero"`         // received before this time
@@ -165,14 +165,15 @@ const hasProduct = `(EXISTS (SELECT FROM ticket_lines l WHERE l.received_at = t.
 // conditions returns the conditions of the filter, without the statuses. Their parameters follow those in before.
 func (f TicketFilter) conditions(before ...any) *conditions {
 	c := &conditions{args: before}
-	if f.Source != "" {
-		c.add("source = ?", f.Source)
+	if len(f.Sources) > 0 {
+		c.add("source = ANY (?)", f.Sources)
 	}
 	if f.Order != "" {
 		c.add("order_number = ?", f.Order)
 	}
-	if f.Problem != "" {
-		c.add("problems @> jsonb_build_array(jsonb_build_object('code', ?::text))", f.Problem)
+	if len(f.Problems) > 0 {
+		c.add(`EXISTS (SELECT FROM unnest(?::text[]) AS code WHERE problems @> jsonb_build_array(jsonb_build_object('code', code)))`,
+			f.Problems)
 	}
 	if f.Group != 0 {
 		c.add("problem_group = ? AND "+byGroup, int64(f.Group))

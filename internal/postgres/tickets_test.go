@@ -130,7 +130,7 @@ func TestRetryTickets_EachBatchByTheIndex_WhateverThePlanKnows(t *testing.T) {
 	b := setupDays(t, 6, 1000)
 	since := one[uuid.UUID](t, b, `SELECT id FROM tickets WHERE order_number = '4101'`)
 	for _, generic := range []bool{false, true} {
-		sql, args := postgres.RetrySQL(postgres.TicketFilter{Source: "shop-1"}, ticket.Error, since)
+		sql, args := postgres.RetrySQL(postgres.TicketFilter{Sources: []string{"shop-1"}}, ticket.Error, since)
 		p := plan(t, b, generic, sql, args...)
 		assert.Subset(t, []string{"20261106", "20261107"}, partitionsIn(p), p)
 		_, rest, found := strings.Cut(p, "CTE picked")
@@ -154,8 +154,8 @@ func TestTickets_PageByPage_EachOnceAndTheNewestFirst(t *testing.T) {
 			Statuses: all, Since: firstDay.Add(12 * time.Hour), Until: dayOf(3).Add(-time.Hour),
 		},
 		`status <> 'TREATED'`:                        {Statuses: all[:3]},
-		`status = 'ERROR' AND source = 'shop-1'`:     {Statuses: all[1:2], Problem: "fields_count", Source: "shop-1"},
-		`problems IS NOT NULL AND status <> 'ERROR'`: {Statuses: all[:1], Problem: "fields_count"},
+		`status = 'ERROR' AND source = 'shop-1'`:     {Statuses: all[1:2], Problems: []string{"fields_count"}, Sources: []string{"shop-1"}},
+		`problems IS NOT NULL AND status <> 'ERROR'`: {Statuses: all[:1], Problems: []string{"fields_count"}},
 	} {
 		want := one[int](t, b, `SELECT count(*) FROM tickets WHERE `+where)
 		require.NotZero(t, want, where)

@@ -32,6 +32,9 @@ const (
 	suffixRefused   = ".refused"   // tickets that the database refuses even unread; tried again at the next start
 )
 
+// lockName is the file that a process on the folder has locked. A copy of the folder may have none.
+const lockName = "lock"
+
 // folder is where a spool keeps its files. It holds the folder's lock, numbers the files and names them. One goroutine at a
 // time may use it. If it was opened read-only, it changes nothing.
 type folder struct {
@@ -41,20 +44,56 @@ type folder struct {
 	number   uint64 // of the newest file
 }
 
-// openFolder makes the folder if it is not there, and takes its lock.
-func openFolder(path string, readOnly bool) (*folder, error) {
+// openFolder makes the folder if it is not there, and takes its lock. It does not make the folders above it: if they are missing,
+// the name is wrong or a disk is not there, and tickets would be kept on another disk.
+func openFolder(path string, readOnly bool, logger *slog.Logger) (*folder, error) {
 	f := &folder{path: path, readOnly: readOnly}
 	if !readOnly {
-		if err := os.MkdirAll(path, 0o700); err != nil {
+		switch err := os.Mkdir(path, 0o700); {
+		case err == nil:
+			logger.Info("made the spool folder, which was not there", "folder", path)
+		case errors.Is(err, fs.ErrNotExist):
+			return nil, fmt.Errorf("the spool folder %s and the folder above it do not exist: no spool was made, because a disk may "+
+				"not be mounted; make the folder above it, or name another one", path)
+		case !errors.Is(err, fs.ErrExist) && !isFolder(path): // on a read-only disk the error of one that exists is another
 			return nil, fmt.Errorf("make the spool folder: %w", err)
 		}
 	}
 	return f, f.acquire()
 }
 
+func isFolder(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}
+
+// Look reports whether a folder is or was a spool, and whether there is anything in it at all.
+func Look(path string) (isSpool, isEmpty bool, err error) {
+	files, err := os.ReadDir(path)
+	if err != nil {
+		return false, false, err
+	}
+	isEmpty = true
+	for _, file := range files {
+		name := file.Name()
+		if name == "lost+found" { // of a new disk
+			continue
+		}
+		isEmpty = false
+		switch filepath.Ext(name) {
+		case suffixSegment, suffixDamaged, suffixRefused, suffixRecovered, suffixNew:
+			_, err := parseName(name)
+			isSpool = isSpool || err == nil
+		default:
+			isSpool = isSpool || name == lockName
+		}
+	}
+	return isSpool, isEmpty, nil
+}
+
 // acquire takes the folder's lock, which the kernel releases when the process ends, however it ends (flock(2)).
 func (f *folder) acquire() error {
-	path := filepath.Join(f.path, "lock")
+	path := filepath.Join(f.path, lockName)
 	take := (*flock.Flock).TryLock
 	f.lock = flock.New(path, flock.SetPermissions(0o600))
 	if f.readOnly {

@@ -20,7 +20,7 @@ import (
 
 // Config says where a spool is and how large it may grow. The zero value of a field means its default.
 type Config struct {
-	Dir          string // Required. It is made if it is not there.
+	Dir          string // Required. It is made if it is not there, but not the folders above it.
 	MaxTickets   int    // Defaults to 1,000,000.
 	MaxBytes     int64  // Of the records of tickets; the files are up to a tenth larger. Defaults to 1 GiB.
 	SegmentBytes int64  // Of one file; the last batch in it may exceed that. Defaults to 16 MiB.
@@ -81,7 +81,7 @@ func Open(config Config) (*Spool, error) {
 	s.write.Lock()
 	defer s.write.Unlock()
 	var err error
-	if s.folder, err = openFolder(config.Dir, config.ReadOnly); err != nil {
+	if s.folder, err = openFolder(config.Dir, config.ReadOnly, config.Logger); err != nil {
 		return nil, err
 	}
 	if err := s.load(); err != nil {
