@@ -47,7 +47,7 @@ func (c ticketsFollowCmd) Run(ctx context.Context, std streams) error {
 			return ctx.Err()
 		case errors.Is(err, ticket.ErrUnavailable) && follower.Began():
 			if !away {
-				fmt.Fprintln(std.stderr, "myticket: the database is away; what is stored meanwhile is shown when it is back:", err)
+				fmt.Fprintln(std.stderr, "myticket: the database cannot be read; what is stored meanwhile is shown when it can:", err)
 			}
 			away = true
 		case err != nil:

@@ -5,8 +5,13 @@ import (
 	"errors"
 )
 
-// interrupted replaces an error after an interrupt, for commands that change something: they fail then. For a server, which ends
-// with context.Canceled, an interrupt is no failure.
+// errInterrupted is what a command fails with that an interrupt ended before it was done.
+var errInterrupted = errors.New("interrupted before it was done")
+
+// endless reports whether only an interrupt ends a command, so that one is no failure.
+func endless(command string) bool { return command == "serve" || command == "tickets follow" }
+
+// interrupted replaces an error after an interrupt, for commands that change something.
 func interrupted(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() != nil {
 		return errors.New("interrupted: what was done before stays done")

@@ -80,7 +80,14 @@ func run(ctx context.Context, args, environ []string, std streams) int {
 		fmt.Fprintf(std.stderr, "myticket: %v\nRun \"myticket --help\", or \"myticket COMMAND --help\".\n", err)
 		return 2
 	}
-	if err := command.Run(); err != nil && !errors.Is(err, context.Canceled) {
+	err = command.Run()
+	if errors.Is(err, context.Canceled) {
+		if endless(command.Command()) {
+			return 0
+		}
+		err = errInterrupted // a script must not take it for the whole
+	}
+	if err != nil {
 		fmt.Fprintln(std.stderr, "myticket:", err)
 		if with, ok := errors.AsType[*exitError](err); ok {
 			return with.code

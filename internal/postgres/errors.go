@@ -29,6 +29,9 @@ func explain(doing string, err error) error {
 		return fmt.Errorf("%s: %w: this database does not have the schema that this program needs: run \"myticket migrate up\" (%w)",
 			doing, ticket.ErrUnavailable, err)
 	}
+	if isCode(err, insufficientPrivilege) {
+		return fmt.Errorf("%s: %w: this login for Postgres has too few rights (%w)", doing, ticket.ErrUnavailable, err)
+	}
 	return fmt.Errorf("%s: %w: %w", doing, ticket.ErrUnavailable, err)
 }
 

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -73,10 +74,11 @@ func (f *Follower) look(ctx context.Context) error {
 	var ids []uuid.UUID
 	var snapshot string
 	err := f.store.steady(ctx, func(tx pgx.Tx) error {
-		if err := tx.QueryRow(ctx, `SELECT pg_current_snapshot()::text`).Scan(&snapshot); err != nil || f.snapshot == "" {
+		if err := tx.QueryRow(ctx, `SELECT pg_current_snapshot()::text`).Scan(&snapshot); err != nil {
 			return err
 		}
-		rows, err := tx.Query(ctx, newInOutbox, f.snapshot)
+		// The first look finds nothing, but fails if the outbox may not be read, or is not there.
+		rows, err := tx.Query(ctx, newInOutbox, cmp.Or(f.snapshot, snapshot))
 		if err != nil {
 			return err
 		}
