@@ -59,7 +59,7 @@ func (c ticketsCorrectCmd) Run(ctx context.Context, std streams) (err error) {
 	if err != nil {
 		return err
 	}
-	store, err := c.open(ctx, "tickets")
+	store, err := c.openQuietly(ctx, std, "tickets")
 	if err != nil {
 		return err
 	}
@@ -81,6 +81,9 @@ func (c ticketsCorrectCmd) Run(ctx context.Context, std streams) (err error) {
 		to.Seen = corrections[0].Number
 	}
 	text := t.Body
+	if c.Revert && t.Correction == 0 {
+		return fmt.Errorf("ticket %s: %w", c.ID, postgres.ErrNotCorrected)
+	}
 	if !c.Revert {
 		edited := ""
 		if text, edited, err = c.text(ctx, std, t, dialects); err != nil {
@@ -172,12 +175,13 @@ func (c ticketsCorrectCmd) edit(
 		_ = os.Remove(name)
 		return nil, "", err
 	}
+	command := cmp.Or(c.Editor, os.Getenv("EDITOR"), "vi") // VISUAL or EDITOR may be set to nothing
 	// As git does it, so that the command may have arguments. An interrupt is for the editor.
-	editor := exec.CommandContext(context.WithoutCancel(ctx), "sh", "-c", c.Editor+` "$@"`, c.Editor, name)
+	editor := exec.CommandContext(context.WithoutCancel(ctx), "sh", "-c", command+` "$@"`, command, name)
 	editor.Stdin, editor.Stdout, editor.Stderr = std.stdin, std.stdout, std.stderr
 	if err := editor.Run(); err != nil {
 		_ = os.Remove(name)
-		return nil, "", fmt.Errorf("the editor %q failed (%w); nothing was changed: set EDITOR, or use --file", c.Editor, err)
+		return nil, "", fmt.Errorf("the editor %q failed (%w); nothing was changed: set EDITOR, or use --file", command, err)
 	}
 	content, err := readFile(name, nil, ticket.MaxTextBytes+1<<20)
 	if err != nil {
@@ -203,7 +207,7 @@ func comments(t postgres.StoredTicket, shown string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Ticket %s of %s, received at %s, is %s.\n", t.ID, t.Source, stamp(t.ReceivedAt), t.Status)
 	b.WriteString("Correct the text below. What was sent is kept. To change nothing, leave the text as it is.\n")
-	showProblems(&b, t.Problems, shown)
+	showProblems(&b, problemsNow, t.Problems, shown)
 	var commented strings.Builder
 	for line := range strings.Lines(b.String()) {
 		commented.WriteString(strings.TrimRight("# "+line, " \n") + "\n")
@@ -225,7 +229,7 @@ func (c ticketsCorrectCmd) preview(
 	showDiff(std.stderr, "is read now", t.Readable(t.Text), "would be read", becomes, shortDiff)
 	fmt.Fprintln(std.stderr)
 	show := readCmd{Source: sourceName(t.Source)}
-	return would, show.show(std.stderr, "would become", would, becomes)
+	return would, show.show(std.stderr, []string{"It would be", ""}, would, becomes)
 }
 
 // await returns the ticket once a server has read it, or after a while as it is.
@@ -250,10 +254,15 @@ func (c ticketsCorrectCmd) print(std streams, report correctedReport) error {
 	switch {
 	case !report.Applied:
 		fmt.Fprintf(std.stdout, "It would be %s. Nothing was changed.\n", report.Status)
-	case report.Status == ticket.ToTreat:
-		fmt.Fprintln(std.stdout, "It is corrected, and TO_TREAT until a server has read it.")
 	default:
-		fmt.Fprintf(std.stdout, "It is corrected, and %s.\n", report.Status)
+		is, until := "corrected", ""
+		if c.Revert {
+			is = "as it was sent"
+		}
+		if report.Status == ticket.ToTreat {
+			until = " until a server has read it"
+		}
+		fmt.Fprintf(std.stdout, "It is %s, and %s%s.\n", is, report.Status, until)
 	}
 	return nil
 }

@@ -57,8 +57,14 @@ func TestTicketsCorrect_InAnEditor(t *testing.T) {
 		assert.Equal(t, "0", b.text(t, `SELECT count(*)::text FROM corrections`))
 	}
 
+	t.Setenv("VISUAL", "")
+	t.Setenv("EDITOR", "true")
+	code, screen := b.onTerminal(t, "", "tickets", "correct", id.String())
+	assert.Equal(t, 1, code)
+	assert.Equal(t, "myticket: the text is what is read already; nothing was changed\n", screen, "EDITOR, because VISUAL says nothing")
+
 	copied := filepath.Join(t.TempDir(), "copy")
-	code, screen := correct("", `cp "$1" `+copied+`; true`)
+	code, screen = correct("", `cp "$1" `+copied+`; true`)
 	assert.Equal(t, 1, code)
 	assert.Contains(t, screen, "what is read already; nothing was changed")
 	assert.Empty(t, left())

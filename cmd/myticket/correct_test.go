@@ -58,9 +58,9 @@ func TestTicketsCorrect_IsRead_Shown_AndReverted(t *testing.T) {
 	var report correctedReport
 	require.NoError(t, json.Unmarshal([]byte(o.ok(t, "tickets", "correct", id, "--revert", "--yes", "--wait=1m", "-o", "json")), &report))
 	assert.Equal(t, []any{ticket.Error, true, 0, 1}, []any{report.Status, report.Applied, report.Correction, len(report.Problems)})
-	code, _, stderr = o.myticket(t, "tickets", "correct", id, "--revert", "--yes")
+	code, _, stderr = o.myticket(t, "tickets", "correct", id, "--revert")
 	assert.Equal(t, 1, code)
-	assert.Contains(t, stderr, "nothing to revert")
+	assert.Regexp(t, `^myticket: ticket .* nothing to revert\n$`, stderr, "without a question")
 	shown = o.ok(t, "tickets", "show", id)
 	assert.Regexp(t, `(?m)^Correction 2 +back to what was sent, by `, shown)
 	assert.Regexp(t, `(?m)^Correction 1 +another text \(--raw --correction 1\), by ann`, shown)
@@ -113,7 +113,14 @@ func TestTicketsCorrect_BadInput_ChangesNothing(t *testing.T) {
 	assert.Contains(t, stderr, "--raw")
 
 	// Nobody reads it, because no server runs.
-	assert.Contains(t, b.ok(t, "tickets", "correct", id, "--yes", "--wait=0s", "--file", textFile(t, "y")), "TO_TREAT until a server has read it")
+	b.exec(t, `UPDATE tickets SET problems = '[{"line": 1, "code": "nul_byte", "message": "m"}]'`)
+	assert.Equal(t, "It is corrected, and TO_TREAT until a server has read it.\n",
+		b.ok(t, "tickets", "correct", id, "--yes", "--wait=0s", "--file", textFile(t, "y")))
+	shown := b.ok(t, "tickets", "show", id)
+	assert.Contains(t, shown, "Problems, when it was read last:\n  line 1: nul_byte: m\n")
+	assert.NotContains(t, shown, "1 | y", "the problem is not of this text")
+	assert.Equal(t, "It is as it was sent, and TO_TREAT until a server has read it.\n",
+		b.ok(t, "tickets", "correct", id, "--yes", "--wait=0s", "--revert"))
 }
 
 func TestTicketsCorrect_HostileTexts_AreHarmlessToRead(t *testing.T) {

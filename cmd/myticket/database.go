@@ -91,6 +91,16 @@ func (f databaseFlags) open(ctx context.Context, command string) (*postgres.Stor
 	return f.openWith(ctx, command, nil)
 }
 
+// openQuietly opens the store for an operator's command that logs only what is wrong. That the program reads tickets in some
+// dialects from now on is about servers, and a person could take it for a change.
+func (f databaseFlags) openQuietly(ctx context.Context, std streams, command string) (*postgres.Store, error) {
+	return postgres.Open(ctx, postgres.Config{
+		URLFrom: f.url, MaxConns: 2, ApplicationName: "myticket " + command,
+		Logger:                slog.New(slog.NewTextHandler(std.stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		AuthenticatedProducts: true,
+	})
+}
+
 // openWith opens the store for an operator's command, with few connections that are named after the command. Such a command knows
 // no sources file, so the tickets that it stores never overrule a product of an authenticated source. Those of testSources say
 // nothing about products.

@@ -128,7 +128,11 @@ func (c dialectsShowCmd) Run(ctx context.Context, std streams) error {
 		v, err = store.Dialect(ctx, c.Version)
 	} else {
 		v, err = newestVersion(ctx, store, string(c.Source))
-		if err == nil && v.Dialect == nil {
+		switch {
+		case err != nil || v.Dialect != nil:
+		case c.Source == postgres.OtherSources:
+			err = fmt.Errorf("%q has no dialect: sources without one of their own are read in the dialect of everyone", string(c.Source))
+		default:
 			err = fmt.Errorf("the source %s has no dialect of its own: its tickets are read as %q says, or else in the dialect of "+
 				"everyone", c.Source, postgres.OtherSources)
 		}

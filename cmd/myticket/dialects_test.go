@@ -245,6 +245,9 @@ func TestDialectsCommands_AskShowAndRefuse(t *testing.T) {
 	history := b.ok(t, "dialects", "history", "shop-1")
 	assert.Contains(t, history, "none: taken away")
 	assert.Contains(t, b.ok(t, "dialects", "show", "--version", "2"), "took the dialect away")
+	code, _, stderr = b.myticket(t, "dialects", "show", "*")
+	assert.Equal(t, 1, code)
+	assert.Equal(t, "myticket: \"*\" has no dialect: sources without one of their own are read in the dialect of everyone\n", stderr)
 
 	for name, args := range map[string][]string{
 		"no source":       {"apply", "Shop 1", "--file", file, "--yes"},

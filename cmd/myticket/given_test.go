@@ -53,6 +53,7 @@ func TestFlags_ThatWouldBeIgnored_AreErrorsThatNameThem(t *testing.T) {
 		"--order has no value":             {"tickets", "dismiss", "--order", "", "--since=1d", "--reason=a"},
 		"--source: \"Shop 1\" cannot be":   {"tickets", "list", "--source=Shop 1"},
 		"--source: \"\" cannot be":         {"problems", "--source=a,,b"},
+		"--until must be later":            {"tickets", "retry", "--since=1d", "--until=2d"},
 		"--problem: write the code":        {"tickets", "list", "--problem=fields count"},
 	} {
 		requireNotUnderstood(t, runCommand(t, nil, args...), flag)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"strconv"
 
 	"myticket/internal/dialect"
@@ -70,7 +69,7 @@ func (c readCmd) Run(ctx context.Context, std streams) error {
 		if i > 0 {
 			fmt.Fprintln(std.stdout)
 		}
-		if err := c.show(std.stdout, name, t, with.Text(string(c.Source), body)); err != nil {
+		if err := c.show(std.stdout, []string{"File", name}, t, with.Text(string(c.Source), body)); err != nil {
 			return err
 		}
 	}
@@ -103,10 +102,7 @@ func (r readingFile) Text(_ string, body []byte) string { return r.reader.Text(b
 func (c readCmd) reading(ctx context.Context, std streams) (reading, error) {
 	switch {
 	case c.Source != "":
-		store, err := postgres.Open(ctx, postgres.Config{
-			URLFrom: c.url, MaxConns: 1, ApplicationName: "myticket read",
-			Logger: slog.New(slog.NewTextHandler(std.stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
-		})
+		store, err := c.openQuietly(ctx, std, "read")
 		if err != nil {
 			return nil, err
 		}
@@ -135,7 +131,7 @@ func (c readCmd) reading(ctx context.Context, std streams) (reading, error) {
 }
 
 // show writes what a ticket would become, for a person.
-func (c readCmd) show(w io.Writer, name string, t postgres.StoredTicket, text string) error {
+func (c readCmd) show(w io.Writer, title []string, t postgres.StoredTicket, text string) error {
 	rows := [][]string{{"Status", string(t.Status)}}
 	if c.Source != "" {
 		of := "of everyone"
@@ -148,12 +144,12 @@ func (c readCmd) show(w io.Writer, name string, t postgres.StoredTicket, text st
 	for _, f := range t.Extra {
 		rows = append(rows, []string{"Header " + f.Name, f.Value})
 	}
-	if err := printTable(w, []string{"File", name}, rows); err != nil {
+	if err := printTable(w, title, rows); err != nil {
 		return err
 	}
 	if err := showLines(w, t.Lines); err != nil {
 		return err
 	}
-	showProblems(w, t.Problems, text)
+	showProblems(w, problemsNow, t.Problems, text)
 	return nil
 }

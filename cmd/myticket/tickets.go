@@ -67,6 +67,10 @@ func (f filterFlags) check() error {
 	if f.Total.IsSet() && (f.MinTotal.IsSet() || f.MaxTotal.IsSet()) {
 		return errors.New("give --total, or --min-total and --max-total, not both")
 	}
+	since, until := f.Since.in(f.zone()), f.Until.in(f.zone())
+	if !f.Since.isZero() && !f.Until.isZero() && !until.After(since) {
+		return errors.New("--until must be later than --since: no ticket is in between")
+	}
 	return nil
 }
 
@@ -282,7 +286,11 @@ func (c ticketsShowCmd) show(w io.Writer, t postgres.StoredTicket, corrections [
 		rows = append(rows, []string{"Header " + f.Name, f.Value}) // a sender may have named it Status
 	}
 	rows = append(rows, []string{"Content-Type", t.ContentType}, []string{"Traceparent", t.Traceparent},
-		[]string{"Parser", strconv.Itoa(t.ParserVersion)}, []string{"Attempts", strconv.Itoa(t.Attempts)})
+		[]string{"Parser", strconv.Itoa(t.ParserVersion)})
+	if t.Dialect != 0 {
+		rows = append(rows, []string{"Dialect", "version " + strconv.Itoa(t.Dialect)})
+	}
+	rows = append(rows, []string{"Attempts", strconv.Itoa(t.Attempts)})
 	for _, is := range corrections {
 		says := "the text below"
 		switch {
@@ -304,7 +312,11 @@ func (c ticketsShowCmd) show(w io.Writer, t postgres.StoredTicket, corrections [
 		return err
 	}
 	body, text := t.Readable(t.Body), t.Readable(t.Text)
-	showProblems(w, t.Problems, text)
+	if t.Status == ticket.ToTreat {
+		showProblems(w, "Problems, when it was read last:", t.Problems, "") // they may be of another text
+	} else {
+		showProblems(w, problemsNow, t.Problems, text)
+	}
 	if t.Correction != 0 {
 		fmt.Fprintf(w, "\nBody (%d bytes; --raw writes them unchanged), and what is read instead:\n", len(t.Body))
 		showDiff(w, "body", body, "correction "+strconv.Itoa(t.Correction), text, wholeDiff)
@@ -336,12 +348,14 @@ func showLines(w io.Writer, lines []postgres.StoredLine) error {
 	return printTable(w, []string{"PRODUCT_ID", "PRICE", "PRODUCT", ""}, rows)
 }
 
+const problemsNow = "Problems:"
+
 // showProblems writes problems, if there are any, each with the line of the text that it is in.
-func showProblems(w io.Writer, problems []ticket.Problem, text string) {
+func showProblems(w io.Writer, title string, problems []ticket.Problem, text string) {
 	if len(problems) == 0 {
 		return
 	}
-	fmt.Fprintln(w, "\nProblems:")
+	fmt.Fprintf(w, "\n%s\n", title)
 	body := textLines(text)
 	for _, p := range problems {
 		fmt.Fprintf(w, "  %s\n", printable(describe(p)))
