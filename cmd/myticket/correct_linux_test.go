@@ -37,6 +37,16 @@ func (b *operatorBundle) onTerminal(t *testing.T, answer string, args ...string)
 	}
 }
 
+func TestDialectsApply_SaysInTheQuestionWhatItWouldBreak(t *testing.T) {
+	t.Parallel()
+	b := setupOperator(t)
+	b.insert(t, ticket.Treated, "s", "1", body("1", "Café,a,2"))
+	file := dialectFile(t, "format: json\npointers: {order: /a, vat: /b, total: /c, lines: /d, product: /e, product_id: /f, price: /g}\n")
+	code, screen := b.onTerminal(t, "n\n", "dialects", "apply", "s", "--file", file)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, screen, "\n1 of 1 TREATED tickets would be ERROR. Read the tickets of s in this dialect from now on? [y/N]")
+}
+
 // TestTicketsCorrect_InAnEditor is not parallel, because it looks at the folder for temporary files.
 func TestTicketsCorrect_InAnEditor(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())

@@ -339,7 +339,11 @@ func (c dialectsApplyCmd) Run(ctx context.Context, std streams) error {
 			return err
 		}
 	}
-	if err := c.confirm(ctx, std, fmt.Sprintf("Read the tickets of %s in this dialect from now on?", source)); err != nil {
+	question := fmt.Sprintf("Read the tickets of %s in this dialect from now on?", source)
+	if t := trial.Treated; t.Errors > 0 { // what says so is far above on a screen that is full of examples
+		question = fmt.Sprintf("\n%d of %d TREATED tickets would be ERROR. %s", t.Errors, t.Read, question)
+	}
+	if err := c.confirm(ctx, std, question); err != nil {
 		return err
 	}
 	made, err := store.ApplyDialect(ctx, postgres.DialectChange{Source: source, Previous: now.Version, By: by}, written)
