@@ -135,7 +135,7 @@ func TestTicketsShow_TellsEverythingAndObeysNoEscapeSequence(t *testing.T) {
 	id := b.insert(t, ticket.Error, "shop-1", "\x1b]0;owned\a", body).String()
 
 	shown := b.ok(t, "tickets", "show", id)
-	assert.Contains(t, shown, "line 2: fields_count: 4 fields\n    2 | Caf� \\x1b[2J, midi,a,2\n")
+	assert.Contains(t, shown, "line 2: fields_count: 4 fields\n    2 | Café \\x1b[2J, midi,a,2\n", "as it is read")
 	assert.Contains(t, shown, "a           2.00")
 	assert.NotContains(t, shown, "\x1b")
 	assert.NotContains(t, b.ok(t, "tickets", "list"), "\x1b")
