@@ -37,6 +37,12 @@ func (b *operatorBundle) start(t *testing.T, args ...string) *process {
 	return p
 }
 
+// end kills the program, and returns when it has ended.
+func (p *process) end() {
+	_ = p.Process.Kill()
+	_ = p.Wait()
+}
+
 // insertFailed puts tickets that could not be read into the database.
 func (b *operatorBundle) insertFailed(t *testing.T, n int) {
 	t.Helper()
@@ -44,6 +50,12 @@ func (b *operatorBundle) insertFailed(t *testing.T, n int) {
 		SELECT (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7' || substr(md5(i::text), 1, 3) || '8' ||
 			substr(md5(i::text), 4, 15))::uuid, at, 'shop-' || i % 2, 'x', 'ERROR', '[{"line": 2, "code": "fields_count", "message": "m"}]'
 		FROM generate_series(1, $1::int) i, LATERAL (SELECT date_trunc('second', now()) - i * interval '1 ms' AS at) a`, n)
+}
+
+// makeReadable makes all tickets such that they are understood when they are read again.
+func (b *operatorBundle) makeReadable(t *testing.T) {
+	t.Helper()
+	b.exec(t, `UPDATE tickets SET body = convert_to(E'Order: 7\nVAT: 0\nTotal: 2\n\nproduct,product_id,price\nCafé,a,2', 'UTF8')`)
 }
 
 func (b *operatorBundle) count(t *testing.T, sql string) (n int) {
@@ -143,6 +155,112 @@ func TestTicketsRetry_TwoOperatorsAtOnce_EachTicketOnce(t *testing.T) {
 	assert.Equal(t, 20_000, sum)
 }
 
+// Operators whose filters overlap, while a server treats what they send back. Once it is sent back, a ticket becomes TREATED, so
+// none may be sent back twice.
+func TestTickets_FiveOperatorsAtOnce_DoubleNothing(t *testing.T) {
+	t.Parallel()
+	const tickets = 2400
+	s := setup(t)
+	b := s.operator()
+	b.insertFailed(t, tickets)
+	b.makeReadable(t)
+	b.ok(t, "tickets", "dismiss", "--source=shop-0", "--yes", "--share=100", "--reason=x")
+	commands := [][]string{
+		{"retry", "--status=ERROR"}, {"retry", "--source=shop-0"}, {"retry", "--source=shop-1", "--status=ERROR,DISMISSED"},
+		{"dismiss", "--source=shop-1"}, {"reopen", "--source=shop-0"},
+	}
+	var operators []*process
+	for i, command := range commands {
+		args := append([]string{"tickets"}, command...)
+		operators = append(operators, b.start(t, append(args, "--yes", "--share=50", "--reason=y", "--output=json", fmt.Sprint("--by=", i))...))
+	}
+	for i, p := range operators {
+		require.NoError(t, p.Wait(), "%s", &p.err)
+		var result changed
+		require.NoError(t, json.Unmarshal(p.out.Bytes(), &result))
+		assert.True(t, result.Ended)
+		assert.Equal(t, result.Tickets, b.count(t, fmt.Sprintf(`SELECT coalesce(sum(tickets), 0)::int FROM audit WHERE who = '%d'`, i)))
+	}
+	await(t, "nothing is TO_TREAT", func() bool { return b.count(t, sentBack) == 0 })
+	treated := b.count(t, `SELECT count(*) FROM tickets WHERE status = 'TREATED' AND problems IS NULL`)
+	assert.Positive(t, treated)
+	assert.Equal(t, treated, b.count(t, `SELECT sum(tickets)::int FROM audit WHERE action = 'tickets.retry'`), "none was sent back twice")
+	assert.Equal(t, tickets-treated, b.count(t, `SELECT count(*) FROM tickets WHERE status = 'DISMISSED' AND jsonb_array_length(problems) = 2
+		OR status = 'ERROR' AND jsonb_array_length(problems) = 1`), "a dismissal is noted once, and gone after it was undone")
+	s.awaitOrderLines(t)
+	assert.Equal(t, treated, b.count(t, `SELECT count(DISTINCT ticket_id) FROM order_lines`))
+	assert.Equal(t, treated, b.count(t, `SELECT count(*) FROM order_lines`))
+	assert.Equal(t, map[string]string{"a": "Café 2"}, s.products(t))
+}
+
+func TestTicketsRetry_ServerAndOperatorKilledInTheMiddle_EachTicketIsTreatedOnce(t *testing.T) {
+	t.Parallel()
+	const tickets = 3000
+	b := setupOperator(t)
+	b.insertFailed(t, tickets)
+	b.makeReadable(t)
+	server := []string{"serve", "--http-addr=127.0.0.1:0", "--admin-addr=127.0.0.1:0", "--treat-lease=3s", "--treat-interval=50ms"}
+	retry := []string{"tickets", "retry", "--status=ERROR", "--yes", "--reason=new parser"}
+
+	operator := b.start(t, append(retry, "--share=1", "--by=Anna")...)
+	claimed := 0
+	for claimed == 0 { // until one is killed in the middle of what it has claimed
+		const inWork = `SELECT count(*) FROM tickets WHERE status = 'TO_TREAT' AND attempts > 0`
+		victim := b.start(t, server...)
+		await(t, "the server has claimed tickets", func() bool { return b.count(t, inWork) > 0 })
+		victim.end()
+		claimed = b.count(t, inWork)
+	}
+	operator.end()
+	await(t, "its last transaction is over", func() bool {
+		return b.count(t, `SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'myticket%' AND datname = current_database()`) == 0
+	})
+	done := b.count(t, audited)
+	require.Less(t, done, tickets)
+	require.Equal(t, done, b.count(t, `SELECT count(*) FROM tickets WHERE status <> 'ERROR'`), "the audit has what was sent back")
+
+	survivor := b.start(t, server...)
+	defer survivor.end()
+	assert.Contains(t, b.ok(t, append(retry, "--share=100", "--by=Anna")...), fmt.Sprintf("%d tickets sent back", tickets-done))
+	await(t, "all are treated", func() bool { return b.count(t, `SELECT count(*) FROM tickets WHERE status <> 'TREATED'`) == 0 })
+	assert.Equal(t, tickets, b.count(t, audited))
+	assert.GreaterOrEqual(t, b.count(t, `SELECT count(*) FROM tickets WHERE attempts > 1`), claimed, "the survivor took over what was claimed")
+	s := testBundle{pool: b.pool}
+	s.awaitOrderLines(t)
+	assert.Equal(t, tickets, b.count(t, `SELECT count(*) FROM order_lines`))
+	assert.Equal(t, tickets, b.count(t, `SELECT count(DISTINCT ticket_id) FROM order_lines`))
+}
+
+func TestDialectsApply_TwoOperatorsAtOnce_OneIsTold(t *testing.T) {
+	t.Parallel()
+	b := setupOperator(t)
+	lock, err := b.pool.Begin(t.Context())
+	require.NoError(t, err)
+	defer func() { _ = lock.Rollback(t.Context()) }()
+	_, err = lock.Exec(t.Context(), `SELECT pg_advisory_xact_lock(hashtext('myticket_dialects'))`)
+	require.NoError(t, err)
+	var operators []*process
+	for i, text := range []string{french, "decimal: \",\"\n"} {
+		operators = append(operators,
+			b.start(t, "dialects", "apply", "shop-1", "--file", dialectFile(t, text), "--yes", fmt.Sprint("--by=", i)))
+	}
+	await(t, "both have seen that there is none, and apply theirs", func() bool {
+		return b.count(t, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+			AND query LIKE '%pg_advisory_xact_lock%'`) == 2
+	})
+	require.NoError(t, lock.Rollback(t.Context()))
+	var failed []*process
+	for _, p := range operators {
+		if p.Wait() != nil {
+			failed = append(failed, p)
+		}
+	}
+	require.Len(t, failed, 1)
+	assert.Contains(t, failed[0].err.String(), "version 1 of the source shop-1")
+	assert.Equal(t, 1, b.count(t, `SELECT count(*) FROM dialects`))
+	assert.Equal(t, 1, b.count(t, `SELECT count(*) FROM audit a JOIN dialects d ON a.who = d.who AND a.action = 'dialects.apply'`))
+}
+
 func TestTicketsRetry_ShowsWhatItWouldTouch_AndAsks(t *testing.T) {
 	t.Parallel()
 	b := setupOperator(t)
@@ -232,7 +350,7 @@ func TestTicketsRetry_UnderLoad_EachTicketIsTreated(t *testing.T) {
 	s := setup(t)
 	b := &operatorBundle{url: s.databaseURL, pool: s.pool}
 	b.insertFailed(t, 500)
-	b.exec(t, `UPDATE tickets SET body = convert_to(E'Order: 7\nVAT: 0\nTotal: 2\n\nproduct,product_id,price\nCafé,a,2', 'UTF8')`)
+	b.makeReadable(t)
 	h := watchHiccups(t, s.server)
 	l := startLoad(t, s.server, 4)
 	b.ok(t, "tickets", "retry", "--all", "--yes")

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -134,34 +135,70 @@ func (b *bridge) raise() {
 	}
 }
 
-func TestDialects_AppliedWhileAServerIsCutOff_AreUsedForWhatItSpooled(t *testing.T) {
+// Tickets that are sent back are read in the dialect that counts then, however soon that is after it was applied.
+func TestDialects_RetryRightAfterApply_ReadsInTheNewOne(t *testing.T) {
 	t.Parallel()
+	b := setup(t, "--database-max-conns=7", "--treat-interval=10ms") // the server asks for changes every other second
+	o := b.operator()
+	for i := range 3 {
+		text := strings.Replace(body("7", "Café,c,2"), "Order", fmt.Sprint("Bon ", i), 1)
+		bad := b.submit(t, "/ticket/shop-1", text)
+		require.Equal(t, ticket.Error, bad.Status)
+		o.ok(t, "dialects", "apply", "shop-1", "--file", dialectFile(t, fmt.Sprintf("records: {order: [Bon %d]}", i)), "--yes")
+		o.ok(t, "tickets", "retry", "--status", "ERROR", "--source", "shop-1", "--yes")
+		await(t, "the ticket is treated", func() bool { return b.ticket(t, bad.ID).Status != ticket.ToTreat })
+		require.Equal(t, ticket.Treated, b.ticket(t, bad.ID).Status, "version %d was applied before the ticket was sent back", i+1)
+	}
+}
+
+func TestDialects_AppliedWhileServersAreCutOff_AreUsedForWhatTheySpooled(t *testing.T) {
+	t.Parallel()
+	const rounds = 100
 	b := &testBundle{databaseURL: pgtest.New(t)}
 	b.pool = openPool(t, b.databaseURL)
 	o := b.operator()
 	bridge, url := newBridge(t, b.databaseURL)
-	b.server = serve(t, url, "--spool-dir", t.TempDir())
-	b.awaitReady(t)
+	var servers []*testBundle
+	for range 2 {
+		s := &testBundle{serve(t, url, "--spool-dir", t.TempDir()), b.databaseURL, b.pool}
+		s.awaitReady(t)
+		servers = append(servers, s)
+	}
 	o.ok(t, "dialects", "apply", "shop-1", "--file", dialectFile(t, french), "--yes")
-	b.awaitVersion(t, "shop-1", 1)
-	b.awaitStoring(t)
-	require.Equal(t, ticket.Treated, b.submit(t, "/ticket/shop-1", frenchBody).Status)
+	for _, s := range servers {
+		s.awaitVersion(t, "shop-1", 1)
+		s.awaitStoring(t)
+		require.Equal(t, ticket.Treated, s.submit(t, "/ticket/shop-1", frenchBody).Status)
+	}
 
 	bridge.raise()
-	require.Equal(t, http.StatusAccepted, b.post(t, "/ticket/shop-1", frenchBody).status)
-	o.ok(t, "dialects", "apply", "shop-1", "--file", dialectFile(t, "records: {order: [Bestellung]}"), "--yes")
-	german := "Bestellung: 8\nVAT: 3.10\nTotal: 16.90\n\nproduct,product_id,price\nThé,t,2"
-	require.Equal(t, http.StatusAccepted, b.post(t, "/ticket/shop-1", german).status)
-	assert.InDelta(t, 1, b.metric(t, `myticket_dialect_version{source="shop-1"}`), 0, "it goes on with what it has")
-	await(t, "the server notices that it cannot read the dialects", func() bool { return b.metric(t, "myticket_dialects_failures_total") > 0 })
+	german := strings.NewReplacer("Commande", "Bestellung", "7", "8").Replace(frenchBody)
+	spool := func(body string) {
+		for range rounds {
+			for _, s := range servers {
+				require.Equal(t, http.StatusAccepted, s.post(t, "/ticket/shop-1", body).status)
+			}
+		}
+	}
+	spool(frenchBody)
+	o.ok(t, "dialects", "apply", "shop-1", "--file", dialectFile(t, strings.Replace(french, "Commande", "Bestellung", 1)), "--yes")
+	spool(german)
+	for _, s := range servers {
+		assert.InDelta(t, 1, s.metric(t, `myticket_dialect_version{source="shop-1"}`), 0, "it goes on with what it has")
+		await(t, "the server notices that it cannot read the dialects", func() bool { return s.metric(t, "myticket_dialects_failures_total") > 0 })
+	}
 
 	bridge.raised.Store(false)
-	b.awaitVersion(t, "shop-1", 2)
-	b.awaitStoring(t)
-	require.Equal(t, ticket.Treated, b.submit(t, "/ticket/shop-1", german).Status)
-	await(t, "the spool is drained", func() bool { return b.metric(t, "myticket_spool_tickets") == 0 })
-	assert.Equal(t, 4, b.count(t, `SELECT count(*) FROM tickets`))
-	assert.Zero(t, b.count(t, `SELECT count(*) FROM tickets WHERE dialect = 0`), "each was read in a dialect of its source")
+	for _, s := range servers {
+		s.awaitVersion(t, "shop-1", 2)
+		s.awaitStoring(t)
+		require.Equal(t, ticket.Treated, s.submit(t, "/ticket/shop-1", german).Status)
+		await(t, "the spool is drained", func() bool { return s.metric(t, "myticket_spool_tickets") == 0 })
+	}
+	// All that was spooled was read in the version that counted when it was drained, which does not know Commande.
+	assert.Equal(t, fmt.Sprintf("ERROR 2 %d, TREATED 1 2, TREATED 2 %d", 2*rounds, 2*rounds+2), o.text(t, `
+		SELECT string_agg(status || ' ' || dialect || ' ' || n, ', ' ORDER BY status, dialect)
+		FROM (SELECT status, dialect, count(*) AS n FROM tickets GROUP BY 1, 2) t`))
 }
 
 // A server that has never read the dialects reads no ticket, so it reads none in the wrong one.

@@ -105,7 +105,7 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 	in := intake.New(intakeConfig, tracing.TraceStore(dialects.Store()), treater) //nolint:contextcheck // it lives until Close
 	in.Register(registry)
 	treatConfig.Busy = in.Busy
-	waiting := treatment.New(treatConfig, tracing.TraceTreatment(store)) // of tickets that nobody waits for
+	waiting := treatment.New(treatConfig, tracing.TraceTreatment(dialects.Treatment())) // of tickets that nobody waits for
 	maintainer := postgres.NewMaintainer(
 		postgres.MaintainConfig{Period: postgres.Period(f.PartitionPeriod), Ahead: f.PartitionsAhead, OrderLines: f.OrderLines}, store)
 	registry.MustRegister(maintainer)

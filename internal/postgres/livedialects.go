@@ -12,6 +12,7 @@ import (
 
 	"myticket/internal/intake"
 	"myticket/internal/ticket"
+	"myticket/internal/treatment"
 )
 
 // LiveDialects reads tickets in the dialects that count now, while Run runs. While the database is away it goes on with those
@@ -98,16 +99,6 @@ func (d *LiveDialects) Await(ctx context.Context) bool {
 func (d *LiveDialects) Load(ctx context.Context) error {
 	err := d.store.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error { return d.load(ctx, conn.Conn()) })
 	return explain("read the dialects", err)
-}
-
-// ensure reads the dialects if that was never done.
-func (d *LiveDialects) ensure(ctx context.Context) error {
-	select {
-	case <-d.known:
-		return nil
-	default:
-		return d.Load(ctx)
-	}
 }
 
 // Run takes up changes until ctx ends.
@@ -258,22 +249,39 @@ func (d *LiveDialects) take(set *dialectSet, seen dialectsSeen) {
 	}
 }
 
-// readyStore is a Store for which intake waits until the dialects were read.
-type readyStore struct {
+// currentStore is a Store that reads the dialects before tickets are read that waited.
+type currentStore struct {
 	*Store
 	dialects *LiveDialects
 }
 
-// Ping implements intake.Store. While no dialects were ever read, the store counts as away, so no ticket is read in a wrong one.
-func (s readyStore) Ping(ctx context.Context) error {
-	if err := s.dialects.ensure(ctx); err != nil {
+// Ping implements intake.Store. The store counts as away until the dialects were read. So the tickets of a spool are read in
+// those that count when the database is back, and while no dialects were ever read, no ticket is read in a wrong one.
+func (s currentStore) Ping(ctx context.Context) error {
+	if err := s.dialects.Load(ctx); err != nil {
 		return err
 	}
 	return s.Store.Ping(ctx)
 }
 
+// Claim implements treatment.Store. It reads the dialects after it has claimed tickets: one that counted when a ticket was sent
+// back counts for that ticket. If they cannot be read, the tickets are claimed again when the lease ends.
+func (s currentStore) Claim(ctx context.Context, limit int, lease time.Duration) ([]treatment.Claim, error) {
+	claims, err := s.Store.Claim(ctx, limit, lease)
+	if err != nil || len(claims) == 0 {
+		return nil, err
+	}
+	if err := s.dialects.Load(ctx); err != nil {
+		return nil, err
+	}
+	return claims, nil
+}
+
 // Store returns the store for intake, which must start with Intake.StartAway if Load failed.
-func (d *LiveDialects) Store() intake.Store { return readyStore{d.store, d} }
+func (d *LiveDialects) Store() intake.Store { return currentStore{d.store, d} }
+
+// Treatment returns the store for treatment.
+func (d *LiveDialects) Treatment() treatment.Store { return currentStore{d.store, d} }
 
 // The metrics of dialects.
 var (

@@ -47,6 +47,15 @@ func fillAll(t *testing.T, b *testBundle, lines *postgres.OrderLines) {
 	}, time.Minute, 10*time.Millisecond)
 }
 
+// A plan that is forbidden, and has to be used all the same, has an enormous cost, but little work.
+func TestStore_PlanThatIsForbidden_IsNotCompiled(t *testing.T) {
+	t.Parallel()
+	plan, err := setup(t).store.ExplainSteady(t.Context(), `SELECT id, claims + 1 FROM tickets ORDER BY claims`)
+	require.NoError(t, err)
+	assert.Contains(t, plan, "Sort")
+	assert.NotContains(t, plan, "JIT")
+}
+
 // awaitReadable waits until no transaction is open any more that began before the newest row of the outbox.
 func awaitReadable(t *testing.T, b *testBundle) {
 	t.Helper()
