@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"strconv"
 
 	"myticket/internal/dialect"
@@ -103,10 +102,7 @@ func (r readingFile) Text(_ string, body []byte) string { return r.reader.Text(b
 func (c readCmd) reading(ctx context.Context, std streams) (reading, error) {
 	switch {
 	case c.Source != "":
-		store, err := postgres.Open(ctx, postgres.Config{
-			URLFrom: c.url, MaxConns: 1, ApplicationName: "myticket read",
-			Logger: slog.New(slog.NewTextHandler(std.stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
-		})
+		store, err := c.open(ctx, std, "read")
 		if err != nil {
 			return nil, err
 		}

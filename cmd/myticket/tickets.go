@@ -146,7 +146,7 @@ func (c ticketsListCmd) Validate() error {
 const csvPage = 1000
 
 func (c ticketsListCmd) Run(ctx context.Context, std streams) error {
-	store, err := c.open(ctx, "tickets")
+	store, err := c.open(ctx, std, "tickets")
 	if err != nil {
 		return err
 	}
@@ -216,7 +216,7 @@ func (c ticketsShowCmd) Validate() error {
 }
 
 func (c ticketsShowCmd) Run(ctx context.Context, std streams) error {
-	store, err := c.open(ctx, "tickets")
+	store, err := c.open(ctx, std, "tickets")
 	if err != nil {
 		return err
 	}
