@@ -101,8 +101,8 @@ chaos: ## inject faults, count lost tickets (takes minutes; ARGS='-steady 10m', 
 	$(GO) run ./cmd/myticket-chaos $(ARGS)
 	$(GO) run ./cmd/myticket-chaos -short -self-check
 
-# The version before: the last commit before the first migration since the last release. It is built from the sources in Git.
-BEFORE ?= $(shell git log --diff-filter=A --format=%H -- migrations/0004_body_is_the_one_copy.up.sql | tail -n 1)^
+# The version before: the last one that knows no dialects. It is built from the sources in Git.
+BEFORE ?= $(shell git log --diff-filter=A --format=%H -- migrations/0007_mending.up.sql | tail -n 1)^
 .PHONY: chaos-upgrade
 chaos-upgrade: ## upgrade from the version BEFORE=REF under load, back and forward again, count lost tickets
 	rm -rf bin/before && mkdir -p bin/before

@@ -52,7 +52,9 @@ func groups() []group {
 			databaseAway(), spoolFillingWarning(), spoolFillingCritical(), spoolAgeing(), spoolDrainStuck(), spoolFailing(),
 			spoolLeftBehind(), spoolFilesAside(),
 		)},
-		{"${fullname}.reading", alerts(errorJump(), newProductsLimited(), backlog(), maintenanceFailing(), orderLinesBehind())},
+		{"${fullname}.reading", alerts(
+			errorJump(), newProductsLimited(), dialectsNotUnderstood(), backlog(), maintenanceFailing(), orderLinesBehind(),
+		)},
 		{"${fullname}.database", alerts(
 			poolSaturated(), schemaBehind(), synchronousMissing(required), synchronousMissing(preferred), standbyMissing(),
 			volumeFilling(), archivingFailed(), backupFailed(),

@@ -29,6 +29,19 @@ func newProductsLimited() alert {
 	}
 }
 
+func dialectsNotUnderstood() alert {
+	return alert{
+		name:     "MyticketDialectsNotUnderstood",
+		severity: warning,
+		expr:     `max by (namespace, pod) (myticket_dialects_not_understood{${servers}}) > 0`,
+		lasts:    "10m",
+		panel:    "myticket-tickets/27",
+		summary:  "{{ $labels.pod }} does not understand {{ $value }} dialects",
+		description: "A newer version of MyTicket has applied them. The server reads tickets of these sources as the dialect before says, " +
+			"so they may become ERROR. They are stored.",
+	}
+}
+
 func backlog() alert {
 	return alert{
 		name:     "MyticketBacklog",

@@ -147,6 +147,19 @@ func tickets() *dashboard.DashboardBuilder {
 			}},
 			alerts: []string{"MyticketErrorJump"},
 		},
+		panel{
+			id: 27, title: "Dialects that a server does not understand", look: curves, unit: count, warn: 1,
+			about: "A newer version of MyTicket has applied them. Until the server is upgraded, it reads the tickets of these sources as the " +
+				"version of the dialect before says.",
+			queries: []query{{`max by (pod) (myticket_dialects_not_understood{namespace="$namespace"})`, "{{pod}}"}},
+			alerts:  []string{"MyticketDialectsNotUnderstood"},
+		},
+		panel{
+			id: 28, title: "Sources on hold", look: curves, unit: count,
+			about: "1 while the source is on hold, because an operator moves it, or because it belongs to another cell: its tickets are answered " +
+				"503 and are not stored. `other` stands for all sources that the sources file does not name.",
+			queries: []query{{`max by (source) (myticket_source_on_hold{` + ours + `}) > 0`, "{{source}}"}},
+		},
 	)
 	return board
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"myticket/internal/lab"
+	"myticket/internal/postgres"
 )
 
 // upgradeTrial is the scenario upgrade while it is played: two servers, of which each is of one version or the other.
@@ -24,6 +25,7 @@ type upgradeTrial struct {
 // upgradeTill is one honest sender. It sends to the two servers in turn, as through a load balancer.
 type upgradeTill struct {
 	keyed    bool // its tickets have keys, and it repeats what is refused
+	foreign  bool // it is of the source that writes its tickets in its own way
 	at       int  // the next server
 	attempts []attempt
 }
@@ -35,8 +37,28 @@ CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'ref
 CREATE TRIGGER refuse BEFORE INSERT ON tickets FOR EACH ROW
     WHEN (NEW.status = 'TREATED' AND NEW.order_number LIKE '%555') EXECUTE FUNCTION refuse()`
 
+// noteProgram has the database note which program stored a ticket, and which one treated it later. A server says in its sessions
+// which one it is (noted).
+const noteProgram = `
+ALTER TABLE tickets ADD COLUMN stored_by text DEFAULT current_setting('chaos.program', true), ADD COLUMN treated_by text;
+CREATE FUNCTION note_program() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN NEW.treated_by := current_setting('chaos.program', true); RETURN NEW; END $$;
+CREATE TRIGGER note_program BEFORE UPDATE ON tickets FOR EACH ROW
+    WHEN (OLD.status = 'TO_TREAT' AND NEW.status <> 'TO_TREAT') EXECUTE FUNCTION note_program()`
+
+const (
+	beforeNoted = "before"
+	newNoted    = "new"
+)
+
+// noted is the environment of a server's program for noteProgram.
+func noted(program string) []string { return []string{"PGOPTIONS=-c chaos.program=" + program} }
+
 // upgraded demands that an upgrade from the version before, the way back, and the way forward again lose and double nothing, and
 // that no one looks at. The schema is migrated while servers of the version before serve.
+//
+// The tickets of one source can be read only in its dialect, which is applied after the upgrade. The version before cannot read
+// them, so after the way back they are ERROR until both servers are new again.
 func upgraded(ctx context.Context, t *trial) error {
 	if t.config.before == "" {
 		t.result.skipped = "it needs a binary of the version before: make chaos-upgrade, or -before FILE"
@@ -79,6 +101,9 @@ func upgraded(ctx context.Context, t *trial) error {
 			return fmt.Errorf("%s: %w", way.name, err)
 		}
 		lab.Pause(ctx, t.span(10*time.Second, time.Second))
+		if err := u.mend(ctx, way.program); err != nil {
+			return fmt.Errorf("%s: %w", way.name, err)
+		}
 	}
 	u.enter("afterwards")
 	stop()
@@ -97,12 +122,15 @@ func (u *upgradeTrial) installBefore(ctx context.Context) error {
 	if err := u.run(ctx, u.config.before, "migrate", "up"); err != nil {
 		return err
 	}
-	n, err := u.countRows(ctx,
-		`SELECT count(*) FROM pg_attribute WHERE attrelid = 'products'::regclass AND attname = 'unsettled_at'`)
-	if err == nil && n > 0 {
+	latest, err := postgres.LatestSchema()
+	if err != nil {
+		return err
+	}
+	version, err := u.countRows(ctx, `SELECT version FROM schema_migrations`)
+	if err == nil && version >= int(latest) {
 		err = fmt.Errorf("%s is not the version before: it has the newest schema", u.config.before)
 	}
-	if err := errors.Join(err, u.exec(ctx, refuseSome)); err != nil {
+	if err := errors.Join(err, u.exec(ctx, refuseSome), u.exec(ctx, noteProgram)); err != nil {
 		return err
 	}
 	for range 2 {
@@ -110,7 +138,7 @@ func (u *upgradeTrial) installBefore(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		s.program = u.config.before
+		s.program, s.environ = u.config.before, noted(beforeNoted)
 		if err := errors.Join(s.start(ctx), s.awaitReady(ctx)); err != nil {
 			return err
 		}
@@ -166,7 +194,10 @@ func (u *upgradeTrial) replace(ctx context.Context, n int, program string, away 
 	if err := s.stop(); err != nil {
 		u.failf("%s", err)
 	}
-	s.program = program
+	s.program, s.environ = program, noted(newNoted)
+	if program == u.config.before {
+		s.environ = noted(beforeNoted)
+	}
 	if err := s.start(ctx); err != nil {
 		return err
 	}
@@ -183,13 +214,17 @@ func (u *upgradeTrial) replace(ctx context.Context, n int, program string, away 
 	return s.awaitReady(ctx)
 }
 
+// foreignEvery is how many senders there are for each one of the source that writes its tickets in its own way. Its tickets are
+// read again, one by one.
+const foreignEvery = 5
+
 // startTills starts senders that never stop for long. Every second one gives its tickets a key and repeats what is refused. The
 // others do not, because without a key a ticket whose answer was lost would be stored twice.
 func (u *upgradeTrial) startTills(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var group sync.WaitGroup
 	for i := range manyTills {
-		till := &upgradeTill{keyed: i%2 == 0, at: i / 2 % len(u.servers)}
+		till := &upgradeTill{keyed: i%2 == 0, foreign: i%foreignEvery == 0, at: i / 2 % len(u.servers)}
 		u.tills = append(u.tills, till)
 		group.Go(func() {
 			client := newClient(1)
@@ -206,6 +241,9 @@ func (u *upgradeTrial) startTills(ctx context.Context) (stop func()) {
 // send sends one new ticket.
 func (u *upgradeTrial) send(ctx context.Context, client *http.Client, till *upgradeTill) {
 	d := delivery{body: u.maker.next()}
+	if till.foreign {
+		d.source, d.body = foreignSource, inForeignWords(d.body)
+	}
 	if till.keyed {
 		d.key = fmt.Sprintf("%s-%d", u.maker.run, u.maker.keys.Add(1))
 	}

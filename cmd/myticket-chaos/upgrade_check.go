@@ -15,7 +15,7 @@ import (
 	"myticket/internal/ticket"
 )
 
-// shownEach is how many tickets of each version are shown by each.
+// shownEach is how many tickets of each version, and of those that were read in a dialect, are shown by each.
 const shownEach = 10
 
 // finish waits until all tickets are treated and all lines are filled, and compares what both versions show with the bodies.
@@ -34,12 +34,13 @@ func (u *upgradeTrial) finish(ctx context.Context) error {
 		return err
 	}
 	for _, c := range []struct{ what, where string }{
-		{"tickets were stored by the version before", `lines IS NOT NULL`},
-		{"tickets were stored by this version", `lines IS NULL AND status = 'TREATED'`},
-		{"of these were stored unread, and treated later by the version before", `lines IS NOT NULL AND order_number LIKE '%555'`},
-		{"of these were stored unread, and treated later by this version",
-			`lines IS NULL AND status = 'TREATED' AND order_number LIKE '%555'`},
+		{"tickets were stored by the version before", `stored_by = 'before'`},
+		{"tickets were stored by this version", `stored_by = 'new'`},
+		{"tickets were stored unread, and treated later by the version before", `treated_by = 'before' AND order_number LIKE '%555'`},
+		{"tickets were stored unread, and treated later by this version", `treated_by = 'new' AND order_number LIKE '%555'`},
 		{"tickets could not be read and were sent back", `status = 'ERROR' AND claims > 1`},
+		{"tickets of the version before were read in a dialect later", `stored_by = 'before' AND treated_by = 'new' AND dialect <> 0`},
+		{"tickets were read in a dialect as they came", `stored_by = 'new' AND treated_by IS NULL AND dialect <> 0`},
 	} {
 		n, err := u.countRows(ctx, `SELECT count(*) FROM tickets WHERE `+c.where)
 		if err != nil {
@@ -49,7 +50,11 @@ func (u *upgradeTrial) finish(ctx context.Context) error {
 			u.failf("no %s, so this proves nothing", c.what)
 		}
 	}
-	return errors.Join(u.showEach(ctx), u.compareLines(ctx))
+	left, err := u.countRows(ctx, `SELECT count(*) FROM tickets WHERE status <> 'TREATED' AND body NOT LIKE 'hello%'`)
+	if left > 0 {
+		u.failf("%d tickets that can be read are not TREATED", left)
+	}
+	return errors.Join(err, u.compareGroups(ctx), u.showEach(ctx), u.compareLines(ctx))
 }
 
 // dialectOf is the dialect that a ticket t was read in; NULL for that of everyone.
@@ -73,7 +78,7 @@ func readAs(written, body []byte) (ticket.Order, error) {
 	return order, nil
 }
 
-// showEach demands that both versions show tickets of both.
+// showEach demands that both versions show tickets of both, and tickets that were read in a dialect.
 func (u *upgradeTrial) showEach(ctx context.Context) error {
 	conn, err := pgx.Connect(ctx, u.url)
 	if err != nil {
@@ -82,8 +87,10 @@ func (u *upgradeTrial) showEach(ctx context.Context) error {
 	defer conn.Close(context.WithoutCancel(ctx))
 	rows, err := conn.Query(ctx, `
 		SELECT id, body, `+dialectOf+` FROM (
-			(SELECT * FROM tickets WHERE status = 'TREATED' AND lines IS NULL ORDER BY random() LIMIT $1) UNION ALL
-			(SELECT * FROM tickets WHERE status = 'TREATED' AND lines IS NOT NULL ORDER BY random() LIMIT $1)) t`, shownEach)
+			(SELECT * FROM tickets WHERE status = 'TREATED' AND dialect <> 0 ORDER BY random() LIMIT $1) UNION ALL
+			(SELECT * FROM tickets WHERE status = 'TREATED' AND dialect = 0 AND stored_by = 'new' ORDER BY random() LIMIT $1) UNION ALL
+			(SELECT * FROM tickets WHERE status = 'TREATED' AND dialect = 0 AND stored_by = 'before' ORDER BY random() LIMIT $1)) t`,
+		shownEach)
 	if err != nil {
 		return fmt.Errorf("choose tickets: %w", err)
 	}
@@ -97,7 +104,7 @@ func (u *upgradeTrial) showEach(ctx context.Context) error {
 	}); err != nil {
 		return fmt.Errorf("choose tickets: %w", err)
 	}
-	if len(bodies) != 2*shownEach {
+	if len(bodies) != 3*shownEach {
 		u.failf("only %d tickets could be shown, which proves nothing", len(bodies))
 	}
 	for id, body := range bodies {
@@ -107,13 +114,17 @@ func (u *upgradeTrial) showEach(ctx context.Context) error {
 				u.failf("%s does not show the ticket %s: %v", program, id, err)
 			}
 		}
+		if err := u.run(ctx, u.config.before, "tickets", "show", id.String()); err != nil {
+			u.failf("%s", err)
+		}
 		shown, err := u.output(ctx, u.program, "tickets", "show", "--output", "json", id.String())
 		line := fmt.Appendf(nil, "%q", orders[id].Lines[0].Name)
 		if err != nil || !bytes.Contains(shown, line) {
 			u.failf("the ticket %s is shown without its lines: %v", id, err)
 		}
 	}
-	return u.run(ctx, u.config.before, "tickets", "list")
+	return errors.Join(u.run(ctx, u.config.before, "tickets", "list"),
+		u.run(ctx, u.config.before, "tickets", "list", "--source", foreignSource))
 }
 
 // compareLines demands that the view order_lines shows the lines of each treated ticket once. Those of tickets of this version

@@ -1,14 +1,11 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -138,12 +135,12 @@ func TestAttack_ProductsWithoutTickets_SettleAndHoldUpNoOther(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.submit(t, "/ticket", body("1", "Coffee,c,2"))
-	b.exec(t, `UPDATE products SET unsettled_at = now() - interval '1 hour'`)
-	b.exec(t, `INSERT INTO products (product_id, name, price, first_seen_at, last_seen_at, changed_at, ticket_id, unsettled_at)
+	b.exec(t, `UPDATE products SET unsettled_from = now() - interval '1 hour'`)
+	b.exec(t, `INSERT INTO products (product_id, name, price, first_seen_at, last_seen_at, changed_at, ticket_id, unsettled_from)
 		SELECT 'gone-' || i, 'Gone', 1, at, at, at, gen_random_uuid(), now() - interval '1 hour'
 		FROM generate_series(1, 3) i, (SELECT now() - interval '1 day' AS at) a`)
 	await(t, "every product is settled", func() bool {
-		return b.count(t, `SELECT count(*) FROM products WHERE unsettled_at IS NOT NULL`) == 0
+		return b.count(t, `SELECT count(*) FROM products WHERE unsettled_from IS NOT NULL`) == 0
 	})
 	require.Equal(t, "Coffee 2", b.products(t)["c"])
 }
@@ -174,96 +171,12 @@ func TestAttack_StraysThatCannotBeMoved_HoldUpNoPartition(t *testing.T) {
 	require.Equal(t, 1, b.count(t, `SELECT count(*) FROM tickets WHERE id = $1 AND tableoid <> 'tickets_default'::regclass`, r.ID))
 }
 
-// silentProxy is between a server and Postgres. It can stop passing data on its open connections, as a firewall does that has
-// forgotten them: they stay open without an answer. New connections work.
-type silentProxy struct {
-	mu     sync.Mutex
-	silent chan struct{} // closed for the connections that were opened before
-}
-
-func newSilentProxy(t *testing.T, databaseURL string) (p *silentProxy, url string) {
-	t.Helper()
-	p = &silentProxy{silent: make(chan struct{})}
-	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	backend, url := swapHost(t, databaseURL, listener.Addr().String())
-	ctx, cancel := context.WithCancel(context.Background())
-	var pipes sync.WaitGroup
-	t.Cleanup(func() { cancel(); _ = listener.Close(); pipes.Wait() })
-	pipes.Go(func() {
-		for {
-			front, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			p.mu.Lock()
-			silent := p.silent
-			p.mu.Unlock()
-			pipes.Go(func() { pipe(ctx, front, backend, silent) })
-		}
-	})
-	return p, url
-}
-
-func swapHost(t *testing.T, databaseURL, host string) (before, after string) {
-	t.Helper()
-	u, err := url.Parse(databaseURL)
-	require.NoError(t, err)
-	before, u.Host = u.Host, host
-	return before, u.String()
-}
-
-func pipe(ctx context.Context, front net.Conn, backend string, silent <-chan struct{}) {
-	defer front.Close()
-	back, err := (&net.Dialer{}).DialContext(ctx, "tcp", backend)
-	if err != nil {
-		return
-	}
-	defer back.Close()
-	done := make(chan struct{}, 2)
-	pass := func(to, from net.Conn) {
-		defer func() { done <- struct{}{} }()
-		buffer := make([]byte, 64<<10)
-		for {
-			n, err := from.Read(buffer)
-			select {
-			case <-silent:
-				<-ctx.Done() // what came is lost, and neither side is told
-				return
-			default:
-			}
-			if n > 0 {
-				if _, err := to.Write(buffer[:n]); err != nil {
-					return
-				}
-			}
-			if err != nil {
-				return
-			}
-		}
-	}
-	go pass(back, front)
-	go pass(front, back)
-	select {
-	case <-done:
-	case <-ctx.Done():
-	}
-}
-
-// fallSilent stops passing data on every open connection.
-func (p *silentProxy) fallSilent() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	close(p.silent)
-	p.silent = make(chan struct{})
-}
-
 // All work of a server in the background goes on after its connections fall silent.
 func TestAttack_ConnectionsThatGoSilent_StopNeitherTicketsNorTreatment(t *testing.T) {
 	t.Parallel()
 	b := &testBundle{databaseURL: pgtest.New(t)}
 	b.pool = openPool(t, b.databaseURL)
-	proxy, url := newSilentProxy(t, b.databaseURL)
+	proxy, url := newDatabaseProxy(t, b.databaseURL)
 	b.server = serve(t, url, "--spool-dir", t.TempDir(), "--database-timeout", "500ms", "--overflow-wait", "500ms")
 	b.awaitReady(t)
 	b.awaitStoring(t)

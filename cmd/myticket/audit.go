@@ -34,7 +34,7 @@ func (c auditCmd) Validate() error {
 }
 
 func (c auditCmd) Run(ctx context.Context, std streams) error {
-	store, err := c.open(ctx, "audit")
+	store, err := c.open(ctx, std, "audit")
 	if err != nil {
 		return err
 	}

@@ -72,7 +72,7 @@ func (s selection) run(ctx context.Context, std streams, ch changing) error {
 	if err != nil {
 		return err
 	}
-	store, err := s.open(ctx, "tickets")
+	store, err := s.open(ctx, std, "tickets")
 	if err != nil {
 		return err
 	}

@@ -59,7 +59,7 @@ func (c ticketsCorrectCmd) Run(ctx context.Context, std streams) (err error) {
 	if err != nil {
 		return err
 	}
-	store, err := c.openQuietly(ctx, std, "tickets")
+	store, err := c.open(ctx, std, "tickets")
 	if err != nil {
 		return err
 	}

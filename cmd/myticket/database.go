@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"myticket/internal/postgres"
 )
@@ -86,27 +87,35 @@ func readParts(dir string) (map[string]string, error) {
 	return parts, nil
 }
 
-// open opens the store for an operator's command.
-func (f databaseFlags) open(ctx context.Context, command string) (*postgres.Store, error) {
-	return f.openWith(ctx, command, nil)
-}
+// databasePatience is how long a command waits for a database that it cannot reach: a new pod is let through to it only when its
+// node knows that, which takes some seconds on a busy one.
+const databasePatience = 10 * time.Second
 
-// openQuietly opens the store for an operator's command that logs only what is wrong. That the program reads tickets in some
-// dialects from now on is about servers, and a person could take it for a change.
-func (f databaseFlags) openQuietly(ctx context.Context, std streams, command string) (*postgres.Store, error) {
-	return postgres.Open(ctx, postgres.Config{
-		URLFrom: f.url, MaxConns: 2, ApplicationName: "myticket " + command,
-		Logger:                slog.New(slog.NewTextHandler(std.stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
-		AuthenticatedProducts: true,
-	})
+// open opens the store for an operator's command, as soon as the database answers.
+func (f databaseFlags) open(ctx context.Context, std streams, command string) (*postgres.Store, error) {
+	return f.openWith(ctx, std, command, nil)
 }
 
 // openWith opens the store for an operator's command, with few connections that are named after the command. Such a command knows
 // no sources file, so the tickets that it stores never overrule a product of an authenticated source. Those of testSources say
 // nothing about products.
-func (f databaseFlags) openWith(ctx context.Context, command string, testSources map[string]bool) (*postgres.Store, error) {
-	return postgres.Open(ctx, postgres.Config{
-		URLFrom: f.url, MaxConns: 2, ApplicationName: "myticket " + command, Logger: slog.Default(),
+func (f databaseFlags) openWith(
+	ctx context.Context, std streams, command string, testSources map[string]bool,
+) (*postgres.Store, error) {
+	store, err := postgres.Open(ctx, postgres.Config{
+		URLFrom: f.url, MaxConns: 2, ApplicationName: "myticket " + command,
+		Logger:  slog.New(slog.NewTextHandler(std.stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 		Sources: postgres.Sources{Tests: testSources}, AuthenticatedProducts: true,
 	})
+	if err != nil {
+		return nil, err
+	}
+	err = store.Await(ctx, databasePatience, func(why error) {
+		fmt.Fprintf(std.stderr, "The database cannot be reached; trying for up to %s: %s\n", databasePatience, why)
+	})
+	if err != nil {
+		store.Close()
+		return nil, interrupted(ctx, fmt.Errorf("nothing was changed: %w", err))
+	}
+	return store, nil
 }

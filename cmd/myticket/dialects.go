@@ -47,7 +47,7 @@ type dialectsListCmd struct {
 }
 
 func (c dialectsListCmd) Run(ctx context.Context, std streams) error {
-	store, err := c.open(ctx, "dialects")
+	store, err := c.open(ctx, std, "dialects")
 	if err != nil {
 		return err
 	}
@@ -75,7 +75,7 @@ func (c dialectsHistoryCmd) Validate() error {
 }
 
 func (c dialectsHistoryCmd) Run(ctx context.Context, std streams) error {
-	store, err := c.open(ctx, "dialects")
+	store, err := c.open(ctx, std, "dialects")
 	if err != nil {
 		return err
 	}
@@ -118,7 +118,7 @@ func (c dialectsShowCmd) Validate() error {
 }
 
 func (c dialectsShowCmd) Run(ctx context.Context, std streams) error {
-	store, err := c.open(ctx, "dialects")
+	store, err := c.open(ctx, std, "dialects")
 	if err != nil {
 		return err
 	}
@@ -245,7 +245,7 @@ func (c dialectsTryCmd) Run(ctx context.Context, std streams) error {
 	if err != nil {
 		return err
 	}
-	store, err := c.open(ctx, "dialects")
+	store, err := c.open(ctx, std, "dialects")
 	if err != nil {
 		return err
 	}
@@ -289,17 +289,41 @@ func printTrial(w io.Writer, trial postgres.DialectTrial) error {
 	return err
 }
 
-type dialectsApplyCmd struct {
+// versionFlags are for the commands that make another version count.
+type versionFlags struct {
 	databaseFlags
 	outputFlags
-	tryFlags
 	personFlags
 	confirmFlags
 }
 
+// begin opens the store, and returns the newest version of a source and what a change of it begins with.
+func (f versionFlags) begin(ctx context.Context, std streams, source sourceName) (
+	store *postgres.Store, now postgres.DialectVersion, change postgres.DialectChange, err error,
+) {
+	change.Source = string(source)
+	if change.By, err = f.person(); err != nil {
+		return nil, now, change, err
+	}
+	if store, err = f.open(ctx, std, "dialects"); err != nil {
+		return nil, now, change, err
+	}
+	if now, err = newestVersion(ctx, store, change.Source); err != nil {
+		store.Close()
+		return nil, now, change, err
+	}
+	change.Previous = now.Version
+	return store, now, change, nil
+}
+
+type dialectsApplyCmd struct {
+	versionFlags
+	tryFlags
+}
+
 // Validate is called by kong.
 func (c dialectsApplyCmd) Validate() error {
-	return errors.Join(c.tryFlags.check(), c.personFlags.check())
+	return errors.Join(c.check(), c.personFlags.check())
 }
 
 // appliedReport is what a program reads.
@@ -313,22 +337,13 @@ func (c dialectsApplyCmd) Run(ctx context.Context, std streams) error {
 	if err != nil {
 		return err
 	}
-	by, err := c.person()
-	if err != nil {
-		return err
-	}
-	store, err := c.open(ctx, "dialects")
+	store, now, change, err := c.begin(ctx, std, c.Source)
 	if err != nil {
 		return err
 	}
 	defer store.Close()
-	source := string(c.Source)
-	now, err := newestVersion(ctx, store, source)
-	if err != nil {
-		return err
-	}
 	if same(now.Dialect, written) {
-		return fmt.Errorf("nothing was changed: version %d of %s says the same", now.Version, source)
+		return fmt.Errorf("nothing was changed: version %d of %s says the same", now.Version, c.Source)
 	}
 	trial, err := c.try(ctx, std, store, reader)
 	if err != nil {
@@ -339,22 +354,22 @@ func (c dialectsApplyCmd) Run(ctx context.Context, std streams) error {
 			return err
 		}
 	}
-	question := fmt.Sprintf("Read the tickets of %s in this dialect from now on?", source)
+	question := fmt.Sprintf("Read the tickets of %s in this dialect from now on?", c.Source)
 	if t := trial.Treated; t.Errors > 0 { // what says so is far above on a screen that is full of examples
 		question = fmt.Sprintf("\n%d of %d TREATED tickets would be ERROR. %s", t.Errors, t.Read, question)
 	}
 	if err := c.confirm(ctx, std, question); err != nil {
 		return err
 	}
-	made, err := store.ApplyDialect(ctx, postgres.DialectChange{Source: source, Previous: now.Version, By: by}, written)
+	made, err := store.ApplyDialect(ctx, change, written)
 	if err != nil {
 		return interrupted(ctx, err)
 	}
 	if c.Output == "json" {
 		return printJSON(std.stdout, appliedReport{made, trial})
 	}
-	fmt.Fprintf(std.stdout, "\nVersion %d counts for %s from now on; servers use it within seconds.\n", made.Version, source)
-	return printRetry(std.stdout, source)
+	fmt.Fprintf(std.stdout, "\nVersion %d counts for %s from now on; servers use it within seconds.\n", made.Version, c.Source)
+	return printRetry(std.stdout, change.Source)
 }
 
 // printRetry names the command that has tickets read again.
@@ -381,10 +396,7 @@ func same(kept json.RawMessage, written []byte) bool {
 }
 
 type dialectsRevertCmd struct {
-	databaseFlags
-	outputFlags
-	personFlags
-	confirmFlags
+	versionFlags
 	Source sourceName `arg:"" help:"The source, or '*'."`
 	To     int        `placeholder:"VERSION" help:"The version that is to count again. Default: the one before the present one; if there was none, the dialect is taken away."`
 }
@@ -393,34 +405,25 @@ type dialectsRevertCmd struct {
 func (c dialectsRevertCmd) Validate() error { return c.check() }
 
 func (c dialectsRevertCmd) Run(ctx context.Context, std streams) error {
-	by, err := c.person()
-	if err != nil {
-		return err
-	}
-	store, err := c.open(ctx, "dialects")
+	store, now, change, err := c.begin(ctx, std, c.Source)
 	if err != nil {
 		return err
 	}
 	defer store.Close()
-	source := string(c.Source)
-	now, err := newestVersion(ctx, store, source)
-	if err != nil {
-		return err
-	}
 	if now.Version == 0 {
-		return fmt.Errorf("nothing was changed: the source %s never had a dialect of its own", source)
+		return fmt.Errorf("nothing was changed: the source %s never had a dialect of its own", c.Source)
 	}
-	question := fmt.Sprintf("Replace version %d of %s by what version %d says?", now.Version, source, now.Previous)
+	question := fmt.Sprintf("Replace version %d of %s by what version %d says?", now.Version, c.Source, now.Previous)
 	switch {
 	case c.To != 0:
-		question = fmt.Sprintf("Replace version %d of %s by what version %d says?", now.Version, source, c.To)
+		question = fmt.Sprintf("Replace version %d of %s by what version %d says?", now.Version, c.Source, c.To)
 	case now.Previous == 0:
-		question = fmt.Sprintf("Take version %d of %s away, so that it has no dialect of its own?", now.Version, source)
+		question = fmt.Sprintf("Take version %d of %s away, so that it has no dialect of its own?", now.Version, c.Source)
 	}
 	if err := c.confirm(ctx, std, question); err != nil {
 		return err
 	}
-	made, err := store.RevertDialect(ctx, postgres.DialectChange{Source: source, Previous: now.Version, By: by}, c.To)
+	made, err := store.RevertDialect(ctx, change, c.To)
 	if err != nil {
 		return interrupted(ctx, err)
 	}
@@ -431,6 +434,6 @@ func (c dialectsRevertCmd) Run(ctx context.Context, std streams) error {
 	if made.Dialect == nil {
 		says = "that it has no dialect of its own"
 	}
-	fmt.Fprintf(std.stdout, "Version %d of %s says %s; servers use it within seconds.\n", made.Version, source, says)
-	return printRetry(std.stdout, source)
+	fmt.Fprintf(std.stdout, "Version %d of %s says %s; servers use it within seconds.\n", made.Version, c.Source, says)
+	return printRetry(std.stdout, change.Source)
 }

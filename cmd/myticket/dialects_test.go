@@ -1,16 +1,12 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -91,50 +87,6 @@ func TestDialects_AppliedWhileAServerRuns_AreUsedAtOnce(t *testing.T) {
 	}
 }
 
-// bridge is between a server and Postgres. It can be raised: then all connections break, and no new one is made.
-type bridge struct {
-	raised atomic.Bool
-	mu     sync.Mutex
-	open   []net.Conn
-}
-
-func newBridge(t *testing.T, databaseURL string) (b *bridge, url string) {
-	t.Helper()
-	b = &bridge{}
-	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	backend, url := swapHost(t, databaseURL, listener.Addr().String())
-	ctx, cancel := context.WithCancel(context.Background())
-	var pipes sync.WaitGroup
-	t.Cleanup(func() { cancel(); _ = listener.Close(); pipes.Wait() })
-	pipes.Go(func() {
-		for {
-			front, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			b.mu.Lock()
-			b.open = append(b.open, front)
-			b.mu.Unlock()
-			if b.raised.Load() {
-				_ = front.Close()
-				continue
-			}
-			pipes.Go(func() { pipe(ctx, front, backend, nil) })
-		}
-	})
-	return b, url
-}
-
-func (b *bridge) raise() {
-	b.raised.Store(true)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, conn := range b.open {
-		_ = conn.Close()
-	}
-}
-
 // Tickets that are sent back are read in the dialect that counts then, however soon that is after it was applied.
 func TestDialects_RetryRightAfterApply_ReadsInTheNewOne(t *testing.T) {
 	t.Parallel()
@@ -157,7 +109,7 @@ func TestDialects_AppliedWhileServersAreCutOff_AreUsedForWhatTheySpooled(t *test
 	b := &testBundle{databaseURL: pgtest.New(t)}
 	b.pool = openPool(t, b.databaseURL)
 	o := b.operator()
-	bridge, url := newBridge(t, b.databaseURL)
+	proxy, url := newDatabaseProxy(t, b.databaseURL)
 	var servers []*testBundle
 	for range 2 {
 		s := &testBundle{serve(t, url, "--spool-dir", t.TempDir()), b.databaseURL, b.pool}
@@ -171,7 +123,7 @@ func TestDialects_AppliedWhileServersAreCutOff_AreUsedForWhatTheySpooled(t *test
 		require.Equal(t, ticket.Treated, s.submit(t, "/ticket/shop-1", frenchBody).Status)
 	}
 
-	bridge.raise()
+	proxy.cut()
 	german := strings.NewReplacer("Commande", "Bestellung", "7", "8").Replace(frenchBody)
 	spool := func(body string) {
 		for range rounds {
@@ -188,7 +140,7 @@ func TestDialects_AppliedWhileServersAreCutOff_AreUsedForWhatTheySpooled(t *test
 		await(t, "the server notices that it cannot read the dialects", func() bool { return s.metric(t, "myticket_dialects_failures_total") > 0 })
 	}
 
-	bridge.raised.Store(false)
+	proxy.mend()
 	for _, s := range servers {
 		s.awaitVersion(t, "shop-1", 2)
 		s.awaitStoring(t)
@@ -208,8 +160,8 @@ func TestDialects_ServerThatStartsWithoutTheDatabase_ReadsNoTicketInTheWrongOne(
 	b.pool = openPool(t, b.databaseURL)
 	o := b.operator()
 	o.ok(t, "dialects", "apply", "*", "--file", dialectFile(t, french), "--yes")
-	bridge, url := newBridge(t, b.databaseURL)
-	bridge.raise()
+	proxy, url := newDatabaseProxy(t, b.databaseURL)
+	proxy.cut()
 	b.server = serve(t, url, "--spool-dir", t.TempDir())
 	for range 10 {
 		require.Equal(t, http.StatusAccepted, b.post(t, "/ticket/shop-1", frenchBody).status)
@@ -219,7 +171,7 @@ func TestDialects_ServerThatStartsWithoutTheDatabase_ReadsNoTicketInTheWrongOne(
 	require.NoError(t, err)
 	_, err = lock.Exec(t.Context(), `LOCK TABLE dialects IN ACCESS EXCLUSIVE MODE`)
 	require.NoError(t, err)
-	bridge.raised.Store(false)
+	proxy.mend()
 	await(t, "the server finds the database", func() bool { return b.log.line("the database is there and its schema is right") != nil })
 	require.Equal(t, http.StatusAccepted, b.post(t, "/ticket/shop-1", frenchBody).status)
 	assert.Zero(t, b.count(t, `SELECT count(*) FROM tickets`))

@@ -26,7 +26,7 @@ func (c ticketsFollowCmd) Validate() error {
 }
 
 func (c ticketsFollowCmd) Run(ctx context.Context, std streams) error {
-	store, err := c.open(ctx, "tickets follow")
+	store, err := c.open(ctx, std, "tickets follow")
 	if err != nil {
 		return err
 	}

@@ -66,7 +66,7 @@ func (c keysExportCmd) Validate() error {
 }
 
 func (c keysExportCmd) Run(ctx context.Context, std streams) error {
-	store, err := c.open(ctx, "keys")
+	store, err := c.open(ctx, std, "keys")
 	if err != nil {
 		return err
 	}
@@ -109,7 +109,7 @@ func (c keysImportCmd) Run(ctx context.Context, std streams) error {
 		defer file.Close()
 		in = file
 	}
-	store, err := c.open(ctx, "keys")
+	store, err := c.open(ctx, std, "keys")
 	if err != nil {
 		return err
 	}

@@ -25,7 +25,9 @@ const metricsPage = "../../docs/metrics.md"
 // Dashboards and alerts depend on metrics, ours and those of operators. No metric changes without notice.
 func TestMetricsPage_ListsWhatAServerExports(t *testing.T) {
 	t.Parallel()
-	b := setup(t, "--spool-dir", t.TempDir())
+	sources := filepath.Join(t.TempDir(), "sources.json")
+	require.NoError(t, os.WriteFile(sources, []byte(`{"*": {}, "shop-1": {"hold": true}}`), 0o600))
+	b := setup(t, "--spool-dir", t.TempDir(), "--sources-file", sources)
 	b.exec(t, `INSERT INTO dialects (source, dialect, who, why) VALUES ('shop-1', '{}', 'tester', '')`)
 	b.submit(t, "/ticket", sample(t))
 	b.submit(t, "/ticket", "unreadable")

@@ -54,7 +54,7 @@ func (c migrateUpCmd) Run(ctx context.Context, std streams) error {
 	if err := c.within(ctx, func(ctx context.Context) error { return postgres.Migrate(ctx, config) }); err != nil {
 		return fmt.Errorf("migrate up: %w", err)
 	}
-	status, err := schemaStatus(ctx, c.databaseFlags)
+	status, err := schemaStatus(ctx, std, c.databaseFlags)
 	if err != nil {
 		return interrupted(ctx, err)
 	}
@@ -102,7 +102,7 @@ type migrateStatusCmd struct {
 }
 
 func (c migrateStatusCmd) Run(ctx context.Context, std streams) error {
-	status, err := schemaStatus(ctx, c.databaseFlags)
+	status, err := schemaStatus(ctx, std, c.databaseFlags)
 	if err != nil {
 		return err
 	}
@@ -140,7 +140,7 @@ func (c migrateForceCmd) Run(ctx context.Context, std streams) error {
 	if err := postgres.ForceSchema(ctx, config, uint(c.Version)); err != nil {
 		return fmt.Errorf("migrate force: %w", err)
 	}
-	status, err := schemaStatus(ctx, c.databaseFlags)
+	status, err := schemaStatus(ctx, std, c.databaseFlags)
 	if err != nil {
 		return err
 	}
@@ -148,8 +148,8 @@ func (c migrateForceCmd) Run(ctx context.Context, std streams) error {
 	return err
 }
 
-func schemaStatus(ctx context.Context, database databaseFlags) (postgres.SchemaStatus, error) {
-	store, err := database.open(ctx, "migrate")
+func schemaStatus(ctx context.Context, std streams, database databaseFlags) (postgres.SchemaStatus, error) {
+	store, err := database.open(ctx, std, "migrate")
 	if err != nil {
 		return postgres.SchemaStatus{}, err
 	}

@@ -33,7 +33,7 @@ func (c problemsCmd) Validate() error {
 }
 
 func (c problemsCmd) Run(ctx context.Context, std streams) error {
-	store, err := c.open(ctx, "problems")
+	store, err := c.open(ctx, std, "problems")
 	if err != nil {
 		return err
 	}

@@ -37,7 +37,7 @@ func (c productsListCmd) Validate() error {
 }
 
 func (c productsListCmd) Run(ctx context.Context, std streams) error {
-	store, err := c.open(ctx, "products")
+	store, err := c.open(ctx, std, "products")
 	if err != nil {
 		return err
 	}
@@ -115,7 +115,7 @@ func (c productsPruneCmd) Run(ctx context.Context, std streams) error {
 	if err != nil {
 		return err
 	}
-	store, err := c.openWith(ctx, "products", c.testSources())
+	store, err := c.openWith(ctx, std, "products", c.testSources())
 	if err != nil {
 		return err
 	}

@@ -102,7 +102,7 @@ func (r readingFile) Text(_ string, body []byte) string { return r.reader.Text(b
 func (c readCmd) reading(ctx context.Context, std streams) (reading, error) {
 	switch {
 	case c.Source != "":
-		store, err := c.openQuietly(ctx, std, "read")
+		store, err := c.open(ctx, std, "read")
 		if err != nil {
 			return nil, err
 		}

@@ -50,7 +50,7 @@ func (c retentionCmd) Run(ctx context.Context, std streams) error {
 	if err != nil {
 		return err
 	}
-	store, err := c.open(ctx, "retention")
+	store, err := c.open(ctx, std, "retention")
 	if err != nil {
 		return err
 	}

@@ -8,14 +8,12 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"github.com/dustin/go-humanize"
 
 	"myticket/internal/intake"
 	"myticket/internal/postgres"
 	"myticket/internal/spool"
 	"myticket/internal/telemetry"
-	"myticket/internal/ticket"
 )
 
 // spoolCmd is `myticket spool`: for the spool folder of a server that will not start again.
@@ -99,7 +97,7 @@ type spoolDrainCmd struct {
 }
 
 func (c spoolDrainCmd) Run(ctx context.Context, std streams) (err error) {
-	store, err := c.openWith(ctx, "spool drain", c.testSources())
+	store, err := c.openWith(ctx, std, "spool drain", c.testSources())
 	if err != nil {
 		return err
 	}
@@ -111,7 +109,7 @@ func (c spoolDrainCmd) Run(ctx context.Context, std streams) (err error) {
 	defer func() { err = errors.Join(err, queue.Close()) }()
 	var drained intake.Drained
 	dialects := postgres.NewLiveDialects(store, false)
-	if err = awaitDialects(ctx, dialects); err == nil {
+	if err = dialects.Load(ctx); err == nil {
 		drained, err = intake.Drain(ctx, intake.Config{Spool: queue, Logger: logger, Parse: dialects.Parse}, store)
 	}
 	left := queue.Stats().Tickets
@@ -127,22 +125,6 @@ func (c spoolDrainCmd) Run(ctx context.Context, std streams) (err error) {
 		err = fmt.Errorf("%d tickets are left in the spool in %s: run the command again", left, c.Dir)
 	}
 	return interrupted(ctx, err)
-}
-
-// drainPatience is how long a drain waits for a database that does not answer at first: a new pod is let through to it only when
-// its node knows that, which takes some seconds on a busy one.
-const drainPatience = 10 * time.Second
-
-// awaitDialects reads the dialects as soon as the database answers, without which no ticket may be read.
-func awaitDialects(ctx context.Context, dialects *postgres.LiveDialects) error {
-	_, err := backoff.Retry(ctx, func() (struct{}, error) {
-		err := dialects.Load(ctx)
-		if err != nil && !errors.Is(err, ticket.ErrUnavailable) {
-			err = backoff.Permanent(err)
-		}
-		return struct{}{}, err
-	}, backoff.WithMaxElapsedTime(drainPatience))
-	return err
 }
 
 type spoolExportCmd struct {

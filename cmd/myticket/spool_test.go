@@ -294,7 +294,7 @@ func TestSpoolCommands_GetTheTicketsOut(t *testing.T) {
 
 	out, code = command(t, "spool", "drain", "--database-url", databaseURL, dir)
 	require.Equal(t, 1, code, "the database is away")
-	require.Contains(t, out, "0 tickets are in the database now, 2 are left in the spool")
+	require.Contains(t, out, "nothing was changed")
 	restarted := make(chan error, 1)
 	time.AfterFunc(time.Second, func() { restarted <- database.Restart(t.Context()) }) // the first drain waits for it
 	for range 2 {

@@ -150,7 +150,7 @@ func (c ticketsListCmd) Validate() error {
 const csvPage = 1000
 
 func (c ticketsListCmd) Run(ctx context.Context, std streams) error {
-	store, err := c.open(ctx, "tickets")
+	store, err := c.open(ctx, std, "tickets")
 	if err != nil {
 		return err
 	}
@@ -220,7 +220,7 @@ func (c ticketsShowCmd) Validate() error {
 }
 
 func (c ticketsShowCmd) Run(ctx context.Context, std streams) error {
-	store, err := c.open(ctx, "tickets")
+	store, err := c.open(ctx, std, "tickets")
 	if err != nil {
 		return err
 	}

@@ -56,7 +56,16 @@ func newMetrics(r prometheus.Registerer, sources *Sources) *metrics {
 			NativeHistogramMinResetDuration: time.Hour,
 		}, []string{"code"}),
 	}
-	for name := range sources.named {
+	onHold := auto.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "myticket_source_on_hold",
+		Help: "1 if the source is on hold, so its tickets are answered 503 and not stored, else 0; by source (a name of the sources " +
+			"file, or other for all that it does not name).",
+	}, []string{"source"})
+	for name, source := range sources.named {
+		onHold.WithLabelValues(sources.label(name)).Set(0)
+		if source.hold {
+			onHold.WithLabelValues(sources.label(name)).Set(1)
+		}
 		for _, outcome := range []string{outcomeTreated, outcomeError, outcomeToTreat, outcomeSpooled} {
 			m.requests.WithLabelValues(sources.label(name), outcome)
 		}

@@ -31,12 +31,15 @@ var (
 	// status, because a person has looked at them.
 	//
 	// It keeps the problems, with the dismissal, until the ticket is treated, because they say why it was sent back. It
-	// invalidates every older claim, as a new claim does.
+	// invalidates every older claim, as a new claim does. It forgets the dialect, because a server of the version before may treat
+	// the ticket, without one, and does not note that.
 	Retry = Change{
 		action: ActionRetry,
 		from:   []ticket.Status{ticket.Error, ticket.Dismissed},
 		byName: []ticket.Status{ticket.Dismissed},
-		set:    `status = 'TO_TREAT', attempts = 0, claims = claims + 1, next_attempt_at = now(), problem_group = NULL`, written: `0`,
+		set: `status = 'TO_TREAT', attempts = 0, claims = claims + 1, next_attempt_at = now(), problem_group = NULL,
+			dialect = 0`,
+		written: `0`,
 	}
 
 	// Dismiss sets ERROR tickets aside, with the person's reason. It does not apply to TO_TREAT: a server may be treating the

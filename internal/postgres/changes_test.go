@@ -146,7 +146,7 @@ func TestAudit_ThatCannotBeWritten_UndoesTheChange(t *testing.T) {
 	t.Parallel()
 	b := setupDays(t, 2, 1000)
 	save(t, b, entry(t, body("1", "Café,a,2")))
-	exec(t, b, `UPDATE products SET first_seen_at = now() - interval '1 day', last_seen_at = now() - interval '1 day', unsettled_at = NULL`)
+	exec(t, b, `UPDATE products SET first_seen_at = now() - interval '1 day', last_seen_at = now() - interval '1 day', unsettled_from = NULL`)
 	exec(t, b, `INSERT INTO deliveries VALUES ('s', 'k', '', gen_random_uuid(), now(), now() - interval '1 s')`)
 	exec(t, b, `ALTER TABLE audit ADD CONSTRAINT full_disk CHECK (false)`)
 	const everything = `SELECT md5(string_agg(t::text, '' ORDER BY id)) || (SELECT count(*) FROM products) || (SELECT count(*) FROM deliveries)

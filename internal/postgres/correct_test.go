@@ -271,7 +271,7 @@ func TestCorrectTicket_ProductsAreWhatTheOtherTicketsSay(t *testing.T) {
 			treat(t, b)
 			settle(t, b)
 			assert.Equal(t, c.want, productTexts(t, b))
-			assert.Zero(t, one[int](t, b, `SELECT count(*) FROM products WHERE named_until IS NOT NULL OR unsettled_at IS NOT NULL`))
+			assert.Zero(t, one[int](t, b, `SELECT count(*) FROM products WHERE named_until IS NOT NULL OR unsettled_from IS NOT NULL`))
 			assert.True(t, one[bool](t, b, `SELECT bool_and(last_seen_at >= first_seen_at AND changed_at >= first_seen_at) FROM products`))
 		})
 	}
@@ -289,7 +289,7 @@ func TestCorrectTicket_ProductsOfTicketsThatAreGone_Stay(t *testing.T) {
 	treat(t, b)
 	settle(t, b)
 	assert.Equal(t, []string{"a x 1", "c x 1"}, productTexts(t, b))
-	assert.Zero(t, one[int](t, b, `SELECT count(*) FROM products WHERE named_until IS NOT NULL OR unsettled_at IS NOT NULL`))
+	assert.Zero(t, one[int](t, b, `SELECT count(*) FROM products WHERE named_until IS NOT NULL OR unsettled_from IS NOT NULL`))
 }
 
 func TestCorrectTicket_OfAnAuthenticatedSource_OthersCountAgain(t *testing.T) {
@@ -428,7 +428,7 @@ func TestCorrectTicket_AnyWay_ProductsAndLinesEqualAReplay(t *testing.T) {
 		assert.Equal(t, text, string(got.Body))
 		assert.Equal(t, texts[id], string(got.Text))
 	}
-	assert.Zero(t, one[int](t, b, `SELECT count(*) FROM products WHERE named_until IS NOT NULL OR unsettled_at IS NOT NULL`))
+	assert.Zero(t, one[int](t, b, `SELECT count(*) FROM products WHERE named_until IS NOT NULL OR unsettled_from IS NOT NULL`))
 }
 
 // TestSettleProducts_ProductThatNoTicketNamedForLong: the search ends, in several turns if it must.
@@ -462,7 +462,7 @@ func TestSettleProducts_ProductThatNoTicketNamedForLong_IsFoundInSeveralTurns(t 
 		if err == nil && n == 0 {
 			break
 		}
-		exec(t, b, `UPDATE products SET unsettled_at = now() WHERE unsettled_at > now()`) // an hour has passed
+		exec(t, b, `UPDATE products SET unsettled_from = now() WHERE unsettled_from > now()`) // an hour has passed
 	}
 	t.Logf("%d turns", turns)
 	assert.Greater(t, turns, 2)

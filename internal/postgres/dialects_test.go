@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -212,7 +213,7 @@ func TestLiveDialects_ADialectThatIsNotUnderstood_LeavesTheVersionBefore(t *test
 	// A ticket that the newer program read is shown without its lines, and its products wait for that program.
 	e := readBy(t, dialects, "shop-1", frenchBody("7", "Café,c,2"))
 	save(t, b, e)
-	exec(t, b, `UPDATE tickets SET dialect = 2; UPDATE products SET unsettled_at = now() - interval '1 hour'`)
+	exec(t, b, `UPDATE tickets SET dialect = 2; UPDATE products SET unsettled_from = now() - interval '1 hour'`)
 	shown, err := b.store.Ticket(t.Context(), e.Ticket.ID)
 	require.NoError(t, err)
 	assert.Empty(t, shown.Lines)
@@ -220,7 +221,7 @@ func TestLiveDialects_ADialectThatIsNotUnderstood_LeavesTheVersionBefore(t *test
 	_, err = b.store.SettleProducts(t.Context(), 0, 100)
 	require.ErrorContains(t, err, "does not understand version 2")
 	assert.Equal(t, "Café", one[string](t, b, `SELECT name FROM products`))
-	assert.Equal(t, 1, one[int](t, b, `SELECT count(*) FROM products WHERE unsettled_at IS NOT NULL`), "it is tried again")
+	assert.Equal(t, 1, one[int](t, b, `SELECT count(*) FROM products WHERE unsettled_from IS NOT NULL`), "it is tried again")
 }
 
 // A ticket is read as it was read when it was stored, whatever dialect counts now.
@@ -251,7 +252,7 @@ func TestTickets_AreReadAgain_InTheDialectThatTheyWereReadWith(t *testing.T) {
 	assert.Equal(t, "Café c, Thé t", one[string](t, b,
 		`SELECT string_agg(product || ' ' || product_id, ', ' ORDER BY product_id) FROM order_lines`))
 
-	exec(t, b, `UPDATE products SET name = 'wrong', unsettled_at = now()`)
+	exec(t, b, `UPDATE products SET name = 'wrong', unsettled_from = now()`)
 	exec(t, b, `UPDATE products SET ticket_id = '00000000-0000-0000-0000-000000000000'`)
 	settle(t, b)
 	assert.Equal(t, "Café, Thé", one[string](t, b, `SELECT string_agg(name, ', ' ORDER BY product_id) FROM products`))
@@ -301,6 +302,76 @@ func TestTreatment_ReadsInTheDialectThatCountsNow(t *testing.T) {
 	require.Equal(t, 1, n)
 	assert.Equal(t, fmt.Sprintf("TREATED 1 %d", v.Version), one[string](t, b, `SELECT status || ' ' || order_number || ' ' || dialect FROM tickets`))
 	assert.Equal(t, "c", products(t, b))
+}
+
+// sentBackBefore and treatedBefore are what the version before mending does: it knows neither dialects nor groups.
+const (
+	sentBackBefore = `UPDATE tickets SET status = 'TO_TREAT', attempts = 0, claims = claims + 1, next_attempt_at = now() WHERE id = $1`
+
+	treatedBefore = `
+WITH finished AS (
+    UPDATE tickets SET status = $2, problems = $3, order_number = $4, lines = NULL, next_attempt_at = NULL WHERE id = $1 RETURNING id
+)
+INSERT INTO outbox (kind, tickets) SELECT 'treated', uuid_send(id) FROM finished`
+)
+
+// After a rollback the version before reads tickets again without a dialect, and leaves what it does not know as it was.
+func TestTickets_ThatTheVersionBeforeReadAgain_AreReadAsItReadThem(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	apply(t, b, "shop-1", 0, `{"separator": ";"}`) // a mistake: the tickets have commas
+	dialects := live(t, b)
+	alone, ours, bad := readBy(t, dialects, "shop-1", body("1", "Café,c,2")), readBy(t, dialects, "shop-1", body("2", "Thé,t,3")),
+		readBy(t, dialects, "shop-1", "hello")
+	for _, e := range []*intake.Entry{alone, ours, bad} {
+		require.Equal(t, ticket.Error, e.Ticket.Status)
+		require.NotZero(t, e.Ticket.Dialect)
+	}
+	save(t, b, alone, ours, bad)
+	pool := openPool(t, b.url)
+	run := func(sql string, args ...any) {
+		t.Helper()
+		_, err := pool.Exec(t.Context(), sql, args...)
+		require.NoError(t, err)
+	}
+	treatBefore := func(e *intake.Entry, order any) {
+		t.Helper()
+		_, problems := ticket.Parse(e.Ticket.Body)
+		status := ticket.Treated
+		if len(problems) > 0 {
+			status = ticket.Error
+		}
+		run(treatedBefore, e.Ticket.ID, status, problemsJSON(t, problems), order)
+	}
+	// It sends one back itself, and treats one that this version sent back.
+	run(sentBackBefore, alone.Ticket.ID)
+	treatBefore(alone, "1")
+	run(sentBackBefore, bad.Ticket.ID)
+	treatBefore(bad, nil)
+	require.NoError(t, b.store.ChangeTicket(t.Context(), tester, postgres.Retry, ours.Ticket.ID))
+	treatBefore(ours, "2")
+
+	for id, line := range map[uuid.UUID]postgres.StoredLine{
+		alone.Ticket.ID: {Product: "Café", ProductID: "c", Price: "2"}, ours.Ticket.ID: {Product: "Thé", ProductID: "t", Price: "3"},
+	} {
+		shown, err := b.store.Ticket(t.Context(), id)
+		require.NoError(t, err)
+		assert.Zero(t, shown.Dialect)
+		assert.Equal(t, []postgres.StoredLine{line}, shown.Lines)
+	}
+	fill(t, b)
+	assert.Equal(t, "Café, Thé", one[string](t, b, `SELECT string_agg(product, ', ' ORDER BY product_id) FROM order_lines`))
+
+	// The one that it could not read either is put right when it is sent back.
+	require.Len(t, problems(t, b, postgres.ProblemFilter{}, postgres.ByTickets), 1)
+	apply(t, b, "shop-1", 1, `{}`)
+	require.NoError(t, dialects.Load(t.Context()))
+	require.NoError(t, b.store.ChangeTicket(t.Context(), tester, postgres.Retry, bad.Ticket.ID))
+	_, err := treatment.New(treatment.Config{Parse: dialects.Parse}, b.store).RunOnce(t.Context())
+	require.NoError(t, err)
+	_, said := ticket.Parse([]byte("hello"))
+	assert.Equal(t, int64(ticket.GroupOf(said)), one[int64](t, b, `SELECT problem_group FROM tickets WHERE status = 'ERROR'`))
+	assert.Equal(t, 2, one[int](t, b, `SELECT dialect FROM tickets WHERE status = 'ERROR'`))
 }
 
 func TestTryDialect_SaysWhatTicketsWouldBecome_AndChangesNothing(t *testing.T) {

@@ -51,6 +51,7 @@ const (
 	undefinedColumn       = "42703"
 	lockNotAvailable      = "55P03"
 	queryCanceled         = "57014"
+	cannotConnectNow      = "57P03"
 )
 
 // sqlState returns the SQLSTATE of an error that Postgres answered with; empty for any other error.

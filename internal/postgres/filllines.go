@@ -115,7 +115,8 @@ const readForLines = `
 SELECT n, id, source, order_number, text, ` + dialectSQL + `, tickets FROM (
     SELECT *, count(*) OVER () AS tickets, sum(octet_length(text)) OVER (ORDER BY n ROWS UNBOUNDED PRECEDING) AS bytes
     FROM (
-        SELECT i.n, t.id, t.source, coalesce(t.order_number, '') AS order_number, ` + textSQL + ` AS text, t.dialect
+        SELECT i.n, t.id, t.source, coalesce(t.order_number, '') AS order_number, ` + textSQL + ` AS text, t.dialect,
+               t.status, t.problem_group
         FROM unnest($1::timestamptz[], $2::uuid[]) WITH ORDINALITY AS i (received_at, id, n)
         JOIN tickets t ON t.received_at = i.received_at AND t.id = i.id
         WHERE t.status = 'TREATED' AND t.lines IS NULL) t) t

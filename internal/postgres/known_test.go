@@ -189,7 +189,7 @@ func TestKnown_NewestTicketOfABatchCounts_EvenIfItIsKnown(t *testing.T) {
 	older, newer := ago(entry(t, body("2", "Café,a,3")), 10*time.Second), entry(t, body("3", "Thé,b,1", "Café,a,2"))
 	save(t, b, newer, older)
 	assert.Equal(t, "2", one[string](t, b, `SELECT price::text FROM products WHERE product_id = 'a'`))
-	assert.Zero(t, one[int](t, b, `SELECT count(*) FROM products WHERE unsettled_at IS NOT NULL`))
+	assert.Zero(t, one[int](t, b, `SELECT count(*) FROM products WHERE unsettled_from IS NOT NULL`))
 	assertReplayed(t, b, nil)
 }
 

@@ -5,7 +5,10 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"regexp"
 	"slices"
@@ -200,6 +203,39 @@ func (l *login) await(ctx context.Context, wait time.Duration) error {
 			"fix the cause, or wait longer, and run it again: %s", wait, reason(last))
 	}
 	return nil
+}
+
+// Await returns as soon as a login succeeds. While the database cannot be reached it tries again, for wait at most, and calls
+// waiting once with the reason. What the server itself answers, such as a wrong password, is returned at once, and so is what
+// waiting does not mend.
+func (s *Store) Await(ctx context.Context, wait time.Duration, waiting func(why error)) error {
+	said := false
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		err := s.pool.AcquireFunc(ctx, func(*pgxpool.Conn) error { return nil })
+		if err != nil && !unreachable(err) {
+			err = backoff.Permanent(err)
+		}
+		return struct{}{}, err
+	}, backoff.WithMaxElapsedTime(wait), backoff.WithNotify(func(err error, _ time.Duration) {
+		if !said {
+			waiting(err)
+		}
+		said = true
+	}))
+	return explain("log in to the database", err)
+}
+
+// unreachable reports whether there was no answer, or the server is starting. A host name or a socket that does not exist counts
+// as a wrong URL.
+func unreachable(err error) bool {
+	if sqlState(err) != "" {
+		return isCode(err, cannotConnectNow)
+	}
+	if dns, ok := errors.AsType[*net.DNSError](err); ok && dns.IsNotFound || errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	_, network := errors.AsType[net.Error](err)
+	return network || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 // localPort matches the part that differs between two attempts that fail for the same reason.

@@ -28,7 +28,7 @@ FROM (
     SELECT count(*) AS unsettled,
            greatest(coalesce(extract(epoch FROM now() - min(changed_at) FILTER (WHERE named_until IS NULL)), 0), 0)::float8
                AS oldest
-    FROM (SELECT changed_at, named_until FROM products WHERE unsettled_at IS NOT NULL LIMIT $1) AS u
+    FROM (SELECT changed_at, named_until FROM products WHERE unsettled_from IS NOT NULL LIMIT $1) AS u
 ) AS p`
 
 // Backlog is what waits in the whole database.
@@ -63,7 +63,7 @@ func (s *Store) Backlog(ctx context.Context) (Backlog, error) {
 const outboxBacklog = `
 SELECT coalesce(extract(epoch FROM clock_timestamp() - min(at)), 0)::float8, coalesce(sum(octet_length(tickets)) / 16, 0)::int8
 FROM (SELECT at, tickets FROM outbox
-      WHERE xid > coalesce((SELECT xid FROM outbox_readers WHERE name = $1), '0') ORDER BY xid LIMIT 10000) w`
+      WHERE xid > coalesce((SELECT ` + ownPlace + ` FROM outbox_readers r WHERE name = $1), '0') ORDER BY xid LIMIT 10000) w`
 
 // OutboxBacklog is what a reader of the outbox has not read.
 type OutboxBacklog struct {

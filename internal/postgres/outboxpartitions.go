@@ -139,7 +139,7 @@ type outboxRead struct {
 // readByAll returns how far all readers have read. The reader of order lines counts only with lines. It returns false if one has
 // not begun, or is where it was in another cluster.
 func (up upkeep) readByAll(ctx context.Context, lines bool) (read outboxRead, known bool, err error) {
-	rows, err := up.Query(ctx, `SELECT r.name, r.xid, r.system_identifier = c.system_identifier
+	rows, err := up.Query(ctx, `SELECT r.name, `+ownPlace+`, r.system_identifier = c.system_identifier
 		FROM outbox_readers r, pg_control_system() c`)
 	if err != nil {
 		return outboxRead{}, false, err

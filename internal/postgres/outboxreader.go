@@ -53,10 +53,16 @@ type outboxStep struct {
 // process would follow one that was killed.
 const notHeld = `held_until NOT BETWEEN clock_timestamp() AND clock_timestamp() + interval '1 minute'`
 
+// ownPlace is the place up to which this version has read, or up to which any has if it never did.
+const ownPlace = `least(r.xid, r.own_xid)`
+
 // readerPlace returns a reader's place, whether this process may read, and whether the place belongs to these transactions. A
 // place that no transaction has reached is one of another cluster with the same identifier: one of them is a copy of the other.
+//
+// The version before reads neither dialects nor corrections, and steps over lines that need them. So if it went on to read, this
+// version goes back to its own place.
 const readerPlace = `
-SELECT r.xid, r.holder = $2 OR ` + notHeld + `,
+SELECT ` + ownPlace + `, r.holder = $2 OR ` + notHeld + `,
        r.system_identifier = c.system_identifier AND r.xid < pg_snapshot_xmax(pg_current_snapshot())
 FROM outbox_readers r, pg_control_system() c
 WHERE r.name = $1`
@@ -125,9 +131,9 @@ func (r outboxReader) next(ctx context.Context, limit int, timeout time.Duration
 // moveReader is part of the transaction that makes use of what was read. That transaction does not wait for the disk or a
 // standby: if it is lost, the place is lost with it, and the rows are read again.
 const moveReader = `
-UPDATE outbox_readers
-SET xid = $3, at = greatest(at, $4), holder = $5, held_until = clock_timestamp() + $6::interval
-WHERE name = $1 AND xid = $2 AND (holder = $5 OR ` + notHeld + `)
+UPDATE outbox_readers r
+SET xid = $3, own_xid = $3, at = greatest(at, $4), holder = $5, held_until = clock_timestamp() + $6::interval
+WHERE name = $1 AND ` + ownPlace + ` = $2 AND (holder = $5 OR ` + notHeld + `)
   AND set_config('synchronous_commit', 'off', true) <> ''`
 
 var moveFormats = []int16{formatText, formatBinary, formatBinary, formatBinary, formatBinary, formatBinary}
@@ -182,7 +188,7 @@ WITH ordered AS (
 )
 UPDATE outbox o SET xid = (1 + width_bucket(o.xid, (SELECT xids FROM bounds)))::text::xid8 WHERE ` + copiedRow
 
-	resetReaders = `UPDATE outbox_readers SET xid = '0', system_identifier = (SELECT system_identifier FROM pg_control_system())`
+	resetReaders = `UPDATE outbox_readers SET xid = '0', own_xid = NULL, system_identifier = (SELECT system_identifier FROM pg_control_system())`
 )
 
 // renumberOutbox makes an outbox that was copied from another cluster one of this cluster. What one of its readers had not read

@@ -712,7 +712,7 @@ func TestPrevious_GoesOnWhileItsSchemaIsMigrated(t *testing.T) {
 	unsettled := entry(t, body("unsettled", "Café,c,9"))
 	old.save(unsettled)
 	require.NoError(t, postgres.MigrateUp(t.Context(), b.url))
-	assert.Equal(t, 1, one[int](t, b, `SELECT count(*) FROM products WHERE unsettled_at = unsettled_since`),
+	assert.Equal(t, 1, one[int](t, b, `SELECT count(*) FROM products WHERE unsettled_from = unsettled_since`),
 		"a mark of the version before is taken over")
 	assert.Equal(t, "1|Café|c|9", linesInView(t, b, unsettled.Ticket.ID))
 	old.settle()
@@ -864,6 +864,39 @@ func TestPrevious_ProductThatItSettledWrongly_IsPutRight(t *testing.T) {
 	}
 }
 
+// settledBefore is what the version before mending does once it has looked at a product: it takes its own mark away.
+const settledBefore = `UPDATE products SET unsettled_at = NULL`
+
+// The version before mending settles a product without the tickets that need a dialect.
+func TestPreviousOfMending_ProductThatItSettledWithoutADialect_IsPutRight(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	apply(t, b, "shop-1", 0, french)
+	first, late := entry(t, body("1", "Café,a,2")), entry(t, body("2", "Café,a,3"))
+	confirming := readBy(t, live(t, b), "shop-1", frenchBody("3", "Café,a,2"))
+	save(t, b, first)
+	save(t, b, confirming) // finds nothing new, and so writes nothing
+	exec(t, b, fmt.Sprintf(`UPDATE products SET price = 3, ticket_id = '%s', unsettled_at = now()`, late.Ticket.ID))
+	exec(t, b, settledBefore)
+	settle(t, b)
+	assert.Equal(t, "2", one[string](t, b, `SELECT price::text FROM products`))
+}
+
+// The version before mending steps over lines that need a dialect.
+func TestPreviousOfMending_LinesThatItSteppedOver_AreFilled(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	apply(t, b, "shop-1", 0, french)
+	save(t, b, entry(t, body("1", "Thé,t,3")))
+	fill(t, b)
+	save(t, b, readBy(t, live(t, b), "shop-1", frenchBody("2", "Café,c,2")))
+	exec(t, b, `UPDATE outbox_readers SET xid = (SELECT max(xid) FROM outbox), held_until = '-infinity'`)
+	save(t, b, entry(t, body("3", "Eau,e,1")))
+	fill(t, b)
+	assert.Equal(t, "Café, Eau, Thé", one[string](t, b, `SELECT string_agg(product, ', ' ORDER BY product) FROM order_lines`))
+	assert.Equal(t, 1, one[int](t, b, `SELECT count(*) FROM outbox_readers WHERE xid = own_xid`))
+}
+
 // Neither version takes away the other's mark, because the other one may see a ticket that it does not.
 func TestPrevious_MarkOfThisVersion_Stays(t *testing.T) {
 	t.Parallel()
@@ -871,7 +904,7 @@ func TestPrevious_MarkOfThisVersion_Stays(t *testing.T) {
 	old := newPrevious(t, b)
 	marks := func() string {
 		return one[string](t, b, `SELECT concat_ws(' ', CASE WHEN unsettled_since IS NOT NULL THEN 'theirs' END,
-			CASE WHEN unsettled_at IS NOT NULL THEN 'mine' END) FROM products`)
+			CASE WHEN unsettled_from IS NOT NULL THEN 'mine' END) FROM products`)
 	}
 	save(t, b, entry(t, body("1", "Café,a,2")))
 	save(t, b, entry(t, body("2", "Café,a,3")))
@@ -899,11 +932,11 @@ func TestPrevious_MarksOfALongTime_AreSettledOneAfterTheOther(t *testing.T) {
 		old.save(ago(entry(t, body("2", fmt.Sprintf("Café,c%d,2", i))), d-time.Second))
 	}
 	old.settle()
-	exec(t, b, `UPDATE products SET unsettled_at = unsettled_at - interval '1 hour'`)
-	require.Equal(t, hours, one[int](t, b, `SELECT count(*) FROM products WHERE unsettled_at IS NOT NULL`))
+	exec(t, b, `UPDATE products SET unsettled_from = unsettled_from - interval '1 hour'`)
+	require.Equal(t, hours, one[int](t, b, `SELECT count(*) FROM products WHERE unsettled_from IS NOT NULL`))
 	maintain(t, b)
 	require.Eventually(t, func() bool {
-		return one[int](t, b, `SELECT count(*) FROM products WHERE unsettled_at IS NOT NULL`) == 0
+		return one[int](t, b, `SELECT count(*) FROM products WHERE unsettled_from IS NOT NULL`) == 0
 	}, 30*time.Second, 10*time.Millisecond, "one minute of tickets at each interval (5 s) would take hours after a day")
 }
 

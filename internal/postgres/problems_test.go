@@ -154,6 +154,8 @@ func TestProblems_OfTheVersionBefore_AreGroupedBehind(t *testing.T) {
 		describeGroups(problems(t, b, postgres.ProblemFilter{}, postgres.ByTickets)))
 	assert.True(t, one[bool](t, b, `SELECT indisvalid FROM pg_index WHERE indexrelid = 'tickets_problem_group'::regclass`),
 		"every partition has the index")
+	sql, args := postgres.ProblemsSQL(postgres.ProblemFilter{}, postgres.ByTickets, 10)
+	assert.NotRegexp(t, `Heap Fetches: [1-9]`, plan(t, b, false, sql, args...), "what was changed has seen a VACUUM")
 }
 
 func TestProblems_CountsFromTheIndexAlone(t *testing.T) {

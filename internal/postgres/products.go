@@ -23,7 +23,7 @@ import (
 //
 // A ticket that confirms what is known writes nothing, except for last_seen_at once a minute. Now an older ticket may come later
 // and say something else. Either last_seen_at stops it, or it is late by less than that minute. In the second case
-// unsettled_at makes SettleProducts look at the product again.
+// unsettled_from makes SettleProducts look at the product again.
 //
 // With authenticated products ($8), an authenticated source outranks any other source, whichever ticket is newer. Tickets of a
 // lower rank than the row change neither its name and price nor last_seen_at, because that would stop older tickets of the
@@ -48,7 +48,7 @@ ON CONFLICT (product_id) DO UPDATE SET
     price           = CASE WHEN ` + changes + ` THEN excluded.price ELSE p.price END,
     ticket_id       = CASE WHEN ` + changes + ` THEN excluded.ticket_id ELSE p.ticket_id END,
     changed_at      = CASE WHEN ` + changes + ` THEN excluded.changed_at ELSE p.changed_at END,
-    unsettled_at    = CASE WHEN ` + changes + ` THEN now() ELSE p.unsettled_at END,
+    unsettled_from    = CASE WHEN ` + changes + ` THEN now() ELSE p.unsettled_from END,
     authenticated   = CASE WHEN ` + changes + ` THEN excluded.authenticated ELSE p.authenticated END,
     last_seen_at    = CASE WHEN ` + outranks + ` THEN excluded.last_seen_at
                            WHEN ` + equalRank + ` THEN GREATEST(p.last_seen_at, excluded.last_seen_at)

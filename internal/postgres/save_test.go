@@ -166,7 +166,7 @@ func TestProducts_LateTicketDoesNotOverruleANewerOneThatChangedNothing(t *testin
 	save(t, b, late)
 	settle(t, b)
 	assert.Equal(t, "2", one[string](t, b, `SELECT price::text FROM products`))
-	assert.Zero(t, one[int](t, b, `SELECT count(*) FROM products WHERE unsettled_at IS NOT NULL`))
+	assert.Zero(t, one[int](t, b, `SELECT count(*) FROM products WHERE unsettled_from IS NOT NULL`))
 
 	// After more than a minute, last_seen_at alone stops it.
 	exec(t, b, `UPDATE products SET last_seen_at = last_seen_at + interval '1 hour'`)
@@ -305,7 +305,7 @@ func TestSettleProducts_ProductWhoseTicketsAreGone_IsSettledAndKeepsWhatItHas(t 
 	save(t, b, entry(t, body("2", "Café,a,4", "Thé,b,5")))
 	exec(t, b, `DELETE FROM tickets`)
 	settle(t, b)
-	assert.Zero(t, one[int](t, b, `SELECT count(*) FROM products WHERE unsettled_at IS NOT NULL`))
+	assert.Zero(t, one[int](t, b, `SELECT count(*) FROM products WHERE unsettled_from IS NOT NULL`))
 	assert.Equal(t, "4 5", one[string](t, b, `SELECT string_agg(price::text, ' ' ORDER BY product_id) FROM products`))
 }
 
@@ -329,7 +329,7 @@ func TestSettleProducts_OneThatCannotBeSettled_KeepsNoOtherFromIt(t *testing.T) 
 	save(t, b, second...) // find nothing new, and so write nothing
 	save(t, b, late)
 	exec(t, b, `CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-		IF NEW.product_id = 'p0' AND NEW.unsettled_at IS NULL THEN RAISE 'not this one'; END IF; RETURN NEW; END $$;
+		IF NEW.product_id = 'p0' AND NEW.unsettled_from IS NULL THEN RAISE 'not this one'; END IF; RETURN NEW; END $$;
 		CREATE TRIGGER no BEFORE UPDATE ON products FOR EACH ROW EXECUTE FUNCTION no()`)
 	var failures []error
 	// A product that was put off is due again after the same time as one that changed. Without any, p0 would always be the first.
@@ -337,11 +337,11 @@ func TestSettleProducts_OneThatCannotBeSettled_KeepsNoOtherFromIt(t *testing.T) 
 		if _, err := b.store.SettleProducts(t.Context(), 100*time.Millisecond, 1000); err != nil {
 			failures = append(failures, err)
 		}
-		return len(failures) > 0 && one[int](t, b, `SELECT count(*) FROM products WHERE unsettled_at IS NOT NULL`) == 1
+		return len(failures) > 0 && one[int](t, b, `SELECT count(*) FROM products WHERE unsettled_from IS NOT NULL`) == 1
 	}, time.Minute, 5*time.Millisecond)
 	require.NotEmpty(t, failures)
 	require.ErrorContains(t, failures[0], `"p0"`)
-	assert.Equal(t, "p0", one[string](t, b, `SELECT string_agg(product_id, ' ' ORDER BY product_id) FROM products WHERE unsettled_at IS NOT NULL`))
+	assert.Equal(t, "p0", one[string](t, b, `SELECT string_agg(product_id, ' ' ORDER BY product_id) FROM products WHERE unsettled_from IS NOT NULL`))
 	assert.Equal(t, 7, one[int](t, b, `SELECT count(*) FROM products WHERE price = 2`))
 	exec(t, b, `DROP TRIGGER no ON products`)
 	settle(t, b)
@@ -370,7 +370,7 @@ func TestSettleProducts_MinuteThatTakesTooLongToRead_KeepsNoOtherFromIt(t *testi
 		save(t, b, entries...)
 	}
 	save(t, b, entryAt(t, start.Add(5*time.Minute), body("3", "Café,later,3")))
-	require.Equal(t, 3, one[int](t, b, `SELECT count(*) FROM products WHERE unsettled_at IS NOT NULL`))
+	require.Equal(t, 3, one[int](t, b, `SELECT count(*) FROM products WHERE unsettled_from IS NOT NULL`))
 	var failures []error
 	for range 5 {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -381,8 +381,8 @@ func TestSettleProducts_MinuteThatTakesTooLongToRead_KeepsNoOtherFromIt(t *testi
 	}
 	require.NotEmpty(t, failures)
 	assert.Equal(t, "early0 early1",
-		one[string](t, b, `SELECT string_agg(product_id, ' ' ORDER BY product_id) FROM products WHERE unsettled_at IS NOT NULL`), "%v", failures)
-	assert.Greater(t, one[float64](t, b, `SELECT extract(epoch FROM min(unsettled_at) - now())::float8 FROM products`), 400.0,
+		one[string](t, b, `SELECT string_agg(product_id, ' ' ORDER BY product_id) FROM products WHERE unsettled_from IS NOT NULL`), "%v", failures)
+	assert.Greater(t, one[float64](t, b, `SELECT extract(epoch FROM min(unsettled_from) - now())::float8 FROM products`), 400.0,
 		"they are tried again after a time that grows")
 }
 
@@ -446,7 +446,7 @@ func TestSettleProducts_MarkOfAClockThatWasAhead_IsSettledAsSoonAsTheClockIsRigh
 	save(t, b, entry(t, body("3", "Café,a,2"))) // finds nothing new, and so writes nothing
 	save(t, b, late)
 	require.Equal(t, "3", one[string](t, b, `SELECT price::text FROM products`))
-	exec(t, b, `UPDATE products SET unsettled_at = unsettled_at + interval '2 days' WHERE unsettled_at IS NOT NULL`)
+	exec(t, b, `UPDATE products SET unsettled_from = unsettled_from + interval '2 days' WHERE unsettled_from IS NOT NULL`)
 	require.Eventually(t, func() bool {
 		_, err := b.store.SettleProducts(t.Context(), 100*time.Millisecond, 1000)
 		require.NoError(t, err)

@@ -19,13 +19,13 @@ import (
 // whose tickets are close together in time, so that newestSayings reads a short span of tickets, and looks at a bounded number.
 const unsettledProducts = `
 WITH due AS (
-    SELECT product_id, unsettled_at, changed_at, authenticated FROM products
-    WHERE unsettled_at < now() - $1::interval AND named_until IS NULL
-    ORDER BY unsettled_at LIMIT $2 * 10
+    SELECT product_id, unsettled_from, changed_at, authenticated FROM products
+    WHERE unsettled_from < now() - $1::interval AND named_until IS NULL
+    ORDER BY unsettled_from LIMIT $2 * 10
 ), oldest AS (
-    SELECT * FROM due ORDER BY changed_at, unsettled_at LIMIT $2
+    SELECT * FROM due ORDER BY changed_at, unsettled_from LIMIT $2
 )
-SELECT product_id, unsettled_at, changed_at, authenticated FROM oldest
+SELECT product_id, unsettled_from, changed_at, authenticated FROM oldest
 WHERE changed_at < (SELECT min(changed_at) FROM oldest) + $3::interval
 ORDER BY changed_at, product_id`
 
@@ -34,12 +34,12 @@ ORDER BY changed_at, product_id`
 const unsettledAhead = `
 WITH free AS (
     SELECT product_id FROM products
-    WHERE unsettled_at > now() + interval '1 minute'
-      AND unsettled_at > now() + interval '1 minute' + CASE WHEN named_until IS NULL
+    WHERE unsettled_from > now() + interval '1 minute'
+      AND unsettled_from > now() + interval '1 minute' + CASE WHEN named_until IS NULL
             THEN greatest(now() - changed_at, interval '0') ELSE interval '1 hour' END
     LIMIT $1 FOR UPDATE SKIP LOCKED
 )
-UPDATE products p SET unsettled_at = now() FROM free WHERE p.product_id = free.product_id`
+UPDATE products p SET unsettled_from = now() FROM free WHERE p.product_id = free.product_id`
 
 // newestSayings reads the bodies back in time, so that it can end as soon as there is a saying for each product. It leaves out
 // test sources ($3).
@@ -58,17 +58,17 @@ const settled = `
 WITH free AS (
     SELECT p.product_id FROM products p
     JOIN unnest($1::text[], $2::timestamptz[]) AS u (product_id, since)
-      ON p.product_id = u.product_id AND p.unsettled_at = u.since
+      ON p.product_id = u.product_id AND p.unsettled_from = u.since
     FOR UPDATE OF p SKIP LOCKED
 )
-UPDATE products p SET unsettled_at = CASE WHEN $3::bool THEN now() END FROM free WHERE p.product_id = free.product_id`
+UPDATE products p SET unsettled_from = CASE WHEN $3::bool THEN now() END FROM free WHERE p.product_id = free.product_id`
 
 // settleLater puts products that cannot be settled off, for as long as they have not been settled. So they are tried less and
 // less often, however many there are, and the others come first.
 const settleLater = `
-UPDATE products p SET unsettled_at = now() + greatest(now() - p.changed_at, interval '0')
+UPDATE products p SET unsettled_from = now() + greatest(now() - p.changed_at, interval '0')
 FROM unnest($1::text[], $2::timestamptz[]) AS u (product_id, since)
-WHERE p.product_id = u.product_id AND p.unsettled_at = u.since`
+WHERE p.product_id = u.product_id AND p.unsettled_from = u.since`
 
 // settleTime bounds the reading of the tickets of one group of products, if the caller gives no deadline.
 const settleTime = 10 * time.Second

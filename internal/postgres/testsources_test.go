@@ -101,7 +101,7 @@ func TestTestSources_SecondLookAtAProduct_PassesThemOver(t *testing.T) {
 	settle(t, b)
 	assert.Equal(t, "p Café 2", taught(t, b))
 
-	exec(t, b, `UPDATE products SET unsettled_at = now() - interval '1 hour'`)
+	exec(t, b, `UPDATE products SET unsettled_from = now() - interval '1 hour'`)
 	settle(t, plain)
 	assert.Equal(t, "p Other 9", taught(t, b), "without the setting, the same look does find that ticket")
 }

@@ -16,8 +16,11 @@ const textSQL = `CASE WHEN t.correction IS NULL THEN t.body ELSE (SELECT c.text 
 
 // dialectSQL is the dialect that a ticket t was read with when it was stored: its version, and the dialect itself; 0 and NULL for
 // that of everyone.
-const dialectSQL = `t.dialect, CASE WHEN t.dialect <> 0 THEN
-    (SELECT d.dialect::text FROM dialects d WHERE d.version = t.dialect) END`
+//
+// If the version before sends a ticket back and treats it, it leaves both the dialect and the group of problems as they were.
+// Only from that a TREATED ticket has a group, and it was then read in the dialect of everyone.
+const dialectSQL = `CASE WHEN t.status = 'TREATED' AND t.problem_group IS NOT NULL THEN 0 ELSE t.dialect END,
+    CASE WHEN t.dialect <> 0 THEN (SELECT d.dialect::text FROM dialects d WHERE d.version = t.dialect) END`
 
 // readTextSQL are the columns of a text. See text.
 const readTextSQL = textSQL + `, ` + dialectSQL

@@ -22,7 +22,7 @@ WITH named AS (
     ORDER BY product_id FOR UPDATE
 )
 UPDATE products p
-SET unsettled_at = now(), last_seen_at = first_seen_at - $3::interval,
+SET unsettled_from = now(), last_seen_at = first_seen_at - $3::interval,
     named_until = greatest(named_until, last_seen_at + $3::interval, CASE WHEN authenticated THEN now() + interval '1 day' END)
 FROM named WHERE p.product_id = named.product_id`
 
@@ -36,11 +36,11 @@ func withdraw(ctx context.Context, tx pgx.Tx, products []string, at time.Time) e
 // withdrawnProducts selects products that were withdrawn a while ago, those first whose tickets are the newest.
 const withdrawnProducts = `
 WITH due AS (
-    SELECT product_id, unsettled_at, first_seen_at, last_seen_at, authenticated,
+    SELECT product_id, unsettled_from, first_seen_at, last_seen_at, authenticated,
            greatest(named_until, last_seen_at + $3::interval) AS until
     FROM products
-    WHERE unsettled_at < now() - $1::interval AND named_until IS NOT NULL
-    ORDER BY unsettled_at LIMIT $2
+    WHERE unsettled_from < now() - $1::interval AND named_until IS NOT NULL
+    ORDER BY unsettled_from LIMIT $2
 )
 SELECT * FROM due ORDER BY until DESC, product_id`
 
@@ -49,7 +49,7 @@ const theSame = `
 WITH same AS (
     SELECT p.product_id, u.n FROM products p
     JOIN unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) WITH ORDINALITY AS u (product_id, since, last_seen_at, n)
-      ON p.product_id = u.product_id AND p.unsettled_at = u.since AND p.last_seen_at = u.last_seen_at
+      ON p.product_id = u.product_id AND p.unsettled_from = u.since AND p.last_seen_at = u.last_seen_at
     WHERE p.named_until IS NOT NULL
     FOR UPDATE OF p SKIP LOCKED
 )`
@@ -58,7 +58,7 @@ WITH same AS (
 const learned = theSame + `
 UPDATE products p
 SET name = i.name, price = i.price, ticket_id = i.ticket_id, changed_at = i.at, authenticated = i.authenticated,
-    last_seen_at = greatest(p.last_seen_at, i.at), unsettled_at = now(), named_until = NULL
+    last_seen_at = greatest(p.last_seen_at, i.at), unsettled_from = now(), named_until = NULL
 FROM same JOIN unnest($4::text[], $5::text[]::numeric[], $6::uuid[], $7::timestamptz[], $8::bool[]) WITH ORDINALITY
     AS i (name, price, ticket_id, at, authenticated, n) USING (n)
 WHERE p.product_id = same.product_id`
@@ -71,19 +71,19 @@ WHERE p.product_id = same.product_id AND EXISTS (SELECT FROM tickets WHERE recei
 // kept is for products that are older than all tickets: others named them, which are gone, so they keep their names and prices.
 const kept = theSame + `
 UPDATE products p
-SET unsettled_at = NULL, named_until = NULL, last_seen_at = greatest(p.last_seen_at, p.named_until - $4::interval)
+SET unsettled_from = NULL, named_until = NULL, last_seen_at = greatest(p.last_seen_at, p.named_until - $4::interval)
 FROM same WHERE p.product_id = same.product_id`
 
 // goOn is for products whose tickets were read back to a time. The rest is for the next time.
 const goOn = theSame + `
 UPDATE products p
-SET unsettled_at = now(), named_until = least(greatest(p.named_until, p.last_seen_at + $5::interval), $4),
+SET unsettled_from = now(), named_until = least(greatest(p.named_until, p.last_seen_at + $5::interval), $4),
     last_seen_at = p.first_seen_at - $5::interval
 FROM same WHERE p.product_id = same.product_id`
 
 // learnLater puts products off.
 const learnLater = theSame + `
-UPDATE products p SET unsettled_at = now() + $4::interval FROM same WHERE p.product_id = same.product_id`
+UPDATE products p SET unsettled_from = now() + $4::interval FROM same WHERE p.product_id = same.product_id`
 
 // withdrawnPause is how long products are put off whose tickets cannot be read.
 const withdrawnPause = time.Hour
