@@ -50,7 +50,7 @@ const pruneCandidates = `
 DECLARE prune_candidates NO SCROLL CURSOR WITH HOLD FOR
 SELECT p.product_id, p.ticket_id, p.first_seen_at, p.last_seen_at, p.authenticated
 FROM products p
-WHERE p.last_seen_at < now() - interval '%[3]d seconds' AND p.unsettled_from IS NULL
+WHERE p.last_seen_at < now() - interval '%[3]d seconds' AND p.unsettled_from IS NULL AND p.named_until IS NULL
   AND EXISTS (SELECT FROM tickets WHERE received_at = p.changed_at AND id = p.ticket_id AND %[1]s)
   AND EXISTS (SELECT FROM tickets WHERE received_at = p.first_seen_at AND status = 'TREATED'
               AND (%[1]s OR source = ANY ($1::text[])))
@@ -72,7 +72,7 @@ WITH same AS (
     SELECT p.product_id FROM products p
     JOIN unnest($1::text[], $2::uuid[], $3::timestamptz[]) AS u (product_id, ticket_id, last_seen_at)
       ON p.product_id = u.product_id AND p.ticket_id = u.ticket_id AND p.last_seen_at = u.last_seen_at
-    WHERE p.unsettled_from IS NULL
+    WHERE p.unsettled_from IS NULL AND p.named_until IS NULL
     ORDER BY p.product_id
     FOR UPDATE OF p SKIP LOCKED
 )
@@ -101,7 +101,8 @@ type candidate struct {
 }
 
 // PruneProducts removes the products that only the selected tickets name: no body of another TREATED ticket names them, not
-// counting test sources. It looks at up to limit products, and holds a bounded number of them and one ticket at a time in memory.
+// counting test sources. It leaves out products that were withdrawn: their last_seen_at does not say when they were named. It looks
+// at up to limit products, and holds a bounded number of them and one ticket at a time in memory.
 // It may be repeated: if it fails, the products that were removed before are gone. With dryRun it only counts. It does not remove
 // products that a ticket has named within the last ten minutes.
 //

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/assert"
@@ -129,4 +130,24 @@ func TestPruneProducts_ProductThatIsNamedMeanwhile_Stays(t *testing.T) {
 	assert.Equal(t, 1, pruned.Changed)
 	assert.Equal(t, "a", products(t, b))
 	assert.Equal(t, ticket.Treated, ticket.Status(one[string](t, b, `SELECT status FROM tickets`)))
+}
+
+// TestPruneProducts_WithdrawnAndSettledByTheVersionBefore: that version takes the mark away, and knows nothing of named_until.
+func TestPruneProducts_WithdrawnAndSettledByTheVersionBefore_Stays(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	now := time.Now()
+	test, shop := entryAt(t, now.Add(-60*time.Minute), body("1", "x,a,9")), entryAt(t, now.Add(-40*time.Minute), body("2", "x,a,9"))
+	test.Ticket.Source, shop.Ticket.Source = "test", "shop"
+	wrong := entryAt(t, now.Add(-30*time.Minute), body("3", "x,a,9"))
+	save(t, b, test)
+	save(t, b, shop)
+	save(t, b, wrong)
+	settle(t, b)
+	correct(t, b, wrong.Ticket.ID, body("3", "x,c,1"))
+	exec(t, b, `UPDATE products SET unsettled_from = NULL`)
+	_, err := b.store.PruneProducts(t.Context(), tester, postgres.PruneSelection{
+		Filter: postgres.TicketFilter{Sources: []string{"test"}}}, 100, false)
+	require.NoError(t, err)
+	assert.Equal(t, []string{"a x 9"}, productTexts(t, b))
 }

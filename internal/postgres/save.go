@@ -191,13 +191,14 @@ func (s *Store) send(
 }
 
 const selectStandings = `
-SELECT t.id, t.status, t.problems, t.correction IS NOT NULL
+SELECT t.id, t.status, t.problems, t.correction IS NOT NULL, t.dialect
 FROM unnest($1::timestamptz[], $2::uuid[]) AS i (received_at, id)
 JOIN tickets t ON t.received_at = i.received_at AND t.id = i.id`
 
 // insertAgain is insert for tickets of which some may be there already. Those stay as they were stored, even if they would be
 // read or judged differently now (another version of the parser, another state of the limit of new products). A ticket says
-// something about products only if it was stored as TREATED and would be now, and nobody has corrected it since.
+// something about products only if it was stored as TREATED and would be now, in the same dialect, and nobody has corrected it
+// since.
 func (s *Store) insertAgain(
 	ctx context.Context, tx pgx.Tx, b intake.Batch, rows []row, gate *gate,
 ) (added []saying, err error) {
@@ -237,7 +238,8 @@ func (s *Store) insertAgain(
 			continue
 		}
 		read := rows[i].status
-		if rows[i].standing = is; read == ticket.Treated && is.status == ticket.Treated && !is.corrected {
+		same := is.status == ticket.Treated && is.dialect == rows[i].dialect && !is.corrected
+		if rows[i].standing = is.standing; read == ticket.Treated && same {
 			treated = append(treated, rows[i])
 		}
 	}
@@ -247,8 +249,15 @@ func (s *Store) insertAgain(
 	return added, err
 }
 
+// storedAs is what a ticket that is there is stored as.
+type storedAs struct {
+	standing
+
+	dialect int // in which it was read
+}
+
 // standings returns what the tickets that are there are stored as.
-func standings(ctx context.Context, tx pgx.Tx, rows []row) (map[uuid.UUID]standing, error) {
+func standings(ctx context.Context, tx pgx.Tx, rows []row) (map[uuid.UUID]storedAs, error) {
 	times, ids := make([]time.Time, len(rows)), make([]uuid.UUID, len(rows))
 	for i := range rows {
 		times[i], ids[i] = rows[i].ticket.ReceivedAt, rows[i].ticket.ID
@@ -257,12 +266,12 @@ func standings(ctx context.Context, tx pgx.Tx, rows []row) (map[uuid.UUID]standi
 	if err != nil {
 		return nil, err
 	}
-	there := make(map[uuid.UUID]standing, len(rows))
+	there := make(map[uuid.UUID]storedAs, len(rows))
 	var id uuid.UUID
-	var is standing
-	_, err = pgx.ForEachRow(found, []any{&id, &is.status, &is.problems, &is.corrected}, func() error {
+	var is storedAs
+	_, err = pgx.ForEachRow(found, []any{&id, &is.status, &is.problems, &is.corrected, &is.dialect}, func() error {
 		there[id] = is
-		is = standing{}
+		is = storedAs{}
 		return nil
 	})
 	return there, err

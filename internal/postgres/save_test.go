@@ -453,3 +453,17 @@ func TestSettleProducts_MarkOfAClockThatWasAhead_IsSettledAsSoonAsTheClockIsRigh
 		return one[string](t, b, `SELECT price::text FROM products`) == "2"
 	}, 10*time.Second, 50*time.Millisecond)
 }
+
+// TestSave_AgainInAnotherDialect: the answer to COMMIT was lost, and the spool's drain reads the ticket in a newer dialect. It stays as
+// it was stored, so what was read now says nothing about products.
+func TestSave_AgainInAnotherDialect_SaysWhatWasStored(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	e := entry(t, body("1", "x,a,1"))
+	save(t, b, e)
+	again := *e
+	again.Ticket.Dialect = 7
+	again.Ticket.Order, _ = ticket.Parse([]byte(body("1", "x,b,1")))
+	save(t, b, &again)
+	assert.Equal(t, []string{"a x 1"}, productTexts(t, b))
+}

@@ -80,8 +80,7 @@ type unsettled struct {
 	from, to      time.Time // the tickets that are looked at were received in this time
 	authenticated bool      // only authenticated sources can overrule it
 
-	withdrawn bool      // see withdraw
-	lastSeen  time.Time // only if it is withdrawn
+	lastSeen time.Time // only if it is withdrawn: see withdraw
 }
 
 // SettleProducts checks products whose name or price changed longer than after ago. If a newer ticket says something else, that
@@ -233,7 +232,6 @@ type sayingsFound struct {
 	giveUp  time.Time
 	wanted  map[string]*unsettled // by product
 	found   map[string]saying     // by product
-	lower   map[string]saying     // by product: of a lower rank than a product that is withdrawn
 	open    []*unsettled          // those whose time is not over, the earliest time first
 	unnamed int                   // products whose time is over, and that no ticket named
 	reached time.Time             // all later tickets were looked at
@@ -242,7 +240,6 @@ type sayingsFound struct {
 func newSayingsFound(products []unsettled, to, giveUp time.Time) *sayingsFound {
 	s := &sayingsFound{
 		giveUp: giveUp, reached: to, wanted: make(map[string]*unsettled, len(products)), found: make(map[string]saying, len(products)),
-		lower: map[string]saying{},
 	}
 	for i := range products {
 		s.wanted[products[i].id] = &products[i]
@@ -296,17 +293,14 @@ func (s *sayingsFound) read(
 			if product == nil || said.firstAt.Before(product.from) {
 				continue
 			}
-			found := s.found
 			if authenticated != nil && product.authenticated && !said.authenticated {
-				if found = s.lower; !product.withdrawn {
-					continue
-				}
+				continue
 			}
-			if newer, ok := found[product.id]; ok && newer.ticketID != id {
+			if newer, ok := s.found[product.id]; ok && newer.ticketID != id {
 				continue
 			}
 			said.Product = ticket.Product{ID: product.id, Name: strings.Clone(line.Name), Price: line.Price}
-			found[product.id] = said // of one ticket, the last line counts
+			s.found[product.id] = said // of one ticket, the last line counts
 		}
 		return nil
 	})

@@ -19,14 +19,17 @@ import (
 // strayDay is a day without a partition.
 var strayDay = time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
 
-// addStrays fills the default partition: each a second after the one before. One in a thousand is TO_TREAT.
+// addStrays fills the default partition: each a second after the one before. One in a thousand is TO_TREAT. Their ids have their
+// times, as those of all tickets.
 func addStrays(t *testing.T, b *testBundle, n int, from time.Time) {
 	t.Helper()
 	_, err := b.pool.Exec(t.Context(), `
 		INSERT INTO tickets (id, received_at, source, body, status, next_attempt_at)
-		SELECT gen_random_uuid(), $2::timestamptz + i * interval '1 s', 'stray', 'stray', s,
+		SELECT (encode(substring(int8send((extract(epoch FROM at) * 1000)::bigint) FROM 3), 'hex')
+		           || substr(replace(gen_random_uuid()::text, '-', ''), 13))::uuid, at, 'stray', 'stray', s,
 		       CASE WHEN s = 'TO_TREAT' THEN now() - interval '1 h' END
-		FROM generate_series(0, $1::int - 1) i, LATERAL (SELECT CASE WHEN i % 1000 = 7 THEN 'TO_TREAT' ELSE 'TREATED' END AS s) x`,
+		FROM generate_series(0, $1::int - 1) i, LATERAL (SELECT CASE WHEN i % 1000 = 7 THEN 'TO_TREAT' ELSE 'TREATED' END AS s,
+		     $2::timestamptz + i * interval '1 s' AS at) x`,
 		n, from)
 	require.NoError(t, err)
 }

@@ -11,14 +11,14 @@ import (
 )
 
 // withdrawProducts marks products that a ticket named whose text is replaced. A product that changed later does not have its name
-// and price from that ticket.
+// and price from that ticket. But if it is withdrawn already, a server may be about to give it those of that ticket.
 //
 // From then on no server remembers the product, and each ticket that names it updates last_seen_at, because that is before
 // first_seen_at. named_until has what last_seen_at said: the last ticket that named the product was received before it. Tickets
 // of sources that are not authenticated may have named an authenticated product later.
 const withdrawProducts = `
 WITH named AS (
-    SELECT product_id FROM products WHERE product_id = ANY ($1::text[]) AND changed_at <= $2
+    SELECT product_id FROM products WHERE product_id = ANY ($1::text[]) AND (changed_at <= $2 OR named_until IS NOT NULL)
     ORDER BY product_id FOR UPDATE
 )
 UPDATE products p
@@ -74,6 +74,14 @@ UPDATE products p
 SET unsettled_from = NULL, named_until = NULL, last_seen_at = greatest(p.last_seen_at, p.named_until - $4::interval)
 FROM same WHERE p.product_id = same.product_id`
 
+// outranked is for products of authenticated sources that no ticket of such a source names any more. Tickets of other sources did
+// not move last_seen_at, so only from now on they are noticed, and are looked at the next time.
+const outranked = theSame + `
+UPDATE products p
+SET authenticated = false, unsettled_from = now(), named_until = greatest(p.named_until, now() + interval '1 day'),
+    last_seen_at = p.first_seen_at - $4::interval
+FROM same WHERE p.product_id = same.product_id`
+
 // goOn is for products whose tickets were read back to a time. The rest is for the next time.
 const goOn = theSame + `
 UPDATE products p
@@ -118,18 +126,20 @@ func (s *Store) learnAgain(ctx context.Context, after time.Duration, limit int) 
 
 // storeLearned stores what was found.
 func (s *Store) storeLearned(ctx context.Context, products []unsettled, newest *sayingsFound, setAside bool) error {
-	var named, unnamed, rest []unsettled
+	var named, unnamed, lower, again, rest []unsettled
 	var sayings []saying
 	for _, p := range products {
 		said, ok := newest.found[p.id]
-		if !ok {
-			said, ok = newest.lower[p.id]
-		}
 		switch {
 		case setAside:
 			rest = append(rest, p)
+		case !p.lastSeen.Before(p.from) && (!ok || said.firstAt.Before(p.lastSeen)):
+			// An older ticket came late, so first_seen_at went back. One in between does not move last_seen_at: it may come now.
+			again = append(again, p)
 		case ok:
 			named, sayings = append(named, p), append(sayings, said)
+		case newest.reached.Before(p.from) && p.authenticated && s.authenticated != nil:
+			lower = append(lower, p)
 		case newest.reached.Before(p.from):
 			unnamed = append(unnamed, p)
 		default:
@@ -146,6 +156,12 @@ func (s *Store) storeLearned(ctx context.Context, products []unsettled, newest *
 			batch.Queue(forgotten, w.ids, w.since, w.lastSeen)
 			batch.Queue(kept, w.ids, w.since, w.lastSeen, lastSeenStep)
 		}
+		if w := withdrawnOf(lower); len(lower) > 0 {
+			batch.Queue(outranked, w.ids, w.since, w.lastSeen, lastSeenStep)
+		}
+		if w := withdrawnOf(again); len(again) > 0 {
+			batch.Queue(goOn, w.ids, w.since, w.lastSeen, products[0].to, lastSeenStep)
+		}
 		if w := withdrawnOf(rest); len(rest) > 0 {
 			batch.Queue(goOn, w.ids, w.since, w.lastSeen, newest.reached, lastSeenStep)
 		}
@@ -159,7 +175,7 @@ func (s *Store) withdrawnProducts(ctx context.Context, after time.Duration, limi
 		return nil, err
 	}
 	products, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (unsettled, error) {
-		p := unsettled{withdrawn: true}
+		var p unsettled
 		return p, row.Scan(&p.id, &p.since, &p.from, &p.lastSeen, &p.authenticated, &p.to)
 	})
 	var earliest time.Time
