@@ -149,9 +149,12 @@ func (s *Store) Close() {
 // database, and keeps the plans until ANALYZE runs. Every statement of the hot path reads and writes by key, so a sequential
 // scan, a hash join or a merge join would become wrong as the tables grow.
 //
+// It forbids compiling, too. Postgres decides by the cost of all rows, compiles code for each partition before the first row, and
+// no timeout ends that. A statement that reads a few rows of many partitions then takes a minute instead of milliseconds.
+//
 // It also has Postgres end a transaction whose process was paused before its COMMIT: see settleAfter.
 func prepareSession(ctx context.Context, conn *pgx.Conn) error {
 	_, err := conn.Exec(ctx, `SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
-		SET idle_in_transaction_session_timeout = '10s'`)
+		SET jit = off; SET idle_in_transaction_session_timeout = '10s'`)
 	return err
 }
