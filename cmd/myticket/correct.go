@@ -187,7 +187,8 @@ func (c ticketsCorrectCmd) edit(
 	if err != nil {
 		return nil, "", err
 	}
-	_, below, found := strings.Cut(string(content), textBelow)
+	// Only at the beginning of a line: a comment may quote the same line of the ticket.
+	_, below, found := strings.Cut("\n"+string(content), "\n"+textBelow)
 	below, isLine := strings.CutPrefix(strings.TrimPrefix(below, "\r"), "\n")
 	if !found || !isLine && below != "" {
 		return nil, "", fmt.Errorf("the line above the text is missing in %s, so it is not clear where the text begins; nothing was "+

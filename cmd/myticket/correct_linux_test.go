@@ -116,3 +116,14 @@ func TestTicketsCorrect_InAnEditor(t *testing.T) {
 	assert.Equal(t, strings.ReplaceAll(text, "Commande", "Order"), b.ok(t, "tickets", "show", id.String(), "--raw", "--correction=1"))
 	assert.Equal(t, sent, b.ok(t, "tickets", "show", id.String(), "--raw"))
 }
+
+// A problem quotes the line that it is about. That line may be the one that ends the comments.
+func TestTicketsCorrect_InAnEditor_ATicketWithTheLineAboveTheText(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	b := setupOperator(t)
+	id := b.insert(t, ticket.Error, "s", "1", "Order: 7\n"+textBelow+"\nVAT: 1\n")
+	b.exec(t, `UPDATE tickets SET problems = '[{"line": 2, "code": "header_unreadable", "message": "x"}, {"line": 3, "code": "y", "message": "y"}]'`)
+	code, screen := b.onTerminal(t, "n\n", "tickets", "correct", id.String(), "--wait=0s", "--editor", "true")
+	assert.Equal(t, 1, code)
+	assert.Contains(t, screen, "what is read already; nothing was changed")
+}

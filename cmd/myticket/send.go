@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -150,6 +149,7 @@ func (c sendCmd) read(stdin io.Reader) ([]file, error) {
 		return []file{{name: sampleName, body: []byte(sampleTicket)}}, nil
 	}
 	files := make([]file, 0, len(c.Files))
+	named := make(map[string]bool, len(c.Files)) // by path
 	room := int64(maxSentBytes)
 	for _, name := range c.Files {
 		body, err := readFile(name, stdin, room+1)
@@ -167,9 +167,10 @@ func (c sendCmd) read(stdin io.Reader) ([]file, error) {
 			if f.path, err = filepath.Abs(name); err != nil {
 				return nil, err
 			}
-			if c.Resume != "" && slices.ContainsFunc(files, func(other file) bool { return other.path == f.path }) {
+			if c.Resume != "" && named[f.path] {
 				return nil, fmt.Errorf("%s is named twice: with --resume each file is one ticket, unless --count says otherwise", name)
 			}
+			named[f.path] = true
 		}
 		files = append(files, f)
 	}

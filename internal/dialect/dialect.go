@@ -130,13 +130,16 @@ func Parse(content []byte) (ticket.Dialect, error) {
 	return d, nil
 }
 
+// maxReasons is how many things that are wrong with a file are named.
+const maxReasons = 10
+
 // reason is what the decoder says, in words of this package.
 func reason(err error) string {
 	var wrong *yaml.TypeError
 	if !errors.As(err, &wrong) {
 		return strings.TrimPrefix(err.Error(), "yaml: ")
 	}
-	list := slices.Clone(wrong.Errors)
+	list := slices.Clone(wrong.Errors[:min(len(wrong.Errors), maxReasons)]) // there may be one for each two keys that are the same
 	for i := range list {
 		if where, _, ok := strings.Cut(list[i], " not found in type "); ok {
 			list[i] = strings.Replace(where, "field ", "unknown key ", 1)

@@ -504,3 +504,21 @@ func TestTicket_JSON_SaysWhichCorrectionCounts(t *testing.T) {
 	require.NoError(t, err)
 	assert.Contains(t, string(text), `"correction":1`)
 }
+
+// A search goes back through many partitions. To compile code for all of them would take longer than its turn, each time.
+func TestSettleProducts_ProductThatNoTicketNamedForLong_CompilesNothing(t *testing.T) {
+	t.Parallel()
+	b := setupDays(t, 40, 20)
+	database := one[string](t, b, `SELECT quote_ident(current_database())`)
+	for _, cost := range []string{"jit_above_cost", "jit_inline_above_cost", "jit_optimize_above_cost"} {
+		exec(t, b, `ALTER DATABASE `+database+` SET `+cost+` = 0`) // as if there were millions of tickets
+	}
+	exec(t, b, `INSERT INTO products (product_id, name, price, first_seen_at, last_seen_at, changed_at, ticket_id, unsettled_at, named_until)
+		SELECT 'a', 'x', 1, received_at, received_at, received_at, id, now(), now() FROM tickets ORDER BY received_at LIMIT 1`)
+	server := openWith(t, b, false, map[string]postgres.SourcePolicy{})
+	start := time.Now()
+	_, err := server.store.SettleProducts(t.Context(), 0, 1000)
+	require.NoError(t, err)
+	assert.Less(t, time.Since(start), 2*time.Second)
+	assert.Zero(t, one[int](t, b, `SELECT count(*) FROM products`), "no ticket names it")
+}

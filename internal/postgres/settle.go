@@ -96,12 +96,16 @@ type unsettled struct {
 // alone cannot be settled, which is an error. If it takes too long to read the tickets, it puts the half off that changed first,
 // because to try fewer at once would leave them less time. The other half has fewer tickets to read the next time.
 func (s *Store) SettleProducts(ctx context.Context, after time.Duration, limit int) (int, error) {
+	settled, err := s.settleChanged(ctx, after, limit)
+	learned, learnErr := s.learnAgain(ctx, after, limit) // also while others change faster than they are settled
+	return settled + learned, errors.Join(err, learnErr)
+}
+
+// settleChanged is SettleProducts for products that changed.
+func (s *Store) settleChanged(ctx context.Context, after time.Duration, limit int) (int, error) {
 	for {
 		products, err := s.unsettledProducts(ctx, after, limit)
-		if err == nil && len(products) == 0 {
-			return s.learnAgain(ctx, after, limit)
-		}
-		if err != nil {
+		if err != nil || len(products) == 0 {
 			return 0, explain("look for products that changed", err)
 		}
 		err = s.settle(ctx, products)
