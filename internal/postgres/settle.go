@@ -97,8 +97,11 @@ type unsettled struct {
 // because to try fewer at once would leave them less time. The other half has fewer tickets to read the next time.
 func (s *Store) SettleProducts(ctx context.Context, after time.Duration, limit int) (int, error) {
 	settled, err := s.settleChanged(ctx, after, limit)
-	learned, learnErr := s.learnAgain(ctx, after, limit) // also while others change faster than they are settled
-	return settled + learned, errors.Join(err, learnErr)
+	if err != nil {
+		return settled, err
+	}
+	learned, err := s.learnAgain(ctx, after, limit) // also while others change faster than they are settled
+	return settled + learned, err
 }
 
 // settleChanged is SettleProducts for products that changed.
