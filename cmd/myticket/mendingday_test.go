@@ -377,9 +377,9 @@ func (d *shopDay) requireProducts(t *testing.T) {
 	}
 	// Servers look again a minute after a change, when all that ran beside it has ended. Nothing runs any more.
 	await(t, "all products are settled", func() bool {
-		d.exec(t, `UPDATE products SET unsettled_at = unsettled_at - interval '1 minute'
-			WHERE unsettled_at > now() - interval '1 minute'`)
-		return d.count(t, `SELECT count(*) FROM products WHERE unsettled_at IS NOT NULL`) == 0
+		d.exec(t, `UPDATE products SET unsettled_from = unsettled_from - interval '1 minute'
+			WHERE unsettled_from > now() - interval '1 minute'`)
+		return d.count(t, `SELECT count(*) FROM products WHERE unsettled_from IS NOT NULL`) == 0
 	})
 	require.Equal(t, replayed, d.products(t))
 }
