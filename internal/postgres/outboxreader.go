@@ -188,7 +188,9 @@ WITH ordered AS (
 )
 UPDATE outbox o SET xid = (1 + width_bucket(o.xid, (SELECT xids FROM bounds)))::text::xid8 WHERE ` + copiedRow
 
-	resetReaders = `UPDATE outbox_readers SET xid = '0', own_xid = NULL, system_identifier = (SELECT system_identifier FROM pg_control_system())`
+	resetReaders = `
+UPDATE outbox_readers
+SET xid = '0', own_xid = NULL, system_identifier = (SELECT system_identifier FROM pg_control_system())`
 )
 
 // renumberOutbox makes an outbox that was copied from another cluster one of this cluster. What one of its readers had not read

@@ -82,8 +82,9 @@ func (m *Maintainer) groupProblems(ctx context.Context) (more bool, err error) {
 	return false, vacuum(ctx, conn, slices.Sorted(maps.Keys(changed)))
 }
 
-// vacuum lets Problems count from the index alone what fillGroups has changed. Autovacuum never comes to an old partition of which
-// less than a fifth changed. It is as slow as autovacuum is by default. A partition that this role does not own is passed over.
+// vacuum lets Problems count from the index alone what fillGroups has changed. Autovacuum never comes to an old partition of
+// which less than a fifth changed. It is as slow as autovacuum is by default. A partition that this role does not own is passed
+// over.
 func vacuum(ctx context.Context, conn *pgx.Conn, partitions []string) error {
 	if _, err := conn.Exec(ctx, `SET vacuum_cost_delay = '2ms'`); err != nil {
 		return err
@@ -189,8 +190,8 @@ func makeIndex(ctx context.Context, conn *pgx.Conn, index partitionIndex) error 
 	return nil
 }
 
-// fillGroups groups some tickets that the version before stored, and returns the partition of each. It passes over those that another
-// session changes.
+// fillGroups groups some tickets that the version before stored, and returns the partition of each. It passes over those that
+// another session changes.
 func fillGroups(ctx context.Context, conn *pgx.Conn) (partitions []string, err error) {
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		// It acknowledges no ticket, so it need not wait for standbys.
