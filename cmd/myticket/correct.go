@@ -177,6 +177,7 @@ func (c ticketsCorrectCmd) edit(
 	}
 	command := cmp.Or(c.Editor, os.Getenv("EDITOR"), "vi") // VISUAL or EDITOR may be set to nothing
 	// As git does it, so that the command may have arguments. An interrupt is for the editor.
+	//nolint:gosec // the command is the person's own
 	editor := exec.CommandContext(context.WithoutCancel(ctx), "sh", "-c", command+` "$@"`, command, name)
 	editor.Stdin, editor.Stdout, editor.Stderr = std.stdin, std.stdout, std.stderr
 	if err := editor.Run(); err != nil {
