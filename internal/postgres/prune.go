@@ -102,8 +102,9 @@ type candidate struct {
 
 // PruneProducts removes the products that only the selected tickets name: no body of another TREATED ticket names them, not
 // counting test sources. It leaves out products that were withdrawn: their last_seen_at does not say when they were named. It
-// looks at up to limit products, and holds a bounded number of them and one ticket at a time in memory. It may be repeated: if it fails, the products that were removed before are gone. With dryRun it only counts. It does not remove
-// products that a ticket has named within the last ten minutes.
+// looks at up to limit products, and holds a bounded number of them and one ticket at a time in memory. It may be
+// repeated: if it fails, the products that were removed before are gone. With dryRun it only counts. It does not remove products
+// that a ticket has named within the last ten minutes.
 //
 // While tickets of that time are set aside (MoveStrays) it fails, because they may name the products, too.
 //
