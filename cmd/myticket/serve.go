@@ -118,7 +118,7 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 	var draining atomic.Bool
 	internal := admin.NewServer(registry, func() (bool, []admin.Check) {
 		return checks(maintainer, in, queue, draining.Load())
-	})
+	}, httpapi.OpenAPI)
 
 	var listen net.ListenConfig
 	webhookListener, err := listen.Listen(ctx, "tcp", f.HTTPAddr)

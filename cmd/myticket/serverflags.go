@@ -11,7 +11,7 @@ import (
 // serverFlags are the settings of a server, except for its database URL.
 type serverFlags struct {
 	HTTPAddr    string `name:"http-addr" env:"MYTICKET_HTTP_ADDR" default:":9098" group:"Listeners" help:"Address of the webhook, /ping and /metrics. Default: ${default}."`
-	AdminAddr   string `name:"admin-addr" env:"MYTICKET_ADMIN_ADDR" default:":9099" group:"Listeners" help:"Address of the internal listener: /livez, /readyz, /metrics, /debug/pprof. It must not be reachable from outside. Default: ${default}."`
+	AdminAddr   string `name:"admin-addr" env:"MYTICKET_ADMIN_ADDR" default:":9099" group:"Listeners" help:"Address of the internal listener: /livez, /readyz, /metrics, /openapi.yaml, /debug/pprof. It must not be reachable from outside. Default: ${default}."`
 	SourcesFile string `env:"MYTICKET_SOURCES_FILE" placeholder:"FILE" group:"Listeners" help:"JSON file with the credentials and rates of sources (docs/webhook.md). A source that is not in the file may not send, unless the file has an entry for all others. Default: no credentials are needed."`
 
 	IgnoreParameters []string `env:"MYTICKET_IGNORE_PARAMETERS" placeholder:"NAME" group:"Listeners" help:"Parameters of the webhook's URL that are ignored, separated by commas, for senders that add some and cannot be changed (docs/webhook.md). * means all. Default: none, so a ticket that is posted with a parameter is answered 400."`
