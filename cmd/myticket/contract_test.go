@@ -206,6 +206,42 @@ func TestAnswer_OfWhatIsNotTaken(t *testing.T) {
 	require.Zero(t, b.count(t, `SELECT count(*) FROM tickets`), "nothing of this is stored")
 }
 
+// A parameter that MyTicket does not know must not look as if it had worked.
+func TestParameter_ThatIsUnknown_IsNamed_AndNothingIsStored(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for path, name := range map[string]string{
+		"/ticket?dry_run=true":                       `\"dry_run\"`,
+		"/ticket/shop-1?dry_run":                     `\"dry_run\"`,
+		"/ticket?&dry%5Frun=1":                       `\"dry_run\"`,
+		"/ticket?=1":                                 `\"\"`,
+		"/ticket?%zz":                                `\"%zz\"`,
+		"/ticket?%22%3Cb%3E%00%C3%A9%FF":             `\"\\\"\u003cb\u003e\\x00\\u00e9\\xff\"`,
+		"/ticket/?a&b":                               `\"a\"`,
+		"/ticket?" + strings.Repeat("%61", 1000):     `\"` + strings.Repeat("a", 64) + `\"`,
+		"/ticket?" + strings.Repeat("&", 1000) + "a": `\"a\"`,
+	} {
+		a := b.post(t, path, sample(t))
+		requireProblem(t, a, http.StatusBadRequest, "parameter_unknown")
+		require.Contains(t, string(a.body), "no parameter "+name+" in the URL", path)
+	}
+	require.Zero(t, b.count(t, `SELECT count(*) FROM tickets`))
+	for _, path := range []string{"/ticket?", "/ticket/shop-1?&&"} { // no parameter
+		require.Equal(t, ticket.Treated, b.submit(t, path, sample(t)).Status)
+	}
+}
+
+func TestParameter_ThatIsIgnored_LosesNoTicket(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "--ignore-parameters=utm_source,v")
+	require.Equal(t, "shop-1", b.ticket(t, b.submit(t, "/ticket/shop-1?utm_source=till&utm%5Fsource=x&v", sample(t)).ID).Source)
+	a := b.post(t, "/ticket?v=1&dry_run=1", sample(t))
+	requireProblem(t, a, http.StatusBadRequest, "parameter_unknown")
+	require.Contains(t, string(a.body), "dry_run")
+	all := setup(t, "--ignore-parameters=*")
+	require.Equal(t, ticket.Treated, all.submit(t, "/ticket?dry_run=1&x", sample(t)).Status)
+}
+
 const webhookSecret = "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 const bearerToken = "token-0123456789"

@@ -113,12 +113,12 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 		MaxBody: int(f.MaxBody), MaxHeader: int(f.MaxHeader), BodyBytes: limits.bodyBytes,
 		MaxConnections: limits.connections, MaxPerPeer: limits.perPeer, PeerHeader: f.PeerHeader,
 		ReadTimeout: f.ReadTimeout, WriteTimeout: f.WriteTimeout, IdleTimeout: f.IdleTimeout,
-		Logger: logger, Registry: registry, Tracer: tracing.Requests(),
+		IgnoreParameters: f.IgnoreParameters, Logger: logger, Registry: registry, Tracer: tracing.Requests(),
 	}, in, sources)
 	var draining atomic.Bool
 	internal := admin.NewServer(registry, func() (bool, []admin.Check) {
 		return checks(maintainer, in, queue, draining.Load())
-	})
+	}, httpapi.OpenAPI)
 
 	var listen net.ListenConfig
 	webhookListener, err := listen.Listen(ctx, "tcp", f.HTTPAddr)

@@ -4,14 +4,17 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strings"
 	"time"
 )
 
 // serverFlags are the settings of a server, except for its database URL.
 type serverFlags struct {
 	HTTPAddr    string `name:"http-addr" env:"MYTICKET_HTTP_ADDR" default:":9098" group:"Listeners" help:"Address of the webhook, /ping and /metrics. Default: ${default}."`
-	AdminAddr   string `name:"admin-addr" env:"MYTICKET_ADMIN_ADDR" default:":9099" group:"Listeners" help:"Address of the internal listener: /livez, /readyz, /metrics, /debug/pprof. It must not be reachable from outside. Default: ${default}."`
+	AdminAddr   string `name:"admin-addr" env:"MYTICKET_ADMIN_ADDR" default:":9099" group:"Listeners" help:"Address of the internal listener: /livez, /readyz, /metrics, /openapi.yaml, /debug/pprof. It must not be reachable from outside. Default: ${default}."`
 	SourcesFile string `env:"MYTICKET_SOURCES_FILE" placeholder:"FILE" group:"Listeners" help:"JSON file with the credentials and rates of sources (docs/webhook.md). A source that is not in the file may not send, unless the file has an entry for all others. Default: no credentials are needed."`
+
+	IgnoreParameters []string `env:"MYTICKET_IGNORE_PARAMETERS" placeholder:"NAME" group:"Listeners" help:"Parameters of the webhook's URL that are ignored, separated by commas, for senders that add some and cannot be changed (docs/webhook.md). * means all. Default: none, so a ticket that is posted with a parameter is answered 400."`
 
 	MaxBody               byteSize      `env:"MYTICKET_MAX_BODY" default:"1MiB" group:"Limits" help:"Maximum size of a ticket, in bytes. A larger one is answered 413. Default: ${default}."`
 	MaxHeader             byteSize      `env:"MYTICKET_MAX_HEADER" default:"8KiB" group:"Limits" help:"Maximum size of a request's headers, in bytes. Larger ones are answered 431. Each connection holds a buffer of this size. Default: ${default}."`
@@ -87,6 +90,11 @@ func (f *serverFlags) Validate() error {
 	case f.PeerHeader != "" && f.MaxConnectionsPerPeer == 0:
 		return errors.New("--peer-header has no effect with --max-connections-per-peer=0, which means no limit: set " +
 			"--max-connections-per-peer to the requests that an address may have in progress, or leave out --peer-header")
+	}
+	for _, name := range f.IgnoreParameters {
+		if name == "" || strings.ContainsAny(name, "?&=#% ") {
+			return fmt.Errorf("--ignore-parameters: %q is not the name of a parameter, such as utm_source", name)
+		}
 	}
 	if limit := 1 << 30; int64(f.MaxBody) > int64(limit) {
 		return errors.New("--max-body is too large: Postgres stores no value of more than 1 GiB")

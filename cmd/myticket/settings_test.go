@@ -56,7 +56,7 @@ func TestSettings_ThatCannotBe_AreNamed(t *testing.T) {
 		"--treat-max-back-off=1ms", "--partition-period=year", "--partitions-ahead=0", "--shutdown-delay=-1s", "--shutdown-spool-wait=-1s",
 		"--shutdown-timeout=0s", "--log-format=xml", "--log-level=loud",
 		"--new-products-rate=NaN", "--new-products-rate=-1", "--new-products-burst=0", "--peer-header=X Forwarded",
-		"--test-sources=a,Shop 1",
+		"--test-sources=a,Shop 1", "--ignore-parameters=a=b", "--ignore-parameters=a,,b",
 	} {
 		t.Run(argument, func(t *testing.T) {
 			t.Parallel()
@@ -125,6 +125,7 @@ func TestSettings_FlagWinsOverEnvironment(t *testing.T) {
 func TestSettings_EmptyInTheEnvironment_AreNotSet(t *testing.T) {
 	t.Setenv("MYTICKET_SPOOL_DIR", "")
 	t.Setenv("MYTICKET_SOURCES_FILE", "")
+	t.Setenv("MYTICKET_IGNORE_PARAMETERS", "")
 	t.Setenv("DATABASE_URL", pgtest.New(t))
 	s := serveWith(t)
 	s.awaitReady(t)

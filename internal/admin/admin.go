@@ -1,4 +1,4 @@
-// Package admin is the internal listener: health, metrics and profiling. It must never be reachable from outside.
+// Package admin is the internal listener: health, metrics, profiling, and what describes the webhook. It must never be reachable from outside.
 package admin
 
 import (
@@ -22,8 +22,8 @@ type Check struct {
 }
 
 // NewServer returns the internal server. The function checks reports whether the server is ready, and the state of each check.
-// It must not block.
-func NewServer(registry *prometheus.Registry, checks func() (ready bool, checks []Check)) *http.Server {
+// It must not block. openAPI describes the webhook to those who write senders.
+func NewServer(registry *prometheus.Registry, checks func() (ready bool, checks []Check), openAPI []byte) *http.Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		// The process answers, so it lives. The database is not checked, because a restart would not bring it back.
@@ -34,6 +34,10 @@ func NewServer(registry *prometheus.Registry, checks func() (ready bool, checks 
 		ready(w, isReady, list)
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{EnableOpenMetrics: true}))
+	mux.HandleFunc("GET /openapi.yaml", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/yaml") // RFC 9512
+		_, _ = w.Write(openAPI)
+	})
 	// Without pprof.Cmdline, which would show a password that was given as a flag, and pprof.Index, which links to it.
 	mux.HandleFunc("/debug/pprof/{$}", profiles)
 	mux.HandleFunc("/debug/pprof/{name}", func(w http.ResponseWriter, r *http.Request) {

@@ -17,7 +17,7 @@ import (
 // The arguments of a process may hold a password.
 func TestProfiles_AreAllThere_AndNoneShowsTheCommandLine(t *testing.T) {
 	t.Parallel()
-	handler := admin.NewServer(prometheus.NewRegistry(), func() (bool, []admin.Check) { return true, nil }).Handler
+	handler := admin.NewServer(prometheus.NewRegistry(), func() (bool, []admin.Check) { return true, nil }, []byte("openapi: 3.1.0\n")).Handler
 	get := func(method, path string) *httptest.ResponseRecorder {
 		r := httptest.NewRecorder()
 		handler.ServeHTTP(r, httptest.NewRequestWithContext(t.Context(), method, path, nil))

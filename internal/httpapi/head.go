@@ -38,7 +38,7 @@ func (s *Server) headerReceived(h *fasthttp.RequestHeader) (none fasthttp.Reques
 	if length == -2 {
 		length = 0
 	}
-	refused, ok := s.webhook.Admit(s.webhook.sources.name(name), headersBefore(h), length)
+	refused, ok := s.webhook.Admit(s.webhook.sources.name(name), s.headersBefore(h), length)
 	if ok && s.bodies.full(length) {
 		refused, ok = s.webhook.noBudget(), false
 	}
@@ -164,8 +164,8 @@ func (s *Sources) name(written []byte) string {
 }
 
 // headersBefore returns the headers that are checked before the body is read.
-func headersBefore(h *fasthttp.RequestHeader) Headers {
-	var found Headers
+func (s *Server) headersBefore(h *fasthttp.RequestHeader) Headers {
+	found := Headers{Parameter: unknownParameter(h, s.config.IgnoreParameters)}
 	var once uniqueHeaders
 	for key, value := range h.All() {
 		switch string(key) {

@@ -39,6 +39,8 @@ type Config struct {
 	WriteTimeout   time.Duration // for a whole response. Defaults to 10 s.
 	IdleTimeout    time.Duration // for a connection between requests; longer than that of a proxy in front. Defaults to 75 s.
 
+	IgnoreParameters []string // parameters of the webhook's URL that are ignored. Others are answered 400. Defaults to none.
+
 	Logger   *slog.Logger         // Defaults to slog.Default.
 	Tracer   trace.Tracer         // of the webhook's requests. Defaults to none, which means no traces.
 	Registry *prometheus.Registry // Metrics are registered here and served on /metrics. Defaults to a new one.
@@ -279,7 +281,7 @@ func (s *Server) ticket(c *fiber.Ctx) (err error) {
 		}
 	} else { // only if the handler is called without the server, so that headerReceived was not called
 		r.Body = bytes.Clone(c.BodyRaw())
-		if refused, ok := s.webhook.Admit(r.Source, headersBefore(h), len(r.Body)); !ok {
+		if refused, ok := s.webhook.Admit(r.Source, s.headersBefore(h), len(r.Body)); !ok {
 			s.refuse(c, r, refused)
 			return nil
 		}

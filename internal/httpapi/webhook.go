@@ -36,6 +36,9 @@ type Headers struct {
 
 	// Repeated is the name of a header that was sent twice with two values and must not be; empty for none.
 	Repeated string
+
+	// Parameter is the name of a parameter in the URL that the webhook does not know, in quotes; empty for none.
+	Parameter string
 }
 
 // Response is the answer to a request.
@@ -131,6 +134,11 @@ func (w *Webhook) Admit(name string, h Headers, length int) (Response, bool) {
 	if h.Repeated != "" {
 		return problem(http.StatusBadRequest, "header_repeated",
 			"The header "+h.Repeated+" was sent twice, with two values. The ticket was not stored; send the header once."), false
+	}
+	if h.Parameter != "" {
+		return problem(http.StatusBadRequest, "parameter_unknown",
+			"The webhook knows no parameter "+h.Parameter+" in the URL. The ticket was not stored; send it without the parameter, or "+
+				"ask the operator to have it ignored (--ignore-parameters)."), false
 	}
 	if !source.open() && !source.admits(h, w.sources.now()) {
 		return w.unauthorized(source, h), false

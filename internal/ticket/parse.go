@@ -29,7 +29,7 @@ const (
 	MaxProblems        = 100  // problems that are listed; one more says how many are not
 )
 
-// Codes of the problems that Parse finds.
+// Codes of the problems that Parse finds. docs/ticket-format.md has an example of each.
 const (
 	ProblemEmpty             = "empty"              // only blank lines
 	ProblemHeaderUnreadable  = "header_unreadable"  // a line that is not of the form "Name: value"
@@ -56,7 +56,7 @@ const (
 	ProblemJSONUnexpected    = "json_unexpected"    // a value of another kind than the dialect needs in its place
 )
 
-// Parse reads a ticket:
+// Parse reads a ticket. docs/ticket-format.md has the whole format; this is the usual form:
 //
 //	Order: 123456
 //	VAT: 3.10
