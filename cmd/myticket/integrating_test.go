@@ -58,7 +58,7 @@ func (n *badNetwork) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "{}", http.StatusOK) // where a redirect leads
 		return
 	}
-	key := r.Header.Get("webhook-id")
+	key := r.Header.Get("Webhook-Id")
 	if key == "" {
 		key = r.Header.Get("Idempotency-Key")
 	}
@@ -96,8 +96,8 @@ func (n *badNetwork) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for name := range r.Header {
 		headers = append(headers, name, r.Header.Get(name))
 	}
-	a, err := n.server.send(r.URL.RequestURI(), string(body), headers...)
-	if err != nil || what == "bumpy" && made == 4 { // stored, and the answer is lost
+	a, err := n.server.send(r.URL.RequestURI(), string(body), headers...) //nolint:contextcheck // it has a limit of its own
+	if err != nil || what == "bumpy" && made == 4 {                       // stored, and the answer is lost
 		panic(http.ErrAbortHandler)
 	}
 	for name, values := range a.header {
@@ -258,7 +258,7 @@ func (o *outbox) bumpy(t *testing.T, b *testBundle, network *badNetwork, key str
 	for _, a := range attempts {
 		require.Equal(t, text, a.body)
 	}
-	if o.sender.auth != "signature" { // that script knows no Retry-After
+	if o.auth != "signature" { // that script knows no Retry-After
 		require.GreaterOrEqual(t, attempts[1].at.Sub(attempts[0].at), time.Second, "Retry-After of a 503")
 		require.GreaterOrEqual(t, attempts[2].at.Sub(attempts[1].at), time.Second, "Retry-After of a 429")
 	}

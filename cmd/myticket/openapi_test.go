@@ -219,7 +219,7 @@ func TestOpenAPI_HasEveryCode(t *testing.T) {
 	page, err := os.ReadFile("../../docs/webhook.md")
 	require.NoError(t, err)
 	var onPage []string
-	for _, row := range regexp.MustCompile("(?m)^\\| (\\d{3}) \\| ([^|]*) \\|").FindAllStringSubmatch(string(page), -1) {
+	for _, row := range regexp.MustCompile(`(?m)^\| (\d{3}) \| ([^|]*) \|`).FindAllStringSubmatch(string(page), -1) {
 		for _, code := range regexp.MustCompile("`(\\w+)`").FindAllStringSubmatch(row[2], -1) {
 			onPage = append(onPage, row[1]+" "+code[1])
 		}

@@ -1,4 +1,5 @@
-// Package admin is the internal listener: health, metrics, profiling, and what describes the webhook. It must never be reachable from outside.
+// Package admin is the internal listener: health, metrics, profiling, and what describes the webhook. It must never be reachable
+// from outside.
 package admin
 
 import (

@@ -9,8 +9,8 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// AllParameters, as an ignored parameter, stands for every name.
-const AllParameters = "*"
+// allParameters stands for every name among those that are ignored.
+const allParameters = "*"
 
 // unknownParameter returns the name of the first parameter in a request's URL that is not ignored, in quotes and bounded for the
 // answer; "" if there is none. The webhook knows no parameters. A sender that writes one expects something of it ("dry_run"),
@@ -18,7 +18,7 @@ const AllParameters = "*"
 func unknownParameter(h *fasthttp.RequestHeader, ignored []string) string {
 	uri := h.RequestURI()
 	i := bytes.IndexByte(uri, '?')
-	if i < 0 || slices.Contains(ignored, AllParameters) { // there is no "?" in nearly all requests
+	if i < 0 || slices.Contains(ignored, allParameters) { // there is no "?" in nearly all requests
 		return ""
 	}
 	query, _, _ := bytes.Cut(uri[i+1:], []byte{'#'})

@@ -39,7 +39,7 @@ type Config struct {
 	WriteTimeout   time.Duration // for a whole response. Defaults to 10 s.
 	IdleTimeout    time.Duration // for a connection between requests; longer than that of a proxy in front. Defaults to 75 s.
 
-	IgnoreParameters []string // parameters of the webhook's URL that are ignored. Others are answered 400. Defaults to none.
+	IgnoreParameters []string // parameters of the URL that are ignored, "*" for all; others are answered 400. Defaults to none.
 
 	Logger   *slog.Logger         // Defaults to slog.Default.
 	Tracer   trace.Tracer         // of the webhook's requests. Defaults to none, which means no traces.
