@@ -149,9 +149,9 @@ func (s *Store) Close() {
 // database, and keeps the plans until ANALYZE runs. Every statement of the hot path reads and writes by key, so a sequential
 // scan, a hash join or a merge join would become wrong as the tables grow.
 //
-// It forbids compiling, too (https://www.postgresql.org/docs/current/jit-decision.html). Postgres decides by the cost of all rows,
-// and gives a plan that is forbidden and has to be used all the same, such as a sort of a few rows, an enormous cost. It compiles
-// code for each partition before the first row, and no timeout ends that: seconds or a minute instead of milliseconds.
+// It forbids compiling, too (https://www.postgresql.org/docs/current/jit-decision.html): Postgres decides by the cost of all
+// rows, and gives a plan that is forbidden and has to be used all the same, such as a sort of a few rows, an enormous cost. It
+// compiles code for each partition before the first row, and no timeout ends that: seconds or a minute instead of milliseconds.
 //
 // It also has Postgres end a transaction whose process was paused before its COMMIT: see settleAfter.
 func prepareSession(ctx context.Context, conn *pgx.Conn) error {
