@@ -115,7 +115,10 @@ func (f databaseFlags) openWith(
 	})
 	if err != nil {
 		store.Close()
-		return nil, interrupted(ctx, fmt.Errorf("nothing was changed: %w", err))
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, fmt.Errorf("nothing was changed: %w", err)
 	}
 	return store, nil
 }

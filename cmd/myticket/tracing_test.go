@@ -142,7 +142,7 @@ func TestTracing_LinksRequestsWithTheirBatch(t *testing.T) {
 			t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint(t))
 			t.Setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
 			t.Setenv("OTEL_TRACES_SAMPLER", "parentbased_always_off") // so what follows is because of the sender's
-			s := serve(t, tb.databaseURL, "--sources-file", trustedSources(t))
+			s := serve(t, tb.databaseURL, "--sources-file", trustedSources(t), "--ignore-parameters=secret")
 			s.awaitReady(t)
 
 			s.submit(t, "/ticket/quiet", body("1", "Tea,t,1"))
