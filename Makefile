@@ -43,7 +43,7 @@ run: build ## build, then serve with a throwaway Postgres, on this machine only;
 
 # One Postgres serves the tests of all packages. withpg is built and not started with `go run`, which would print the last line.
 # What .ci/test-json says beside the results goes to file 3, because gotestsum takes what is on file 2 for errors.
-GO_TEST_FLAGS = $(RACE) -shuffle=on -timeout=10m $(ARGS)
+GO_TEST_FLAGS = $(RACE) -shuffle=on -timeout=20m $(ARGS)
 GOTESTSUM := $(TOOL) gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg
 .PHONY: test
 test: ## run all tests against a throwaway Postgres; ARGS='-run TestX' narrows them. The first time it builds two Helms meanwhile

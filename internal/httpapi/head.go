@@ -165,7 +165,10 @@ func (s *Sources) name(written []byte) string {
 
 // headersBefore returns the headers that are checked before the body is read.
 func (s *Server) headersBefore(h *fasthttp.RequestHeader) Headers {
-	found := Headers{Parameter: unknownParameter(h, s.config.IgnoreParameters)}
+	var found Headers
+	if parameter := unknownParameter(h, s.config.IgnoreParameters); parameter != "" {
+		found.Repeated = "?" + parameter
+	}
 	var once uniqueHeaders
 	for key, value := range h.All() {
 		switch string(key) {

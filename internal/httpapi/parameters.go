@@ -15,6 +15,8 @@ const allParameters = "*"
 // unknownParameter returns the name of the first parameter in a request's URL that is not ignored, in quotes and bounded for the
 // answer; "" if there is none. The webhook knows no parameters. A sender that writes one expects something of it ("dry_run"),
 // which would not happen.
+//
+//go:noinline
 func unknownParameter(h *fasthttp.RequestHeader, ignored []string) string {
 	uri := h.RequestURI()
 	i := bytes.IndexByte(uri, '?')
