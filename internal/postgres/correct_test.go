@@ -514,7 +514,7 @@ func TestSettleProducts_ProductThatNoTicketNamedForLong_CompilesNothing(t *testi
 		exec(t, b, `ALTER DATABASE `+database+` SET `+cost+` = 0`) // as if there were millions of tickets
 	}
 	exec(t, b, `INSERT INTO products (product_id, name, price, first_seen_at, last_seen_at, changed_at, ticket_id, unsettled_from, named_until)
-		SELECT 'a', 'x', 1, received_at, received_at, received_at, id, now(), now() FROM tickets ORDER BY received_at LIMIT 1`)
+		SELECT 'a', 'x', 1, received_at, received_at - interval '1 minute', received_at, id, now(), now() FROM tickets ORDER BY received_at LIMIT 1`)
 	server := openWith(t, b, false, map[string]postgres.SourcePolicy{})
 	_, err := server.store.SettleProducts(t.Context(), 0, 1000)
 	require.NoError(t, err)
