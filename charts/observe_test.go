@@ -124,7 +124,7 @@ func observe(t *testing.T) *observed {
 	printed, err := output(t, "go", "build", "-o", filepath.Join(folder, "myticket"), "../cmd/myticket")
 	require.NoError(t, err, printed)
 	sources := filepath.Join(folder, "sources.json")
-	require.NoError(t, os.WriteFile(sources, []byte(`{"shop-1": {}, "shop-2": {"bearer_tokens": ["a-long-random-token"]}, "*": {}}`), 0o600))
+	require.NoError(t, os.WriteFile(sources, []byte(`{"shop-1": {}, "shop-2": {"bearer_tokens": ["a-long-random-token"]}, "shop-3": {"hold": true}, "*": {}}`), 0o600))
 	collector := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	t.Cleanup(collector.Close)
 	logged := start(t, []string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + collector.URL}, filepath.Join(folder, "myticket"), "serve",
