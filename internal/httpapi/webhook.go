@@ -34,9 +34,9 @@ type Headers struct {
 	WebhookSignature string
 	WebhookTimestamp string
 
-	// Repeated is the name of a header that was sent twice with two values and must not be, or else "?" and, in quotes, the name of a
-	// parameter in the URL that the webhook does not know; empty for none. It is one field, because one more makes the stack of
-	// each connection twice as large under the race detector.
+	// Repeated is the name of a header that was sent twice with two values and must not be, or else "?" and, in quotes, the name
+	// of a parameter in the URL that the webhook does not know; empty for none. It is one field, because one more makes the stack
+	// of each connection twice as large under the race detector.
 	Repeated string
 }
 
