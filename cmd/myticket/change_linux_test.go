@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -278,30 +277,8 @@ func TestTicketsRetry_ShowsWhatItWouldTouch_AndAsks(t *testing.T) {
 	assert.Zero(t, b.count(t, audited))
 
 	for answer, want := range map[string]int{"\n": 0, "no\n": 0, "y\n": 1500} {
-		person, program := newTerminal(t)
-		var out bytes.Buffer
-		args := []string{"tickets", "retry", "--source=shop-1", "--share=100", "--database-url", b.url}
-		exited := make(chan int, 1)
-		go func() { exited <- run(t.Context(), args, nil, streams{stdin: program, stdout: &out, stderr: program}) }()
-		screen := make(chan string, 1)
-		go func() {
-			var seen strings.Builder
-			buffer := make([]byte, 4096)
-			for {
-				n, err := person.Read(buffer)
-				seen.Write(buffer[:n])
-				if strings.Contains(string(buffer[:n]), "[y/N]") {
-					_, _ = io.WriteString(person, answer)
-				}
-				if err != nil { // the program's end is closed
-					screen <- seen.String()
-					return
-				}
-			}
-		}()
-		assert.Equal(t, want == 0, <-exited == 1, answer)
-		require.NoError(t, program.Close())
-		shown := <-screen
+		code, shown := b.onTerminal(t, answer, "tickets", "retry", "--source=shop-1", "--share=100")
+		assert.Equal(t, want == 0, code == 1, answer)
 		assert.Contains(t, shown, "Shall these 1500 tickets be sent back? [y/N]")
 		assert.Equal(t, want, b.count(t, sentBack), answer)
 		assert.Equal(t, want, b.count(t, audited), answer)

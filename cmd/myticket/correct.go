@@ -84,14 +84,15 @@ func (c ticketsCorrectCmd) Run(ctx context.Context, std streams) (err error) {
 	if c.Revert && t.Correction == 0 {
 		return fmt.Errorf("ticket %s: %w", c.ID, postgres.ErrNotCorrected)
 	}
+	report := correctedReport{ID: c.ID}
 	if !c.Revert {
 		edited := ""
 		if text, edited, err = c.text(ctx, std, t, dialects); err != nil {
 			return err
 		}
-		to.Text = text
+		to.Text, report.Correction = text, to.Seen+1
 		defer func() {
-			if edited != "" && err != nil {
+			if edited != "" && err != nil && !report.Applied {
 				err = fmt.Errorf("%w\nThe text is in %s", err, edited)
 			} else if edited != "" {
 				_ = os.Remove(edited)
@@ -102,10 +103,7 @@ func (c ticketsCorrectCmd) Run(ctx context.Context, std streams) (err error) {
 	if err != nil {
 		return err
 	}
-	report := correctedReport{ID: c.ID, Correction: to.Seen + 1, Status: would.Status, Problems: would.Problems}
-	if c.Revert {
-		report.Correction = 0
-	}
+	report.Status, report.Problems = would.Status, would.Problems
 	if c.DryRun {
 		return c.print(std, report)
 	}
@@ -253,20 +251,19 @@ func (c ticketsCorrectCmd) print(std streams, report correctedReport) error {
 	if c.Output == "json" {
 		return printJSON(std.stdout, report)
 	}
-	switch {
-	case !report.Applied:
-		fmt.Fprintf(std.stdout, "It would be %s. Nothing was changed.\n", report.Status)
-	default:
-		is, until := "corrected", ""
-		if c.Revert {
-			is = "as it was sent"
-		}
-		if report.Status == ticket.ToTreat {
-			until = " until a server has read it"
-		}
-		fmt.Fprintf(std.stdout, "It is %s, and %s%s.\n", is, report.Status, until)
+	if !report.Applied {
+		_, err := fmt.Fprintf(std.stdout, "It would be %s. Nothing was changed.\n", report.Status)
+		return err
 	}
-	return nil
+	is, until := "corrected", ""
+	if c.Revert {
+		is = "as it was sent"
+	}
+	if report.Status == ticket.ToTreat {
+		until = " until a server has read it"
+	}
+	_, err := fmt.Fprintf(std.stdout, "It is %s, and %s%s.\n", is, report.Status, until)
+	return err
 }
 
 // How much of a diff is shown around what differs, in lines, and the longest texts that are compared, in bytes.

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"bytes"
+	"io"
 	"os"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -25,4 +28,27 @@ func newTerminal(t *testing.T) (person, program *os.File) {
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = program.Close() })
 	return person, program
+}
+
+// onTerminal runs a command on a terminal, where a person gives an answer to each question. It returns what the screen shows.
+func (b *operatorBundle) onTerminal(t *testing.T, answer string, args ...string) (code int, screen string) {
+	t.Helper()
+	person, program := newTerminal(t)
+	exited := make(chan int, 1)
+	go func() {
+		exited <- run(t.Context(), append(args, "--database-url", b.url), nil, streams{program, program, program})
+		_ = program.Close()
+	}()
+	var seen bytes.Buffer
+	buffer := make([]byte, 4096)
+	for {
+		n, err := person.Read(buffer)
+		seen.Write(buffer[:n])
+		if strings.Contains(string(buffer[:n]), "[y/N]") {
+			_, _ = io.WriteString(person, answer)
+		}
+		if err != nil { // the program's end is closed
+			return <-exited, strings.ReplaceAll(seen.String(), "\r\n", "\n")
+		}
+	}
 }

@@ -103,10 +103,9 @@ func (s *Store) correct(
 	if err != nil {
 		return nil, err
 	}
-	products, err := s.productsOf(was, stored)
-	last, lastErr := lastCorrection(ctx, tx, id)
-	if lastErr != nil {
-		return nil, lastErr
+	last, err := lastCorrection(ctx, tx, id)
+	if err != nil {
+		return nil, err
 	}
 	if again && last.Number == to.Seen+1 && last.Who == by.Who && last.Why == by.Why {
 		var there []byte
@@ -124,10 +123,12 @@ func (s *Store) correct(
 		return ErrNotCorrected, nil
 	case last.Number >= MaxCorrections:
 		return fmt.Errorf("it was corrected %d times, which is the most that is kept; nothing was changed", last.Number), nil
-	case status != ticket.Treated:
-		products = nil // it said nothing
-	case err != nil:
-		return fmt.Errorf("it cannot be taken back what it said about products, so nothing was changed: %w", err), nil
+	}
+	var products []string
+	if status == ticket.Treated { // any other said nothing about products
+		if products, err = s.productsOf(was, stored); err != nil {
+			return fmt.Errorf("it cannot be taken back what it said about products, so nothing was changed: %w", err), nil
+		}
 	}
 	number := last.Number + 1
 	if _, err := tx.Exec(ctx, insertCorrection, at, id, number, to.Text, by.Who, by.Why); err != nil {
