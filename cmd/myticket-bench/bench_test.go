@@ -136,7 +136,7 @@ func TestBench_MeasuresEachKindOfRow(t *testing.T) { //nolint:paralleltest // it
 
 func TestBench_ComparesAndSustains(t *testing.T) { //nolint:paralleltest // it needs the machine for itself
 	if testing.Short() {
-		t.Skip("it starts a Postgres of its own, twice")
+		t.Skip("it starts a Postgres of its own, three times")
 	}
 	b, out := newTestBench(t, func(s *settings) { s.vs, s.only = s.server, "^2 lines, 10 products, concurrency 50$" })
 	require.NoError(t, b.run(t.Context()), out.String())
@@ -148,6 +148,12 @@ func TestBench_ComparesAndSustains(t *testing.T) { //nolint:paralleltest // it n
 	const asked, answered = 0, 1
 	line := linesOf(t, out.String(), "| ", 2)[1]
 	assertPositive(t, line, asked, answered)
+
+	b, out = newTestBench(t, func(s *settings) { s.retried, s.duration = 3_000, 100*time.Millisecond })
+	require.NoError(t, b.run(t.Context()), out.String())
+	assertPositive(t, linesOf(t, out.String(), "| alone | ", 1)[0], 1, 2, 3)
+	assertPositive(t, linesOf(t, out.String(), "| beside the retry | ", 1)[0], 1, 2, 3)
+	assert.Contains(t, out.String(), "The last one was read ")
 }
 
 func TestFloor_AnswersLikeMyTicket(t *testing.T) {

@@ -37,6 +37,7 @@ type settings struct {
 	spooled  int
 	sustain  time.Duration
 	share    float64
+	retried  int
 }
 
 func main() {
@@ -68,7 +69,8 @@ func main() {
 	flag.IntVar(&s.spooled, "spooled", 100_000, "tickets to drain from a spool in each round; 0 leaves out these rows")
 	flag.DurationVar(&s.sustain, "sustain", 0,
 		"measure only a steady rate for this long, such as 10m: tickets of 40 lines, 100,000 products")
-	flag.Float64Var(&s.share, "sustain-share", 0.25, "the rate of -sustain as a share of the floor's")
+	flag.Float64Var(&s.share, "sustain-share", 0.25, "the rate of -sustain and -retried as a share of the floor's")
+	flag.IntVar(&s.retried, "retried", 0, "measure only how long answers take beside a retry of this many tickets, such as 200000")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -115,9 +117,9 @@ func newBench(s settings, out io.Writer) (*bench, error) {
 	if err != nil {
 		return nil, fmt.Errorf("-only: %w", err)
 	}
-	if s.rounds < 1 || s.duration <= 0 || s.spooled < 0 || s.share <= 0 || s.products < 5*hotProducts {
-		return nil, fmt.Errorf("-rounds, -duration and -sustain-share must be more than 0, -spooled must not be less, and -products "+
-			"must be at least %d", 5*hotProducts)
+	if s.rounds < 1 || s.duration <= 0 || s.spooled < 0 || s.retried < 0 || s.share <= 0 || s.products < 5*hotProducts {
+		return nil, fmt.Errorf("-rounds, -duration and -sustain-share must be more than 0, -spooled and -retried must not be less, and "+
+			"-products must be at least %d", 5*hotProducts)
 	}
 	return &bench{
 		settings: s, only: only, out: out, pgbench: 6 * time.Second,
@@ -145,6 +147,8 @@ func (b *bench) run(ctx context.Context) (err error) {
 		return b.compare(ctx)
 	case b.settings.sustain > 0:
 		return b.sustained(ctx)
+	case b.settings.retried > 0:
+		return b.retried(ctx)
 	default:
 		return b.everything(ctx)
 	}

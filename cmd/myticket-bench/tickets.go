@@ -11,6 +11,7 @@ import (
 // tickets is a set of tickets that differ in their products, and each time one is sent also in its order number.
 type tickets struct {
 	name            string
+	order           string // what they call the order number
 	lines, products int
 	count           int
 	pick            func() int // the next product
@@ -38,7 +39,7 @@ func productOf(i int) product {
 func newTickets(lines, products int) *tickets {
 	next := -1
 	return &tickets{
-		name: fmt.Sprintf("%d lines, %d products", lines, products), lines: lines, products: products,
+		name: fmt.Sprintf("%d lines, %d products", lines, products), lines: lines, products: products, order: "Order",
 		count: max(products/lines, 1_000),
 		pick: func() int {
 			next++
@@ -52,7 +53,7 @@ func newTickets(lines, products int) *tickets {
 func newShopTickets(lines, products int) *tickets {
 	chance := rand.New(rand.NewPCG(1, 2))
 	return &tickets{
-		name: fmt.Sprintf("%d lines, %d new products", lines, products), lines: lines, products: products,
+		name: fmt.Sprintf("%d lines, %d new products", lines, products), lines: lines, products: products, order: "Order",
 		count: 8 * products / lines,
 		pick:  func() int { return chance.IntN(products) },
 	}
@@ -63,7 +64,7 @@ func (t *tickets) make() {
 	t.once.Do(func() {
 		for range t.count {
 			var body strings.Builder
-			fmt.Fprintf(&body, "Order: %0*d\nVAT: 3.10\nTotal: 16.90\n\nproduct,product_id,price\n", orderDigits, 0)
+			fmt.Fprintf(&body, "%s: %0*d\nVAT: 3.10\nTotal: 16.90\n\nproduct,product_id,price\n", t.order, orderDigits, 0)
 			for range t.lines {
 				p := productOf(t.pick())
 				fmt.Fprintf(&body, "%s,%s,%s\n", p.name, p.id, p.price)
@@ -72,7 +73,7 @@ func (t *tickets) make() {
 			head := "POST /ticket HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: " +
 				strconv.Itoa(len(text)) + "\r\n\r\n"
 			t.requests = append(t.requests, []byte(head+text))
-			t.at = append(t.at, len(head)+len("Order: "))
+			t.at = append(t.at, len(head)+len(t.order)+len(": "))
 		}
 	})
 }

@@ -1,14 +1,10 @@
 package ticket
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
-	"slices"
 	"strings"
-
-	"github.com/go-json-experiment/json/jsontext"
+	"unicode/utf8"
 )
 
 // JSON says where a JSON document has what a ticket says, in JSON Pointers (RFC 6901). Those of a product begin at an element of
@@ -22,7 +18,23 @@ type JSON struct {
 // place is where a document leads from some value on: to what is read, or further.
 type place struct {
 	is      what
-	members map[string]*place // by the name or the index of a value
+	members []member // at most one for each pointer
+}
+
+// member is where a place leads to by the name or the index of a value.
+type member struct {
+	name string
+	to   *place
+}
+
+// to returns where a place leads to, or nil.
+func (p *place) to(name string) *place {
+	for i := range p.members {
+		if m := &p.members[i]; m.name == name {
+			return m.to
+		}
+	}
+	return nil
 }
 
 // what is read at a place.
@@ -60,16 +72,29 @@ func newPlaces(d Dialect) (*places, error) {
 		if one.pointer == "" && one.optional {
 			continue
 		}
-		pointer := jsontext.Pointer(one.pointer)
-		if one.pointer == "" || !pointer.IsValid() || len(pointer) > MaxDialectText {
+		path, ok := pathOf(one.pointer)
+		if !ok || len(one.pointer) > MaxDialectText {
 			return nil, fmt.Errorf("%w: %s is %q, which must be a JSON Pointer (RFC 6901) such as /receipt/number, of at most %d bytes",
 				ErrDialect, one.name, one.pointer, MaxDialectText)
 		}
-		if err := one.from.add(slices.Collect(pointer.Tokens()), one.is); err != nil {
+		if err := one.from.add(path, one.is); err != nil {
 			return nil, fmt.Errorf("%w: %s is %q, %w", ErrDialect, one.name, one.pointer, err)
 		}
 	}
 	return p, nil
+}
+
+// pathOf returns the names of a JSON Pointer (RFC 6901, section 3), of which there is at least one.
+func pathOf(pointer string) (path []string, ok bool) {
+	escapes := strings.NewReplacer("~0", "~", "~1", "/")
+	names := strings.Split(pointer, "/")
+	for _, name := range names[1:] {
+		if strings.Contains(strings.NewReplacer("~0", "", "~1", "").Replace(name), "~") {
+			return nil, false
+		}
+		path = append(path, escapes.Replace(name))
+	}
+	return path, names[0] == "" && len(path) > 0 && utf8.ValidString(pointer)
 }
 
 // add adds what is read at the end of a path.
@@ -78,13 +103,10 @@ func (p *place) add(path []string, is what) error {
 		if p.is != nothing {
 			return errors.New("which is inside of another value that is read")
 		}
-		next := p.members[name]
+		next := p.to(name)
 		if next == nil {
 			next = &place{}
-			if p.members == nil {
-				p.members = map[string]*place{}
-			}
-			p.members[name] = next
+			p.members = append(p.members, member{name, next})
 		}
 		p = next
 	}
@@ -95,14 +117,13 @@ func (p *place) add(path []string, is what) error {
 	return nil
 }
 
-// jsonReader reads a document token by token, and keeps only what is read.
+// jsonReader reads a document once, value by value, and keeps only what is read.
 type jsonReader struct {
 	parser
 
-	body    []byte
-	decoder *jsontext.Decoder
+	json    jsonText
 	places  *places
-	counted int  // bytes of the body whose lines are counted in parser.line
+	counted int  // bytes of the text whose lines are counted in parser.line
 	found   bool // there is a product list
 	noArray bool // it is no array, which is a problem already
 	lines   int
@@ -114,24 +135,19 @@ type jsonReader struct {
 
 // parseJSON reads a ticket that is JSON.
 func (r *Reader) parseJSON(body []byte) (Order, []Problem) {
-	body = bytes.TrimPrefix(body, []byte("\ufeff"))
-	j := &jsonReader{parser: parser{reader: r, line: 1}, body: body, places: r.json}
-	j.decoder = jsontext.NewDecoder(bytes.NewBuffer(body), jsontext.AllowDuplicateNames(true))
+	text := strings.TrimPrefix(string(body), "\ufeff")
+	j := &jsonReader{parser: parser{reader: r, line: 1}, json: newJSONText(text), places: r.json}
+	if j.json.peek() == 0 && j.json.at == len(text) {
+		return Order{}, []Problem{{Code: ProblemEmpty, Message: "the ticket has only blank lines"}}
+	}
+	j.order.size.text = len(text)
 	err := j.value(r.json.document)
-	if err == nil && !j.gaveUp {
-		if _, err = j.decoder.ReadToken(); errors.Is(err, io.EOF) {
-			err = nil
-		} else if err == nil {
-			err = errors.New("there is more after its end")
-		}
+	if err == nil && !j.gaveUp && (j.json.peek() != 0 || j.json.at < len(text)) {
+		err = j.json.unexpected("nothing more")
 	}
 	switch {
-	case len(bytes.TrimSpace(body)) == 0:
-		return Order{}, []Problem{{Code: ProblemEmpty, Message: "the ticket has only blank lines"}}
 	case err != nil:
-		at := j.lineAt(j.decoder.InputOffset())
-		j.problemf(at, ProblemJSONInvalid, "the ticket is not JSON from here on, and nothing more was read: %s",
-			quote(reason(err)))
+		j.problemf(j.here(), ProblemJSONInvalid, "the ticket is not JSON from here on, and nothing more was read: %v", err)
 	default:
 		j.missing()
 		if !j.gaveUp && !j.noArray && j.lines == 0 {
@@ -144,96 +160,84 @@ func (r *Reader) parseJSON(body []byte) (Order, []Problem) {
 	return j.result()
 }
 
-// reason is what a decoder says, without the name of its package.
-func reason(err error) string { return strings.TrimPrefix(err.Error(), "jsontext: ") }
-
-// lineAt returns the line of a place in the body. Places come in their order.
-func (j *jsonReader) lineAt(offset int64) int {
-	at := min(int(offset), len(j.body))
-	if at > j.counted {
-		part := j.body[j.counted:at]
-		j.line += bytes.Count(part, []byte("\n"))
-		j.counted = at
-	}
+// here returns the line of the place to which the text was read.
+func (j *jsonReader) here() int {
+	j.line += strings.Count(j.json.text[j.counted:j.json.at], "\n")
+	j.counted = j.json.at
 	return j.line
 }
 
 // value reads the next value, which is at a place; nil for one that leads nowhere.
 func (j *jsonReader) value(at *place) error {
 	if at == nil || j.gaveUp {
-		return j.decoder.SkipValue()
+		return j.json.skip()
 	}
-	kind := j.decoder.PeekKind()
+	kind := j.json.peek()
 	switch {
 	case at.is == productList:
 		return j.list(kind)
 	case at.is != nothing:
 		return j.scalar(at.is, kind)
-	case kind == jsontext.KindBeginObject:
+	case kind == '{':
 		return j.members(at)
-	case kind == jsontext.KindBeginArray:
-		return j.elements(func(i int) error { return j.value(at.members[itoa(i)]) })
+	case kind == '[':
+		return j.elements(func(i int) error { return j.value(at.to(itoa(i))) })
 	}
-	return j.decoder.SkipValue()
+	return j.json.skip()
 }
 
 func (j *jsonReader) members(at *place) error {
-	if _, err := j.decoder.ReadToken(); err != nil {
-		return err
-	}
-	for j.decoder.PeekKind() != jsontext.KindEndObject {
-		name, err := j.decoder.ReadToken()
-		if err != nil {
+	for first := true; ; first = false {
+		name, ok, err := j.json.member(first)
+		if !ok || err != nil {
 			return err
 		}
-		if err := j.value(at.members[name.String()]); err != nil {
+		if err := j.value(at.to(name)); err != nil {
 			return err
 		}
 	}
-	_, err := j.decoder.ReadToken()
-	return err
 }
 
 func (j *jsonReader) elements(each func(int) error) error {
-	if _, err := j.decoder.ReadToken(); err != nil {
-		return err
-	}
-	for i := 0; j.decoder.PeekKind() != jsontext.KindEndArray; i++ {
+	for i := 0; ; i++ {
+		if ok, err := j.json.element(i == 0, ']'); !ok || err != nil {
+			return err
+		}
 		if err := each(i); err != nil {
 			return err
 		}
 	}
-	_, err := j.decoder.ReadToken()
-	return err
 }
 
 // list reads the product list.
-func (j *jsonReader) list(kind jsontext.Kind) error {
+func (j *jsonReader) list(kind byte) error {
 	switch {
-	case kind != jsontext.KindBeginArray:
+	case kind != '[':
 		j.noArray = true
 		return j.unexpected("the product list", "an array", kind)
 	case j.found:
 		j.problemf(j.here(), ProblemHeaderConflict, "the product list appears twice; the second one was not read")
-		return j.decoder.SkipValue()
+		return j.json.skip()
 	}
 	j.found = true
+	// Most lines are objects without others inside, so this is the number of them. A wrong one costs memory, which is counted.
+	j.order.Lines = make([]Line, 0, min(strings.Count(j.json.text[j.json.at:], "{"), MaxLines))
 	return j.elements(func(int) error {
 		if j.gaveUp {
-			return j.decoder.SkipValue()
+			return j.json.skip()
 		}
-		number := j.here()
+		kind, number := j.json.peek(), j.here()
 		if j.lines++; j.tooManyLines(number, j.lines, knownColumns) {
 			j.gaveUp = true
-			return j.decoder.SkipValue()
+			return j.json.skip()
 		}
-		return j.productAt(number)
+		return j.productAt(number, kind)
 	})
 }
 
 // productAt reads an element of the product list.
-func (j *jsonReader) productAt(number int) error {
-	if kind := j.decoder.PeekKind(); kind != jsontext.KindBeginObject && kind != jsontext.KindBeginArray {
+func (j *jsonReader) productAt(number int, kind byte) error {
+	if kind != '{' && kind != '[' {
 		return j.unexpected("a product line", "an object", kind)
 	}
 	j.texts, j.has = [productPrice + 1]string{}, [productPrice + 1]bool{}
@@ -248,33 +252,38 @@ func (j *jsonReader) productAt(number int) error {
 	if len(j.problems)+j.unlisted != before {
 		return nil
 	}
-	j.order.size.text += len(line.Name) + len(line.ProductID)
 	j.addLine(line)
 	j.gaveUp = j.tooLarge(number)
 	return nil
 }
 
-// here returns the line on which the next value begins.
-func (j *jsonReader) here() int {
-	at := int(j.decoder.InputOffset())
-	for at < len(j.body) && strings.IndexByte(" \t\r\n,:", j.body[at]) >= 0 {
-		at++
-	}
-	return j.lineAt(int64(at))
-}
-
 // unexpected skips a value that is of another kind than it must be, and notes a problem.
-func (j *jsonReader) unexpected(name, wanted string, kind jsontext.Kind) error {
-	if number := j.here(); kind != jsontext.KindInvalid && j.listing() {
-		j.problemf(number, ProblemJSONUnexpected, "%s must be %s, and is %s", name, wanted, kindNames[kind])
+func (j *jsonReader) unexpected(name, wanted string, kind byte) error {
+	if is := kindOf(kind); is != "" && j.listing() {
+		j.problemf(j.here(), ProblemJSONUnexpected, "%s must be %s, and is %s", name, wanted, is)
 	}
-	return j.decoder.SkipValue()
+	return j.json.skip()
 }
 
-// kindNames are what problems call the kinds of values.
-var kindNames = map[jsontext.Kind]string{
-	jsontext.KindNull: "null", jsontext.KindTrue: "true", jsontext.KindFalse: "false", jsontext.KindString: "a text",
-	jsontext.KindNumber: "a number", jsontext.KindBeginObject: "an object", jsontext.KindBeginArray: "an array",
+// kindOf is what problems call the kind of a value that begins so, or "" for what is no value.
+func kindOf(first byte) string {
+	switch first {
+	case 'n':
+		return "null"
+	case 't':
+		return "true"
+	case 'f':
+		return "false"
+	case '"':
+		return "a text"
+	case '{':
+		return "an object"
+	case '[':
+		return "an array"
+	case '-', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9':
+		return "a number"
+	}
+	return ""
 }
 
 // names are what problems call the values.
@@ -284,46 +293,48 @@ var names = [...]string{
 }
 
 // scalar reads a text or a number. A value that is null is as one that is missing.
-func (j *jsonReader) scalar(is what, kind jsontext.Kind) error {
+func (j *jsonReader) scalar(is what, kind byte) error {
 	switch kind {
-	case jsontext.KindNull:
-		return j.decoder.SkipValue()
-	case jsontext.KindString, jsontext.KindNumber:
-	default:
+	case '{', '[', 't', 'f':
 		return j.unexpected(names[is], "a text or a number", kind)
 	}
-	number := j.here()
-	token, err := j.decoder.ReadToken()
-	if err != nil {
+	before := j.json.at
+	text, err := j.json.scalar()
+	if err != nil || kind == 'n' {
 		return err
 	}
-	text := trim(token.String())
+	if kind == '"' && len(text) < j.json.at-before-len(`""`) { // it had escapes, so it is a copy
+		j.order.size.text += len(text)
+	}
+	text = trim(text)
 	if strings.IndexByte(text, 0) >= 0 {
 		if j.listing() {
-			j.problemf(number, ProblemNUL, "%s has a NUL character, which a text must not have: %s", names[is], quote(text))
+			j.problemf(j.here(), ProblemNUL, "%s has a NUL character, which a text must not have: %s", names[is], quote(text))
 		}
 		return nil
 	}
-	j.take(is, text, number)
+	j.take(is, text)
 	return nil
 }
 
 // take keeps what was read.
-func (j *jsonReader) take(is what, text string, number int) {
+func (j *jsonReader) take(is what, text string) {
 	switch {
 	case is == orderNumber:
 		j.seen.order = true
-		j.order.size.text += min(len(text), 4*MaxNumberLength)
+		j.here()
 		j.orderRecord(text)
 	case is == vatAmount:
 		j.seen.vat = true
+		j.here()
 		j.amountRecord("VAT", &j.order.VAT, text)
 	case is == totalAmount:
 		j.seen.total = true
+		j.here()
 		j.amountRecord("Total", &j.order.Total, text)
 	case !j.has[is]:
 		j.texts[is], j.has[is] = text, true
 	case j.listing():
-		j.problemf(number, ProblemHeaderConflict, "%s appears twice in one product line", names[is])
+		j.problemf(j.here(), ProblemHeaderConflict, "%s appears twice in one product line", names[is])
 	}
 }
