@@ -118,8 +118,8 @@ func newBench(s settings, out io.Writer) (*bench, error) {
 		return nil, fmt.Errorf("-only: %w", err)
 	}
 	if s.rounds < 1 || s.duration <= 0 || s.spooled < 0 || s.retried < 0 || s.share <= 0 || s.products < 5*hotProducts {
-		return nil, fmt.Errorf("-rounds, -duration and -sustain-share must be more than 0, -spooled and -retried must not be less, and "+
-			"-products must be at least %d", 5*hotProducts)
+		return nil, fmt.Errorf("-rounds, -duration and -sustain-share must be more than 0, -spooled and -retried must not be less, "+
+			"and -products must be at least %d", 5*hotProducts)
 	}
 	return &bench{
 		settings: s, only: only, out: out, pgbench: 6 * time.Second,

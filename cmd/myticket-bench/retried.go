@@ -43,39 +43,40 @@ func (b *bench) retried(ctx context.Context) (err error) {
 	}
 	l := b.slice(sustainConcurrency, live)
 	l.addr, l.rate = server.addr, b.settings.share*floor
-	fmt.Fprintf(b.out, "%s at a steady rate, %.2f of the floor's %.0f/s, over %d connections, in slices of %s, beside a retry of %d "+
-		"tickets of as many lines.\n\n| | slices | asked/s | answered/s | p50 | p99 | p99 of the slowest slice |\n|--|--:|--:|--:|--:|--:|--:|\n",
-		live.name, b.settings.share, floor, sustainConcurrency, b.settings.duration, b.settings.retried)
+	fmt.Fprintf(b.out, "%s at a steady rate, %.2f of the floor's %.0f/s, over %d connections, in slices of %s, beside a retry of "+
+		"%d tickets of as many lines.\n\n", live.name, b.settings.share, floor, sustainConcurrency, l.duration, b.settings.retried)
+	fmt.Fprint(b.out, "| | slices | asked/s | answered/s | p50 | p99 | p99 of the slowest slice |\n|--|--:|--:|--:|--:|--:|--:|\n")
 
-	rounds := 0
-	acked, err := b.printSlices(ctx, "alone", l, func(context.Context) (bool, error) { rounds++; return rounds <= b.settings.rounds, nil })
-	if err != nil {
+	acked := b.settings.retried
+	slicesOf := func(name string, more func(n int) (bool, error)) error {
+		n, err := b.printSlices(ctx, name, l, more)
+		acked += n
+		return err
+	}
+	if err := slicesOf("alone", func(n int) (bool, error) { return n < b.settings.rounds, nil }); err != nil {
 		return err
 	}
 	retry, err := b.startCommand("tickets", "retry", "--status", "ERROR", "--yes", "--database-url", db.url)
 	if err != nil {
 		return err
 	}
-	more, err := b.printSlices(ctx, "beside the retry", l, func(context.Context) (bool, error) { return !retry.HasExited(), nil })
+	err = slicesOf("beside the retry", func(int) (bool, error) { return !retry.HasExited(), nil })
 	if err = errors.Join(err, retry.Wait()); err != nil {
 		return err
 	}
-	acked += more
-	read := 0
-	waiting := func(ctx context.Context) (bool, error) {
-		n, err := db.count(ctx, `SELECT count(*) FROM tickets WHERE status = 'TO_TREAT'`)
-		read++
-		return n > 0 && read <= retriedSlices, err
-	}
-	if more, err = b.printSlices(ctx, "while they are read", l, waiting); err != nil {
+	unread := func() (int, error) { return db.count(ctx, `SELECT count(*) FROM tickets WHERE status = 'TO_TREAT'`) }
+	err = slicesOf("while they are read", func(n int) (bool, error) {
+		left, err := unread()
+		return left > 0 && n < retriedSlices, err
+	})
+	if err != nil {
 		return err
 	}
-	acked += more
 	start := time.Now()
-	err = lab.Await(ctx, catchUpLimit, "the tickets that were sent back", func(ctx context.Context) error {
-		n, err := db.count(ctx, `SELECT count(*) FROM tickets WHERE status = 'TO_TREAT'`)
-		if err == nil && n > 0 {
-			err = fmt.Errorf("%d are not read", n)
+	err = lab.Await(ctx, catchUpLimit, "the tickets that were sent back", func(context.Context) error {
+		left, err := unread()
+		if err == nil && left > 0 {
+			err = fmt.Errorf("%d are not read", left)
 		}
 		return err
 	})
@@ -83,7 +84,7 @@ func (b *bench) retried(ctx context.Context) (err error) {
 		return err
 	}
 	fmt.Fprintf(b.out, "\nThe last one was read %s after the last slice.\n", time.Since(start).Round(100*time.Millisecond))
-	return db.checkStored(ctx, acked+b.settings.retried)
+	return db.checkStored(ctx, acked)
 }
 
 // storeRetried has a server store tickets that it cannot read, and then makes the dialect known that they are written in.
@@ -118,11 +119,12 @@ func (b *bench) startCommand(args ...string) (*lab.Process, error) {
 	return lab.Start(command, syscall.SIGTERM)
 }
 
-// printSlices measures slices as long as there are more, and prints their medians. It returns how many tickets were answered.
-func (b *bench) printSlices(ctx context.Context, name string, l load, more func(context.Context) (bool, error)) (acked int, err error) {
+// printSlices measures slices as long as there are more after n of them, and prints their medians. It returns how many tickets
+// were answered.
+func (b *bench) printSlices(ctx context.Context, name string, l load, more func(n int) (bool, error)) (acked int, err error) {
 	var rates, p50s, p99s []float64
 	for {
-		again, err := more(ctx)
+		again, err := more(len(rates))
 		if err != nil {
 			return acked, err
 		}

@@ -20,7 +20,9 @@ func JSONTokens(text string) (tokens []string, err error) {
 		}
 		tokens = append(tokens, string(kind))
 		for first := true; ; first = false {
-			name, ok, err := "", false, error(nil)
+			var name string
+			var ok bool
+			var err error
 			if kind == '{' {
 				name, ok, err = j.member(first)
 			} else {

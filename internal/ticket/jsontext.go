@@ -107,7 +107,8 @@ func (j *jsonText) skip() error {
 			if len(j.open) == 0 {
 				return nil
 			}
-			more, err := false, error(nil)
+			var more bool
+			var err error
 			if end := j.open[len(j.open)-1]; end == '}' {
 				_, more, err = j.member(first)
 			} else {
