@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -26,6 +27,7 @@ type sendCmd struct {
 	RetryFor    time.Duration `default:"30s" help:"How long to retry each ticket after no answer, 408, 429 or 5xx. Default: ${default}."`
 	Timeout     time.Duration `default:"10s" help:"Longest time of one attempt. Default: ${default}."`
 	Resume      string        `type:"path" placeholder:"FILE" help:"File in which the run writes down what is stored. The same command with the same file goes on after an interruption and sends nothing twice, if the first run was less than the server's --key-ttl ago."`
+	Modified    bool          `help:"Say with the header Ticket-Time that each ticket is as old as its file, by the time of its last change. So the prices of an old file do not overrule newer ones. Needs --bearer-file, because only a source that asks for credentials takes the header."`
 	Output      string        `short:"o" default:"text" enum:"text,json" help:"text for people, json for programs. Default: ${default}."`
 }
 
@@ -73,6 +75,7 @@ type file struct {
 	name string
 	path string // absolute; empty for standard input and the sample
 	body []byte
+	at   time.Time // when it was changed, with --modified; otherwise zero
 }
 
 // Run sends all tickets. It fails if one of them is not known to be stored, or became ERROR.
@@ -145,7 +148,12 @@ func (c sendCmd) Run(ctx context.Context, std streams) (err error) {
 
 // read reads all files before anything is sent, so that an unreadable one stops the run.
 func (c sendCmd) read(stdin io.Reader) ([]file, error) {
-	if len(c.Files) == 0 {
+	switch {
+	case c.Modified && c.BearerFile == "":
+		return nil, errors.New("--modified needs --bearer-file: only a source that asks for credentials takes the time of a ticket")
+	case c.Modified && (len(c.Files) == 0 || slices.Contains(c.Files, standardInput)):
+		return nil, errors.New("--modified needs files: the sample and standard input have no time of their last change")
+	case len(c.Files) == 0:
 		return []file{{name: sampleName, body: []byte(sampleTicket)}}, nil
 	}
 	files := make([]file, 0, len(c.Files))
@@ -171,10 +179,24 @@ func (c sendCmd) read(stdin io.Reader) ([]file, error) {
 				return nil, fmt.Errorf("%s is named twice: with --resume each file is one ticket, unless --count says otherwise", name)
 			}
 			named[f.path] = true
+			if c.Modified {
+				if f.at, err = modified(f.path); err != nil {
+					return nil, err
+				}
+			}
 		}
 		files = append(files, f)
 	}
 	return files, nil
+}
+
+// modified returns when a file was changed.
+func modified(path string) (time.Time, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return info.ModTime(), nil
 }
 
 func readFile(name string, stdin io.Reader, most int64) ([]byte, error) {

@@ -95,7 +95,7 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 	intakeConfig := intake.Config{
 		BatchTickets: f.BatchTickets, BatchBytes: int(f.BatchBytes), BatchesInFlight: f.BatchesInFlight,
 		WaitingTickets: f.WaitingTickets, WaitingBytes: limits.waitingBytes, Timeout: f.RequestTimeout,
-		KeyTTL: f.KeyTTL, Lease: f.TreatLease, Logger: logger, Metrics: intake.NewMetrics(registry),
+		KeyTTL: f.KeyTTL, TimeLimit: f.TicketTimeLimit, Lease: f.TreatLease, Logger: logger, Metrics: intake.NewMetrics(registry),
 		OverflowWait: f.OverflowWait, StoreTimeout: f.DatabaseTimeout, Parse: dialects.Parse, StartAway: unread,
 	}
 	if queue != nil {

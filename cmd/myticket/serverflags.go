@@ -35,6 +35,7 @@ type serverFlags struct {
 	WaitingTickets  int           `env:"MYTICKET_WAITING_TICKETS" default:"10000" group:"Batching" help:"Maximum tickets that wait for a transaction. More are answered 503. Default: ${default}."`
 	WaitingBytes    byteSize      `env:"MYTICKET_WAITING_BYTES" default:"0" group:"Batching" help:"Maximum bytes of the tickets that wait for a transaction: their bodies, what was read from them, and their rows. More are spooled, or answered 503. The same amount again is for reading them. 0 derives it: a sixteenth of the memory limit. Default: ${default}."`
 	KeyTTL          time.Duration `env:"MYTICKET_KEY_TTL" default:"168h" group:"Batching" help:"How long an idempotency key is remembered. Default: ${default}."`
+	TicketTimeLimit time.Duration `env:"MYTICKET_TICKET_TIME_LIMIT" default:"720h" group:"Batching" help:"How long ago a ticket may be by its header Ticket-Time (docs/webhook.md). An older one counts as that old. Keep it shorter than the retention. Default: ${default}."`
 
 	NewProductsRate       float64 `env:"MYTICKET_NEW_PRODUCTS_RATE" default:"10" group:"Products" help:"Products a second that the tickets of one source may add through this server, unless its entry in the sources file has another value. A ticket beyond it is stored as ERROR. All sources without an entry share one rate. 0 means no limit. Default: ${default}."`
 	NewProductsBurst      int     `env:"MYTICKET_NEW_PRODUCTS_BURST" default:"100000" group:"Products" help:"Products that the tickets of one source may add at once. The default is more than a shop sells. Default: ${default}."`
@@ -120,6 +121,7 @@ func (f *serverFlags) smallest() error {
 		{"write-timeout", f.WriteTimeout, time.Millisecond},
 		{"idle-timeout", f.IdleTimeout, time.Millisecond},
 		{"key-ttl", f.KeyTTL, time.Minute},
+		{"ticket-time-limit", f.TicketTimeLimit, time.Minute},
 		{"overflow-wait", f.OverflowWait, time.Millisecond},
 		{"database-timeout", f.DatabaseTimeout, time.Millisecond},
 		{"treat-interval", f.TreatInterval, 10 * time.Millisecond},

@@ -59,7 +59,7 @@ func (t *till) deliver(ctx context.Context, f file, key uuid.UUID) sentTicket {
 	sent := sentTicket{File: f.name, key: key}
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		sent.Attempts++
-		err := t.post(ctx, f.body, &sent)
+		err := t.post(ctx, f, &sent)
 		if err != nil && ctx.Err() == nil {
 			sent.Error = err.Error()
 		}
@@ -84,16 +84,19 @@ type retryLaterError struct {
 func (r retryLaterError) Unwrap() error { return r.after }
 
 // post makes one attempt.
-func (t *till) post(ctx context.Context, body []byte, sent *sentTicket) error {
+func (t *till) post(ctx context.Context, f file, sent *sentTicket) error {
 	ctx, cancel := context.WithTimeout(ctx, t.timeout)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, t.url, bytes.NewReader(body))
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, t.url, bytes.NewReader(f.body))
 	if err != nil {
 		return backoff.Permanent(err)
 	}
 	request.Header.Set("Content-Type", "text/plain")
 	request.Header.Set("Idempotency-Key", sent.key.String())
 	request.Header.Set("User-Agent", "myticket/"+version)
+	if !f.at.IsZero() {
+		request.Header.Set("Ticket-Time", f.at.UTC().Format(time.RFC3339Nano))
+	}
 	if t.token != "" {
 		request.Header.Set("Authorization", "Bearer "+t.token)
 	}

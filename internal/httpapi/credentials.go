@@ -101,10 +101,10 @@ func (s *credentials) admits(h Headers, now time.Time) bool {
 		pair, err := base64.StdEncoding.DecodeString(credentials)
 		return err == nil && known(s.basics, pair)
 	case bySigned:
-		if len(s.signatures) == 0 || h.WebhookID == "" || len(signaturesIn(h.WebhookSignature)) == 0 {
+		if len(s.signatures) == 0 || h.signed().ID == "" || len(signaturesIn(h.signed().Signature)) == 0 {
 			return false
 		}
-		seconds, err := strconv.ParseInt(h.WebhookTimestamp, 10, 64)
+		seconds, err := strconv.ParseInt(h.signed().Timestamp, 10, 64)
 		if err != nil {
 			return false
 		}
@@ -119,10 +119,11 @@ func (s *credentials) admits(h Headers, now time.Time) bool {
 // (https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md). Unlike the module of Standard
 // Webhooks, it does not copy the body.
 func (s *credentials) signed(h Headers, body []byte) bool {
-	claimed := signaturesIn(h.WebhookSignature)
+	given := h.signed()
+	claimed := signaturesIn(given.Signature)
 	for _, key := range s.signatures {
 		mac := hmac.New(sha256.New, key)
-		for _, part := range []string{h.WebhookID, ".", h.WebhookTimestamp, "."} {
+		for _, part := range []string{given.ID, ".", given.Timestamp, "."} {
 			_, _ = io.WriteString(mac, part)
 		}
 		_, _ = mac.Write(body)

@@ -166,9 +166,7 @@ func (s *Sources) name(written []byte) string {
 // headersBefore returns the headers that are checked before the body is read.
 func (s *Server) headersBefore(h *fasthttp.RequestHeader) Headers {
 	var found Headers
-	if parameter := unknownParameter(h, s.config.IgnoreParameters); parameter != "" {
-		found.Repeated = "?" + parameter
-	}
+	found.Parameter = unknownParameter(h, s.config.IgnoreParameters)
 	var once uniqueHeaders
 	for key, value := range h.All() {
 		switch string(key) {
@@ -176,6 +174,8 @@ func (s *Server) headersBefore(h *fasthttp.RequestHeader) Headers {
 			once.add(&found, &once.authorization, fiber.HeaderAuthorization, value)
 		case "Idempotency-Key":
 			once.add(&found, &once.idempotencyKey, "Idempotency-Key", value)
+		case "Ticket-Time":
+			once.add(&found, &once.ticketTime, "Ticket-Time", value)
 		case "Webhook-Id":
 			once.add(&found, &once.webhookID, "webhook-id", value)
 		case "Webhook-Signature":
@@ -190,16 +190,17 @@ func (s *Server) headersBefore(h *fasthttp.RequestHeader) Headers {
 		}
 	}
 	found.Authorization = string(once.authorization)
-	found.WebhookID = string(once.webhookID)
-	found.WebhookSignature = string(once.webhookSignature)
-	found.WebhookTimestamp = string(once.webhookTimestamp)
+	found.TicketTime = string(once.ticketTime)
+	if once.webhookID != nil || once.webhookSignature != nil || once.webhookTimestamp != nil {
+		found.Signed = &Signed{string(once.webhookID), string(once.webhookTimestamp), string(once.webhookSignature)}
+	}
 	return found
 }
 
 // uniqueHeaders are the headers that must not come twice with two values, because a proxy in front, or the signer, may have
 // used the other one.
 type uniqueHeaders struct {
-	authorization, idempotencyKey, webhookID, webhookSignature, webhookTimestamp []byte
+	authorization, idempotencyKey, ticketTime, webhookID, webhookSignature, webhookTimestamp []byte
 }
 
 func (*uniqueHeaders) add(found *Headers, seen *[]byte, name string, value []byte) {
@@ -232,15 +233,25 @@ func headersBehind(h *fasthttp.RequestHeader) Headers {
 			} else {
 				found.Traceparent = "" // https://www.w3.org/TR/trace-context/#traceparent-header: at most one is valid
 			}
+		case "Ticket-Time":
+			found.TicketTime = string(value)
 		case "Webhook-Id":
-			found.WebhookID = string(value)
+			found.sign().ID = string(value)
 		case "Webhook-Signature":
-			found.WebhookSignature = string(value)
+			found.sign().Signature = string(value)
 		case "Webhook-Timestamp":
-			found.WebhookTimestamp = string(value)
+			found.sign().Timestamp = string(value)
 		}
 	}
 	return found
+}
+
+// sign returns the headers of Standard Webhooks, to set them.
+func (h *Headers) sign() *Signed {
+	if h.Signed == nil {
+		h.Signed = &Signed{}
+	}
+	return h.Signed
 }
 
 // contentType returns a Content-Type as a string. The most common ones need no allocation.

@@ -63,7 +63,7 @@ func signedHeaders(t *testing.T, key, id, at, body string) Headers {
 	require.NoError(t, err)
 	mac := hmac.New(sha256.New, secret)
 	fmt.Fprintf(mac, "%s.%s.%s", id, at, body)
-	return Headers{WebhookID: id, WebhookTimestamp: at, WebhookSignature: "v1," + base64.StdEncoding.EncodeToString(mac.Sum(nil))}
+	return Headers{Signed: &Signed{id, at, "v1," + base64.StdEncoding.EncodeToString(mac.Sum(nil))}}
 }
 
 // A header that is not signed must not decide whether a captured request is recognized.
@@ -92,7 +92,7 @@ func TestSignedRequest_TakesItsKeyFromWhatIsSigned(t *testing.T) {
 
 	w, stored := signedWebhook(t, now)
 	r := Request{Source: "both", Headers: Headers{
-		Authorization: "Bearer " + bearerToken, IdempotencyKey: "k", WebhookID: "msg_1", WebhookSignature: "v1,x",
+		Authorization: "Bearer " + bearerToken, IdempotencyKey: "k", Signed: &Signed{ID: "msg_1", Signature: "v1,x"},
 	}, Body: []byte("ticket")}
 	require.Equal(t, http.StatusOK, w.Ticket(r).Status)
 	require.Equal(t, byKey{"both k": "ticket"}, stored, "with a token, the Idempotency-Key counts")
@@ -121,13 +121,13 @@ func TestSignature_IsOfOneSource_OneBody_AndOneMoment(t *testing.T) {
 		"another source":         {"both", good, "ticket", 401},
 		"another body":           {"signed", good, "ticket ", 401},
 		"another id": {"signed", Headers{
-			WebhookID: "other", WebhookTimestamp: good.WebhookTimestamp, WebhookSignature: good.WebhookSignature,
+			Signed: &Signed{"other", good.Signed.Timestamp, good.Signed.Signature},
 		}, "ticket", 401},
 		"another time": {"signed", Headers{
-			WebhookID: "msg", WebhookTimestamp: stamp(time.Second), WebhookSignature: good.WebhookSignature,
+			Signed: &Signed{"msg", stamp(time.Second), good.Signed.Signature},
 		}, "ticket", 401},
 		"among others": {"signed", Headers{
-			WebhookID: "msg", WebhookTimestamp: good.WebhookTimestamp, WebhookSignature: "v1,bm90 v2,x " + good.WebhookSignature + " v1a,y",
+			Signed: &Signed{"msg", good.Signed.Timestamp, "v1,bm90 v2,x " + good.Signed.Signature + " v1a,y"},
 		}, "ticket", 200},
 	} {
 		t.Run(name, func(t *testing.T) {

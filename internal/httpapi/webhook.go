@@ -25,19 +25,27 @@ type Request struct {
 
 // Headers are the request headers that the webhook uses, as sent.
 type Headers struct {
-	Authorization    string
-	ContentEncoding  string
-	ContentType      string
-	IdempotencyKey   string
-	Traceparent      string
-	WebhookID        string
-	WebhookSignature string
-	WebhookTimestamp string
+	Authorization   string
+	ContentEncoding string
+	ContentType     string
+	IdempotencyKey  string
+	Traceparent     string
+	TicketTime      string
+	Signed          *Signed // nil if there is none of its headers
 
-	// Repeated is the name of a header that was sent twice with two values and must not be, or else "?" and, in quotes, the name
-	// of a parameter in the URL that the webhook does not know; empty for none. It is one field, because one more makes the stack
-	// of each connection twice as large under the race detector.
-	Repeated string
+	Repeated  string // a header that was sent twice with two values and must not be; empty for none
+	Parameter string // a parameter in the URL that the webhook does not know, in quotes; empty for none
+}
+
+// Signed are the headers of Standard Webhooks. Few requests have them, and the stack of each connection has the Headers.
+type Signed struct{ ID, Timestamp, Signature string }
+
+// signed returns the headers of Standard Webhooks, which are empty if there are none.
+func (h *Headers) signed() Signed {
+	if h.Signed == nil {
+		return Signed{}
+	}
+	return *h.Signed
 }
 
 // Response is the answer to a request.
@@ -130,9 +138,9 @@ func (w *Webhook) Admit(name string, h Headers, length int) (Response, bool) {
 			"The server accepts only tickets of sources that it knows, and it does not know this one. The ticket was not stored; "+
 				"correct the URL, or ask the operator to add the source."), false
 	}
-	if parameter, ok := strings.CutPrefix(h.Repeated, "?"); ok {
+	if h.Parameter != "" {
 		return problem(http.StatusBadRequest, "parameter_unknown",
-			"The webhook knows no parameter "+parameter+" in the URL. The ticket was not stored; send it without the parameter, or "+
+			"The webhook knows no parameter "+h.Parameter+" in the URL. The ticket was not stored; send it without the parameter, or "+
 				"ask the operator to have it ignored (--ignore-parameters)."), false
 	}
 	if h.Repeated != "" {
@@ -152,6 +160,11 @@ func (w *Webhook) Admit(name string, h Headers, length int) (Response, bool) {
 	}
 	if seconds := wait(); seconds > 0 {
 		return rateLimited(seconds), false
+	}
+	if h.TicketTime != "" {
+		if refused, ok := source.timed(h); !ok {
+			return refused, false
+		}
 	}
 	switch {
 	case h.ContentEncoding != "" && !strings.EqualFold(h.ContentEncoding, "identity"):
@@ -187,7 +200,7 @@ func requestTimeout() Response {
 
 // unauthorized answers a request without credentials or with wrong ones. Too many requests with wrong ones are answered 429.
 func (w *Webhook) unauthorized(s *source, h Headers) Response {
-	given := h.Authorization != "" || h.WebhookSignature != ""
+	given := h.Authorization != "" || h.signed().Signature != ""
 	if given && (!s.wrong.Allow() || !w.sources.wrong.Allow()) {
 		return retryLater(http.StatusTooManyRequests, "wrong_credentials", retryWrong,
 			"Too many requests have wrong credentials. The ticket was not stored; send it with the credentials of the source.")
@@ -225,11 +238,13 @@ func (w *Webhook) verify(r Request) (Request, trust, Response, bool) {
 
 // store hands the ticket of a verified request to the accepter.
 func (w *Webhook) store(r Request) Response {
+	at, _ := ticketTime(r.Headers.TicketTime) // Admit has refused what is no time
 	receipt, err := w.accepter.Accept(intake.Delivery{
 		Source: r.Source, Body: r.Body,
 		ContentType:    ticket.CleanText(r.Headers.ContentType, 255),
 		Traceparent:    traceparent(r.Headers.Traceparent),
 		IdempotencyKey: idempotencyKey(r.Headers),
+		Time:           at,
 	})
 	if err != nil {
 		return w.failed(r, err)
@@ -379,7 +394,7 @@ func idempotencyKey(h Headers) string {
 		key = key[1 : n-1]
 	}
 	if key == "" {
-		key = h.WebhookID
+		key = h.signed().ID
 	}
 	for i := range len(key) {
 		if key[i] < 0x20 || key[i] > 0x7e {

@@ -103,7 +103,7 @@ func TestIdempotencyKey(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			d := delivered(t, httpapi.Request{Headers: httpapi.Headers{IdempotencyKey: test.key, WebhookID: test.webhookID}})
+			d := delivered(t, httpapi.Request{Headers: httpapi.Headers{IdempotencyKey: test.key, Signed: &httpapi.Signed{ID: test.webhookID}}})
 			require.Equal(t, test.want, d.IdempotencyKey)
 			require.LessOrEqual(t, len(d.IdempotencyKey), 255)
 		})

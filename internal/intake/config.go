@@ -25,6 +25,7 @@ type Config struct {
 	DrainTries      int           // after which a ticket of the spool that alone cannot be stored is set aside. Defaults to 5.
 	DrainRetry      time.Duration // how long it is stepped over after the first try; doubles with each. Defaults to 5 s.
 	KeyTTL          time.Duration // how long an idempotency key is remembered. Defaults to 7 days.
+	TimeLimit       time.Duration // how long ago a ticket may be by Delivery.Time. Defaults to 30 days.
 	Lease           time.Duration // how long a ticket that was stored unread stays claimed. Defaults to 1 min.
 
 	// StartAway is why the store counts as away at first: no ticket is read and none is sent to it before Store.Ping succeeds.
@@ -50,6 +51,7 @@ func (c *Config) setDefaults() {
 	c.DrainTries = cmp.Or(c.DrainTries, 5)
 	c.DrainRetry = cmp.Or(c.DrainRetry, 5*time.Second)
 	c.KeyTTL = cmp.Or(c.KeyTTL, 7*24*time.Hour)
+	c.TimeLimit = cmp.Or(c.TimeLimit, 30*24*time.Hour)
 	c.Lease = cmp.Or(c.Lease, time.Minute)
 	c.Logger = cmp.Or(c.Logger, slog.Default())
 	if c.Metrics == nil {

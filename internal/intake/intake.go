@@ -23,6 +23,10 @@ type Delivery struct {
 	ContentType    string // valid UTF-8 without NUL
 	Traceparent    string // valid UTF-8 without NUL
 	IdempotencyKey string // valid UTF-8 without NUL, at most 255 bytes; empty when the sender gave none
+
+	// Time is when the ticket was, as its sender says; the zero Time for now. The ticket counts as received at that time, but not
+	// in the future, and at most Config.TimeLimit ago.
+	Time time.Time
 }
 
 // Receipt is the answer to a delivery that is durably stored.
@@ -135,16 +139,20 @@ func (in *Intake) Accept(d Delivery) (Receipt, error) {
 	in.inFlight.Add(1)
 	defer in.inFlight.Add(-1)
 	start, waited := time.Now(), false
-	id, receivedAt, err := in.config.NewID()
+	id, now, err := in.config.NewID()
 	if err != nil {
 		return Receipt{}, fmt.Errorf("make an id: %w", err)
 	}
 	e := &Entry{Ticket: ticket.Ticket{
-		ID: id, ReceivedAt: receivedAt, Source: d.Source, Body: d.Body, ContentType: d.ContentType, Traceparent: d.Traceparent,
+		ID: id, ReceivedAt: now, Source: d.Source, Body: d.Body, ContentType: d.ContentType, Traceparent: d.Traceparent,
 	}}
+	if !d.Time.IsZero() && d.Time.Before(now) {
+		e.CameAt = now
+		e.Ticket.ID, e.Ticket.ReceivedAt = ticket.IDAt(id, later(d.Time, now.Add(-in.config.TimeLimit)))
+	}
 	if d.IdempotencyKey != "" {
 		e.Key = d.IdempotencyKey
-		e.KeyExpiresAt = receivedAt.Add(in.config.KeyTTL)
+		e.KeyExpiresAt = now.Add(in.config.KeyTTL)
 		e.BodySHA256 = sha256.Sum256(d.Body)
 		waited = in.awaitKeys()
 		if r, known, err := in.spooled(e); known {
@@ -157,7 +165,7 @@ func (in *Intake) Accept(d Delivery) (Receipt, error) {
 	}
 	if answerBeforeCommit {
 		waiting.turn.end()
-		return Receipt{ID: id, Status: ticket.Treated}, nil
+		return Receipt{ID: e.Ticket.ID, Status: ticket.Treated}, nil
 	}
 	inTime := waiting.await()
 	waiting.turn.end()
@@ -165,6 +173,13 @@ func (in *Intake) Accept(d Delivery) (Receipt, error) {
 		return Receipt{}, ticket.ErrUnavailable
 	}
 	return in.receipt(e, waiting)
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // enqueue reads a ticket that came at start, and adds it to the queue for the store. Waited means that it has waited since.

@@ -13,6 +13,7 @@ import (
 // Entry is a ticket on its way into a store, and the idempotency key that it came with. A store or a spool only reads it.
 type Entry struct {
 	Ticket ticket.Ticket // with what was read from it, unless the Batch is Unread
+	CameAt time.Time     // when the delivery came, if it said another time (Delivery.Time); otherwise zero
 
 	Key          string // idempotency key; empty for none
 	KeyExpiresAt time.Time

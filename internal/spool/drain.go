@@ -8,7 +8,6 @@ import (
 	"github.com/google/uuid"
 
 	"myticket/internal/intake"
-	"myticket/internal/ticket"
 )
 
 var errReadOnly = errors.New("the spool was opened read-only")
@@ -109,7 +108,11 @@ func (s *Spool) refreshOldest() {
 			continue
 		}
 		// If it cannot be read, the next Peek finds out why.
-		_ = segment.each(func(r *record, _ int64) bool { oldest = ticket.IDTime(r.ID); return false })
+		_ = segment.each(func(r *record, _ int64) bool {
+			e := r.entry()
+			oldest = came(&e)
+			return false
+		})
 		break
 	}
 	s.queue.setOldest(oldest)

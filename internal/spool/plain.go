@@ -56,6 +56,8 @@ func (r *record) set(key uint64, kind byte, n uint64, value []byte) bool {
 		r.Key = string(value)
 	case key == 8 && kind == kindNumber && n <= math.MaxInt64:
 		r.KeyExpiresAt = int64(n)
+	case key == 9 && kind == kindNumber && n <= math.MaxInt64:
+		r.CameAt = int64(n)
 	default:
 		return false
 	}

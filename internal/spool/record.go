@@ -27,6 +27,7 @@ type record struct {
 	Traceparent  string    `cbor:"6,keyasint,omitempty"`
 	Key          string    `cbor:"7,keyasint,omitempty"`
 	KeyExpiresAt int64     `cbor:"8,keyasint,omitempty"` // Unix milliseconds
+	CameAt       int64     `cbor:"9,keyasint,omitempty"` // Unix milliseconds; 0 for the time in the ID
 }
 
 // A record on disk is the nonce of its file, the length of its CBOR, the CRC-32C of the CBOR, and the CBOR. No sender knows
@@ -50,6 +51,9 @@ func (n nonce) encode(sequence uint64, e *intake.Entry) ([]byte, error) {
 	}
 	if e.Key != "" {
 		r.KeyExpiresAt = e.KeyExpiresAt.UnixMilli()
+	}
+	if !e.CameAt.IsZero() {
+		r.CameAt = e.CameAt.UnixMilli()
 	}
 	var b bytes.Buffer
 	b.Grow(headerSize + len(t.Body) + 128)
@@ -88,12 +92,23 @@ func (n nonce) decode(b []byte) (record, int, error) {
 	return r, headerSize + len(payload), nil
 }
 
+// came returns when an entry came, whatever time its sender says it is of.
+func came(e *intake.Entry) time.Time {
+	if !e.CameAt.IsZero() {
+		return e.CameAt
+	}
+	return e.Ticket.ReceivedAt
+}
+
 // entry returns the ticket as intake had it before it was read.
 func (r *record) entry() intake.Entry {
 	e := intake.Entry{Ticket: ticket.Ticket{
 		ID: r.ID, Source: r.Source, ReceivedAt: ticket.IDTime(r.ID), Body: r.Body, ContentType: r.ContentType,
 		Traceparent: r.Traceparent,
 	}}
+	if r.CameAt != 0 {
+		e.CameAt = time.UnixMilli(r.CameAt)
+	}
 	if r.Key != "" {
 		e.Key, e.KeyExpiresAt, e.BodySHA256 = r.Key, time.UnixMilli(r.KeyExpiresAt), sha256.Sum256(r.Body)
 	}

@@ -45,16 +45,33 @@ func (g *IDs) New() (uuid.UUID, time.Time, error) {
 	if _, err := rand.Read(id[8:]); err != nil {
 		return uuid.Nil, time.Time{}, fmt.Errorf("read random bytes: %w", err)
 	}
-	lead := g.lead()
+	id[8] = 0x80 | id[8]&0x3f // the variant of RFC 9562
+	setLead(&id, g.lead())
+	return id, IDTime(id), nil
+}
+
+// IDAt returns an id with another time, and that time to the millisecond: the id of a ticket that says when it was. The time must
+// be after 1970. Ids of the same time are in the order of the part of a millisecond that it has, and else in no order.
+func IDAt(id uuid.UUID, at time.Time) (uuid.UUID, time.Time) {
+	setLead(&id, leadOf(at))
+	return id, IDTime(id)
+}
+
+// setLead sets the first 60 bits of an id beside its version.
+func setLead(id *uuid.UUID, lead int64) {
 	ms, fraction := lead>>fractionBits, lead&(1<<fractionBits-1)
 	id[0], id[1], id[2], id[3], id[4], id[5] = byte(ms>>40), byte(ms>>32), byte(ms>>24), byte(ms>>16), byte(ms>>8), byte(ms)
 	id[6], id[7] = 0x70|byte(fraction>>8), byte(fraction) // version 7
-	id[8] = 0x80 | id[8]&0x3f                             // the variant of RFC 9562
-	return id, time.UnixMilli(ms).UTC(), nil
 }
 
-// lead returns the first bits of the next id: the time, in milliseconds and 12 bits of a fraction (section 6.2, method 3), or one
-// more than the last lead.
+// leadOf returns the first bits of an id of a time: milliseconds, and 12 bits of a fraction (section 6.2, method 3).
+func leadOf(at time.Time) int64 {
+	const millisecond = int64(time.Millisecond)
+	nanoseconds := at.UnixNano()
+	return nanoseconds/millisecond<<fractionBits | nanoseconds%millisecond<<fractionBits/millisecond
+}
+
+// lead returns the first bits of the next id: those of the time, or one more than the last lead.
 func (g *IDs) lead() int64 {
 	now := time.Now
 	if g.Now != nil {
@@ -62,9 +79,7 @@ func (g *IDs) lead() int64 {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	nanoseconds := now().UnixNano() // under the lock: otherwise a delayed goroutine would look like a clock that went back
-	const millisecond = int64(time.Millisecond)
-	lead := nanoseconds/millisecond<<fractionBits | nanoseconds%millisecond<<fractionBits/millisecond
+	lead := leadOf(now()) // under the lock: otherwise a delayed goroutine would look like a clock that went back
 	if behind := g.last - lead; behind >= 0 && behind < followedAfter {
 		lead = g.last + 1
 	}
