@@ -2,6 +2,7 @@ package spool_test
 
 import (
 	"testing"
+	"time"
 
 	"github.com/fxamacker/cbor/v2"
 	"github.com/stretchr/testify/require"
@@ -29,7 +30,9 @@ func FuzzRecord(f *testing.F) {
 
 func TestRecord_OfThisVersion_IsReadFast_AndOneOfALaterVersionIsReadToo(t *testing.T) {
 	t.Parallel()
-	for _, e := range numbered(t, 0, 1) {
+	entries := numbered(t, 0, 2)
+	entries[1].CameAt = time.UnixMilli(1_800_000_000_000) // it said another time
+	for _, e := range entries {
 		b, err := spool.EncodeRecord(e)
 		require.NoError(t, err)
 		plain, fast, general, err := spool.DecodeRecord(b)
@@ -39,7 +42,7 @@ func TestRecord_OfThisVersion_IsReadFast_AndOneOfALaterVersionIsReadToo(t *testi
 
 		var fields map[uint64]any
 		require.NoError(t, cbor.Unmarshal(b, &fields))
-		fields[9] = []string{"new"}
+		fields[10] = []string{"new"}
 		b, err = cbor.Marshal(fields)
 		require.NoError(t, err)
 		plain, _, later, err := spool.DecodeRecord(b)
