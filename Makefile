@@ -139,6 +139,10 @@ docs: ## generate docs/settings.md and docs/metrics.md
 	@$(GO) build -o bin/withpg ./internal/devdb/withpg
 	bin/withpg -- $(GO) test ./cmd/myticket -run 'SettingsPage|MetricsPage' -update
 
+.PHONY: man
+man: build ## write the manual pages to bin/man/man1, one for each command
+	bin/myticket man bin/man/man1
+
 .PHONY: image
 image: ## build the container image IMAGE=myticket:VERSION, from nothing but the binary
 	CGO_ENABLED=0 GOOS=linux $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/image/myticket ./cmd/myticket

@@ -17,7 +17,7 @@ type auditCmd struct {
 	databaseFlags
 	outputFlags
 	zoneFlags
-	Since  moment `group:"Filter" placeholder:"TIME" help:"Begun at this time or later: 2026-11-23T08:00:00Z, 2026-11-23T08:00 or 2026-11-23 in the zone of --tz, or 2h, 3d or 1w before now."`
+	Since  moment `group:"Filter" placeholder:"TIME" help:"Begun at this time or later: 2026-11-24T18:50:00Z; 2026-11-24, '2026-11-24 18:50', today, yesterday, 'monday 18:00' or 18:50 in the zone of --tz; or 2h, 1d or 1w before now."`
 	Until  moment `group:"Filter" placeholder:"TIME" help:"Begun before this time, written as in --since."`
 	By     string `group:"Filter" placeholder:"WHO" help:"Exactly who made the change."`
 	Action string `group:"Filter" help:"What was done, such as tickets.retry, or tickets for all of them."`

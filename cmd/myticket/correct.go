@@ -285,7 +285,7 @@ func showDiff(w io.Writer, oldName, before, newName, after string, context int) 
 	if err != nil { // only for edits that are not of this text
 		diff = err.Error()
 	}
-	fmt.Fprint(w, printableText(cmp.Or(diff, "Only line ends or the encoding differ.\n")))
+	fmt.Fprint(w, look(w).diff(printableText(cmp.Or(diff, "Only line ends or the encoding differ.\n"))))
 }
 
 // wholeLines ends each line of a text by LF.

@@ -34,6 +34,12 @@ type cli struct {
 	Retention retentionCmd `cmd:"" help:"Drop old partitions and delete expired idempotency keys. Without --apply it only shows what it would do."`
 	Send      sendCmd      `cmd:"" help:"Post tickets to MyTicket as a till does, to test an installation or to send files again."`
 	Version   versionCmd   `cmd:"" help:"Print the version."`
+
+	Completion completionCmd `cmd:"" help:"Print a script that makes a shell complete commands, flags and values."`
+	Complete   completeCmd   `cmd:"" hidden:""`
+	Man        manCmd        `cmd:"" hidden:"" help:"Write the manual pages."`
+
+	ShowVersion kong.VersionFlag `name:"version" help:"Print the version."`
 }
 
 // streams is where a command reads and writes: the streams of the process, or those of a test.
@@ -62,6 +68,7 @@ func run(ctx context.Context, args, environ []string, std streams) int {
 		kong.Writers(std.stdout, std.stderr),
 		kong.Exit(func(c int) { exited, code = true, c }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: false}),
+		kong.Vars{"version": version},
 		kong.BindTo(ctx, (*context.Context)(nil)),
 		kong.Bind(std),
 	)
@@ -70,7 +77,7 @@ func run(ctx context.Context, args, environ []string, std streams) int {
 		return 2
 	}
 	command, err := parser.Parse(args)
-	if exited { // --help
+	if exited { // --help, --version
 		return code
 	}
 	if err == nil {

@@ -7,7 +7,6 @@ import (
 	"io"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 	"unicode"
 	"unicode/utf16"
@@ -50,21 +49,6 @@ func escapeJSON(text []byte) []byte {
 		}
 	}
 	return escaped
-}
-
-// printTable writes rows in columns. Every cell is made safe for a terminal.
-func printTable(w io.Writer, header []string, rows [][]string) error {
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	for _, row := range append([][]string{header}, rows...) {
-		for i, cell := range row {
-			if i > 0 {
-				fmt.Fprint(table, "\t")
-			}
-			fmt.Fprint(table, printable(cell))
-		}
-		fmt.Fprintln(table)
-	}
-	return table.Flush()
 }
 
 // printable escapes characters that a terminal would obey. A ticket's text may come from anyone.

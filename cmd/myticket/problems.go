@@ -17,8 +17,9 @@ type problemsCmd struct {
 	databaseFlags
 	outputFlags
 	zoneFlags
+	watchFlags
 	Source []source `group:"Filter" placeholder:"NAME" help:"Exact name of the source. Separate several with commas, or repeat the flag."`
-	Since  moment   `group:"Filter" placeholder:"TIME" help:"Received at this time or later: 2026-11-23T08:00:00Z, 2026-11-23T08:00 or 2026-11-23 in the zone of --tz, or 2h, 3d or 1w before now."`
+	Since  moment   `group:"Filter" placeholder:"TIME" help:"Received at this time or later: 2026-11-24T18:50:00Z; 2026-11-24, '2026-11-24 18:50', today, yesterday, 'monday 18:00' or 18:50 in the zone of --tz; or 2h, 1d or 1w before now."`
 	Until  moment   `group:"Filter" placeholder:"TIME" help:"Received before this time, written as in --since."`
 	Sort   string   `default:"tickets" enum:"tickets,first,last" help:"tickets: those with most tickets first. first: those that began last first. last: those that were seen last first. Default: ${default}."`
 	Limit  int      `default:"50" help:"Maximum number of groups. Default: ${default}."`
@@ -38,6 +39,13 @@ func (c problemsCmd) Run(ctx context.Context, std streams) error {
 		return err
 	}
 	defer store.Close()
+	return c.repeat(ctx, std, func(std streams) error {
+		c.Since, c.Until = c.Since.again(), c.Until.again()
+		return c.list(ctx, std, store)
+	})
+}
+
+func (c problemsCmd) list(ctx context.Context, std streams, store *postgres.Store) error {
 	filter := postgres.ProblemFilter{Sources: texts(c.Source), Since: c.Since.in(c.zone()), Until: c.Until.in(c.zone())}
 	found, err := store.Problems(ctx, filter, postgres.ProblemOrder(c.Sort), c.Limit)
 	if err != nil {
@@ -59,6 +67,9 @@ func (c problemsCmd) Run(ctx context.Context, std streams) error {
 	}
 	if more := found.Total - len(found.Groups); more > 0 {
 		fmt.Fprintf(std.stderr, "Groups that are not listed: %d. Raise --limit, or give --source or --since.\n", more)
+	}
+	if c.Watch != 0 {
+		return nil
 	}
 	return c.goOn(std.stderr, found)
 }

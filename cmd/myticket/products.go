@@ -21,9 +21,10 @@ type productsListCmd struct {
 	databaseFlags
 	outputFlags
 	zoneFlags
+	watchFlags
 	ID           string `group:"Filter" help:"Exact product id."`
 	Name         string `group:"Filter" placeholder:"TEXT" help:"Part of the name, in upper or lower case."`
-	ChangedSince moment `group:"Filter" placeholder:"TIME" help:"Name or price changed at this time or later: 2026-11-23T08:00:00Z, 2026-11-23T08:00 or 2026-11-23 in the zone of --tz, or 2h, 3d or 1w before now."`
+	ChangedSince moment `group:"Filter" placeholder:"TIME" help:"Name or price changed at this time or later: 2026-11-24T18:50:00Z; 2026-11-24, '2026-11-24 18:50', today, yesterday, 'monday 18:00' or 18:50 in the zone of --tz; or 2h, 1d or 1w before now."`
 	Limit        int    `default:"50" help:"Maximum number of products. Default: ${default}."`
 	After        string `placeholder:"ID" help:"Id of the last product of the previous page."`
 }
@@ -42,6 +43,13 @@ func (c productsListCmd) Run(ctx context.Context, std streams) error {
 		return err
 	}
 	defer store.Close()
+	return c.repeat(ctx, std, func(std streams) error {
+		c.ChangedSince = c.ChangedSince.again()
+		return c.list(ctx, std, store)
+	})
+}
+
+func (c productsListCmd) list(ctx context.Context, std streams, store *postgres.Store) error {
 	filter := postgres.ProductFilter{ID: c.ID, Name: c.Name, ChangedSince: c.ChangedSince.in(c.zone())}
 	products, err := store.Products(ctx, filter, c.After, c.Limit+1) // if there is one more, there is a next page
 	if err != nil {
@@ -49,7 +57,9 @@ func (c productsListCmd) Run(ctx context.Context, std streams) error {
 	}
 	if len(products) > c.Limit {
 		products = products[:c.Limit]
-		defer fmt.Fprintln(std.stderr, "Next page:", c.command(products[c.Limit-1].ProductID))
+		if c.Watch == 0 {
+			defer fmt.Fprintln(std.stderr, "Next page:", c.command(products[c.Limit-1].ProductID))
+		}
 	}
 	if c.Output == "json" {
 		return printJSON(std.stdout, append([]postgres.StoredProduct{}, products...))
@@ -90,7 +100,7 @@ type productsPruneCmd struct {
 	personFlags
 	IDs    []uuid.UUID `arg:"" name:"id" optional:"" help:"Ids of tickets. Use a filter instead to select many."`
 	Source []source    `group:"Filter" placeholder:"NAME" help:"Exact name of the tickets' source. Separate several with commas, or repeat the flag."`
-	Since  moment      `group:"Filter" placeholder:"TIME" help:"Received at this time or later: 2026-11-23T08:00:00Z, 2026-11-23T08:00 or 2026-11-23 in the zone of --tz, or 2h, 3d or 1w before now."`
+	Since  moment      `group:"Filter" placeholder:"TIME" help:"Received at this time or later: 2026-11-24T18:50:00Z; 2026-11-24, '2026-11-24 18:50', today, yesterday, 'monday 18:00' or 18:50 in the zone of --tz; or 2h, 1d or 1w before now."`
 	Until  moment      `group:"Filter" placeholder:"TIME" help:"Received before this time, written as in --since."`
 	Limit  int         `default:"1000000" help:"Maximum number of products to look at. Default: ${default}."`
 	Apply  bool        `help:"Remove the products. Without this flag, only show what would be removed."`

@@ -144,7 +144,7 @@ func (c readCmd) show(w io.Writer, title []string, t postgres.StoredTicket, text
 	for _, f := range t.Extra {
 		rows = append(rows, []string{"Header " + f.Name, f.Value})
 	}
-	if err := printTable(w, title, rows); err != nil {
+	if err := printFields(w, title, rows); err != nil {
 		return err
 	}
 	if err := showLines(w, t.Lines); err != nil {

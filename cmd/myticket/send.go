@@ -70,6 +70,16 @@ func (c sendCmd) Validate() error {
 	return nil
 }
 
+// exitStatuses are for the manual page.
+func (sendCmd) exitStatuses() []exitStatus {
+	return []exitStatus{
+		{"0", "All tickets are stored, and none is ERROR."},
+		{"1", "At least one is not known to be stored: send those again, best with --resume."},
+		commonExits[2],
+		{strconv.Itoa(exitUnread), "All are stored, but at least one is ERROR: do not send it again, but look at it with tickets show."},
+	}
+}
+
 // file is a ticket to send.
 type file struct {
 	name string

@@ -21,6 +21,7 @@ import (
 type ticketsCmd struct {
 	List    ticketsListCmd    `cmd:"" help:"List tickets, newest first."`
 	Follow  ticketsFollowCmd  `cmd:"" help:"Show tickets as they are stored, until it is interrupted."`
+	Stats   ticketsStatsCmd   `cmd:"" help:"Count tickets by day, source, status or problem: what came in, and what went wrong."`
 	Show    ticketsShowCmd    `cmd:"" help:"Show one ticket: what was sent, what was read, and what was not understood."`
 	Correct ticketsCorrectCmd `cmd:"" help:"Have another text read instead of what was sent, which stays as it came."`
 	Retry   ticketsRetryCmd   `cmd:"" help:"Send ERROR tickets back to treatment, and DISMISSED ones that are named. A server reads them again from the bytes that were sent, or from their correction."`
@@ -39,7 +40,7 @@ type filterFlags struct {
 	Total    amount       `group:"Filter" placeholder:"AMOUNT" help:"Exact total, such as 16.90."`
 	MinTotal amount       `group:"Filter" placeholder:"AMOUNT" help:"The total is this amount or more."`
 	MaxTotal amount       `group:"Filter" placeholder:"AMOUNT" help:"The total is this amount or less."`
-	Since    moment       `group:"Filter" placeholder:"TIME" help:"Received at this time or later: 2026-11-23T08:00:00Z, 2026-11-23T08:00 or 2026-11-23 in the zone of --tz, or 2h, 3d or 1w before now."`
+	Since    moment       `group:"Filter" placeholder:"TIME" help:"Received at this time or later: 2026-11-24T18:50:00Z; 2026-11-24, '2026-11-24 18:50', today, yesterday, 'monday 18:00' or 18:50 in the zone of --tz; or 2h, 1d or 1w before now."`
 	Until    moment       `group:"Filter" placeholder:"TIME" help:"Received before this time, written as in --since."`
 }
 
@@ -91,6 +92,9 @@ func (f filterFlags) isEmpty() bool {
 		!f.Total.IsSet() && !f.MinTotal.IsSet() && !f.MaxTotal.IsSet() && f.Since.isZero() && f.Until.isZero()
 }
 
+// renew lets times before now be before the present time, for a command that runs again.
+func (f *filterFlags) renew() { f.Since, f.Until = f.Since.again(), f.Until.again() }
+
 // flags returns the flags as a command line has them. Times are absolute, so that "2h" is the same moment on every page.
 func (f filterFlags) flags() string {
 	var b strings.Builder
@@ -134,6 +138,7 @@ type listFlags struct {
 
 type ticketsListCmd struct {
 	listFlags
+	watchFlags
 	Limit int       `default:"50" help:"Maximum number of tickets. Default: ${default}."`
 	After uuid.UUID `placeholder:"ID" help:"Id of the last ticket of the previous page."`
 }
@@ -155,6 +160,13 @@ func (c ticketsListCmd) Run(ctx context.Context, std streams) error {
 		return err
 	}
 	defer store.Close()
+	return c.repeat(ctx, std, func(std streams) error {
+		c.renew()
+		return c.list(ctx, std, store)
+	})
+}
+
+func (c ticketsListCmd) list(ctx context.Context, std streams, store *postgres.Store) error {
 	filter := c.filter()
 	filter.Product = c.Product
 	out := newTicketWriter(c.listFlags, std.stdout)
@@ -176,7 +188,9 @@ func (c ticketsListCmd) Run(ctx context.Context, std streams) error {
 			return out.end()
 		}
 		if after = tickets[len(tickets)-1].ID; left == 0 {
-			defer fmt.Fprintln(std.stderr, "Next page:", c.command(after))
+			if c.Watch == 0 {
+				defer fmt.Fprintln(std.stderr, "Next page:", c.command(after))
+			}
 			return out.end()
 		}
 	}
@@ -305,7 +319,7 @@ func (c ticketsShowCmd) show(w io.Writer, t postgres.StoredTicket, corrections [
 	if t.NextAttemptAt != nil {
 		rows = append(rows, []string{"Next attempt", c.stamp(*t.NextAttemptAt)})
 	}
-	if err := printTable(w, []string{"Ticket", t.ID.String()}, rows); err != nil {
+	if err := printFields(w, []string{"Ticket", t.ID.String()}, rows); err != nil {
 		return err
 	}
 	if err := showLines(w, t.Lines); err != nil {
@@ -318,7 +332,8 @@ func (c ticketsShowCmd) show(w io.Writer, t postgres.StoredTicket, corrections [
 		showProblems(w, problemsNow, t.Problems, text)
 	}
 	if t.Correction != 0 {
-		fmt.Fprintf(w, "\nBody (%d bytes; --raw writes them unchanged), and what is read instead:\n", len(t.Body))
+		fmt.Fprintf(w, "\n%s\n", look(w).bold(
+			fmt.Sprintf("Body (%d bytes; --raw writes them unchanged), and what is read instead:", len(t.Body))))
 		showDiff(w, "body", body, "correction "+strconv.Itoa(t.Correction), text, wholeDiff)
 		return nil
 	}
@@ -326,7 +341,7 @@ func (c ticketsShowCmd) show(w io.Writer, t postgres.StoredTicket, corrections [
 	if body != string(t.Body) {
 		as = ", shown as they are read"
 	}
-	fmt.Fprintf(w, "\nBody (%d bytes%s; --raw writes them unchanged):\n", len(t.Body), as)
+	fmt.Fprintf(w, "\n%s\n", look(w).bold(fmt.Sprintf("Body (%d bytes%s; --raw writes them unchanged):", len(t.Body), as)))
 	_, err := fmt.Fprintln(w, printableText(strings.ReplaceAll(body, "\r\n", "\n")))
 	return err
 }
@@ -345,7 +360,7 @@ func showLines(w io.Writer, lines []postgres.StoredLine) error {
 		}
 		rows = append(rows, []string{line.ProductID, line.Price.String(), line.Product, strings.Join(extra, " ")})
 	}
-	return printTable(w, []string{"PRODUCT_ID", "PRICE", "PRODUCT", ""}, rows)
+	return printFields(w, []string{"PRODUCT_ID", "PRICE", "PRODUCT", ""}, rows)
 }
 
 const problemsNow = "Problems:"
@@ -355,7 +370,7 @@ func showProblems(w io.Writer, title string, problems []ticket.Problem, text str
 	if len(problems) == 0 {
 		return
 	}
-	fmt.Fprintf(w, "\n%s\n", title)
+	fmt.Fprintf(w, "\n%s\n", look(w).bold(title))
 	body := textLines(text)
 	for _, p := range problems {
 		fmt.Fprintf(w, "  %s\n", printable(describe(p)))

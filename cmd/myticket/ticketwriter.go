@@ -137,8 +137,9 @@ func (t *ticketWriter) writeNow(tickets []postgres.StoredTicket) error {
 		for i := range row {
 			row[i] = printable(row[i])
 		}
-		if _, err := fmt.Fprintf(t.w, "%s  %s  %-12s  %-9s  %-10s  %10s  %5s  %s\n",
-			row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7]); err != nil {
+		status := look(t.w).status(fmt.Sprintf("%-9s", row[3]))
+		if _, err := fmt.Fprintf(t.w, "%s  %s  %-12s  %s  %-10s  %10s  %5s  %s\n",
+			row[0], row[1], row[2], status, row[4], row[5], row[6], row[7]); err != nil {
 			return err
 		}
 	}

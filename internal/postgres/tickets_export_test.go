@@ -41,3 +41,6 @@ const UnprecedentedSQL = unprecedented
 func ProblemsSQL(filter ProblemFilter, order ProblemOrder, limit int) (sql string, args []any) {
 	return filter.groups(order, limit)
 }
+
+// StatsSQL is the statement of Stats.
+func StatsSQL(query StatsQuery) (sql string, args []any) { return query.statement() }
