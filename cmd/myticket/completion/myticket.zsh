@@ -7,7 +7,7 @@ _myticket() {
     case $lines[1] in
     :files|:dirs)
         [[ $words[CURRENT] == -*=* ]] && compset -P 1 '*='
-        if [[ $lines[1] == :dirs ]]; then _files -/; else _files; fi
+        if [[ $lines[1] == :dirs ]]; then _path_files -/; else _files; fi
         ;;
     :words)
         for line in "${(@)lines[2,-1]}"; do
