@@ -55,7 +55,7 @@ func (c auditCmd) Run(ctx context.Context, std streams) error {
 	for _, r := range records {
 		rows = append(rows, []string{
 			strconv.FormatInt(r.ID, 10), c.stamp(r.At), r.Who, r.Action, strconv.FormatInt(r.Tickets, 10), r.Why,
-			cut(compact(r.Filter), 80), cut(compact(r.Details), 80),
+			compact(r.Filter), compact(r.Details),
 		})
 	}
 	return printTable(std.stdout, []string{"ID", "TIME", "WHO", "ACTION", "TICKETS", "REASON", "FILTER", "DETAILS"}, rows)

@@ -42,6 +42,9 @@ func TestMain(m *testing.M) {
 			}
 		}
 	}
+	if err := os.Setenv("NO_COLOR", "1"); err != nil { // a terminal shows the text alone; the test of colours asks for them
+		panic(err)
+	}
 	pgtest.Main(m)
 }
 

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"encoding/csv"
 	"encoding/json"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -192,4 +195,30 @@ func TestTicketsStats_RefusesWhatMeansNothing(t *testing.T) {
 	code, _, stderr := b.myticket(t, "tickets", "stats", "--by=hour", "--since=2000-01-01")
 	assert.Equal(t, 1, code)
 	assert.Contains(t, stderr, "later --since")
+}
+
+// TestServerPage_CommandsOfStatsWork runs the commands of the section in docs/server.md. The one that watches is interrupted.
+func TestServerPage_CommandsOfStatsWork(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../docs/server.md")
+	require.NoError(t, err)
+	_, section, _ := strings.Cut(string(page), "\n## What came in\n\n```sh\n")
+	section, _, _ = strings.Cut(section, "```")
+	b := setupOperator(t)
+	b.insert(t, ticket.Error, "shop-1", "1", "x")
+	commands := 0
+	for line := range strings.Lines(section) {
+		line, _, _ = strings.Cut(line, " #")
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		if strings.Contains(line, "--watch") {
+			time.AfterFunc(time.Second, cancel)
+		}
+		var out bytes.Buffer
+		args := append(strings.Fields(line)[1:], "--database-url", b.url)
+		assert.Zero(t, run(ctx, args, nil, streams{stdout: &out, stderr: &out}), "%s: %s", line, &out)
+		cancel()
+		assert.Contains(t, out.String(), "TICKETS", line)
+		commands++
+	}
+	require.Equal(t, 4, commands)
 }

@@ -72,7 +72,7 @@ func (t *ticketWriter) row(found postgres.StoredTicket) []string {
 	}
 	return []string{
 		found.ID.String(), t.stamp(found.ReceivedAt), found.Source, string(found.Status), found.OrderNumber, found.Total.String(),
-		strconv.Itoa(len(found.Lines)), cut(problem, 80),
+		strconv.Itoa(len(found.Lines)), problem,
 	}
 }
 
@@ -134,6 +134,7 @@ func (t *ticketWriter) writeNow(tickets []postgres.StoredTicket) error {
 	}
 	for _, found := range tickets {
 		row := t.row(found)
+		row[7] = cut(row[7], 80) // on any terminal, each ticket takes one line or two
 		for i := range row {
 			row[i] = printable(row[i])
 		}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+	"github.com/mattn/go-runewidth"
 )
 
 // watchFlags are for commands that show something which changes.
@@ -121,6 +122,9 @@ func (f watchFlags) screenful(w io.Writer, out, errs string) string {
 	title := fmt.Sprintf("%s, every %s. Ctrl-C ends it.", time.Now().Format(time.TimeOnly), time.Duration(f.Watch))
 	lines := []string{look(w).bold(title), ""}
 	if errs = strings.TrimRight(errs, "\n"); errs != "" {
+		if width := look(w).width; width > 0 {
+			errs = runewidth.Wrap(errs, width)
+		}
 		lines = append(append(lines, strings.Split(errs, "\n")...), "")
 	}
 	lines = append(lines, strings.Split(strings.TrimRight(out, "\n"), "\n")...)
