@@ -17,8 +17,9 @@ type completionCmd struct {
 
 // Help is shown by --help.
 func (completionCmd) Help() string {
-	return "For this session: source <(myticket completion bash), the same with zsh after compinit, or myticket completion fish | source. " +
-		"For all sessions write it to a file: /etc/bash_completion.d/myticket or ~/.local/share/bash-completion/completions/myticket, " +
+	return "For this session: source <(myticket completion bash), the same with zsh after compinit, or " +
+		"myticket completion fish | source. For all sessions write it to a file: " +
+		"/etc/bash_completion.d/myticket or ~/.local/share/bash-completion/completions/myticket, " +
 		"_myticket in a folder of zsh's $fpath, or ~/.config/fish/completions/myticket.fish."
 }
 

@@ -78,7 +78,7 @@ func startShell(t *testing.T, name string, args ...string) *shell {
 	s := &shell{person: person, said: filepath.Join(bin, "said"), screen: &logText{}}
 	script := fmt.Sprintf("#!/bin/sh\ncase $1 in completion|complete) %s=1 exec '%s' \"$@\" ;; esac\n"+
 		"printf '%%s|' \"$@\" >'%s.new' && mv '%[3]s.new' '%[3]s'\n", runMain, self, s.said)
-	require.NoError(t, os.WriteFile(filepath.Join(bin, "myticket"), []byte(script), 0o700)) //nolint:gosec // a program
+	require.NoError(t, os.WriteFile(filepath.Join(bin, "myticket"), []byte(script), 0o700))
 	p := exec.CommandContext(t.Context(), name, args...)
 	p.Dir = dir
 	p.Env = []string{"PATH=" + bin + ":" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "TERM=dumb", "PS1=$ ", "LC_ALL=C.UTF-8"}

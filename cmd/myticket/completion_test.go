@@ -43,7 +43,7 @@ func TestComplete_KnowsCommandsFlagsAndValues(t *testing.T) {
 		{"completion bash ", ""},
 		{"serve --no-order", "--no-order-lines"},
 		{"nothing ", "serve migrate tickets dialects problems products read audit spool keys retention send version completion"},
-		{"--v", "--version"},
+		{"dialects show --v", "--version"},
 	} {
 		kind, found := complete(t, strings.Split(test.line, " ")...)
 		assert.Equal(t, ":words", kind, test.line)

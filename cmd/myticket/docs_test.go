@@ -37,7 +37,7 @@ func TestSettingsPage_IsWhatTheProgramSays(t *testing.T) {
 	rows := map[string]*strings.Builder{}
 	for _, flags := range serve.Selected().AllFlags(true) {
 		for _, f := range flags {
-			if f.Name == "help" || f.Name == "version" {
+			if f.Name == "help" {
 				continue
 			}
 			require.NotNil(t, f.Group, f.Name)

@@ -52,7 +52,9 @@ func (l looks) paint(attribute, text string) string {
 
 func (l looks) bold(text string) string { return l.paint(bold, text) }
 
-var statusColours = map[ticket.Status]string{ticket.ToTreat: yellow, ticket.Treated: green, ticket.Error: red, ticket.Dismissed: dim}
+var statusColours = map[ticket.Status]string{
+	ticket.ToTreat: yellow, ticket.Treated: green, ticket.Error: red, ticket.Dismissed: dim,
+}
 
 // status paints a status, which may be padded.
 func (l looks) status(text string) string {

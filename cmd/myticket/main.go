@@ -33,13 +33,11 @@ type cli struct {
 	Keys      keysCmd      `cmd:"" help:"Export or import the idempotency keys of a source that moves to another database."`
 	Retention retentionCmd `cmd:"" help:"Drop old partitions and delete expired idempotency keys. Without --apply it only shows what it would do."`
 	Send      sendCmd      `cmd:"" help:"Post tickets to MyTicket as a till does, to test an installation or to send files again."`
-	Version   versionCmd   `cmd:"" help:"Print the version."`
+	Version   versionCmd   `cmd:"" help:"Print the version, as myticket --version does."`
 
 	Completion completionCmd `cmd:"" help:"Print a script that makes a shell complete commands, flags and values."`
 	Complete   completeCmd   `cmd:"" hidden:""`
 	Man        manCmd        `cmd:"" hidden:"" help:"Write the manual pages."`
-
-	ShowVersion kong.VersionFlag `name:"version" help:"Print the version."`
 }
 
 // streams is where a command reads and writes: the streams of the process, or those of a test.
@@ -60,6 +58,9 @@ func main() {
 // run is the whole program. A test can call it. It returns the exit code: 0 for success, 1 if the command failed, 2 if the
 // arguments or the environment are wrong, or that of an exitError.
 func run(ctx context.Context, args, environ []string, std streams) int {
+	if len(args) == 1 && args[0] == "--version" { // no flag of all commands: dialects show has one of that name
+		args = []string{"version"}
+	}
 	var c cli
 	exited, code := false, 0
 	parser, err := kong.New(&c,
@@ -68,7 +69,6 @@ func run(ctx context.Context, args, environ []string, std streams) int {
 		kong.Writers(std.stdout, std.stderr),
 		kong.Exit(func(c int) { exited, code = true, c }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: false}),
-		kong.Vars{"version": version},
 		kong.BindTo(ctx, (*context.Context)(nil)),
 		kong.Bind(std),
 	)
@@ -77,7 +77,7 @@ func run(ctx context.Context, args, environ []string, std streams) int {
 		return 2
 	}
 	command, err := parser.Parse(args)
-	if exited { // --help, --version
+	if exited { // --help
 		return code
 	}
 	if err == nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 
 	"github.com/alecthomas/kong"
@@ -17,7 +18,7 @@ type manCmd struct {
 
 // Run writes a page for the program and one for each command, made from what --help says.
 func (c manCmd) Run(command *kong.Context) error {
-	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
+	if err := os.MkdirAll(c.Dir, 0o755); err != nil { //nolint:gosec // all may read it
 		return err
 	}
 	root := command.Model.Node
@@ -47,7 +48,7 @@ var commonVariables = [][2]string{
 	{"NO_COLOR, TERM", "If NO_COLOR is not empty, or TERM is dumb, a terminal gets no colours. Files and pipes never do."},
 	{"COLUMNS", "The width of help texts. The default is that of the terminal. Tables always have the width of the terminal."},
 	{"TZ", "The time zone of times, if --tz is not given."},
-	{"PGSSLMODE, PGSSLROOTCERT and others of libpq", "What the URI of the database does not say (the chapter on libpq in PostgreSQL's manual)."},
+	{"PGSSLMODE, PGSSLROOTCERT and others", "What the URI of the database does not say (PostgreSQL's manual, chapter libpq)."},
 }
 
 func pageName(node *kong.Node) string { return strings.ReplaceAll(node.FullPath(), " ", "-") }
@@ -57,7 +58,7 @@ func manPage(node *kong.Node) string {
 	var p roff
 	p.macro("TH", strings.ToUpper(pageName(node)), "1", "", "myticket "+version, "MyTicket")
 	p.macro("nh") // a command that is broken by a hyphen is another one
-	p.WriteString(".ad l\n")
+	p.macro("ad l")
 	p.macro("SH", "NAME")
 	p.text(pageName(node) + " - " + strings.TrimSuffix(firstSentence(node.Help), "."))
 	p.macro("SH", "SYNOPSIS")
@@ -94,7 +95,7 @@ func manPage(node *kong.Node) string {
 	p.macro("SH", "EXIT STATUS")
 	exits := commonExits
 	if node.Type == kong.CommandNode {
-		if own, ok := node.Target.Addr().Interface().(exitStatuses); ok {
+		if own, ok := reflect.TypeAssert[exitStatuses](node.Target.Addr()); ok {
 			exits = own.exitStatuses()
 		}
 	}
@@ -143,17 +144,19 @@ func flagsOf(node *kong.Node) (all []*kong.Flag) {
 }
 
 // roff is a page of man(7) that grows.
-type roff struct{ strings.Builder }
+type roff struct{ b strings.Builder }
+
+func (p *roff) String() string { return p.b.String() }
 
 func (p *roff) macro(name string, arguments ...string) {
-	p.WriteString("." + name)
+	p.b.WriteString("." + name)
 	for _, argument := range arguments {
-		p.WriteString(` "` + strings.ReplaceAll(escapeRoff(argument), `"`, `\(dq`) + `"`)
+		p.b.WriteString(` "` + strings.ReplaceAll(escapeRoff(argument), `"`, `\(dq`) + `"`)
 	}
-	p.WriteString("\n")
+	p.b.WriteString("\n")
 }
 
-func (p *roff) text(text string) { p.WriteString(escapeRoff(text) + "\n") }
+func (p *roff) text(text string) { p.b.WriteString(escapeRoff(text) + "\n") }
 
 // item is a term with what it means.
 func (p *roff) item(term, text string) {
@@ -187,8 +190,8 @@ func (p *roff) options(node *kong.Node) {
 				term += ", --no-" + flag.Name
 			}
 			help := flag.Help
-			for _, name := range flag.Envs {
-				help += " Variable: " + name + "."
+			if len(flag.Envs) > 0 {
+				help += " Variable: " + strings.Join(flag.Envs, " or ") + "."
 			}
 			p.item(term, help)
 		}

@@ -72,7 +72,7 @@ func render(t *testing.T, file string) string {
 
 func TestVersion_AsAFlag(t *testing.T) {
 	t.Parallel()
-	for _, args := range [][]string{{"--version"}, {"version"}, {"tickets", "list", "--version"}} {
+	for _, args := range [][]string{{"--version"}, {"version"}} {
 		o := runCommand(t, nil, args...)
 		assert.Equal(t, outcome{0, version + "\n", ""}, o, args)
 	}

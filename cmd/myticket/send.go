@@ -76,7 +76,7 @@ func (sendCmd) exitStatuses() []exitStatus {
 		{"0", "All tickets are stored, and none is ERROR."},
 		{"1", "At least one is not known to be stored: send those again, best with --resume."},
 		commonExits[2],
-		{strconv.Itoa(exitUnread), "All are stored, but at least one is ERROR: do not send it again, but look at it with tickets show."},
+		{"3", "All are stored, but at least one is ERROR: look at it with tickets show, and do not send it again."},
 	}
 }
 

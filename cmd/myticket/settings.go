@@ -31,7 +31,7 @@ func (s *byteSize) UnmarshalText(text []byte) error {
 func logSettings(logger *slog.Logger, command *kong.Context, databaseURL string) {
 	var settings []any
 	for _, flag := range command.Flags() {
-		if flag.Name == "help" || flag.Name == "version" || strings.HasPrefix(flag.Name, "database-url") {
+		if flag.Name == "help" || strings.HasPrefix(flag.Name, "database-url") {
 			continue
 		}
 		settings = append(settings, slog.String(flag.Name, fmt.Sprint(flag.Target.Interface())))

@@ -25,8 +25,8 @@ type ticketsStatsCmd struct {
 
 // Help is shown by --help.
 func (ticketsStatsCmd) Help() string {
-	return "Without --since it counts the last seven days: today and six before, or as many before --until. Days and hours are those " +
-		"of --tz. With day or hour the newest groups come first, otherwise the largest. It reads all tickets of the time, and is " +
+	return "Without --since it counts the last seven days: today and six before, or as many before --until. Days and hours " +
+		"are those of --tz. With day or hour the newest groups come first, otherwise the largest. It reads all tickets of the time, and is " +
 		"stopped after a minute."
 }
 
@@ -58,7 +58,7 @@ func (c ticketsStatsCmd) Run(ctx context.Context, std streams) error {
 	}
 	defer store.Close()
 	return c.repeat(ctx, std, func(std streams) error {
-		c.renew()
+		c.Since, c.Until = c.Since.again(), c.Until.again()
 		query, err := c.query(time.Now().In(c.zone()))
 		if err != nil {
 			return err
@@ -89,7 +89,7 @@ func (c ticketsStatsCmd) query(now time.Time) (postgres.StatsQuery, error) {
 	for _, key := range c.By {
 		if key == "day" || key == "hour" {
 			if query.Starts = starts(filter.Since.In(now.Location()), filter.Until, key); len(query.Starts) > mostStarts {
-				return query, fmt.Errorf("that are more than %d times to count by: give a later --since, or days instead of hours", mostStarts)
+				return query, fmt.Errorf("there are more than %d days or hours to count by: give a later --since, or days", mostStarts)
 			}
 			query.By = append(query.By, postgres.StatsTime)
 			continue

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -214,7 +215,7 @@ func TestServerPage_CommandsOfStatsWork(t *testing.T) {
 			time.AfterFunc(time.Second, cancel)
 		}
 		var out bytes.Buffer
-		args := append(strings.Fields(line)[1:], "--database-url", b.url)
+		args := slices.Concat(strings.Fields(line)[1:], []string{"--database-url", b.url})
 		assert.Zero(t, run(ctx, args, nil, streams{stdout: &out, stderr: &out}), "%s: %s", line, &out)
 		cancel()
 		assert.Contains(t, out.String(), "TICKETS", line)

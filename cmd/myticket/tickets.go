@@ -92,9 +92,6 @@ func (f filterFlags) isEmpty() bool {
 		!f.Total.IsSet() && !f.MinTotal.IsSet() && !f.MaxTotal.IsSet() && f.Since.isZero() && f.Until.isZero()
 }
 
-// renew lets times before now be before the present time, for a command that runs again.
-func (f *filterFlags) renew() { f.Since, f.Until = f.Since.again(), f.Until.again() }
-
 // flags returns the flags as a command line has them. Times are absolute, so that "2h" is the same moment on every page.
 func (f filterFlags) flags() string {
 	var b strings.Builder
@@ -161,7 +158,7 @@ func (c ticketsListCmd) Run(ctx context.Context, std streams) error {
 	}
 	defer store.Close()
 	return c.repeat(ctx, std, func(std streams) error {
-		c.renew()
+		c.Since, c.Until = c.Since.again(), c.Until.again()
 		return c.list(ctx, std, store)
 	})
 }

@@ -32,10 +32,10 @@ type watching struct {
 	exited chan int
 }
 
-func startWatching(t *testing.T, url string, columns, lines uint16, args ...string) *watching {
+func startWatching(t *testing.T, url string, lines uint16, args ...string) *watching {
 	t.Helper()
 	person, program := newTerminal(t)
-	resize(t, program, columns, lines)
+	resize(t, program, 150, lines)
 	ctx, cancel := context.WithCancel(t.Context())
 	w := &watching{screen: &logText{}, cancel: cancel, exited: make(chan int, 1)}
 	read := make(chan struct{})
@@ -63,7 +63,7 @@ func TestWatch_RepaintsUntilItIsInterrupted(t *testing.T) {
 		{"tickets", "list", "--since=1h", "--watch=1s"}, {"tickets", "stats", "--by=source", "--watch=1s"}, {"problems", "--watch=1s"},
 	} {
 		source := "shop-of-" + args[0] + args[len(args)-2][2:4]
-		w := startWatching(t, b.url, 150, 50, args...)
+		w := startWatching(t, b.url, 50, args...)
 		await(t, "the first page", func() bool { return strings.Contains(w.last(), "every 1s. Ctrl-C ends it.") })
 		assert.NotContains(t, w.last(), source)
 		b.insert(t, ticket.Error, source, "1", "x")
@@ -84,7 +84,7 @@ func TestWatch_OutlivesADatabaseThatIsAway(t *testing.T) {
 	b := setupOperator(t)
 	b.exec(t, `INSERT INTO products (product_id, name, price, first_seen_at, last_seen_at, changed_at, ticket_id)
 		VALUES ('IZ8z', 'Café', 2, now(), now(), now(), gen_random_uuid())`)
-	w := startWatching(t, b.url, 150, 50, "products", "list", "--watch=1s")
+	w := startWatching(t, b.url, 50, "products", "list", "--watch=1s")
 	await(t, "the first page", func() bool { return strings.Contains(w.last(), "IZ8z") })
 	b.exec(t, `ALTER TABLE products RENAME TO products_away`)
 	await(t, "an error, above what was seen last", func() bool {
@@ -104,7 +104,7 @@ func TestWatch_OutlivesADatabaseThatIsAway(t *testing.T) {
 func TestWatch_OutlivesAServerThatEnds(t *testing.T) {
 	t.Parallel()
 	server, url := pgtest.NewServer(t)
-	w := startWatching(t, url, 150, 50, "tickets", "list", "--watch=1s")
+	w := startWatching(t, url, 50, "tickets", "list", "--watch=1s")
 	await(t, "the first page", func() bool { return strings.Contains(w.last(), "RECEIVED") })
 	require.NoError(t, server.Kill())
 	await(t, "an error", func() bool { return strings.Contains(w.last(), "trying again") })
@@ -120,7 +120,7 @@ func TestWatch_FillsNoMoreThanTheScreen(t *testing.T) {
 	for range 30 {
 		b.insert(t, ticket.Treated, "s", "1", "x")
 	}
-	w := startWatching(t, b.url, 150, 10, "tickets", "list", "--watch=1s")
+	w := startWatching(t, b.url, 10, "tickets", "list", "--watch=1s")
 	await(t, "the first page", func() bool { return strings.Contains(w.last(), "more lines do not fit") })
 	w.cancel()
 	<-w.exited
