@@ -9,8 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// wide are two characters that take two columns each.
-const wide = "\u65e5\u672c"
+// eastAsian are two characters that take two columns each.
+const eastAsian = "\u65e5\u672c"
 
 func tableText(t *testing.T, width int, header []string, rows ...[]string) string {
 	t.Helper()
@@ -23,10 +23,10 @@ func TestTable_FitsTheTerminal(t *testing.T) {
 	t.Parallel()
 	header := []string{"ID", "SOURCE", "STATUS", "PROBLEM"}
 	id := "01a225f8-c897-7c4c-8a42-38a0b923820d"
-	rows := [][]string{{id, "shop-1", "ERROR", strings.Repeat(wide, 30)}, {id, "s", "TREATED", ""}}
+	rows := [][]string{{id, "shop-1", "ERROR", strings.Repeat(eastAsian, 30)}, {id, "s", "TREATED", ""}}
 
 	whole := tableText(t, 0, header, rows...)
-	assert.Contains(t, whole, strings.Repeat(wide, 30), "nothing is cut where there is no terminal")
+	assert.Contains(t, whole, strings.Repeat(eastAsian, 30), "nothing is cut where there is no terminal")
 	assert.Equal(t, 3, strings.Count(whole, "\n"))
 
 	for width := 1; width < 220; width++ {
@@ -36,18 +36,18 @@ func TestTable_FitsTheTerminal(t *testing.T) {
 	}
 	assert.Equal(t, ""+
 		"ID                                    SOURCE  STATUS   PROBLEM\n"+
-		id+"  shop-1  ERROR    "+strings.Repeat(wide, 6)+wide[:len(wide)/2]+"…\n"+
+		id+"  shop-1  ERROR    "+strings.Repeat(eastAsian, 6)+eastAsian[:len(eastAsian)/2]+"…\n"+
 		id+"  s       TREATED\n", tableText(t, 82, header, rows...), "a text is cut by the columns that it takes")
 	assert.Equal(t, ""+
 		"ID                                    SOURCE  STATUS\n  PROBLEM\n"+
-		id+"  shop-1  ERROR\n  "+strings.Repeat(wide, 18)+wide[:len(wide)/2]+"…\n"+
+		id+"  shop-1  ERROR\n  "+strings.Repeat(eastAsian, 18)+eastAsian[:len(eastAsian)/2]+"…\n"+
 		id+"  s       TREATED\n", tableText(t, 78, header, rows...), "an id never is, and a line that says nothing is left out")
 }
 
 func TestTable_AlignsWideCharacters(t *testing.T) {
 	t.Parallel()
-	assert.Equal(t, "NAME   PRICE\n"+wide+"   2.00\nCafé   1.00\nthé a  3.00\n",
-		tableText(t, 0, []string{"NAME", "PRICE"}, []string{wide, "2.00"}, []string{"Café", "1.00"}, []string{"thé a", "3.00"}))
+	assert.Equal(t, "NAME   PRICE\n"+eastAsian+"   2.00\nCafé   1.00\nthé a  3.00\n",
+		tableText(t, 0, []string{"NAME", "PRICE"}, []string{eastAsian, "2.00"}, []string{"Café", "1.00"}, []string{"thé a", "3.00"}))
 }
 
 func TestColours_AreOfWhatTheProgramSays(t *testing.T) {

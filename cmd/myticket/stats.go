@@ -26,8 +26,8 @@ type ticketsStatsCmd struct {
 // Help is shown by --help.
 func (ticketsStatsCmd) Help() string {
 	return "Without --since it counts the last seven days: today and six before, or as many before --until. Days and hours " +
-		"are those of --tz. With day or hour the newest groups come first, otherwise the largest. It reads all tickets of the time, and is " +
-		"stopped after a minute."
+		"are those of --tz. With day or hour the newest groups come first, otherwise the largest. It reads all tickets of the " +
+		"time, and is stopped after a minute."
 }
 
 const (
