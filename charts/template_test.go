@@ -33,7 +33,7 @@ func TestChart_RendersEachMode(t *testing.T) {
 	t.Parallel()
 	always := []string{
 		"HorizontalPodAutoscaler/myticket", "Ingress/myticket", "NetworkPolicy/myticket", "NetworkPolicy/myticket-chores", "NetworkPolicy/myticket-test",
-		"Pod/myticket-test", "PodDisruptionBudget/myticket",
+		"Pod/myticket-doctor", "Pod/myticket-test", "PodDisruptionBudget/myticket",
 		"Service/myticket", "Service/myticket-servers", "ServiceAccount/myticket", "ServiceAccount/myticket-migrate", "StatefulSet/myticket",
 	}
 	for _, helm := range helms {
@@ -855,6 +855,29 @@ func TestHelmTest_HasCredentials(t *testing.T) {
 	assert.Contains(t, at(pod, "spec.containers.0.args"), "--bearer-file="+at(pod, "spec.containers.0.volumeMounts.0.mountPath").(string)+"/token")
 	assert.Equal(t, "y", at(pod, "spec.volumes.0.secret.secretName"))
 	assert.Equal(t, []any{object{"key": "n", "path": "token"}}, at(pod, "spec.volumes.0.secret.items"))
+}
+
+// What helm test says about the settings is true only if they are those of the servers.
+func TestHelmTest_ExaminesTheSettingsOfAServer(t *testing.T) {
+	t.Parallel()
+	for mode, set := range modes() {
+		all := render(t, append(set, "sources.secretName=sources", "tracing.endpoint=http://collector:4318", "settings.MYTICKET_MAX_BODY=2MiB",
+			"extraEnv[0].name=A,extraEnv[0].value=b", "extraEnvFrom[0].configMapRef.name=more", "autoscaling.maxReplicas=5")...)
+		pod := all.find(t, "Pod", "myticket-doctor")
+		doctor := containers(pod)[0]
+		assert.Equal(t, []any{"doctor", "--fail-on=problem", "--skip=spool,server", "--servers=5"}, at(doctor, "args"), mode)
+		assert.Equal(t, at(all.server(t), "env"), at(doctor, "env"), mode)
+		assert.Equal(t, at(all.server(t), "envFrom"), at(doctor, "envFrom"), mode)
+		var mounts []any
+		for _, mount := range at(doctor, "volumeMounts").([]any) {
+			mounts = append(mounts, at(mount, "name"))
+		}
+		assert.Equal(t, []any{"database", "sources"}, mounts, "%s: the volume of a spool belongs to its server", mode)
+		assert.Equal(t, "test", annotation(pod, "helm.sh/hook"))
+		assert.Equal(t, "-1", annotation(pod, "helm.sh/hook-weight"), "before the ticket is posted")
+		assert.True(t, selects(at(all.find(t, "NetworkPolicy", "myticket-chores"), "spec.podSelector"), at(pod, "metadata.labels").(object)))
+	}
+	assert.NotContains(t, fmt.Sprint(render(t).find(t, "Pod", "myticket-doctor")), "sources.json")
 }
 
 // With null an operator takes a value of an earlier upgrade back. Of values that --reuse-values takes from an older chart, new

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"log/slog"
 	"math"
 	"os"
@@ -108,16 +109,37 @@ func (f *serverFlags) memoryNeeded(l clientLimits) int64 {
 	return needed
 }
 
-// warnOfLimits warns of limits that break what docs/server.md promises of derived ones.
-func (f *serverFlags) warnOfLimits(logger *slog.Logger, l clientLimits, memory int64) {
+// limitWarning is what limits break of what docs/server.md promises of derived ones.
+type limitWarning struct {
+	found, means, do string
+	figures          []any // for the log
+}
+
+// limitWarnings returns what the limits break, the worst first.
+func (f *serverFlags) limitWarnings(l clientLimits, memory int64) (warnings []limitWarning) {
 	if needed := f.memoryNeeded(l); needed > memory {
-		logger.Warn("the limits let senders make this server use more memory than it has, so it may be killed: acknowledged tickets "+
-			"are kept, tickets in progress get no answer; give it more memory, or lower the limits (docs/server.md, \"Limits to set\")",
-			"needed", humanize.IBytes(uint64(needed)), "memory", humanize.IBytes(uint64(max(0, memory))))
+		warnings = append(warnings, limitWarning{
+			means: "the limits let senders make this server use more memory than it has, so it may be killed: acknowledged tickets " +
+				"are kept, tickets in progress get no answer",
+			do:      "give it more memory, or lower the limits (docs/server.md, \"Limits to set\")",
+			figures: []any{"needed", humanize.IBytes(uint64(needed)), "memory", humanize.IBytes(uint64(max(0, memory)))},
+		})
 	}
 	if fit := l.bodyBytes / 2 / httpapi.SmallBody; l.connections > fit {
-		logger.Warn("--max-connections is more than the small bodies that fit into half of --body-bytes: many slow senders can "+
-			"cause the tickets of others to be refused with 503; raise --body-bytes, or lower --max-connections",
-			"max_connections", l.connections, "fit", fit)
+		warnings = append(warnings, limitWarning{
+			found: fmt.Sprintf("--max-connections is %d, and %d small bodies fit into half of --body-bytes", l.connections, fit),
+			means: "--max-connections is more than the small bodies that fit into half of --body-bytes: many slow senders can " +
+				"cause the tickets of others to be refused with 503",
+			do:      "raise --body-bytes, or lower --max-connections",
+			figures: []any{"max_connections", l.connections, "fit", fit},
+		})
+	}
+	return warnings
+}
+
+// warnOfLimits logs what the limits break.
+func (f *serverFlags) warnOfLimits(logger *slog.Logger, l clientLimits, memory int64) {
+	for _, w := range f.limitWarnings(l, memory) {
+		logger.Warn(w.means+"; "+w.do, w.figures...)
 	}
 }

@@ -50,15 +50,12 @@ func (c *serveCmd) Run(ctx context.Context, std streams, command *kong.Context) 
 
 // serve runs the server on a database until ctx ends. Then it finishes all tickets that it accepted.
 func (f *serverFlags) serve(ctx context.Context, url func() (string, error), logger *slog.Logger) (err error) {
-	sources := httpapi.OpenSources()
-	if f.SourcesFile != "" {
-		if sources, err = httpapi.ReadSources(f.SourcesFile); err != nil {
-			return err
-		}
+	sources, err := f.readSources()
+	if err == nil {
+		err = f.checkKeyTTL(sources)
 	}
-	if least := 2 * httpapi.SignatureTolerance; sources.Signed() && f.KeyTTL < least {
-		return fmt.Errorf("--key-ttl must be at least %s, because a source signs its tickets: "+
-			"a captured request could be sent again as a new ticket after its key is forgotten", least)
+	if err != nil {
+		return err
 	}
 	logSources(logger, sources, f.SourcesFile)
 	memory, memoryFrom := memoryLimit("")
@@ -71,7 +68,7 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 		return err
 	}
 	store, err := postgres.Open(ctx, postgres.Config{
-		URLFrom: url, MaxConns: int32(f.DatabaseMaxConns), ApplicationName: "myticket serve", Traces: tracing.Work(), Logger: logger,
+		URLFrom: url, MaxConns: int32(f.DatabaseMaxConns), ApplicationName: postgres.ServeApplication, Traces: tracing.Work(), Logger: logger,
 		Sources: f.productPolicies(sources), AuthenticatedProducts: f.AuthenticatedProducts,
 	})
 	if err != nil {

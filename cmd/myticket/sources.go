@@ -33,6 +33,23 @@ func (n *source) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// readSources reads the sources file, if there is one.
+func (f *serverFlags) readSources() (*httpapi.Sources, error) {
+	if f.SourcesFile == "" {
+		return httpapi.OpenSources(), nil
+	}
+	return httpapi.ReadSources(f.SourcesFile)
+}
+
+// checkKeyTTL returns an error if keys are forgotten too early for sources that sign their tickets.
+func (f *serverFlags) checkKeyTTL(sources *httpapi.Sources) error {
+	if least := 2 * httpapi.SignatureTolerance; sources.Signed() && f.KeyTTL < least {
+		return fmt.Errorf("--key-ttl must be at least %s, because a source signs its tickets: "+
+			"a captured request could be sent again as a new ticket after its key is forgotten", least)
+	}
+	return nil
+}
+
 // logSources logs which sources are on hold, and which may send without credentials.
 func logSources(logger *slog.Logger, sources *httpapi.Sources, file string) {
 	if held := sources.OnHold(); len(held) > 0 {

@@ -21,6 +21,10 @@ func TestInstall_FromNothing(t *testing.T) {
 
 	printed := r.helm(helm4, "test", "myticket", "--logs", "--timeout", "2m")
 	require.Contains(t, printed, "TREATED", "the test's log should show the answer")
+	for _, well := range []string{"database", "encryption", "schema", "partitions", "durability", "clock"} {
+		require.Regexp(t, `(?m)^ok +`+well+` `, printed, "the test's log should show every check")
+	}
+	require.NotRegexp(t, `(?m)^problem `, printed)
 	require.Equal(t, "1|TREATED", r.sql("SELECT count(*), min(status) FROM tickets WHERE source = 'helm-test'"))
 	require.Equal(t, "0", r.sql("SELECT count(*) FROM products"), "the test teaches no products: the product base is as before")
 
@@ -44,6 +48,10 @@ func TestInstall_FromNothing(t *testing.T) {
 	t.Run("commands of operators work in the pod", func(t *testing.T) {
 		require.Contains(t, r.kubectl("exec", "myticket-0", "--", "/myticket", "tickets", "list"), id)
 		require.Contains(t, r.kubectl("exec", "myticket-0", "--", "/myticket", "migrate", "status"), "version")
+		examined := r.kubectl("exec", "myticket-0", "--", "/myticket", "doctor", "--fail-on", "problem")
+		for _, well := range []string{"settings", "database", "rights", "spool", "spool_tickets", "server"} {
+			require.Regexp(t, `(?m)^ok +`+well+` `, examined)
+		}
 	})
 	t.Run("the connection to Postgres is TLS, verified", func(t *testing.T) {
 		require.Equal(t, "t", r.sql("SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE application_name = 'myticket serve'"))

@@ -29,6 +29,7 @@ type login struct {
 	url         func() (string, error)
 	timeout     time.Duration // of making one connection
 	application string        // what pg_stat_activity shows
+	anyServer   bool          // also one that takes no writes
 	tracer      pgx.QueryTracer
 	logger      *slog.Logger
 
@@ -72,6 +73,9 @@ func (l *login) read() (*pgxpool.Config, error) {
 	config.ConnConfig.Tracer = l.tracer
 	// After a failover a new connection may still reach the old primary, which is read-only by then.
 	config.ConnConfig.ValidateConnect = validateReadWrite
+	if l.anyServer {
+		config.ConnConfig.ValidateConnect = nil
+	}
 	config.ConnConfig.OnNotice = noteCanceledWait
 	return config, nil
 }

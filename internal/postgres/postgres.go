@@ -3,6 +3,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -44,6 +45,9 @@ type Config struct {
 
 	// Logger defaults to slog.Default.
 	Logger *slog.Logger
+
+	readOnly  bool // for a CheckUp: sessions cannot write
+	anyServer bool // and one that takes no writes, such as a standby, will do
 }
 
 // Store keeps tickets in PostgreSQL. It is safe for use by several goroutines.
@@ -81,7 +85,7 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 	}
 	in := &login{
 		url: config.URLFrom, timeout: config.ConnectTimeout, application: config.ApplicationName,
-		logger: config.Logger,
+		logger: config.Logger, anyServer: config.anyServer,
 	}
 	if config.Traces != nil {
 		tracer := otelpgx.NewTracer(otelpgx.WithTracerProvider(config.Traces), otelpgx.WithDisableConnectionDetailsInAttributes())
@@ -96,6 +100,12 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 	poolConfig.MaxConnLifetimeJitter = 5 * time.Minute
 	poolConfig.HealthCheckPeriod = 15 * time.Second
 	poolConfig.AfterConnect = prepareSession
+	if config.readOnly {
+		poolConfig.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+			_, err := conn.Exec(ctx, checkUpSession)
+			return errors.Join(err, prepareSession(ctx, conn))
+		}
+	}
 	pool, err := pgxpool.NewWithConfig(ctx, poolConfig)
 	if err != nil {
 		return nil, fmt.Errorf("make the connection pool: %w", err)

@@ -23,13 +23,16 @@ type Config struct {
 	Dir          string // Required. It is made if it is not there, but not the folders above it.
 	MaxTickets   int    // Defaults to 1,000,000.
 	MaxBytes     int64  // Of the records of tickets; the files are up to a tenth larger. Defaults to 1 GiB.
-	SegmentBytes int64  // Of one file; the last batch in it may exceed that. Defaults to 16 MiB.
+	SegmentBytes int64  // Of one file; the last batch in it may exceed that. Defaults to SegmentBytes.
 
 	// ReadOnly is for looking into a folder: nothing is changed in it. Put, Remove and Refuse fail.
 	ReadOnly bool
 
 	Logger *slog.Logger // Defaults to slog.Default.
 }
+
+// SegmentBytes is the default size of a file of a spool.
+const SegmentBytes = 16 << 20
 
 // idle is how long a drained file is kept open for more tickets.
 const idle = time.Second
@@ -71,7 +74,7 @@ type Stats struct {
 func Open(config Config) (*Spool, error) {
 	config.MaxTickets = cmp.Or(config.MaxTickets, 1_000_000)
 	config.MaxBytes = cmp.Or(config.MaxBytes, 1<<30)
-	config.SegmentBytes = cmp.Or(config.SegmentBytes, 16<<20)
+	config.SegmentBytes = cmp.Or(config.SegmentBytes, SegmentBytes)
 	config.Logger = cmp.Or(config.Logger, slog.Default())
 	s := &Spool{
 		config: config,

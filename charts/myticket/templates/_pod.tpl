@@ -48,6 +48,73 @@ mounted and not the URI: the operator sets a new password in Postgres as soon as
 {{- end }}
 {{- end }}
 
+{{/* The settings of a server. What examines the settings has the same ones. */}}
+{{- define "myticket.serverEnv" -}}
+{{- $spoolBytes := include "myticket.bytes" (dict "value" .Values.spool.size "name" "spool.size") | int64 -}}
+{{ include "myticket.databaseEnv" . }}
+- name: MYTICKET_DATABASE_MAX_CONNS
+  value: {{ .Values.database.connectionsPerServer | int | quote }}
+- name: MYTICKET_SPOOL_DIR
+  value: /var/lib/myticket/spool
+- name: MYTICKET_SPOOL_MAX_BYTES
+  value: {{ div (mul $spoolBytes 3) 4 | quote }}
+- name: MYTICKET_SPOOL_MAX_TICKETS
+  value: {{ .Values.spool.maxTickets | int64 | quote }}
+- name: MYTICKET_SHUTDOWN_SPOOL_WAIT
+  value: {{ .Values.shutdown.spoolSeconds | int }}s
+- name: MYTICKET_SHUTDOWN_TIMEOUT
+  value: {{ .Values.shutdown.timeoutSeconds | int }}s
+{{- if .Values.sources.secretName }}
+- name: MYTICKET_SOURCES_FILE
+  value: /etc/myticket/sources/sources.json
+{{- end }}
+{{- include "myticket.testSourcesEnv" . | nindent 0 }}
+{{- include "myticket.memoryEnv" . | nindent 0 }}
+{{- if include "myticket.peersAreProxies" . }}
+- name: MYTICKET_MAX_CONNECTIONS_PER_PEER
+  value: "0"
+{{- end }}
+{{- if .Values.tracing.endpoint }}
+- name: POD_NAME
+  valueFrom: {fieldRef: {fieldPath: metadata.name}}
+- name: OTEL_EXPORTER_OTLP_ENDPOINT
+  value: {{ .Values.tracing.endpoint | quote }}
+- name: OTEL_EXPORTER_OTLP_PROTOCOL
+  value: {{ .Values.tracing.protocol }}
+- name: OTEL_TRACES_SAMPLER
+  value: parentbased_traceidratio
+- name: OTEL_TRACES_SAMPLER_ARG
+  value: {{ .Values.tracing.ratio | quote }}
+- name: OTEL_RESOURCE_ATTRIBUTES
+  value: k8s.namespace.name={{ .Release.Namespace }},k8s.statefulset.name={{ include "myticket.fullname" . }},k8s.pod.name=$(POD_NAME)
+{{- end }}
+{{- range $name, $value := .Values.settings }}
+{{- if not (kindIs "invalid" $value) }}
+- name: {{ $name }}
+  value: {{ include "myticket.text" $value | quote }}
+{{- end }}
+{{- end }}
+{{- with .Values.extraEnv }}{{ toYaml . | nindent 0 }}{{ end }}
+{{- end }}
+
+{{- define "myticket.sourcesMount" -}}
+{{- if .Values.sources.secretName }}
+- {name: sources, mountPath: /etc/myticket/sources, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "myticket.sourcesVolume" -}}
+{{- with .Values.sources }}
+{{- if .secretName }}
+- name: sources
+  secret:
+    secretName: {{ .secretName | quote }}
+    defaultMode: 0440
+    items: [{key: {{ .secretKey | quote }}, path: sources.json}]
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/*
 Not empty if every connection comes from an ingress controller. A limit per peer would then limit all senders together. With
 MYTICKET_PEER_HEADER the server knows the address of the sender, and limits each sender again.
