@@ -51,7 +51,7 @@ func (e *examination) onSchema(whole bool, check func() finding) finding {
 	return check()
 }
 
-const notStored = "No ticket can be stored in Postgres: tickets go to the spool and are answered 202, or without a spool 503."
+const storesNothing = "No ticket can be stored in Postgres: tickets go to the spool and are answered 202, or without a spool 503."
 
 // remedies are what to do about an obstacle.
 var remedies = map[postgres.Obstacle]string{
@@ -74,7 +74,7 @@ func (e *examination) checkDatabase(ctx context.Context) finding {
 		databasePatience, e.waiting)
 	if err != nil {
 		return finding{
-			Status: isProblem, Found: oneLine(err), Means: notStored, Do: remedies[postgres.ObstacleOf(err)],
+			Status: isProblem, Found: oneLine(err), Means: storesNothing, Do: remedies[postgres.ObstacleOf(err)],
 		}.see("MyticketDatabaseAway")
 	}
 	e.database = found
@@ -83,11 +83,11 @@ func (e *examination) checkDatabase(ctx context.Context) finding {
 	switch {
 	case server.Standby:
 		f.Found += ": it is a standby, which takes no writes"
-		f.Status, f.Means = isProblem, notStored
+		f.Status, f.Means = isProblem, storesNothing
 		f.Do = "Name the primary in the database URL (on Kubernetes the service that ends in -rw), or promote this standby."
 	case server.ReadOnlyByDefault:
 		f.Found += ": default_transaction_read_only is on"
-		f.Status, f.Means = isProblem, notStored
+		f.Status, f.Means = isProblem, storesNothing
 		f.Do = "Find out who has set it for the server, the database or the role, often because a disk is full; then reset it."
 	case server.VersionNumber < oldestPostgres*10000:
 		f.Status, f.Means = isProblem, fmt.Sprintf("The schema needs PostgreSQL %d or newer.", oldestPostgres)
@@ -212,7 +212,8 @@ func (e *examination) checkPartitions(ctx context.Context) finding {
 		switch {
 		case p.Until.IsZero() || !p.Next:
 			f.Status, f.Found = isProblem, "tickets have no partition for "+some(p.Missing)
-			f.Means = "No ticket is lost: without a partition, tickets go to the default one. If those are many, no query finds them for a while."
+			f.Means = "No ticket is lost: without a partition, tickets go to the default one. If those are many, no query finds them for a " +
+				"while."
 		case len(p.Missing) > 0:
 			f.Status, f.Found = isWarning, f.Found+", and none for "+some(p.Missing)
 			f.Means = "No ticket is lost. Fewer partitions are there than --partitions-ahead says, so servers have little time left."
@@ -241,7 +242,8 @@ func (e *examination) checkDurability(context.Context) finding {
 			bad = append(bad, name)
 		}
 	}
-	f := well("fsync, full_page_writes and synchronous_commit are %s, %s and %s", s["fsync"], s["full_page_writes"], s["synchronous_commit"])
+	f := well("fsync, full_page_writes and synchronous_commit are %s, %s and %s",
+		s["fsync"], s["full_page_writes"], s["synchronous_commit"])
 	switch {
 	case len(bad) > 0:
 		f.Status, f.Found = isProblem, "off: "+strings.Join(bad, ", ")
@@ -262,20 +264,22 @@ func (e *examination) checkStandbys(ctx context.Context) finding {
 	}
 	f := well("a commit waits for %d standbys, and %d can confirm it", s.Needed, s.Synchronous)
 	if !s.Visible {
-		f.Found = fmt.Sprintf("a commit waits for %d standbys, and %d are attached; this role may not see which confirm it (pg_monitor)",
-			s.Needed, s.Attached)
+		f.Found = fmt.Sprintf("a commit waits for %d standbys, and %d are attached; this role may not see which confirm it "+
+			"(pg_monitor)", s.Needed, s.Attached)
 	}
 	stuck := "Commits wait, so tickets go to the spool and are answered 202, or without a spool 503. None is lost."
 	back := "Bring the standby back; pg_stat_replication on the primary shows which are there."
 	switch {
 	case s.Waiting > 0 && s.Longest > 2*time.Second:
-		f.Status, f.Found = isProblem, fmt.Sprintf("%d commits wait for a standby, for up to %s", s.Waiting, s.Longest.Round(time.Second))
+		f.Status = isProblem
+		f.Found = fmt.Sprintf("%d commits wait for a standby, for up to %s", s.Waiting, s.Longest.Round(time.Second))
 		f.Means, f.Do = stuck, back
 	case s.Attached < s.Needed || s.Visible && s.Synchronous < s.Needed:
 		f.Status = isProblem
 		f.Means, f.Do = stuck, back
 	case s.Needed == 0:
-		f.Status, f.Found = isWarning, fmt.Sprintf("commits wait for no standby (synchronous_standby_names is empty); %d are attached", s.Attached)
+		f.Status = isWarning
+		f.Found = fmt.Sprintf("commits wait for no standby (synchronous_standby_names is empty); %d are attached", s.Attached)
 		f.Means = "Tickets that were answered 200 are lost if the primary's disk is lost."
 		f.Do = "Have commits wait for a standby, or accept the risk (--skip standbys, or --fail-on problem)."
 	default:

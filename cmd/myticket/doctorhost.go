@@ -64,7 +64,8 @@ func (e *examination) checkSources(context.Context) finding {
 func (e *examination) checkMemory(context.Context) finding {
 	memory, from := memoryLimit("")
 	limits := e.deriveLimits(memory)
-	f := well("a server uses at most %s of %s (%s)", humanize.IBytes(uint64(e.memoryNeeded(limits))), humanize.IBytes(uint64(memory)), from)
+	f := well("a server uses at most %s of %s (%s)",
+		humanize.IBytes(uint64(e.memoryNeeded(limits))), humanize.IBytes(uint64(memory)), from)
 	for _, w := range e.limitWarnings(limits, memory) {
 		f.Status, f.Means, f.Do = isWarning, upper(w.means)+".", upper(w.do)+"."
 		if w.found != "" {
@@ -190,7 +191,7 @@ func (e *examination) checkSpoolDisk(context.Context) finding {
 	need := uint64(e.SpoolMaxBytes) / 4 * 5 // the files are larger than the tickets in them: --spool-max-bytes
 	f := well("%s are free, for a spool of up to %s", humanize.IBytes(d.free), humanize.IBytes(uint64(e.SpoolMaxBytes)))
 	f.Means = "A spool that cannot grow takes no more tickets: while Postgres is away, they are answered 503."
-	f.Do = "Make room, take a larger disk, or lower --spool-max-bytes. See MyticketVolumeFilling, too."
+	f.Do = "Make room, take a larger disk, or lower --spool-max-bytes."
 	switch {
 	case d.free < reserveBytes || !d.noInodes && d.inodes < reserveFiles:
 		f.Status = isProblem
@@ -248,8 +249,8 @@ func (e *examination) checkSpoolTickets(ctx context.Context) finding {
 		return cannotSay(err)
 	}
 	have := spoolContent{
-		tickets: float64(g.Tickets), maxTickets: float64(e.SpoolMaxTickets), bytes: float64(g.Bytes), maxBytes: float64(e.SpoolMaxBytes),
-		aside: float64(g.Aside), by: "by its files",
+		tickets: float64(g.Tickets), maxTickets: float64(e.SpoolMaxTickets),
+		bytes: float64(g.Bytes), maxBytes: float64(e.SpoolMaxBytes), aside: float64(g.Aside), by: "by its files",
 	}
 	if !g.Oldest.IsZero() {
 		have.age = max(0, time.Since(g.Oldest))

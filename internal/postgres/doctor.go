@@ -178,14 +178,16 @@ type Rights struct {
 const neededRights = `
 SELECT p.name || ' on ' || t.name
 FROM (VALUES
-    ('tickets', 'SELECT,INSERT,UPDATE,DELETE'), ('products', 'SELECT,INSERT,UPDATE,DELETE'), ('deliveries', 'SELECT,INSERT,UPDATE'),
-    ('outbox', 'SELECT,INSERT,UPDATE,DELETE'), ('outbox_readers', 'SELECT,INSERT,UPDATE'),
-    ('ticket_lines', 'SELECT,INSERT,UPDATE,DELETE'), ('dialects', 'SELECT'), ('corrections', 'SELECT'), ('schema_migrations', 'SELECT')
+    ('tickets', 'SELECT,INSERT,UPDATE,DELETE'), ('products', 'SELECT,INSERT,UPDATE,DELETE'),
+    ('deliveries', 'SELECT,INSERT,UPDATE'), ('outbox', 'SELECT,INSERT,UPDATE,DELETE'),
+    ('outbox_readers', 'SELECT,INSERT,UPDATE'), ('ticket_lines', 'SELECT,INSERT,UPDATE,DELETE'),
+    ('dialects', 'SELECT'), ('corrections', 'SELECT'), ('schema_migrations', 'SELECT')
 ) t (name, needed), unnest(string_to_array(t.needed, ',')) WITH ORDINALITY p (name, place)
 WHERE NOT has_table_privilege(to_regclass(t.name), p.name) ORDER BY t.name, p.place`
 
 const ownership = `
-SELECT coalesce(bool_and(pg_has_role(relowner, 'USAGE')), true), coalesce(bool_and(has_schema_privilege(relnamespace, 'CREATE')), true)
+SELECT coalesce(bool_and(pg_has_role(relowner, 'USAGE')), true),
+       coalesce(bool_and(has_schema_privilege(relnamespace, 'CREATE')), true)
 FROM pg_class WHERE oid IN (to_regclass('tickets'), to_regclass('outbox'), to_regclass('ticket_lines'))`
 
 // Rights returns the rights of the role.
@@ -327,8 +329,8 @@ type ConnectionsFound struct {
 const countConnections = `
 SELECT count(*), count(*) FILTER (WHERE application_name = $1), count(DISTINCT client_addr) FILTER (WHERE application_name = $1),
        count(*) FILTER (WHERE usename = current_user),
-       (SELECT min(least_) FROM (
-            SELECT nullif(rolconnlimit, -1) AS least_ FROM pg_roles WHERE rolname = current_user AND NOT rolsuper
+       (SELECT min(most) FROM (
+            SELECT nullif(rolconnlimit, -1) AS most FROM pg_roles WHERE rolname = current_user AND NOT rolsuper
             UNION ALL SELECT nullif(datconnlimit, -1) FROM pg_database WHERE datname = current_database()) l)
 FROM pg_stat_activity WHERE datid IS NOT NULL`
 
@@ -407,14 +409,14 @@ const errorsLimit = 1000
 // more than one in a hundred. It reads no more than 100 tickets of an index for each.
 func (c *CheckUp) ErrorsOfDay(ctx context.Context) (n int, many bool, err error) {
 	err = c.read(ctx, "count the ERROR tickets of the last day", func(tx pgx.Tx) error {
-		err := tx.QueryRow(ctx, `SELECT count(*) FROM (SELECT FROM tickets WHERE status = 'ERROR' AND received_at > now() - interval '1 day'
-			LIMIT $1) e`, errorsLimit).Scan(&n)
+		err := tx.QueryRow(ctx, `SELECT count(*) FROM (SELECT FROM tickets
+			WHERE status = 'ERROR' AND received_at > now() - interval '1 day' LIMIT $1) e`, errorsLimit).Scan(&n)
 		if err != nil || n == 0 {
 			return err
 		}
 		var all int
-		err = tx.QueryRow(ctx, `SELECT count(*) FROM (SELECT FROM tickets WHERE received_at > now() - interval '1 day' LIMIT $1) a`,
-			100*n).Scan(&all)
+		err = tx.QueryRow(ctx, `SELECT count(*) FROM (SELECT FROM tickets
+			WHERE received_at > now() - interval '1 day' LIMIT $1) a`, 100*n).Scan(&all)
 		many = all < 100*n
 		return err
 	})
