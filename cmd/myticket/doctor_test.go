@@ -406,7 +406,8 @@ func TestDoctor_DatabaseAway_ExaminesTheRest(t *testing.T) {
 func TestDoctor_WithoutADatabaseURL_SaysSo(t *testing.T) {
 	t.Parallel()
 	d := diagnose(t, "--skip=spool", "--admin-addr", nobody)
-	d.says(t, "database", isProblem, "no database: set DATABASE_URL")
+	f := d.says(t, "database", isProblem, "no database: set DATABASE_URL")
+	require.Contains(t, f.Do, "as a server gets it")
 	d = diagnose(t, "--skip=spool", "--admin-addr", nobody, "--database-url=postgresql://u:hunter2@[::1:5/x")
 	d.says(t, "database", isProblem, "database URL")
 	require.NotContains(t, fmt.Sprint(d), "hunter2")
@@ -430,7 +431,7 @@ func TestDoctor_OnAStandby_AndWithoutOne(t *testing.T) {
 	require.Equal(t, 1, d.code)
 
 	require.NoError(t, standby.Kill())
-	here := append(rest, "--database-url", p.url)
+	here := append([]string{"--database-url", p.url}, rest...)
 	await(t, "the primary knows that its standby is gone", func() bool {
 		return diagnose(t, here...).of(t, "standbys").Status == isProblem
 	})
@@ -633,11 +634,11 @@ func TestDoctor_IsAsItsPageSays(t *testing.T) {
 	}
 	example := regexp.MustCompile("(?s)```json\n(.*?)```").FindStringSubmatch(section)
 	require.NotNil(t, example)
-	var said, real map[string]any
+	var said, says map[string]any
 	require.NoError(t, json.Unmarshal([]byte(example[1]), &said))
 	o := runCommand(t, nil, append([]string{"doctor", "--output=json"}, away("--skip=database")...)...)
-	require.NoError(t, json.Unmarshal([]byte(o.stdout), &real))
+	require.NoError(t, json.Unmarshal([]byte(o.stdout), &says))
 	keys := func(object any) []string { return slices.Sorted(maps.Keys(object.(map[string]any))) }
-	require.Equal(t, keys(said), keys(real))
-	require.Equal(t, keys(said["checks"].([]any)[0]), keys(real["checks"].([]any)[0]))
+	require.Equal(t, keys(said), keys(says))
+	require.Equal(t, keys(said["checks"].([]any)[0]), keys(says["checks"].([]any)[0]))
 }

@@ -63,7 +63,7 @@ var remedies = map[postgres.Obstacle]string{
 	postgres.NoConnectionLeft: "End sessions that nobody needs, raise max_connections, or lower --database-max-conns.",
 	postgres.Starting:         "Wait until Postgres has started; its log says how far it is.",
 	postgres.WrongURL:         "Correct the database URL: postgresql://user:password@host:5432/name.",
-	postgres.UnknownObstacle:  "Remove the reason.",
+	postgres.UnknownObstacle:  "Do what it says, or remove the reason.",
 }
 
 // oldestPostgres is the first version with everything that the schema needs.
@@ -73,9 +73,11 @@ func (e *examination) checkDatabase(ctx context.Context) finding {
 	found, err := postgres.OpenCheckUp(ctx, postgres.Config{URLFrom: e.url, ApplicationName: "myticket doctor", Logger: silent()},
 		databasePatience, e.waiting)
 	if err != nil {
-		return finding{
-			Status: isProblem, Found: oneLine(err), Means: storesNothing, Do: remedies[postgres.ObstacleOf(err)],
-		}.see("MyticketDatabaseAway")
+		f := finding{Status: isProblem, Found: oneLine(err), Means: storesNothing, Do: remedies[postgres.ObstacleOf(err)]}
+		if _, err := e.url(); err != nil {
+			f.Do = "Give this command the database URL as a server gets it."
+		}
+		return f.see("MyticketDatabaseAway")
 	}
 	e.database = found
 	server := found.Server
@@ -212,8 +214,7 @@ func (e *examination) checkPartitions(ctx context.Context) finding {
 		switch {
 		case p.Until.IsZero() || !p.Next:
 			f.Status, f.Found = isProblem, "tickets have no partition for "+some(p.Missing)
-			f.Means = "No ticket is lost: without a partition, tickets go to the default one. If those are many, no query finds them for a " +
-				"while."
+			f.Means = "No ticket is lost: tickets go to the default partition. If those are many, no query finds them for a while."
 		case len(p.Missing) > 0:
 			f.Status, f.Found = isWarning, f.Found+", and none for "+some(p.Missing)
 			f.Means = "No ticket is lost. Fewer partitions are there than --partitions-ahead says, so servers have little time left."

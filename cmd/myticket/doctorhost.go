@@ -66,12 +66,12 @@ func (e *examination) checkMemory(context.Context) finding {
 	limits := e.deriveLimits(memory)
 	f := well("a server uses at most %s of %s (%s)",
 		humanize.IBytes(uint64(e.memoryNeeded(limits))), humanize.IBytes(uint64(memory)), from)
-	for _, w := range e.limitWarnings(limits, memory) {
-		f.Status, f.Means, f.Do = isWarning, upper(w.means)+".", upper(w.do)+"."
-		if w.found != "" {
-			f.Found = w.found
+	if warnings := e.limitWarnings(limits, memory); len(warnings) > 0 {
+		worst := warnings[0]
+		f.Status, f.Means, f.Do = isWarning, upper(worst.means)+".", upper(worst.do)+"."
+		if worst.found != "" {
+			f.Found = worst.found
 		}
-		break
 	}
 	return f
 }

@@ -68,7 +68,8 @@ func (f *serverFlags) serve(ctx context.Context, url func() (string, error), log
 		return err
 	}
 	store, err := postgres.Open(ctx, postgres.Config{
-		URLFrom: url, MaxConns: int32(f.DatabaseMaxConns), ApplicationName: postgres.ServeApplication, Traces: tracing.Work(), Logger: logger,
+		URLFrom: url, MaxConns: int32(f.DatabaseMaxConns), ApplicationName: postgres.ServeApplication,
+		Traces: tracing.Work(), Logger: logger,
 		Sources: f.productPolicies(sources), AuthenticatedProducts: f.AuthenticatedProducts,
 	})
 	if err != nil {
