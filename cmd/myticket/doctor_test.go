@@ -475,6 +475,31 @@ func TestDoctor_ClocksThatDiffer(t *testing.T) {
 	}
 }
 
+func TestDoctor_Encryption(t *testing.T) {
+	t.Parallel()
+	for want, server := range map[verdict][]postgres.DatabaseServer{
+		isOK:      {{Local: true}, {TLS: "TLS 1.3"}, {TLS: "TLS 1.3", Verified: true}},
+		isWarning: {{}},
+	} {
+		for _, s := range server {
+			f := (&examination{database: &postgres.CheckUp{Server: s}}).checkEncryption(t.Context())
+			require.Equal(t, want, f.Status, f)
+			require.Equal(t, want == isOK, f.Do == "")
+		}
+	}
+}
+
+// No test can make so many transactions.
+func TestDoctor_AgeOfTransactionNumbers(t *testing.T) {
+	t.Parallel()
+	for age, want := range map[int64]verdict{10: isOK, 300_000_000: isOK, 1_100_000_000: isWarning, 1_700_000_000: isProblem} {
+		f := sizeFinding(postgres.DatabaseSize{Bytes: 1 << 30, Age: age}, "on")
+		require.Equal(t, want, f.Status, f)
+		require.Equal(t, want == isOK, strings.Contains(f.Found, "the database has 1.0 GiB; autovacuum is on, and ran last never"))
+	}
+	require.Equal(t, isWarning, sizeFinding(postgres.DatabaseSize{}, "off").Status)
+}
+
 // away are the flags of a run that needs no database, and waits for none.
 func away(args ...string) []string {
 	return append([]string{"--database-url=", "--admin-addr", nobody}, args...)

@@ -339,8 +339,12 @@ func (e *examination) checkSize(ctx context.Context) finding {
 	if err != nil {
 		return cannotSay(err)
 	}
-	f := well("the database has %s; autovacuum is %s, and ran last %s", humanize.IBytes(uint64(s.Bytes)),
-		e.database.Server.Settings["autovacuum"], ago(s.LastVacuumed))
+	return sizeFinding(s, e.database.Server.Settings["autovacuum"])
+}
+
+func sizeFinding(s postgres.DatabaseSize, autovacuum string) finding {
+	f := well("the database has %s; autovacuum is %s, and ran last %s",
+		humanize.IBytes(uint64(s.Bytes)), autovacuum, ago(s.LastVacuumed))
 	switch {
 	case s.Age > oldAge:
 		f.Status = isWarning
@@ -350,7 +354,7 @@ func (e *examination) checkSize(ctx context.Context) finding {
 		f.Found = fmt.Sprintf("the oldest transaction number in use is %d million transactions old", s.Age/1_000_000)
 		f.Means = "At about 2100 million Postgres takes no more writes: tickets then go to the spool, or are answered 503."
 		f.Do = "Find out what holds VACUUM up (old transactions, prepared ones, replication slots), end it, and run VACUUM."
-	case e.database.Server.Settings["autovacuum"] == "off":
+	case autovacuum == "off":
 		f.Status, f.Found = isWarning, "autovacuum is off"
 		f.Means = "The database grows, queries become slow, and in the end Postgres takes no more writes."
 		f.Do = "Turn it on."

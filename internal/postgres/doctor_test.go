@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -48,6 +51,37 @@ func TestCheckUp_KnowsTheStandbysThatAreNeeded(t *testing.T) {
 		require.Equal(t, want, s.Needed, names)
 		require.Zero(t, s.Attached)
 	}
+}
+
+func TestCheckUp_KnowsHowItsConnectionIsProtected(t *testing.T) {
+	t.Parallel()
+	server, url := pgtest.NewServer(t)
+	ours, others := newAuthority(t), newAuthority(t)
+	root := filepath.Join(t.TempDir(), "ca.crt")
+	require.NoError(t, os.WriteFile(root, []byte(ours.rootFile()), 0o600))
+	with := func(mode string) string { return strings.Replace(url, "sslmode=disable", "sslmode="+mode, 1) }
+	encrypt(t, server, ours)
+	require.Eventually(t, func() bool {
+		c, err := postgres.OpenCheckUp(t.Context(), postgres.Config{URL: with("require")}, 0, func(error) {})
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	}, 30*time.Second, 10*time.Millisecond, "the server should begin to use TLS")
+	for mode, verified := range map[string]bool{
+		"require": false, "verify-ca&sslrootcert=" + root: true, "verify-full&sslrootcert=" + root: true,
+	} {
+		c := checkUp(t, with(mode))
+		require.Equal(t, "TLS 1.3", c.Server.TLS, mode)
+		require.Equal(t, verified, c.Server.Verified, mode)
+		require.True(t, c.Server.Local)
+	}
+	require.Empty(t, checkUp(t, url).Server.TLS)
+
+	require.NoError(t, os.WriteFile(root, []byte(others.rootFile()), 0o600))
+	_, err := postgres.OpenCheckUp(t.Context(), postgres.Config{URL: with("verify-full&sslrootcert=" + root)}, 0, func(error) {})
+	require.ErrorContains(t, err, "unknown authority")
+	require.Equal(t, postgres.BadEncryption, postgres.ObstacleOf(err))
 }
 
 func TestCheckUp_TellsObstaclesApart(t *testing.T) {

@@ -24,6 +24,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
+	"myticket/internal/devdb"
 	"myticket/internal/devdb/pgtest"
 	"myticket/internal/postgres"
 )
@@ -110,26 +111,32 @@ func awaitPing(t *testing.T, store *postgres.Store) {
 		"the store should find into the database")
 }
 
-func TestStore_CertificateAuthorityThatIsRenewed_IsTakenUp(t *testing.T) {
-	t.Parallel()
-	server, url := pgtest.NewServer(t)
-	admin := connect(t, url)
+// encrypt gives a server a certificate. It begins to use TLS some time after that.
+func encrypt(t *testing.T, server *devdb.Server, a *authority) {
+	t.Helper()
 	data := filepath.Join(server.Dir(), "data")
 	info, err := os.Stat(data)
 	require.NoError(t, err)
 	owner := info.Sys().(*syscall.Stat_t)
-	serve := func(a *authority) {
-		cert, key := a.issue(t)
-		for name, content := range map[string]string{"server.crt": cert, "server.key": key} {
-			path := filepath.Join(data, name)
-			require.NoError(t, os.WriteFile(path, []byte(content), 0o600))
-			require.NoError(t, os.Chown(path, int(owner.Uid), int(owner.Gid)))
-		}
-		for _, sql := range []string{`ALTER SYSTEM SET ssl = on`, `SELECT pg_reload_conf()`} {
-			_, err := admin.Exec(t.Context(), sql)
-			require.NoError(t, err)
-		}
+	cert, key := a.issue(t)
+	for name, content := range map[string]string{"server.crt": cert, "server.key": key} {
+		path := filepath.Join(data, name)
+		require.NoError(t, os.WriteFile(path, []byte(content), 0o600))
+		require.NoError(t, os.Chown(path, int(owner.Uid), int(owner.Gid)))
 	}
+	admin := connect(t, server.URL(pgtest.Database))
+	for _, sql := range []string{`ALTER SYSTEM SET ssl = on`, `SELECT pg_reload_conf()`} {
+		_, err := admin.Exec(t.Context(), sql)
+		require.NoError(t, err)
+	}
+	require.NoError(t, admin.Close(t.Context()))
+}
+
+func TestStore_CertificateAuthorityThatIsRenewed_IsTakenUp(t *testing.T) {
+	t.Parallel()
+	server, url := pgtest.NewServer(t)
+	admin := connect(t, url)
+	serve := func(a *authority) { encrypt(t, server, a) }
 	root := filepath.Join(t.TempDir(), "ca.crt")
 	trust := func(content string) { require.NoError(t, os.WriteFile(root, []byte(content), 0o600)) }
 	url = strings.Replace(url, "sslmode=disable", "sslmode=verify-full&sslrootcert="+root, 1)
