@@ -22,7 +22,7 @@ import (
 
 func checkUp(t *testing.T, url string) *postgres.CheckUp {
 	t.Helper()
-	c, err := postgres.OpenCheckUp(t.Context(), postgres.Config{URL: url}, time.Second, func(error) {})
+	c, err := postgres.OpenCheckUp(t.Context(), postgres.Config{URL: url}, 30*time.Second, func(error) {})
 	require.NoError(t, err)
 	t.Cleanup(c.Close)
 	return c
@@ -62,7 +62,7 @@ func TestCheckUp_KnowsHowItsConnectionIsProtected(t *testing.T) {
 	with := func(mode string) string { return strings.Replace(url, "sslmode=disable", "sslmode="+mode, 1) }
 	encrypt(t, server, ours)
 	require.Eventually(t, func() bool {
-		c, err := postgres.OpenCheckUp(t.Context(), postgres.Config{URL: with("require")}, 0, func(error) {})
+		c, err := postgres.OpenCheckUp(t.Context(), postgres.Config{URL: with("require")}, 30*time.Second, func(error) {})
 		if err == nil {
 			c.Close()
 		}
@@ -79,7 +79,7 @@ func TestCheckUp_KnowsHowItsConnectionIsProtected(t *testing.T) {
 	require.Empty(t, checkUp(t, url).Server.TLS)
 
 	require.NoError(t, os.WriteFile(root, []byte(others.rootFile()), 0o600))
-	_, err := postgres.OpenCheckUp(t.Context(), postgres.Config{URL: with("verify-full&sslrootcert=" + root)}, 0, func(error) {})
+	_, err := postgres.OpenCheckUp(t.Context(), postgres.Config{URL: with("verify-full&sslrootcert=" + root)}, 30*time.Second, func(error) {})
 	require.ErrorContains(t, err, "unknown authority")
 	require.Equal(t, postgres.BadEncryption, postgres.ObstacleOf(err))
 }
