@@ -66,6 +66,19 @@ var verdicts = []verdict{isSkipped, isOK, isWarning, isUnknown, isProblem}
 // exitCodes are the exit codes of a verdict. 1 and 2 mean the same as in all commands.
 var exitCodes = map[verdict]int{isProblem: 1, isWarning: 3, isUnknown: 4}
 
+// exitStatuses are for the manual page.
+func (*doctorCmd) exitStatuses() []exitStatus {
+	return []exitStatus{
+		{"0", "All is well."},
+		{"1", "There is a problem: tickets are not stored, not safe or not treated, or a server would not start."},
+		{"2", "The arguments or the environment are not understood. Nothing was checked."},
+		{"3", "There is a warning: tickets are stored, and something is to be done before they are not."},
+		{"4", "A check could not be made, and there is no problem."},
+	}
+}
+
+var verdictColours = map[verdict]string{isOK: green, isSkipped: dim, isWarning: yellow, isUnknown: yellow, isProblem: red}
+
 // finding is the result of a check. Programs read it: docs/versioning.md.
 type finding struct {
 	Name    string  `json:"name"`
@@ -272,8 +285,10 @@ func (r doctorReport) summary() string {
 // print writes a line for each check, and a second one if there is something to do.
 func (r doctorReport) print(w io.Writer) error {
 	var b strings.Builder
+	l := look(w)
 	for _, f := range r.Checks {
-		fmt.Fprintf(&b, "%-8s %-14s %s\n", f.Status, f.Name, printable(f.Found))
+		status := l.paint(verdictColours[f.Status], fmt.Sprintf("%-8s", f.Status))
+		fmt.Fprintf(&b, "%s %-14s %s\n", status, f.Name, printable(f.Found))
 		if more := strings.TrimSpace(f.Means + " " + f.Do); more != "" {
 			if f.Runbook != "" {
 				more += " (" + f.Runbook + ")"
