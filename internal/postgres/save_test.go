@@ -376,6 +376,18 @@ func TestSettleProducts_OneThatCannotBeSettled_KeepsNoOtherFromIt(t *testing.T) 
 	assertReplayed(t, b, nil)
 }
 
+// TestSettleProducts_OfATicketThatSaysItIsOld: it came a moment ago, so its products are not tried less often.
+func TestSettleProducts_OfATicketThatSaysItIsOld_AreNotPutOffForAsLong(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	save(t, b, entryAt(t, time.Now().Add(-500*time.Hour), body("1", "Café,a,1")))
+	save(t, b, entryAt(t, time.Now().Add(-480*time.Hour), body("2", "Café,a,2")))
+	exec(t, b, `ALTER TABLE products ADD CONSTRAINT no CHECK (unsettled_from IS NOT NULL)`)
+	_, err := b.store.SettleProducts(t.Context(), 0, 1000)
+	require.Error(t, err)
+	assert.Less(t, one[float64](t, b, `SELECT extract(epoch FROM unsettled_from - now())::float8 FROM products`), 3601.0)
+}
+
 // TestSettleProducts_MinuteThatTakesTooLongToRead: anyone may send many long tickets after a product has changed.
 func TestSettleProducts_MinuteThatTakesTooLongToRead_KeepsNoOtherFromIt(t *testing.T) {
 	t.Parallel()
