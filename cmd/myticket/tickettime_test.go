@@ -38,10 +38,12 @@ func TestTicketTime_DecidesWhichPriceCounts(t *testing.T) {
 	old := receivedAt(submit(time.Date(1, 1, 1, 0, 0, 0, 0, time.UTC), "Café,a,1", "Eau,c,1"))
 	assert.WithinDuration(t, time.Now().Add(-30*24*time.Hour), old, time.Minute, "no ticket is older than the limit")
 	require.Equal(t, map[string]string{"a": "Café 3", "b": "Thé 5", "c": "Eau 1"}, b.products(t))
+	leap := b.submit(t, "/ticket/any", body("1", "Eau,c,1"), "Authorization", "Bearer "+bearerToken, "Ticket-Time", "2016-12-31T23:59:60.5Z")
+	require.Equal(t, ticket.Treated, leap.Status, "a leap second is a time")
 	ahead := receivedAt(submit(now.Add(24*time.Hour), "Café,a,9"))
 	assert.WithinDuration(t, time.Now(), ahead, time.Minute, "no ticket is of the future")
 	require.Equal(t, "Café 9", b.products(t)["a"])
-	require.Equal(t, 6, b.count(t, `SELECT count(*) FROM tickets`))
+	require.Equal(t, 7, b.count(t, `SELECT count(*) FROM tickets`))
 }
 
 func TestTicketTime_SentAgain_IsOneTicket_ForAsLongAsAKeyIsKept(t *testing.T) {
@@ -62,7 +64,8 @@ func TestTicketTime_ThatDoesNotCount_IsRefused(t *testing.T) {
 	token := []string{"Authorization", "Bearer " + bearerToken}
 	requireProblem(t, b.post(t, "/ticket/open", sample(t), "Ticket-Time", now), http.StatusBadRequest, "ticket_time_unauthenticated")
 	requireProblem(t, b.post(t, "/ticket/any", sample(t), "Ticket-Time", now), http.StatusUnauthorized, "unauthorized")
-	for _, wrong := range []string{"yesterday", "2026-11-24", "2026-11-24T18:50:00", "1732470600", "2026-13-24T18:50:00Z", now + " "} {
+	requireProblem(t, b.post(t, "/ticket/open", sample(t), "Ticket-Time", ""), http.StatusBadRequest, "ticket_time_unauthenticated")
+	for _, wrong := range []string{"", "yesterday", "2026-11-24", "2026-11-24T18:50:00", "1732470600", "2026-13-24T18:50:00Z", now + " "} {
 		a := b.post(t, "/ticket/any", sample(t), append(token, "Ticket-Time", wrong)...)
 		if wrong == now+" " { // spaces around a value do not count (RFC 9110, section 5.5)
 			require.Equal(t, http.StatusOK, a.status)

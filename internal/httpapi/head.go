@@ -190,7 +190,9 @@ func (s *Server) headersBefore(h *fasthttp.RequestHeader) Headers {
 		}
 	}
 	found.Authorization = string(once.authorization)
-	found.TicketTime = string(once.ticketTime)
+	if found.TicketTime = string(once.ticketTime); once.ticketTime != nil && found.TicketTime == "" {
+		found.TicketTime = " " // it is there and no time: its sender relies on it
+	}
 	if once.webhookID != nil || once.webhookSignature != nil || once.webhookTimestamp != nil {
 		found.Signed = &Signed{string(once.webhookID), string(once.webhookTimestamp), string(once.webhookSignature)}
 	}

@@ -34,7 +34,12 @@ func ticketTime(header string) (time.Time, error) {
 	if header == "" {
 		return time.Time{}, nil
 	}
-	at, err := time.Parse(time.RFC3339, strings.ToUpper(header))
+	text := strings.ToUpper(header)
+	const seconds = len("2006-01-02T15:04:")
+	if len(text) > seconds+2 && text[seconds:seconds+2] == "60" {
+		text = text[:seconds] + "59" + text[seconds+2:] // a leap second, which package time does not know
+	}
+	at, err := time.Parse(time.RFC3339, text)
 	if at.IsZero() { // the first second of the year 1, which is a time
 		at = at.Add(1)
 	}

@@ -148,7 +148,8 @@ func (in *Intake) Accept(d Delivery) (Receipt, error) {
 	}}
 	if !d.Time.IsZero() && d.Time.Before(now) {
 		e.CameAt = now
-		e.Ticket.ID, e.Ticket.ReceivedAt = ticket.IDAt(id, later(d.Time, now.Add(-in.config.TimeLimit)))
+		oldest := later(now.Add(-in.config.TimeLimit), time.Unix(0, 0)) // an id has no time before 1970
+		e.Ticket.ID, e.Ticket.ReceivedAt = ticket.IDAt(id, later(d.Time, oldest))
 	}
 	if d.IdempotencyKey != "" {
 		e.Key = d.IdempotencyKey

@@ -82,6 +82,17 @@ func sampleCost() int {
 	return t.Cost()
 }
 
+func TestIntake_TicketOfATimeBefore1970_IsOf1970(t *testing.T) {
+	t.Parallel()
+	store := &scriptedStore{save: func(context.Context, intake.Batch) error { return nil }}
+	in := start(t, intake.Config{TimeLimit: 100 * 365 * 24 * time.Hour}, store, nil)
+	d := delivery(sample)
+	d.Time = time.Date(1960, 1, 1, 0, 0, 0, 0, time.UTC)
+	r, err := in.Accept(d)
+	require.NoError(t, err)
+	require.Equal(t, time.Unix(0, 0).UTC(), ticket.IDTime(r.ID))
+}
+
 func TestIntake_AnswersOnlyAfterCommit(t *testing.T) {
 	t.Parallel()
 	saving, commit := make(chan struct{}), make(chan struct{})

@@ -20,6 +20,14 @@ type Entry struct {
 	BodySHA256   [sha256.Size]byte // set when Key is
 }
 
+// Came returns when the entry came, whatever time its sender says it is of.
+func (e *Entry) Came() time.Time {
+	if !e.CameAt.IsZero() {
+		return e.CameAt
+	}
+	return e.Ticket.ReceivedAt
+}
+
 // Batch is what one transaction stores, all or nothing.
 type Batch struct {
 	Entries []*Entry // at least one

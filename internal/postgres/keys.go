@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -13,9 +14,10 @@ import (
 	"myticket/internal/intake"
 )
 
-// claimKeys claims idempotency keys, in their order so that two batches cannot deadlock. A delivery takes over a key if it was
-// received after the key had expired, even if both are long ago. A row that is not taken over is locked all the same, which
-// waits for the standbys as a write does (https://www.postgresql.org/docs/current/sql-insert.html#SQL-ON-CONFLICT).
+// claimKeys claims idempotency keys, in their order so that two batches cannot deadlock. A delivery takes over a key if it came
+// ($7) after the key had expired, even if both are long ago. Its ticket may say that it is older. A row that is not taken over is
+// locked all the same, which waits for the standbys as a write does
+// (https://www.postgresql.org/docs/current/sql-insert.html#SQL-ON-CONFLICT).
 const claimKeys = `
 INSERT INTO deliveries AS d (source, key, body_sha256, ticket_id, ticket_received_at, expires_at)
 SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[], $4::uuid[], $5::timestamptz[], $6::timestamptz[]) AS i (source, key)
@@ -23,7 +25,7 @@ ORDER BY i.source, i.key
 ON CONFLICT (source, key) DO UPDATE SET
     body_sha256 = excluded.body_sha256, ticket_id = excluded.ticket_id,
     ticket_received_at = excluded.ticket_received_at, expires_at = excluded.expires_at
-WHERE excluded.ticket_received_at >= d.expires_at`
+WHERE ($7::timestamptz[])[array_position($4::uuid[], excluded.ticket_id)] >= d.expires_at`
 
 // lookUpKeys returns the deliveries that hold the keys. It is a separate statement, so that it sees what was committed while
 // claimKeys waited for another transaction.
@@ -37,8 +39,8 @@ LEFT JOIN tickets t ON t.received_at = d.ticket_received_at AND t.id = d.ticket_
 // has their key. To be stored are the entries without a key, those that hold their key, and those whose key belongs to a
 // delivery that is too far away in time to be the same one.
 //
-// Two deliveries with one key are the same only if they were received less than the key's time to live apart. The times of the
-// servers are compared, because with a spool either delivery may come here first, and long after both were received.
+// Two deliveries with one key are the same only if they came less than the key's time to live apart. The times of the servers are
+// compared, because with a spool either delivery may come here first, and long after both came.
 func claim(ctx context.Context, tx pgx.Tx, entries []*intake.Entry) (map[int]repeat, error) {
 	open := map[deliveryKey][]claimant{}
 	for i, e := range entries {
@@ -48,7 +50,9 @@ func claim(ctx context.Context, tx pgx.Tx, entries []*intake.Entry) (map[int]rep
 		}
 	}
 	for _, same := range open {
-		slices.SortStableFunc(same, func(a, b claimant) int { return compareIDs(a.Ticket.ID, b.Ticket.ID) })
+		slices.SortStableFunc(same, func(a, b claimant) int {
+			return cmp.Or(a.Came().Compare(b.Came()), compareIDs(a.Ticket.ID, b.Ticket.ID))
+		})
 	}
 	repeats := map[int]repeat{}
 	for len(open) > 0 { // one round, unless a batch spans the time to live of one of its keys
@@ -111,18 +115,18 @@ type delivery struct {
 }
 
 // settle looks at the entries that have the delivery's key, the oldest first. It adds those that repeat a delivery to repeats.
-// It returns those that were received after the key had expired: they must claim the key anew. The others are to be stored.
+// It returns those that came after the key had expired: they must claim the key anew. The others are to be stored.
 func (d delivery) settle(entries []claimant, repeats map[int]repeat) (later []claimant) {
 	var late delivery // the last entry of this batch that is to be stored without the key
 	for _, e := range entries {
 		switch {
 		case e.Ticket.ID == d.ticketID:
-		case !e.Ticket.ReceivedAt.Before(d.expiresAt):
+		case !e.Came().Before(d.expiresAt):
 			later = append(later, e)
 		case e.KeyExpiresAt.After(d.receivedAt):
 			repeats[e.index] = d.repeatedBy(e.Entry)
 		default: // the entry is older and comes late, so the newer delivery keeps the key
-			if e.Ticket.ReceivedAt.Before(late.expiresAt) {
+			if e.Came().Before(late.expiresAt) {
 				repeats[e.index] = late.repeatedBy(e.Entry)
 				continue
 			}
@@ -142,16 +146,17 @@ func claimed(ctx context.Context, tx pgx.Tx, entries map[deliveryKey][]claimant)
 	var sources, keys []string
 	var hashes [][]byte
 	var ids []uuid.UUID
-	var times, expiries []time.Time
+	var times, expiries, came []time.Time
 	for key, same := range entries {
 		e := same[0]
 		sources, keys = append(sources, key.source), append(keys, key.key)
 		hashes = append(hashes, e.BodySHA256[:])
 		ids = append(ids, e.Ticket.ID)
 		times, expiries = append(times, e.Ticket.ReceivedAt), append(expiries, e.KeyExpiresAt)
+		came = append(came, e.Came())
 	}
 	batch := &pgx.Batch{}
-	batch.Queue(claimKeys, sources, keys, hashes, ids, times, expiries)
+	batch.Queue(claimKeys, sources, keys, hashes, ids, times, expiries, came)
 	known := make(map[deliveryKey]delivery, len(keys))
 	batch.Queue(lookUpKeys, sources, keys).Query(func(rows pgx.Rows) error {
 		var key deliveryKey

@@ -184,7 +184,7 @@ func (s *Store) ImportKeys(ctx context.Context, keys []StoredKey) (ImportedKeys,
 		done = ImportedKeys{}
 		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 			batch := &pgx.Batch{}
-			batch.Queue(claimKeys, sources, names, hashes, ids, times, expiries).Exec(func(tag pgconn.CommandTag) error {
+			batch.Queue(claimKeys, sources, names, hashes, ids, times, expiries, times).Exec(func(tag pgconn.CommandTag) error {
 				done.Stored = int(tag.RowsAffected())
 				return nil
 			})

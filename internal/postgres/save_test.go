@@ -287,6 +287,34 @@ func TestSave_OneKey_IsOneDeliveryOnlyWithinItsTimeToLive_HoweverLateItIsStored(
 	}
 }
 
+// A ticket may say that it is of the time in which its key was another one's. Its key counts from the moment at which it came.
+func TestSave_KeyOfATicketThatSaysWhenItWas_CountsFromItsArrival(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	now := time.Now()
+	timed := func(came, at time.Time, order string) *intake.Entry {
+		e := receivedAt(keyed(t, "k", body(order, "Café,a,2")), came, time.Hour)
+		e.CameAt = e.Ticket.ReceivedAt
+		e.Ticket.ID, e.Ticket.ReceivedAt = ticket.IDAt(e.Ticket.ID, at)
+		return e
+	}
+	first := timed(now.Add(-3*time.Hour), now.Add(-4*time.Hour), "1")
+	again := timed(now.Add(-150*time.Minute), now.Add(-200*time.Hour), "1")
+	later := timed(now.Add(-time.Minute), now.Add(-170*time.Minute), "1")
+	other := timed(now, now.Add(-300*time.Hour), "2")
+	save(t, b, first)
+	assert.True(t, save(t, b, again)[0].Duplicate)
+	assert.False(t, save(t, b, later)[0].Duplicate, "the key had expired when it came")
+	assert.True(t, save(t, b, other)[0].KeyReused)
+	assert.Equal(t, 2, one[int](t, b, `SELECT count(*) FROM tickets`))
+
+	exec(t, b, `DELETE FROM deliveries`)
+	exec(t, b, `DELETE FROM tickets`)
+	outcomes := save(t, b, later, again, first) // as they come from a spool
+	assert.Equal(t, []bool{false, true, false}, []bool{outcomes[0].Duplicate, outcomes[1].Duplicate, outcomes[2].Duplicate})
+	assert.Equal(t, first.Ticket.ID, outcomes[1].ID)
+}
+
 func TestSave_UniqueIndexOfAnOperator_LetsNoTicketVanish(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -346,6 +374,18 @@ func TestSettleProducts_OneThatCannotBeSettled_KeepsNoOtherFromIt(t *testing.T) 
 	exec(t, b, `DROP TRIGGER no ON products`)
 	settle(t, b)
 	assertReplayed(t, b, nil)
+}
+
+// TestSettleProducts_OfATicketThatSaysItIsOld: it came a moment ago, so its products are not tried less often.
+func TestSettleProducts_OfATicketThatSaysItIsOld_AreNotPutOffForAsLong(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	save(t, b, entryAt(t, time.Now().Add(-500*time.Hour), body("1", "Café,a,1")))
+	save(t, b, entryAt(t, time.Now().Add(-480*time.Hour), body("2", "Café,a,2")))
+	exec(t, b, `ALTER TABLE products ADD CONSTRAINT no CHECK (unsettled_from IS NOT NULL)`)
+	_, err := b.store.SettleProducts(t.Context(), 0, 1000)
+	require.Error(t, err)
+	assert.Less(t, one[float64](t, b, `SELECT extract(epoch FROM unsettled_from - now())::float8 FROM products`), 3601.0)
 }
 
 // TestSettleProducts_MinuteThatTakesTooLongToRead: anyone may send many long tickets after a product has changed.

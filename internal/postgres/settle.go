@@ -64,11 +64,15 @@ WITH free AS (
 UPDATE products p SET unsettled_from = CASE WHEN $3::bool THEN now() END FROM free WHERE p.product_id = free.product_id`
 
 // settleLater puts products that cannot be settled off, for as long as they have not been settled. So they are tried less and
-// less often, however many there are, and the others come first.
+// less often, however many there are, and the others come first. It is an hour at most ($3), because a ticket that came a moment
+// ago may say that it is weeks old.
 const settleLater = `
-UPDATE products p SET unsettled_from = now() + greatest(now() - p.changed_at, interval '0')
+UPDATE products p SET unsettled_from = now() + least(greatest(now() - p.changed_at, interval '0'), $3::interval)
 FROM unnest($1::text[], $2::timestamptz[]) AS u (product_id, since)
 WHERE p.product_id = u.product_id AND p.unsettled_from = u.since`
+
+// longestPause is the longest time for which products are put off whose tickets cannot be read.
+const longestPause = time.Hour
 
 // settleTime bounds the reading of the tickets of one group of products, if the caller gives no deadline.
 const settleTime = 10 * time.Second
@@ -120,7 +124,7 @@ func (s *Store) settleChanged(ctx context.Context, after time.Duration, limit in
 		case len(products) == 1 || slow(err):
 			products = products[:(len(products)+1)/2]
 			ids, since := keysOf(products)
-			if _, laterErr := s.pool.Exec(ctx, settleLater, ids, since); laterErr != nil {
+			if _, laterErr := s.pool.Exec(ctx, settleLater, ids, since, longestPause); laterErr != nil {
 				return 0, explain("put products off", laterErr)
 			}
 			return len(products), fmt.Errorf("%d products that changed, among them %q, are put off: %w",

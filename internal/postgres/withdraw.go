@@ -93,9 +93,6 @@ FROM same WHERE p.product_id = same.product_id`
 const learnLater = theSame + `
 UPDATE products p SET unsettled_from = now() + $4::interval FROM same WHERE p.product_id = same.product_id`
 
-// withdrawnPause is how long products are put off whose tickets cannot be read.
-const withdrawnPause = time.Hour
-
 // learnAgain sets withdrawn products to what the newest tickets say that name them. It removes a product that no ticket names any
 // more. It returns how many it looked at, at most limit; 0 means that there are no more.
 //
@@ -114,7 +111,7 @@ func (s *Store) learnAgain(ctx context.Context, after time.Duration, limit int) 
 		return 0, explain("look for what counts for products of corrected tickets", err)
 	default:
 		w := withdrawnOf(products)
-		if _, laterErr := s.pool.Exec(ctx, learnLater, w.ids, w.since, w.lastSeen, withdrawnPause); laterErr != nil {
+		if _, laterErr := s.pool.Exec(ctx, learnLater, w.ids, w.since, w.lastSeen, longestPause); laterErr != nil {
 			return 0, explain("put products off", laterErr)
 		}
 		return len(products), fmt.Errorf("%d products that a corrected ticket named, among them %q, keep what it said for an hour: %w",

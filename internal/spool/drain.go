@@ -110,7 +110,7 @@ func (s *Spool) refreshOldest() {
 		// If it cannot be read, the next Peek finds out why.
 		_ = segment.each(func(r *record, _ int64) bool {
 			e := r.entry()
-			oldest = came(&e)
+			oldest = e.Came()
 			return false
 		})
 		break

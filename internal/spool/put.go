@@ -46,7 +46,7 @@ func (s *Spool) put(fresh []*intake.Entry) error {
 		return s.health.failed(err)
 	}
 	s.keys.add(fresh...)
-	s.queue.count(s.active, len(fresh), bytes, came(fresh[0]))
+	s.queue.count(s.active, len(fresh), bytes, fresh[0].Came())
 	s.lastPut = time.Now()
 	s.health.works()
 	if _, size := s.active.holds(); size >= s.config.SegmentBytes {

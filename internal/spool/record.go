@@ -92,14 +92,6 @@ func (n nonce) decode(b []byte) (record, int, error) {
 	return r, headerSize + len(payload), nil
 }
 
-// came returns when an entry came, whatever time its sender says it is of.
-func came(e *intake.Entry) time.Time {
-	if !e.CameAt.IsZero() {
-		return e.CameAt
-	}
-	return e.Ticket.ReceivedAt
-}
-
 // entry returns the ticket as intake had it before it was read.
 func (r *record) entry() intake.Entry {
 	e := intake.Entry{Ticket: ticket.Ticket{

@@ -209,6 +209,24 @@ func TestReader_JSON_EveryValueThatIsNotUnderstood_IsNamed(t *testing.T) {
 	}
 }
 
+// What a body may become while it is read is known from its length alone: 32 times that (package intake).
+func TestReader_JSON_FullOfBraces_CostsNoMoreThanItsLength(t *testing.T) {
+	t.Parallel()
+	d := ticket.Dialect{JSON: &ticket.JSON{
+		Order: "/n", VAT: "/v", Total: "/t", Lines: "/l", Product: "/p", ProductID: "/i", Price: "/e",
+	}}
+	braces := strings.Repeat("{", 8000)
+	for name, body := range map[string]string{
+		"in a line":       `{"n":1,"v":1,"t":1,"l":[{"p":"a","i":"b","e":1,"x":"` + braces + `"}]}`,
+		"behind the list": `{"n":1,"v":1,"t":1,"l":[{"p":"a","i":"b","e":1}],"x":"` + braces + `"}`,
+	} {
+		read := ticket.Ticket{Body: []byte(body)}
+		read.Order, read.Problems = reader(t, d).Parse(read.Body)
+		require.Empty(t, read.Problems, name)
+		assert.Less(t, read.Cost(), 32*len(body), name)
+	}
+}
+
 func TestNewReader_NamesWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	many := make([]string, ticket.MaxDialectNames+1)

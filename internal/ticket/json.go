@@ -220,8 +220,7 @@ func (j *jsonReader) list(kind byte) error {
 		return j.json.skip()
 	}
 	j.found = true
-	// Most lines are objects without others inside, so this is the number of them. A wrong one costs memory, which is counted.
-	j.order.Lines = make([]Line, 0, min(strings.Count(j.json.text[j.json.at:], "{"), MaxLines))
+	j.order.Lines = make([]Line, 0, mostJSONLines(j.json.text[j.json.at:]))
 	return j.elements(func(int) error {
 		if j.gaveUp {
 			return j.json.skip()
@@ -233,6 +232,12 @@ func (j *jsonReader) list(kind byte) error {
 		}
 		return j.productAt(number, kind)
 	})
+}
+
+// mostJSONLines estimates the product lines in a text. Most lines are objects without others inside, so this is the number of
+// objects. But a text in quotes may be full of braces, so they are no more than the shortest lines that are objects.
+func mostJSONLines(text string) int {
+	return min(strings.Count(text, "{"), len(text)/len(`{"a":[1,2,3]},`)+1, MaxLines)
 }
 
 // productAt reads an element of the product list.
