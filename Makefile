@@ -66,11 +66,12 @@ observe: bin/helm ## let a Prometheus evaluate every expression of dashboards an
 
 # The linter has a cache of its own. The common one reports what it found in another clone, and ignores `nolint` if that is gone.
 .PHONY: lint
-lint: ## check format, go vet, golangci-lint (.golangci.yaml) and the go.mod files
+lint: ## check format, go vet, golangci-lint (.golangci.yaml), the forge's workflows and the go.mod files
 	@unformatted=$$(gofmt -l $$($(GO) list -f '{{.Dir}}' ./...)); if [ -n "$$unformatted" ]; then \
 		printf 'Not formatted (run make fmt):\n%s\n' "$$unformatted"; exit 1; fi
 	$(GO) vet -tags e2e,observe ./...
 	GOLANGCI_LINT_CACHE=$(CURDIR)/bin/lint-cache $(GOLANGCI_LINT) run --allow-parallel-runners ./...
+	$(TOOL) actionlint .github/workflows/*.yaml
 	$(GO) mod tidy -diff
 	$(GO) -C .ci/tools mod tidy -diff
 	$(GO) -C .ci/charts mod tidy -diff
@@ -112,7 +113,7 @@ chaos-upgrade: ## upgrade from the version BEFORE=REF under load, back and forwa
 
 # Built once and kept in bin/, where the tests of the chart find them.
 .PHONY: chart-tools
-chart-tools: bin/helm bin/helm3 bin/crane bin/helm-docs bin/helm-values-schema-json
+chart-tools: bin/helm bin/helm3 bin/crane bin/cyclonedx-gomod bin/helm-docs bin/helm-values-schema-json
 bin/helm: .ci/charts/go.mod
 	@echo "Building $@ (Helm 4), which renders, packages and installs the chart"
 	@CGO_ENABLED=0 $(CHART_TOOL) build -o ../../bin/helm helm.sh/helm/v4/cmd/helm
@@ -122,6 +123,9 @@ bin/helm3: .ci/charts/go.mod
 bin/crane: .ci/charts/go.mod
 	@echo "Building $@, which publishes images, and is the registry of the release's tests"
 	@CGO_ENABLED=0 $(CHART_TOOL) build -o ../../bin/crane github.com/google/go-containerregistry/cmd/crane
+bin/cyclonedx-gomod: .ci/charts/go.mod
+	@echo "Building $@, which lists what is in a release's binaries"
+	@CGO_ENABLED=0 $(CHART_TOOL) build -o ../../bin/cyclonedx-gomod github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod
 bin/helm-docs bin/helm-values-schema-json &: .ci/charts/go.mod
 	@echo "Building bin/helm-docs and bin/helm-values-schema-json, which make the chart's README and schema"
 	@$(CHART_TOOL) build -o ../../bin/ github.com/norwoodj/helm-docs/cmd/helm-docs github.com/losisin/helm-values-schema-json
@@ -149,9 +153,13 @@ image: ## build the container image IMAGE=myticket:VERSION, from nothing but the
 	docker build --quiet --build-arg VERSION=$(VERSION) --tag $(IMAGE) .
 
 .PHONY: release
-release: bin/helm bin/crane ## publish VERSION=1.2.3 to REGISTRY=…: images for amd64 and arm64, and the chart, signed with KEY=… of KEYRING=… (.ci/release)
+release: bin/helm bin/crane bin/cyclonedx-gomod ## publish VERSION=1.2.3 to REGISTRY=…: images for amd64 and arm64, and the chart, signed with KEY=… of KEYRING=… (.ci/release)
 	VERSION='$(VERSION)' REGISTRY='$(REGISTRY)' KEY='$(KEY)' KEYRING='$(KEYRING)' HELM_FLAGS='$(HELM_FLAGS)' \
 	RELEASE_HOME='$(RELEASE_HOME)' RELEASE_MAINTAINER='$(RELEASE_MAINTAINER)' .ci/release
+
+.PHONY: binaries
+binaries: bin/cyclonedx-gomod ## build VERSION=1.2.3 for amd64 and arm64 into bin/release, with SBOMs and checksums, signed with KEY=… of KEYRING=… (or none)
+	VERSION='$(VERSION)' KEY='$(or $(KEY),none)' KEYRING='$(KEYRING)' .ci/binaries
 
 .PHONY: cluster
 cluster: ## make the kind cluster that is developed on: operator, ingress, monitoring (k8s/README.md)

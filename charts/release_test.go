@@ -28,8 +28,20 @@ import (
 // release runs .ci/release on the tree as it is, with variables, and returns what it printed.
 func release(t *testing.T, variables ...string) (string, error) {
 	t.Helper()
-	command := exec.CommandContext(t.Context(), "../.ci/release")
-	command.Env = append(append(os.Environ(), "UNCOMMITTED=yes"), variables...)
+	return script(t, "release", variables...)
+}
+
+// script runs a script of .ci with a changelog that knows the versions of the tests.
+func script(t *testing.T, name string, variables ...string) (string, error) {
+	t.Helper()
+	changelog := filepath.Join(t.TempDir(), "CHANGELOG.md")
+	var text strings.Builder
+	for _, version := range []string{"1.2.3-rc.1", "1.2.3", "0.0.5-test", "0.0.4-test", "0.0.3-test", "0.0.2-test", "0.0.1-test", "0.0.0-test"} {
+		fmt.Fprintf(&text, "## [%s] - 2026-11-29\n\n- What %[1]s brings.\n\n", version)
+	}
+	require.NoError(t, os.WriteFile(changelog, []byte(text.String()), 0o644))
+	command := exec.CommandContext(t.Context(), "../.ci/"+name)
+	command.Env = append(append(os.Environ(), "UNCOMMITTED=yes", "CHANGELOG="+changelog), variables...)
 	printed, err := command.CombinedOutput()
 	return string(printed), err
 }
@@ -119,6 +131,7 @@ func TestRelease_WithoutWhatItNeeds_IsRefused(t *testing.T) {
 	for want, variables := range map[string][]string{
 		"VERSION must be":  {"VERSION=1.2", "REGISTRY=127.0.0.1:1/team", "KEY=none"},
 		"REGISTRY must be": {"VERSION=1.2.3", "REGISTRY=127.0.0.1:1/", "KEY=none"},
+		"no section":       {"VERSION=1.2.4", "REGISTRY=127.0.0.1:1/team", "KEY=none"},
 		"KEY must name":    {"VERSION=1.2.3", "REGISTRY=127.0.0.1:1/team", "KEY="},
 		"does not say":     {"VERSION=1.2.3", "REGISTRY=127.0.0.1:1/team", "KEY=none"},
 		"KEYRING must be":  {"VERSION=1.2.3", "REGISTRY=127.0.0.1:1/team", "KEY=someone", "KEYRING=no-such-file"},
@@ -147,10 +160,13 @@ func TestRelease_WithoutWhatItNeeds_IsRefused(t *testing.T) {
 func TestRelease_OfWhatIsInNoCommit_IsRefused(t *testing.T) {
 	t.Parallel()
 	tree := t.TempDir()
-	script, err := os.ReadFile("../.ci/release")
-	require.NoError(t, err)
 	require.NoError(t, os.Mkdir(filepath.Join(tree, ".ci"), 0o755))
-	require.NoError(t, os.WriteFile(filepath.Join(tree, ".ci/release"), script, 0o755))
+	for _, name := range []string{"release", "release-lib", "changelog"} {
+		script, err := os.ReadFile("../.ci/" + name)
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(filepath.Join(tree, ".ci", name), script, 0o755))
+	}
+	require.NoError(t, os.WriteFile(filepath.Join(tree, "CHANGELOG.md"), []byte("## [1.2.3] - 2026-11-29\n\nNews.\n"), 0o644))
 	printed, err := output(t, "git", "init", tree)
 	require.NoError(t, err, printed)
 	command := exec.CommandContext(t.Context(), filepath.Join(tree, ".ci/release"))
@@ -229,6 +245,8 @@ func TestRelease_IsSigned_ForTwoProcessors_AndNeverChanges(t *testing.T) {
 		require.NoError(t, err, printed)
 		requireBuiltFor(t, filepath.Join(folder, "myticket"), machine)
 	}
+
+	requireSummed(t, "../bin/release/"+version, public, "myticket-"+version+".tgz")
 
 	pulled := t.TempDir()
 	pull := func(keyring string) error {
