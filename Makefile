@@ -123,9 +123,10 @@ bin/helm3: .ci/charts/go.mod
 bin/crane: .ci/charts/go.mod
 	@echo "Building $@, which publishes images, and is the registry of the release's tests"
 	@CGO_ENABLED=0 $(CHART_TOOL) build -o ../../bin/crane github.com/google/go-containerregistry/cmd/crane
+# -trimpath, because an SBOM has the checksum of the tool that made it, and is to be the same on every machine.
 bin/cyclonedx-gomod: .ci/charts/go.mod
 	@echo "Building $@, which lists what is in a release's binaries"
-	@CGO_ENABLED=0 $(CHART_TOOL) build -o ../../bin/cyclonedx-gomod github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod
+	@CGO_ENABLED=0 $(CHART_TOOL) build -trimpath -buildvcs=false -o ../../bin/cyclonedx-gomod github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod
 bin/helm-docs bin/helm-values-schema-json &: .ci/charts/go.mod
 	@echo "Building bin/helm-docs and bin/helm-values-schema-json, which make the chart's README and schema"
 	@$(CHART_TOOL) build -o ../../bin/ github.com/norwoodj/helm-docs/cmd/helm-docs github.com/losisin/helm-values-schema-json
