@@ -64,6 +64,12 @@ observe: bin/helm ## let a Prometheus evaluate every expression of dashboards an
 	@bin/withpg -- $(TOOL) gotestsum --format standard-verbose -- -tags observe -count=1 -timeout=10m \
 		-run '^TestAlerts_FireAndStaySilent$$|^TestExpressions_AllHaveAnAnswer$$' $(ARGS) ./charts
 
+.PHONY: pictures
+pictures: bin/helm ## draw the dashboards of a server under load into docs/images, by their own definitions; takes four minutes
+	@mkdir -p docs/images
+	@$(GO) build -o bin/withpg ./internal/devdb/withpg
+	@bin/withpg -- $(GO) test -tags observe -count=1 -timeout=10m -run '^TestPictures$$' ./charts -pictures ../docs/images
+
 # The linter has a cache of its own. The common one reports what it found in another clone, and ignores `nolint` if that is gone.
 .PHONY: lint
 lint: ## check format, go vet, golangci-lint (.golangci.yaml), the forge's workflows and the go.mod files
