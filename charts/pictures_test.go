@@ -86,8 +86,10 @@ type definition struct {
 	GridPos     struct{ H, W, X, Y float64 }
 	FieldConfig struct {
 		Defaults struct {
-			Unit       string
-			Mappings   []struct{ Options map[string]struct{ Text, Color string } }
+			Unit     string
+			Mappings []struct {
+				Options map[string]struct{ Text, Color string }
+			}
 			Thresholds struct {
 				Steps []struct {
 					Value *float64
@@ -111,7 +113,7 @@ func (o *observed) draw(t *testing.T, uid string, from, to time.Time) string {
 		Title  string
 		Panels []definition
 	}
-	require.NoError(t, json.Unmarshal(text, &board))
+	require.NoError(t, json.Unmarshal(text, &board)) //nolint:musttag // the names are those of Grafana, but for their case
 	var b strings.Builder
 	bottom := 0.0
 	for _, p := range board.Panels {
