@@ -85,7 +85,7 @@ func TestBinaries_AreForTwoProcessors_AndTheSameWhenBuiltAgain(t *testing.T) {
 		program := filepath.Join(unpacked, "myticket")
 		requireBuiltFor(t, program, machine)
 		requireStatic(t, program)
-		for _, file := range []string{"LICENSE", "README.md", "CHANGELOG.md", "systemd/myticket@.service", "systemd/myticket-migrate.service"} {
+		for _, file := range []string{"LICENSE", "README.md", "CHANGELOG.md", "man/man1/myticket-doctor.1", "completion/myticket.zsh", "systemd/myticket@.service", "systemd/myticket-migrate.service"} {
 			require.FileExists(t, filepath.Join(unpacked, file))
 		}
 		requireListed(t, filepath.Join(out, name+".cdx.json"), filepath.Join(unpacked, "THIRD-PARTY-LICENSES"), program, version, pgx)

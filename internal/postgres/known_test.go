@@ -24,7 +24,7 @@ import (
 
 // ago moves a delivery into the past.
 func ago(e *intake.Entry, d time.Duration) *intake.Entry {
-	return receivedAt(e, time.Now().Add(-d), time.Hour)
+	return receivedAt(e, time.Now().Add(-d))
 }
 
 // lines returns how many lines of tickets needed no question to Postgres, and how many did.

@@ -226,21 +226,24 @@ func saveInRandomOrder(t *testing.T, b *testBundle, r *rand.Rand, entries []*int
 	group.Wait()
 }
 
+// keyTTL is how long the keys of receivedAt are kept.
+const keyTTL = time.Hour
+
 // receivedAt moves a delivery, with its id and its key, to another time.
-func receivedAt(e *intake.Entry, at time.Time, ttl time.Duration) *intake.Entry {
+func receivedAt(e *intake.Entry, at time.Time) *intake.Entry {
 	ms := at.UnixMilli()
 	for i := range 6 {
 		e.Ticket.ID[i] = byte(ms >> (40 - 8*i))
 	}
 	e.Ticket.ReceivedAt = ticket.IDTime(e.Ticket.ID)
-	e.KeyExpiresAt = e.Ticket.ReceivedAt.Add(ttl)
+	e.KeyExpiresAt = e.Ticket.ReceivedAt.Add(keyTTL)
 	return e
 }
 
 func TestSave_OneKey_IsOneDeliveryOnlyWithinItsTimeToLive_HoweverLateItIsStored(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	const ttl = time.Hour
+	const ttl = keyTTL
 	for name, when := range map[string]time.Time{
 		"long ago": time.Now().Add(-240 * time.Hour), "now": time.Now(), "by a clock that is ahead": time.Now().Add(240 * time.Hour),
 	} {
@@ -248,7 +251,7 @@ func TestSave_OneKey_IsOneDeliveryOnlyWithinItsTimeToLive_HoweverLateItIsStored(
 			for _, together := range []bool{true, false} {
 				what := fmt.Sprintf("%s, order %d, together: %t", name, order, together)
 				delivery := func(after time.Duration) *intake.Entry {
-					return receivedAt(keyed(t, what, body("1", "Café,a,2")), when.Add(after), ttl)
+					return receivedAt(keyed(t, what, body("1", "Café,a,2")), when.Add(after))
 				}
 				// The second is the first one again, and the last is the fourth one again.
 				all := []*intake.Entry{delivery(0), delivery(ttl / 4), delivery(ttl * 3 / 2), delivery(ttl * 3), delivery(ttl*4 - 1*time.Millisecond)}
@@ -279,7 +282,7 @@ func TestSave_OneKey_IsOneDeliveryOnlyWithinItsTimeToLive_HoweverLateItIsStored(
 				}
 				holder := one[string](t, b, `SELECT ticket_id::text FROM deliveries WHERE key = $1`, what)
 				assert.Contains(t, []string{all[3].Ticket.ID.String(), all[4].Ticket.ID.String()}, holder, "%s: the newest holds the key", what)
-				other := receivedAt(keyed(t, what, body("2", "Café,a,2")), when.Add(ttl*7/2), ttl)
+				other := receivedAt(keyed(t, what, body("2", "Café,a,2")), when.Add(ttl*7/2))
 				other.Ticket.Source = "s"
 				assert.True(t, save(t, b, other)[0].KeyReused, what)
 			}
@@ -293,7 +296,7 @@ func TestSave_KeyOfATicketThatSaysWhenItWas_CountsFromItsArrival(t *testing.T) {
 	b := setup(t)
 	now := time.Now()
 	timed := func(came, at time.Time, order string) *intake.Entry {
-		e := receivedAt(keyed(t, "k", body(order, "Café,a,2")), came, time.Hour)
+		e := receivedAt(keyed(t, "k", body(order, "Café,a,2")), came)
 		e.CameAt = e.Ticket.ReceivedAt
 		e.Ticket.ID, e.Ticket.ReceivedAt = ticket.IDAt(e.Ticket.ID, at)
 		return e
