@@ -78,7 +78,7 @@ func (c ticketsStatsCmd) query(now time.Time) (postgres.StatsQuery, error) {
 	if filter.Until.IsZero() { // the clock of a server may be ahead
 		filter.Until = startOfDay(now, 2)
 	}
-	if filter.Since.IsZero() {
+	if c.Since.isZero() { // 0001-01-01 is not: it is all tickets
 		last := now
 		if !c.Until.isZero() {
 			last = filter.Until.Add(-time.Nanosecond).In(now.Location())

@@ -190,6 +190,9 @@ func TestTicketsStats_WithoutATime_CountsSevenDays(t *testing.T) {
 	assert.Equal(t, []string{"TREATED 2"}, groups)
 	assert.Equal(t, today.AddDate(0, 0, -7), report.Since)
 	assert.Equal(t, today, report.Until)
+	groups, report = b.stats(t, "--tz=UTC", "--by=status", "--since=0001-01-01")
+	assert.Equal(t, []string{"TREATED 3"}, groups, "all tickets")
+	assert.True(t, report.Since.IsZero())
 }
 
 func TestTicketsStats_RefusesWhatMeansNothing(t *testing.T) {
