@@ -53,7 +53,9 @@ func escapeJSON(text []byte) []byte {
 
 // isVisible reports whether a terminal shows a character. Some letters and marks have nothing to show, such as the Hangul fillers:
 // a product_id with one would look like another product's.
-func isVisible(r rune) bool { return unicode.IsPrint(r) && !unicode.Is(unicode.Other_Default_Ignorable_Code_Point, r) }
+func isVisible(r rune) bool {
+	return unicode.IsPrint(r) && !unicode.Is(unicode.Other_Default_Ignorable_Code_Point, r)
+}
 
 // printable escapes characters that a terminal would obey. A ticket's text may come from anyone.
 func printable(s string) string { return escape(s, false) }

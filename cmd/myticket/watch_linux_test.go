@@ -127,7 +127,9 @@ func TestWatch_SaysThatThereIsNoAnswer(t *testing.T) {
 		return strings.Contains(w.last(), "no answer from the database for 5s; waiting") && strings.Contains(w.last(), "PRODUCT_ID")
 	})
 	require.NoError(t, tx.Rollback(t.Context()))
-	await(t, "it goes on", func() bool { return !strings.Contains(w.last(), "no answer") && strings.Contains(w.last(), "PRODUCT_ID") })
+	await(t, "it goes on", func() bool {
+		return !strings.Contains(w.last(), "no answer") && strings.Contains(w.last(), "PRODUCT_ID")
+	})
 	w.cancel()
 	assert.Zero(t, <-w.exited)
 }
