@@ -66,3 +66,12 @@ func TestComplete_KnowsCommandsFlagsAndValues(t *testing.T) {
 		assert.Empty(t, found, line)
 	}
 }
+
+func TestComplete_DoesNotDependOnTheEnvironment(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"complete", "--", "t"}, {"completion", "bash"}} {
+		o := runCommand(t, []string{"MYTICKET_NOTHING=1"}, args...)
+		assert.Zero(t, o.code, o.stderr)
+		assert.NotEmpty(t, o.stdout)
+	}
+}

@@ -31,6 +31,17 @@ func TestTable_FitsTheTerminal(t *testing.T) {
 
 	for width := 1; width < 220; width++ {
 		for line := range strings.Lines(tableText(t, width, header, rows...)) {
+			if cell := strings.TrimSpace(line); len(strings.Fields(cell)) > 1 || strings.HasPrefix(cell, eastAsian) {
+				require.LessOrEqual(t, runewidth.StringWidth(strings.TrimSuffix(line, "\n")), max(width, 3), "%d: %s", width, line)
+			}
+		}
+		require.Equal(t, 2, strings.Count(tableText(t, width, header, rows...), id+"\n")+
+			strings.Count(tableText(t, width, header, rows...), id+" "), "an id is whole on a terminal of %d columns", width)
+		watched := newTable(header, rows)
+		watched.cutsAll = true
+		var b strings.Builder
+		require.NoError(t, watched.write(&b, looks{}, width))
+		for line := range strings.Lines(b.String()) {
 			require.LessOrEqual(t, runewidth.StringWidth(strings.TrimSuffix(line, "\n")), max(width, 3), "%d: %s", width, line)
 		}
 	}

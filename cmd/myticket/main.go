@@ -82,7 +82,12 @@ func run(ctx context.Context, args, environ []string, std streams) int {
 		return code
 	}
 	if err == nil {
-		err = errors.Join(checkGiven(command), checkEnvironment(parser.Model, environ))
+		err = checkGiven(command)
+		switch command.Selected().Name {
+		case "completion", "complete": // a shell would complete nothing, and not say why
+		default:
+			err = errors.Join(err, checkEnvironment(parser.Model, environ))
+		}
 	}
 	if err != nil {
 		fmt.Fprintf(std.stderr, "myticket: %v\nRun \"myticket --help\", or \"myticket COMMAND --help\".\n", err)

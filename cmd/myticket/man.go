@@ -38,8 +38,8 @@ type exitStatus struct{ code, means string }
 type exitStatuses interface{ exitStatuses() []exitStatus }
 
 var commonExits = []exitStatus{
-	{"0", "It is done."},
-	{"1", "It failed, or was interrupted. What it says on standard error tells what that means for tickets."},
+	{"0", "It is done. What runs until it is interrupted (serve, tickets follow, and all with --watch) was interrupted."},
+	{"1", "It failed, or was interrupted before it was done. What it says on standard error tells what that means for tickets."},
 	{"2", "The arguments or the environment are wrong. Nothing was done."},
 }
 

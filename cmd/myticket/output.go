@@ -39,7 +39,7 @@ func escapeJSON(text []byte) []byte {
 	escaped := make([]byte, 0, len(text))
 	for _, r := range string(text) {
 		switch {
-		case r == '\n', unicode.IsPrint(r):
+		case r == '\n', isVisible(r):
 			escaped = utf8.AppendRune(escaped, r)
 		case r > 0xffff:
 			high, low := utf16.EncodeRune(r)
@@ -49,6 +49,12 @@ func escapeJSON(text []byte) []byte {
 		}
 	}
 	return escaped
+}
+
+// isVisible reports whether a terminal shows a character. Some letters and marks have nothing to show, such as the Hangul fillers:
+// a product_id with one would look like another product's.
+func isVisible(r rune) bool {
+	return unicode.IsPrint(r) && !unicode.Is(unicode.Other_Default_Ignorable_Code_Point, r)
 }
 
 // printable escapes characters that a terminal would obey. A ticket's text may come from anyone.
@@ -61,7 +67,7 @@ func escape(s string, lines bool) string {
 	var b strings.Builder
 	for _, r := range strings.ToValidUTF8(s, "\ufffd") {
 		switch {
-		case lines && (r == '\n' || r == '\t'), unicode.IsPrint(r):
+		case lines && (r == '\n' || r == '\t'), isVisible(r):
 			b.WriteRune(r)
 		default:
 			quoted := strconv.QuoteRuneToASCII(r)

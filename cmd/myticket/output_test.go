@@ -21,7 +21,7 @@ func TestPrintJSON_ShowsNothingThatATerminalObeys_AndMeansTheSame(t *testing.T) 
 		"C0":       "a\x1b[31m\x00\r\n\tb",
 		"DEL, C1":  "a\x7f\u0080\u009b31m\u009db",
 		"bidi":     "a\u202eb\u2066c\u2069\u200f\u061c",
-		"hidden":   "a\u200b\u2060\ufeff\u00ad\U000e0041b",
+		"hidden":   "a\u200b\u2060\ufeff\u00ad\U000e0041\u034f\u115f\u3164\uffa0b",
 		"lines":    "a\u2028\u2029\u0085b",
 		"shown":    `Café <é> & "✓" \ Ελ 🙂`,
 		"\u202eky": "a key",

@@ -78,7 +78,7 @@ func (c ticketsStatsCmd) query(now time.Time) (postgres.StatsQuery, error) {
 	if filter.Until.IsZero() { // the clock of a server may be ahead
 		filter.Until = startOfDay(now, 2)
 	}
-	if filter.Since.IsZero() {
+	if c.Since.isZero() { // 0001-01-01 is not: it is all tickets
 		last := now
 		if !c.Until.isZero() {
 			last = filter.Until.Add(-time.Nanosecond).In(now.Location())
@@ -109,18 +109,22 @@ func startOfDay(t time.Time, after int) time.Time {
 func starts(since, until time.Time, unit string) (all []time.Time) {
 	start := startOfDay(since, 0)
 	if unit == "hour" {
-		start = since.Add(-time.Duration(since.Minute())*time.Minute - time.Duration(since.Second())*time.Second -
-			time.Duration(since.Nanosecond()))
+		start = since.Add(-pastHour(since))
 	}
 	for start.Before(until) && len(all) <= mostStarts {
 		all = append(all, start)
 		if unit == "hour" {
-			start = start.Add(time.Hour)
+			start = start.Add(time.Hour - pastHour(start)) // a change by half an hour begins a short one
 		} else {
 			start = startOfDay(start, 1)
 		}
 	}
 	return all
+}
+
+// pastHour returns how long ago the clocks showed a full hour.
+func pastHour(t time.Time) time.Duration {
+	return time.Duration(t.Minute())*time.Minute + time.Duration(t.Second())*time.Second + time.Duration(t.Nanosecond())
 }
 
 // statsReport is what a program reads.

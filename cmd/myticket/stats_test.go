@@ -159,6 +159,21 @@ func TestTicketsStats_DaysAreThoseOfTheZone(t *testing.T) {
 	hours := starts(time.Date(2026, 10, 25, 1, 45, 7, 8, zone), time.Date(2026, 10, 25, 4, 0, 0, 0, zone), "hour")
 	require.Len(t, hours, 3)
 	assert.Equal(t, "2026-10-25T01:00:00+05:30", hours[0].Format(time.RFC3339Nano), "of a zone that is half an hour off")
+
+	zone, err = time.LoadLocation("Australia/Lord_Howe") // its clocks change by half an hour
+	require.NoError(t, err)
+	for since, want := range map[string]string{
+		"2026-04-04T14:10:00Z": "01:00+11:00 01:30+10:30 02:00+10:30 03:00+10:30",
+		"2026-10-03T14:40:00Z": "01:00+10:30 02:30+11:00 03:00+11:00 04:00+11:00",
+	} {
+		at, err := time.Parse(time.RFC3339, since)
+		require.NoError(t, err)
+		var shown []string
+		for _, hour := range starts(at.In(zone), at.Add(150*time.Minute), "hour") {
+			shown = append(shown, hour.Format("15:04Z07:00"))
+		}
+		assert.Equal(t, want, strings.Join(shown, " "))
+	}
 }
 
 func TestTicketsStats_WithoutATime_CountsSevenDays(t *testing.T) {
@@ -175,6 +190,9 @@ func TestTicketsStats_WithoutATime_CountsSevenDays(t *testing.T) {
 	assert.Equal(t, []string{"TREATED 2"}, groups)
 	assert.Equal(t, today.AddDate(0, 0, -7), report.Since)
 	assert.Equal(t, today, report.Until)
+	groups, report = b.stats(t, "--tz=UTC", "--by=status", "--since=0001-01-01")
+	assert.Equal(t, []string{"TREATED 3"}, groups, "all tickets")
+	assert.True(t, report.Since.IsZero())
 }
 
 func TestTicketsStats_RefusesWhatMeansNothing(t *testing.T) {

@@ -24,7 +24,9 @@ const (
 // columns that do not fit go to a line of their own, below the others. Elsewhere nothing is cut.
 func printTable(w io.Writer, header []string, rows [][]string) error {
 	l := look(w)
-	return newTable(header, rows).write(w, l, l.width)
+	t := newTable(header, rows)
+	_, t.cutsAll = w.(*page)
+	return t.write(w, l, l.width)
 }
 
 // printFields is for one thing of which all is shown, with names and values as rows: nothing is cut.
@@ -38,6 +40,10 @@ type table struct {
 	text   []bool // by column: may be cut
 	status int    // the column with statuses; -1 if there is none
 	widths []int  // by column: of the widest cell
+
+	// cutsAll is for --watch, where a line is a line: an id that is wider than the terminal is cut there. Elsewhere the terminal
+	// continues it on the next line.
+	cutsAll bool
 }
 
 func newTable(header []string, rows [][]string) *table {
@@ -86,7 +92,7 @@ func (t *table) line(row []string, columns []int, l looks, header bool) string {
 	for n, column := range columns {
 		cell := row[column]
 		empty = empty && cell == ""
-		if runewidth.StringWidth(cell) > t.widths[column] {
+		if runewidth.StringWidth(cell) > t.widths[column] && (t.text[column] || t.cutsAll) {
 			cell = runewidth.Truncate(cell, t.widths[column], "…")
 		}
 		pad := ""
@@ -155,7 +161,7 @@ func (t *table) fit(columns []int, room int) {
 		if sum <= room || t.widths[widest] == 1 {
 			return
 		}
-		if !t.text[widest] { // one cell that is wider than the terminal
+		if !t.text[widest] { // one cell that is wider than the terminal, and alone on its line
 			t.widths[widest] = max(room-sum+t.widths[widest], 1)
 			return
 		}

@@ -49,6 +49,9 @@ const (
 	clearBelow      = "\x1b[J"
 )
 
+// watchPatience is how long a turn may take before a person is told that there is no answer.
+const watchPatience = 5 * time.Second
+
 // page is what one turn writes, before it is shown.
 type page struct {
 	bytes.Buffer
@@ -80,7 +83,7 @@ func (f watchFlags) repeat(ctx context.Context, std streams, turn func(std strea
 func (f watchFlags) turns(ctx context.Context, std streams, screen bool, turn func(std streams) error) (good string, err error) {
 	for n := 0; ; n++ {
 		out, errs := &page{on: std.stdout}, &page{on: std.stderr}
-		err := turn(streams{std.stdin, out, errs})
+		err := f.wait(std, screen, good, func() error { return turn(streams{std.stdin, out, errs}) })
 		switch {
 		case ctx.Err() != nil, err != nil && n == 0:
 			return good, err
@@ -103,6 +106,27 @@ func (f watchFlags) turns(ctx context.Context, std streams, screen bool, turn fu
 			return good, nil
 		case <-time.After(time.Duration(f.Watch)):
 		}
+	}
+}
+
+// wait runs a turn. A database that is cut off, or is held up, gives no error for minutes. So while there is no answer it says so,
+// or the page would look like one of now: on a terminal above the last page, elsewhere once.
+func (f watchFlags) wait(std streams, screen bool, good string, turn func() error) error {
+	begun, ended := time.Now(), make(chan error, 1)
+	go func() { ended <- turn() }()
+	for said := false; ; {
+		select {
+		case err := <-ended:
+			return err
+		case <-time.After(watchPatience):
+		}
+		note := fmt.Sprintf("myticket: no answer from the database for %s; waiting\n", time.Since(begun).Round(time.Second))
+		if screen {
+			_, _ = io.WriteString(std.stdout, f.screenful(std.stdout, good, note))
+		} else if !said {
+			_, _ = io.WriteString(std.stderr, note)
+		}
+		said = true
 	}
 }
 

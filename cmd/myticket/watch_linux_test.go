@@ -114,6 +114,26 @@ func TestWatch_OutlivesAServerThatEnds(t *testing.T) {
 	assert.Zero(t, <-w.exited)
 }
 
+func TestWatch_SaysThatThereIsNoAnswer(t *testing.T) {
+	t.Parallel()
+	b := setupOperator(t)
+	w := startWatching(t, b.url, 50, "products", "list", "--watch=1s")
+	await(t, "the first page", func() bool { return strings.Contains(w.last(), "PRODUCT_ID") })
+	tx, err := b.pool.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = tx.Exec(t.Context(), `LOCK TABLE products`)
+	require.NoError(t, err)
+	await(t, "a note, above what was seen last", func() bool {
+		return strings.Contains(w.last(), "no answer from the database for 5s; waiting") && strings.Contains(w.last(), "PRODUCT_ID")
+	})
+	require.NoError(t, tx.Rollback(t.Context()))
+	await(t, "it goes on", func() bool {
+		return !strings.Contains(w.last(), "no answer") && strings.Contains(w.last(), "PRODUCT_ID")
+	})
+	w.cancel()
+	assert.Zero(t, <-w.exited)
+}
+
 func TestWatch_FillsNoMoreThanTheScreen(t *testing.T) {
 	t.Parallel()
 	b := setupOperator(t)

@@ -3,6 +3,7 @@ package postgres_test
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -82,6 +83,32 @@ func TestStats_ReadsOnlyTheTimeThatIsAskedFor(t *testing.T) {
 		}
 	}
 	assert.Len(t, partitions, 7, "seven days: %s", strings.Join(plan, "\n"))
+}
+
+func TestStats_KeepsNoListOfProblemsForEachTicket(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	// Each ticket has the same four codes 25 times, in an order of its own.
+	_, err := b.pool.Exec(t.Context(), `
+		INSERT INTO tickets (id, received_at, source, body, status, problems)
+		SELECT gen_random_uuid(), now(), 's', 'x', 'ERROR', (SELECT jsonb_agg(
+			jsonb_build_object('line', n, 'code', 'c' || n % 4, 'message', 'm') ORDER BY md5(i || '-' || n)) FROM generate_series(1, 100) n)
+		FROM generate_series(1, 500) i`)
+	require.NoError(t, err)
+	query := statsQuery(time.Now().Add(-time.Hour), time.Now().Add(time.Hour), postgres.StatsProblem)
+	found, err := b.store.Stats(t.Context(), query)
+	require.NoError(t, err)
+	require.Len(t, found.Groups, 4)
+	assert.Equal(t, postgres.StatsGroup{Problem: "c0", Tickets: 500, Bytes: 500}, found.Groups[0])
+
+	sql, args := postgres.StatsSQL(query)
+	rows, err := b.pool.Query(t.Context(), `EXPLAIN (ANALYZE, COSTS off, TIMING off) `+sql, args...)
+	require.NoError(t, err)
+	plan, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	require.NoError(t, err)
+	counted := slices.IndexFunc(plan, func(line string) bool { return strings.Contains(line, "CTE counted") })
+	require.GreaterOrEqual(t, counted, 0)
+	assert.Regexp(t, `rows=1(\.00)? `, plan[counted+1], "%s", strings.Join(plan, "\n"))
 }
 
 func TestStats_IsStoppedInTime(t *testing.T) {
