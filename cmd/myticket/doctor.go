@@ -139,13 +139,12 @@ const (
 type examination struct {
 	*serverFlags
 
-	url        func() (string, error)
-	servers    int
-	skip       []string
-	now        func() time.Time
-	waiting    func(why error) // for the database
-	sources    *httpapi.Sources
-	sourcesErr error
+	url     func() (string, error)
+	servers int
+	skip    []string
+	now     func() time.Time
+	waiting func(why error)                  // for the database
+	sources func() (*httpapi.Sources, error) // reads them once: a file may hang
 
 	// What the checks of the database found for those after them, which run one after the other.
 	database *postgres.CheckUp      // nil if there is no connection
@@ -153,9 +152,10 @@ type examination struct {
 }
 
 func (c *doctorCmd) examination() *examination {
+	server := (*serverFlags)(&c.uncheckedFlags)
 	return &examination{
-		serverFlags: (*serverFlags)(&c.uncheckedFlags), url: c.url, servers: c.Servers, skip: c.Skip, now: ticket.Now,
-		waiting: func(error) {},
+		serverFlags: server, url: c.url, servers: c.Servers, skip: c.Skip, now: ticket.Now, waiting: func(error) {},
+		sources: sync.OnceValues(server.readSources),
 	}
 }
 
@@ -183,7 +183,6 @@ func (e *examination) names() (names []string) {
 func (e *examination) run(ctx context.Context) []finding {
 	ctx, cancel := context.WithTimeout(ctx, doctorTimeout)
 	defer cancel()
-	e.sources, e.sourcesErr = e.readSources()
 	lanes := e.lanes()
 	found := make([][]finding, len(lanes))
 	var running sync.WaitGroup

@@ -63,3 +63,13 @@ func TestDoctor_DiskOfTheSpool(t *testing.T) {
 		require.Contains(t, f.Do, "mount it for writing")
 	})
 }
+
+func TestDoctor_SourcesFileThatHangs_HidesNoOtherCheck(t *testing.T) {
+	t.Parallel()
+	pipe := filepath.Join(t.TempDir(), "sources") // nobody writes to it, as on a disk that hangs
+	require.NoError(t, unix.Mkfifo(pipe, 0o600))
+	d := diagnose(t, away("--skip=database,spool", "--sources-file", pipe)...)
+	d.says(t, "settings", isUnknown, "no end after 5s")
+	d.says(t, "sources", isUnknown, "no end after 5s")
+	require.NotEqual(t, isUnknown, d.of(t, "memory").Status)
+}

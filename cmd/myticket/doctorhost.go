@@ -27,8 +27,10 @@ const noStart = "A server with these settings does not start."
 
 func (e *examination) checkSettings(context.Context) finding {
 	err := e.Validate()
-	if err == nil && e.sources != nil {
-		err = e.checkKeyTTL(e.sources)
+	if err == nil {
+		if sources, unread := e.sources(); unread == nil { // that it cannot be read is another finding
+			err = e.checkKeyTTL(sources)
+		}
 	}
 	if err != nil {
 		return finding{Status: isProblem, Found: oneLine(err), Means: noStart, Do: "Correct the setting (docs/settings.md)."}
@@ -37,14 +39,15 @@ func (e *examination) checkSettings(context.Context) finding {
 }
 
 func (e *examination) checkSources(context.Context) finding {
-	if e.sourcesErr != nil {
-		return finding{Status: isProblem, Found: oneLine(e.sourcesErr), Means: noStart, Do: "Correct the file (docs/webhook.md)."}
+	sources, err := e.sources()
+	if err != nil {
+		return finding{Status: isProblem, Found: oneLine(err), Means: noStart, Do: "Correct the file (docs/webhook.md)."}
 	}
-	open, held := e.sources.Open(), e.sources.OnHold()
+	open, held := sources.Open(), sources.OnHold()
 	switch {
 	case e.SourcesFile == "":
 		return well("no --sources-file: every source may send, without credentials")
-	case e.sources.None():
+	case sources.None():
 		return finding{
 			Status: isProblem, Found: "the sources file names no source", Means: "Every ticket is refused with 403.",
 			Do: `Name the sources that may send, or "*" for all (docs/webhook.md).`,
@@ -260,7 +263,12 @@ func (e *examination) checkSpoolTickets(ctx context.Context) finding {
 			return skipped("a server uses the folder, and cannot be asked what it holds: %s", oneLine(err))
 		}
 	}
-	return have.finding(g.InUse)
+	f := have.finding(g.InUse)
+	if g.Unknown > 0 && f.Status != isProblem {
+		f = cannotSay(fmt.Errorf("%d of its files cannot be read by this user, so they may hold tickets", g.Unknown))
+		f.Do = "Run the command as the user of the server, who owns the files."
+	}
+	return f
 }
 
 func (s spoolContent) finding(inUse bool) finding {
@@ -377,7 +385,7 @@ func (e *examination) checkServer(ctx context.Context) finding {
 	var failing []string
 	for _, c := range ready.Checks {
 		if !c.OK {
-			failing = append(failing, c.Name+": "+c.Detail)
+			failing = append(failing, c.Name+": "+strings.Join(strings.Fields(c.Detail), " "))
 		}
 	}
 	f := well("the server on %s is ready", e.AdminAddr)

@@ -144,7 +144,7 @@ func ObstacleOf(err error) Obstacle {
 		return Starting
 	case sqlState(err) != "":
 		return UnknownObstacle
-	case errors.As(err, &parse):
+	case errors.As(err, &parse), errors.Is(err, errAtInPassword):
 		return WrongURL
 	case isTLS(err):
 		return BadEncryption

@@ -102,3 +102,13 @@ func TestCheckUp_TellsObstaclesApart(t *testing.T) {
 		}
 	}
 }
+
+func TestOpenCheckUp_ShowsNoPartOfAPassword(t *testing.T) {
+	t.Parallel()
+	for _, url := range []string{"postgresql://till:pass@secret@127.0.0.1:1/x", "postgresql://till:p@ss@secret@127.0.0.1:1/x"} {
+		_, err := postgres.OpenCheckUp(t.Context(), postgres.Config{URL: url}, 0, func(error) {})
+		require.ErrorContains(t, err, "%40")
+		require.NotContains(t, err.Error(), "secret")
+		require.Equal(t, postgres.WrongURL, postgres.ObstacleOf(err))
+	}
+}

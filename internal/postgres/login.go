@@ -65,6 +65,10 @@ func (l *login) read() (*pgxpool.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the database URL: %w", err)
 	}
+	// What follows the first @ of a password is taken for the host, and errors would show it. A path is that of a socket.
+	if host := config.ConnConfig.Host; !strings.HasPrefix(host, "/") && strings.LastIndex(host, "@") > 0 {
+		return nil, errAtInPassword
+	}
 	if err := checkEncryption(os.Getenv(sslModeEnv), config.ConnConfig); err != nil {
 		return nil, err
 	}
@@ -241,6 +245,8 @@ func unreachable(err error) bool {
 	_, network := errors.AsType[net.Error](err)
 	return network || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
+
+var errAtInPassword = errors.New("read the database URL: there is an @ in its host: write one in a user or password as %40")
 
 // localPort matches the part that differs between two attempts that fail for the same reason.
 var localPort = regexp.MustCompile(`:\d+->`)
