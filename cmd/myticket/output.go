@@ -51,8 +51,8 @@ func escapeJSON(text []byte) []byte {
 	return escaped
 }
 
-// isVisible reports whether a terminal shows a character. Some letters and marks have nothing to show, such as the Hangul fillers:
-// a product_id with one would look like another product's.
+// isVisible reports whether a terminal shows a character. Some letters and marks have nothing to show, such as the Hangul
+// fillers: a product_id with one would look like another product's.
 func isVisible(r rune) bool {
 	return unicode.IsPrint(r) && !unicode.Is(unicode.Other_Default_Ignorable_Code_Point, r)
 }

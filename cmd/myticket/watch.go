@@ -109,8 +109,8 @@ func (f watchFlags) turns(ctx context.Context, std streams, screen bool, turn fu
 	}
 }
 
-// wait runs a turn. A database that is cut off, or is held up, gives no error for minutes. So while there is no answer it says so,
-// or the page would look like one of now: on a terminal above the last page, elsewhere once.
+// wait runs a turn. A database that is cut off, or is held up, gives no error for minutes. So while there is no answer it says
+// so, or the page would look like one of now: on a terminal above the last page, elsewhere once.
 func (f watchFlags) wait(std streams, screen bool, good string, turn func() error) error {
 	begun, ended := time.Now(), make(chan error, 1)
 	go func() { ended <- turn() }()
