@@ -308,11 +308,12 @@ func (j *jsonReader) scalar(is what, kind byte) error {
 	if err != nil || kind == 'n' {
 		return err
 	}
-	if kind == '"' && len(text) < j.json.at-before-len(`""`) { // it had escapes, so it is a copy
+	escaped := kind == '"' && len(text) < j.json.at-before-len(`""`)
+	if escaped { // it is a copy
 		j.order.size.text += len(text)
 	}
 	text = trim(text)
-	if strings.IndexByte(text, 0) >= 0 {
+	if escaped && strings.IndexByte(text, 0) >= 0 { // without escapes, no control character is in a string
 		if j.listing() {
 			j.problemf(j.here(), ProblemNUL, "%s has a NUL character, which a text must not have: %s", names[is], quote(text))
 		}
