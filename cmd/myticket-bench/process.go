@@ -45,6 +45,16 @@ func (b *bench) launch(
 	return start(ctx, command, addr, admin, "http://"+admin+"/readyz")
 }
 
+// fresh starts the server that is measured on a new database, with further arguments.
+func (b *bench) fresh(ctx context.Context, products int, args ...string) (*database, *process, error) {
+	db, err := b.newDatabase(ctx, products)
+	if err != nil {
+		return nil, nil, err
+	}
+	server, err := b.launch(ctx, b.settings.server, db.url, nil, args...)
+	return db, server, err
+}
+
 // startFloor starts the server that stores nothing, which is this program.
 func startFloor(ctx context.Context) (*process, error) {
 	program, err := os.Executable()

@@ -29,11 +29,7 @@ func (b *bench) retried(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	db, err := b.newDatabase(ctx, live.products)
-	if err != nil {
-		return err
-	}
-	server, err := b.launch(ctx, b.settings.server, db.url, nil)
+	db, server, err := b.fresh(ctx, live.products)
 	if err != nil {
 		return err
 	}

@@ -85,10 +85,6 @@ func (b *bench) printDrains(t *tickets, drains []drain) {
 
 // drainOnce fills the spool of a fresh server and lets it drain.
 func (b *bench) drainOnce(ctx context.Context, t *tickets) (d drain, err error) {
-	db, err := b.newDatabase(ctx, t.products)
-	if err != nil {
-		return d, err
-	}
 	folder, err := os.MkdirTemp("", "myticket-bench-")
 	if err != nil {
 		return d, err
@@ -96,7 +92,7 @@ func (b *bench) drainOnce(ctx context.Context, t *tickets) (d drain, err error) 
 	defer func() { err = errors.Join(err, os.RemoveAll(folder)) }()
 	count := b.settings.spooled
 	room := max(count*(t.lines+5)*bytesPerLine, 1<<30)
-	server, err := b.launch(ctx, b.settings.server, db.url, nil, "--spool-dir", folder,
+	db, server, err := b.fresh(ctx, t.products, "--spool-dir", folder,
 		"--spool-max-tickets", strconv.Itoa(2*count), "--spool-max-bytes", strconv.Itoa(room))
 	if err != nil {
 		return d, err

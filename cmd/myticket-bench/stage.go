@@ -105,11 +105,7 @@ func (b *bench) summary(ctx context.Context) (err error) {
 	if b.best == 0 {
 		return nil
 	}
-	db, err := b.newDatabase(ctx, hotProducts)
-	if err != nil {
-		return err
-	}
-	server, err := b.launch(ctx, b.settings.server, db.url, nil)
+	db, server, err := b.fresh(ctx, hotProducts)
 	if err != nil {
 		return err
 	}

@@ -32,11 +32,7 @@ func (b *bench) sustained(ctx context.Context) (err error) {
 	if err := checkRoom(b.database.Dir(), size); err != nil {
 		return err
 	}
-	db, err := b.newDatabase(ctx, t.products)
-	if err != nil {
-		return err
-	}
-	server, err := b.launch(ctx, b.settings.server, db.url, nil)
+	db, server, err := b.fresh(ctx, t.products)
 	if err != nil {
 		return err
 	}

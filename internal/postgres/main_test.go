@@ -3,6 +3,8 @@ package postgres_test
 import (
 	"context"
 	"fmt"
+	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -28,26 +30,34 @@ type testBundle struct {
 	pool  *pgxpool.Pool
 }
 
-func setup(t *testing.T) *testBundle {
-	t.Helper()
-	url := pgtest.New(t)
-	return &testBundle{url: url, store: open(t, url), pool: openPool(t, url)}
+func setup(tb testing.TB) *testBundle {
+	tb.Helper()
+	url := pgtest.New(tb)
+	return &testBundle{url: url, store: open(tb, url), pool: openPool(tb, url)}
 }
 
-func open(t *testing.T, url string) *postgres.Store {
-	t.Helper()
-	store, err := postgres.Open(t.Context(), postgres.Config{URL: url, MaxConns: 40})
-	require.NoError(t, err)
-	t.Cleanup(store.Close)
+func open(tb testing.TB, url string) *postgres.Store {
+	tb.Helper()
+	store, err := postgres.Open(tb.Context(), postgres.Config{URL: url, MaxConns: 40})
+	require.NoError(tb, err)
+	tb.Cleanup(store.Close)
 	return store
 }
 
-func openPool(t *testing.T, url string) *pgxpool.Pool {
-	t.Helper()
-	pool, err := pgxpool.New(t.Context(), url)
-	require.NoError(t, err)
-	t.Cleanup(pool.Close)
+func openPool(tb testing.TB, url string) *pgxpool.Pool {
+	tb.Helper()
+	pool, err := pgxpool.New(tb.Context(), url)
+	require.NoError(tb, err)
+	tb.Cleanup(pool.Close)
 	return pool
+}
+
+// benchTickets returns how many tickets a benchmark makes: 100,000, or MYTICKET_BENCH_TICKETS.
+func benchTickets() int {
+	if n, err := strconv.Atoi(os.Getenv("MYTICKET_BENCH_TICKETS")); err == nil {
+		return n
+	}
+	return 100_000
 }
 
 // one returns the one value of a query.

@@ -6,9 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
-
-	"myticket/internal/devdb/pgtest"
 	"myticket/internal/intake"
 	"myticket/internal/postgres"
 )
@@ -18,18 +15,9 @@ func BenchmarkOrderLines(b *testing.B) {
 	const batches, batch = 60, 200
 	for _, lines := range []int{2, 40} {
 		b.Run(fmt.Sprintf("lines=%d", lines), func(b *testing.B) {
-			url := pgtest.New(b)
-			store, err := postgres.Open(b.Context(), postgres.Config{URL: url})
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer store.Close()
-			pool, err := pgxpool.New(b.Context(), url)
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer pool.Close()
-			_, err = store.EnsurePartitions(b.Context(), postgres.Day, 3, time.Now())
+			at := setup(b)
+			store, pool := at.store, at.pool
+			_, err := store.EnsurePartitions(b.Context(), postgres.Day, 3, time.Now())
 			if err != nil {
 				b.Fatal(err)
 			}

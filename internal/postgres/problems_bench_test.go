@@ -2,37 +2,22 @@ package postgres_test
 
 import (
 	"fmt"
-	"os"
-	"strconv"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"myticket/internal/devdb/pgtest"
 	"myticket/internal/postgres"
 )
 
 // BenchmarkProblems groups ERROR tickets of 30 days, 20 sources and 50 groups: 100,000, or MYTICKET_BENCH_TICKETS. Fresh tickets have
 // not seen a VACUUM. Of the growing ones a sixth has not, the newest: autovacuum comes when a table has grown by a fifth.
 func BenchmarkProblems(b *testing.B) {
-	tickets := 100_000
-	if n, err := strconv.Atoi(os.Getenv("MYTICKET_BENCH_TICKETS")); err == nil {
-		tickets = n
-	}
+	tickets := benchTickets()
 	for _, body := range []int{100, 1500} {
-		url := pgtest.New(b)
-		store, err := postgres.Open(b.Context(), postgres.Config{URL: url})
-		if err != nil {
-			b.Fatal(err)
-		}
-		defer store.Close()
-		pool, err := pgxpool.New(b.Context(), url)
-		if err != nil {
-			b.Fatal(err)
-		}
-		defer pool.Close()
+		at := setup(b)
+		store, pool := at.store, at.pool
 		first := time.Now().UTC().Truncate(24*time.Hour).AddDate(0, 0, -30)
 		if _, err := store.EnsurePartitions(b.Context(), postgres.Day, 31, first); err != nil {
 			b.Fatal(err)

@@ -2,9 +2,7 @@ package postgres_test
 
 import (
 	"fmt"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -14,7 +12,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"myticket/internal/devdb/pgtest"
 	"myticket/internal/postgres"
 	"myticket/internal/ticket"
 )
@@ -128,21 +125,9 @@ func TestStats_IsStoppedInTime(t *testing.T) {
 
 // BenchmarkStats counts tickets of 60 partitions, 100,000 or MYTICKET_BENCH_TICKETS.
 func BenchmarkStats(b *testing.B) {
-	tickets := 100_000
-	if n, err := strconv.Atoi(os.Getenv("MYTICKET_BENCH_TICKETS")); err == nil {
-		tickets = n
-	}
-	url := pgtest.New(b)
-	store, err := postgres.Open(b.Context(), postgres.Config{URL: url})
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer store.Close()
-	pool, err := pgxpool.New(b.Context(), url)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer pool.Close()
+	tickets := benchTickets()
+	at := setup(b)
+	store, pool := at.store, at.pool
 	first := fillDays(b, store, pool, tickets, 640)
 	for _, days := range []int{7, statsDays} {
 		until := first.AddDate(0, 0, statsDays)
