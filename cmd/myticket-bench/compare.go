@@ -16,6 +16,7 @@ type variant struct {
 	program     string
 	environment []string
 	spans       *receiver
+	target      string // of the events of its tickets, which a process beside it sends; empty for none
 }
 
 // compare sends traffic to the variants of the server in turn, slice by slice, in another order each round. It prints each
@@ -46,6 +47,10 @@ func (b *bench) compare(ctx context.Context) error {
 			v.environment = append(v.environment, "OTEL_EXPORTER_OTLP_ENDPOINT=http://"+address)
 		}
 	}
+	return b.compareVariants(ctx, variants)
+}
+
+func (b *bench) compareVariants(ctx context.Context, variants []*variant) error {
 	fmt.Fprintf(b.out, "%d rounds a row, in each a slice of %s for each server after %s of warm-up, in another order each time. "+
 		"Ratios are medians over the rounds, with their 95 %% interval.\n\n"+
 		"| tickets of | concurrency | server | tickets/s | p50 | p99 | ratio of tickets/s | ratio of the server's CPU a ticket "+
@@ -100,7 +105,7 @@ func (b *bench) compareRow(ctx context.Context, variants []*variant, r row) (err
 		}
 		before := acked()
 		for i := range variants {
-			if err := variants[(round+i)%len(variants)].measure(ctx, r.load, b.database.PID()); err != nil {
+			if err := b.beside(ctx, db.url, variants[(round+i)%len(variants)], r.load); err != nil {
 				return err
 			}
 		}

@@ -38,6 +38,7 @@ type settings struct {
 	sustain  time.Duration
 	share    float64
 	retried  int
+	events   int
 }
 
 func main() {
@@ -47,6 +48,9 @@ func main() {
 	}
 	if len(os.Args) == 3 && os.Args[1] == "naive" {
 		exit(serveNaive(os.Args[2], os.Getenv(databaseVariable)))
+	}
+	if len(os.Args) == 4 && os.Args[1] == "nats" {
+		exit(serveNATS(os.Args[2], os.Args[3]))
 	}
 	var s settings
 	flag.StringVar(&s.server, "server", "bin/myticket", "the server to measure")
@@ -71,6 +75,8 @@ func main() {
 		"measure only a steady rate for this long, such as 10m: tickets of 40 lines, 100,000 products")
 	flag.Float64Var(&s.share, "sustain-share", 0.25, "the rate of -sustain and -retried as a share of the floor's")
 	flag.IntVar(&s.retried, "retried", 0, "measure only how long answers take beside a retry of this many tickets, such as 200000")
+	flag.IntVar(&s.events, "events", 0, "measure only what events cost the webhook, and how fast so many of them are sent to "+
+		"JetStream, such as 200000")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -117,8 +123,8 @@ func newBench(s settings, out io.Writer) (*bench, error) {
 	if err != nil {
 		return nil, fmt.Errorf("-only: %w", err)
 	}
-	if s.rounds < 1 || s.duration <= 0 || s.spooled < 0 || s.retried < 0 || s.share <= 0 || s.products < 5*hotProducts {
-		return nil, fmt.Errorf("-rounds, -duration and -sustain-share must be more than 0, -spooled and -retried must not be less, "+
+	if s.rounds < 1 || s.duration <= 0 || s.spooled < 0 || s.retried < 0 || s.events < 0 || s.share <= 0 || s.products < 5*hotProducts {
+		return nil, fmt.Errorf("-rounds, -duration and -sustain-share must be more than 0, -spooled, -retried and -events must not be less, "+
 			"and -products must be at least %d", 5*hotProducts)
 	}
 	return &bench{
@@ -149,6 +155,11 @@ func (b *bench) run(ctx context.Context) (err error) {
 		return b.sustained(ctx)
 	case b.settings.retried > 0:
 		return b.retried(ctx)
+	case b.settings.events > 0:
+		if err := b.compareEvents(ctx); err != nil {
+			return err
+		}
+		return b.deliver(ctx)
 	default:
 		return b.everything(ctx)
 	}
