@@ -162,7 +162,9 @@ func (f *Filter) WantsTickets() bool {
 }
 
 // WantsProducts reports whether the filter may select an event about a product.
-func (f *Filter) WantsProducts() bool { return len(f.Types) == 0 || slices.Contains(f.Types, ProductChanged) }
+func (f *Filter) WantsProducts() bool {
+	return len(f.Types) == 0 || slices.Contains(f.Types, ProductChanged)
+}
 
 // TicketStatuses returns the statuses of the tickets whose events the filter selects.
 func (f *Filter) TicketStatuses() (statuses []ticket.Status) {
