@@ -273,7 +273,7 @@ SELECT substr(r.name, length('` + subscriptionPrefix + `') + 1)
 FROM outbox_readers r, pg_control_system() c
 WHERE starts_with(r.name, '` + subscriptionPrefix + `')
   AND (r.system_identifier <> c.system_identifier
-       OR EXISTS (SELECT FROM outbox o WHERE o.at < coalesce($1, 'infinity') AND o.xid > ` + ownPlace + `))
+       OR EXISTS (SELECT FROM outbox o WHERE o.at < coalesce($1::timestamptz, 'infinity') AND o.xid > ` + ownPlace + `))
 ORDER BY 1`
 
 // undelivered returns the subscriptions that have not got all events about tickets that were stored before a time; nil for now.
