@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
@@ -89,39 +90,45 @@ type Certificate struct {
 	File, Key, RootFile string // paths
 }
 
-// NewCertificate returns a certificate for 127.0.0.1.
+// NewCertificate returns a certificate for 127.0.0.1 in a folder of the test.
 func NewCertificate(t testing.TB) Certificate {
 	t.Helper()
+	c, err := WriteCertificate(t.TempDir())
+	require.NoError(t, err)
+	return c
+}
+
+// WriteCertificate returns a certificate for 127.0.0.1 in a folder.
+func WriteCertificate(dir string) (Certificate, error) {
 	root := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "the test's authority"}, IsCA: true, BasicConstraintsValid: true,
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
 	}
-	rootKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	rootDER, err := x509.CreateCertificate(rand.Reader, root, root, rootKey.Public(), rootKey)
-	require.NoError(t, err)
 	leaf := &x509.Certificate{
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "the test's server"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 		NotBefore: root.NotBefore, NotAfter: root.NotAfter, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	der, err := x509.CreateCertificate(rand.Reader, leaf, root, key.Public(), rootKey)
-	require.NoError(t, err)
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	require.NoError(t, err)
-
-	dir := t.TempDir()
-	write := func(name, kind string, der []byte) (string, []byte) {
-		text := pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
-		path := filepath.Join(dir, name)
-		require.NoError(t, os.WriteFile(path, text, 0o600))
-		return path, text
+	rootKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return Certificate{}, err
 	}
-	var c Certificate
-	c.RootFile, c.Authority = write("root.pem", "CERTIFICATE", rootDER)
-	c.File, _ = write("server.pem", "CERTIFICATE", der)
-	c.Key, _ = write("server.key", "PRIVATE KEY", keyDER)
-	return c
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return Certificate{}, err
+	}
+	rootDER, rootErr := x509.CreateCertificate(rand.Reader, root, root, rootKey.Public(), rootKey)
+	leafDER, leafErr := x509.CreateCertificate(rand.Reader, leaf, root, key.Public(), rootKey)
+	keyDER, keyErr := x509.MarshalPKCS8PrivateKey(key)
+	if err := errors.Join(rootErr, leafErr, keyErr); err != nil {
+		return Certificate{}, err
+	}
+	c := Certificate{
+		Authority: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: rootDER}),
+		RootFile:  filepath.Join(dir, "root.pem"), File: filepath.Join(dir, "server.pem"), Key: filepath.Join(dir, "server.key"),
+	}
+	return c, errors.Join(
+		os.WriteFile(c.RootFile, c.Authority, 0o600),
+		os.WriteFile(c.File, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leafDER}), 0o600),
+		os.WriteFile(c.Key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600))
 }
