@@ -14,6 +14,8 @@ import (
 
 	"myticket/internal/events"
 	"myticket/internal/events/jetstream"
+	"myticket/internal/events/kafka"
+	"myticket/internal/events/rabbitmq"
 	"myticket/internal/events/webhook"
 )
 
@@ -24,8 +26,13 @@ func openTarget(ctx context.Context, address events.Address, logger *slog.Logger
 		return webhook.Open(ctx, address, logger)
 	case "nats", "tls":
 		return jetstream.Open(ctx, address, logger)
+	case "kafka":
+		return kafka.Open(ctx, address, logger)
+	case "amqp", "amqps":
+		return rabbitmq.Open(ctx, address, logger)
 	default:
-		return nil, fmt.Errorf("no events can be sent to %s: URLs, only to https:, http:, nats: and tls:", scheme)
+		return nil, fmt.Errorf("the URL of the target begins with %q: no events can be sent there, only to %s",
+			scheme+":", strings.Join(events.Schemes(), ", "))
 	}
 }
 
