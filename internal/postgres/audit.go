@@ -32,6 +32,9 @@ const (
 	ActionCorrect   = "tickets.correct"
 	ActionRetention = "retention"
 	ActionPrune     = "products.prune"
+	ActionArchive   = "archive"
+	ActionRestore   = "archive.restore"
+	ActionRelease   = "archive.release"
 )
 
 // AuditEntry is a change that a person makes.
