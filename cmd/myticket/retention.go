@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -18,9 +19,12 @@ type retentionCmd struct {
 	databaseFlags
 	outputFlags
 	personFlags
-	Keep           span `required:"" env:"MYTICKET_RETENTION_KEEP" placeholder:"TIME" help:"How long to keep tickets, in days or weeks: 90d, 12w; at least 1d. There is no default. A partition is dropped when its whole period is older."`
-	Apply          bool `help:"Drop and delete. Without this flag, only show what would be dropped and deleted."`
-	DropUnfinished bool `help:"Also drop partitions that hold TO_TREAT or ERROR tickets."`
+	Keep           span   `required:"" env:"MYTICKET_RETENTION_KEEP" placeholder:"TIME" help:"How long to keep tickets, in days or weeks: 90d, 12w; at least 1d. There is no default. A partition is dropped when its whole period is older."`
+	Apply          bool   `help:"Drop and delete. Without this flag, only show what would be dropped and deleted."`
+	DropUnfinished bool   `help:"Also drop partitions that hold TO_TREAT or ERROR tickets."`
+	Archive        string `env:"MYTICKET_ARCHIVE" group:"Archive" placeholder:"URL" help:"The archive (docs/archive.md). If it is given, or if anything was ever archived, partitions are dropped by myticket archive run and not by this command."`
+	DropUnarchived bool   `help:"Also drop partitions that are not archived, although there is an archive."`
+	EvenUnread     bool   `help:"Also drop partitions of which subscriptions have not read all events. They miss those events."`
 }
 
 // Validate is called by kong.
@@ -60,9 +64,14 @@ func (c retentionCmd) Run(ctx context.Context, std streams) error {
 	if err != nil {
 		return err
 	}
+	archived, err := store.ArchiveConfigured(ctx)
+	if err != nil {
+		return err
+	}
+	archived = archived || c.Archive != ""
 	report := retentionReport{Applied: c.Apply, Partitions: []partitionReport{}}
 	for _, p := range partitions {
-		done, dropErr := c.drop(ctx, store, by, p)
+		done, dropErr := c.drop(ctx, store, by, p, archived)
 		report.Partitions = append(report.Partitions, done)
 		err = errors.Join(err, dropErr)
 	}
@@ -82,10 +91,21 @@ func (c retentionCmd) Run(ctx context.Context, std streams) error {
 
 // drop drops one partition, or says what would be done with it.
 func (c retentionCmd) drop(
-	ctx context.Context, store *postgres.Store, by postgres.Person, p postgres.OldPartition,
+	ctx context.Context, store *postgres.Store, by postgres.Person, p postgres.OldPartition, archived bool,
 ) (partitionReport, error) {
 	const unfinished = "kept: it holds TO_TREAT or ERROR tickets (--drop-unfinished drops it too)"
 	report := partitionReport{OldPartition: p, Unfinished: p.Unfinished()}
+	if archived && !c.DropUnarchived {
+		report.Verdict = "kept: it is not archived (myticket archive run; --drop-unarchived drops it all the same)"
+		return report, nil
+	}
+	if !c.EvenUnread {
+		behind, err := store.UnreadEvents(ctx, p.To)
+		if err != nil || len(behind) > 0 {
+			report.Verdict = "kept: these subscriptions have not read its events: " + strings.Join(behind, ", ") + " (--even-unread)"
+			return report, err
+		}
+	}
 	switch {
 	case report.Unfinished > 0 && !c.DropUnfinished:
 		report.Verdict = unfinished

@@ -61,6 +61,18 @@ func (s *Store) LeaveArchive(ctx context.Context, holder uuid.UUID, failure stri
 	return explain("end the turn to archive", err)
 }
 
+// LeaveArchiveQuietly ends a turn that was no run.
+func (s *Store) LeaveArchiveQuietly(ctx context.Context, holder uuid.UUID) error {
+	_, err := s.pool.Exec(ctx, `UPDATE archive_runs SET holder = NULL, held_until = '-infinity' WHERE holder = $1`, holder)
+	return explain("end the turn to archive", err)
+}
+
+// LastArchiveRun returns how the archive was run last; the zero value if it never was.
+func (s *Store) LastArchiveRun(ctx context.Context) (run ArchiveRun, err error) {
+	err = s.pool.QueryRow(ctx, `SELECT url, keep FROM archive_runs`).Scan(&run.URL, &run.Keep)
+	return run, explain("look how the archive was run", err)
+}
+
 // stillHolds locks the row of the process that archives until the transaction ends, or returns archive.ErrHeld.
 func stillHolds(ctx context.Context, tx pgx.Tx, holder uuid.UUID) error {
 	var holds bool

@@ -597,4 +597,3 @@ func (s *Scratch) Write(b []byte) (int, error) {
 	s.n += int64(n)
 	return n, err
 }
-
