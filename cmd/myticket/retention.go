@@ -10,6 +10,7 @@ import (
 
 	"github.com/dustin/go-humanize"
 
+	"myticket/internal/archive"
 	"myticket/internal/postgres"
 	"myticket/internal/ticket"
 )
@@ -69,9 +70,13 @@ func (c retentionCmd) Run(ctx context.Context, std streams) error {
 		return err
 	}
 	archived = archived || c.Archive != ""
+	parts, err := store.ArchiveParts(ctx)
+	if err != nil {
+		return err
+	}
 	report := retentionReport{Applied: c.Apply, Partitions: []partitionReport{}}
 	for _, p := range partitions {
-		done, dropErr := c.drop(ctx, store, by, p, archived)
+		done, dropErr := c.drop(ctx, store, by, p, archived, parts)
 		report.Partitions = append(report.Partitions, done)
 		err = errors.Join(err, dropErr)
 	}
@@ -91,10 +96,14 @@ func (c retentionCmd) Run(ctx context.Context, std streams) error {
 
 // drop drops one partition, or says what would be done with it.
 func (c retentionCmd) drop(
-	ctx context.Context, store *postgres.Store, by postgres.Person, p postgres.OldPartition, archived bool,
+	ctx context.Context, store *postgres.Store, by postgres.Person, p postgres.OldPartition, archived bool, parts []archive.Part,
 ) (partitionReport, error) {
 	const unfinished = "kept: it holds TO_TREAT or ERROR tickets (--drop-unfinished drops it too)"
 	report := partitionReport{OldPartition: p, Unfinished: p.Unfinished()}
+	if part := restoredPart(parts, p); part != "" {
+		report.Verdict = "kept: it was restored (myticket archive release " + part + ")"
+		return report, nil
+	}
 	if archived && !c.DropUnarchived {
 		report.Verdict = "kept: it is not archived (myticket archive run; --drop-unarchived drops it all the same)"
 		return report, nil
