@@ -34,6 +34,7 @@ type cli struct {
 	Spool         spoolCmd         `cmd:"" help:"Show, drain or export the spool folder of a server that no longer runs."`
 	Keys          keysCmd          `cmd:"" help:"Export or import the idempotency keys of a source that moves to another database."`
 	Retention     retentionCmd     `cmd:"" help:"Drop old partitions and delete expired idempotency keys. Without --apply it only shows what it would do."`
+	Archive       archiveCmd       `cmd:"" help:"Take old tickets from Postgres into an archive of Parquet files, check it, and bring them back."`
 	Doctor        doctorCmd        `cmd:"" help:"Examine the settings, the database, the spool and the server of this machine, and say what to do. It changes nothing."`
 	Send          sendCmd          `cmd:"" help:"Post tickets to MyTicket as a till does, to test an installation or to send files again."`
 	Version       versionCmd       `cmd:"" help:"Print the version, as myticket --version does."`

@@ -10,6 +10,7 @@ import (
 
 	"github.com/dustin/go-humanize"
 
+	"myticket/internal/archive"
 	"myticket/internal/postgres"
 	"myticket/internal/ticket"
 )
@@ -23,6 +24,8 @@ type retentionCmd struct {
 	Apply          bool `help:"Drop and delete. Without this flag, only show what would be dropped and deleted."`
 	DropUnfinished bool `help:"Also drop partitions that hold TO_TREAT or ERROR tickets."`
 	Undelivered    bool `help:"Also drop partitions of a time that a subscription has not got all events about. It never gets those."`
+	Archive        string `env:"MYTICKET_ARCHIVE" group:"Archive" placeholder:"URL" help:"The archive (docs/archive.md). If it is given, or if anything was ever archived, partitions are dropped by myticket archive run and not by this command."`
+	DropUnarchived bool   `help:"Also drop partitions that are not archived, although there is an archive."`
 }
 
 // Validate is called by kong.
@@ -62,9 +65,18 @@ func (c retentionCmd) Run(ctx context.Context, std streams) error {
 	if err != nil {
 		return err
 	}
+	archived, err := store.ArchiveConfigured(ctx)
+	if err != nil {
+		return err
+	}
+	archived = archived || c.Archive != ""
+	parts, err := store.ArchiveParts(ctx)
+	if err != nil {
+		return err
+	}
 	report := retentionReport{Applied: c.Apply, Partitions: []partitionReport{}}
 	for _, p := range partitions {
-		done, dropErr := c.drop(ctx, store, by, p)
+		done, dropErr := c.drop(ctx, store, by, p, archived, parts)
 		report.Partitions = append(report.Partitions, done)
 		err = errors.Join(err, dropErr)
 	}
@@ -84,11 +96,19 @@ func (c retentionCmd) Run(ctx context.Context, std streams) error {
 
 // drop drops one partition, or says what would be done with it.
 func (c retentionCmd) drop(
-	ctx context.Context, store *postgres.Store, by postgres.Person, p postgres.OldPartition,
+	ctx context.Context, store *postgres.Store, by postgres.Person, p postgres.OldPartition, archived bool, parts []archive.Part,
 ) (partitionReport, error) {
 	const unfinished = "kept: it holds TO_TREAT or ERROR tickets (--drop-unfinished drops it too)"
 	const undelivered = "kept: not all its events are delivered (--undelivered drops it too)"
 	report := partitionReport{OldPartition: p, Unfinished: p.Unfinished()}
+	if part := restoredPart(parts, p); part != "" {
+		report.Verdict = "kept: it was restored (myticket archive release " + part + ")"
+		return report, nil
+	}
+	if archived && !c.DropUnarchived {
+		report.Verdict = "kept: it is not archived (myticket archive run; --drop-unarchived drops it all the same)"
+		return report, nil
+	}
 	switch {
 	case report.Unfinished > 0 && !c.DropUnfinished:
 		report.Verdict = unfinished

@@ -218,6 +218,7 @@ type ticketsShowCmd struct {
 	outputFlags
 	zoneFlags
 	ID         uuid.UUID `arg:"" help:"The ticket's id."`
+	Archive    string    `env:"MYTICKET_ARCHIVE" group:"Archive" placeholder:"URL" help:"The archive, where the ticket is looked for if it is not in Postgres any more (docs/archive.md)."`
 	Raw        bool      `help:"Write only the bytes that were sent."`
 	Correction int       `placeholder:"N" help:"With --raw: write the text of this correction instead."`
 }
@@ -245,6 +246,14 @@ func (c ticketsShowCmd) Run(ctx context.Context, std streams) error {
 		return err
 	}
 	t, err := store.Ticket(ctx, c.ID)
+	if errors.Is(err, ticket.ErrNotFound) {
+		t, err = store.DetachedTicket(ctx, c.ID)
+	}
+	if errors.Is(err, ticket.ErrNotFound) {
+		if found, archiveErr := c.fromArchive(ctx, std, store); found || archiveErr != nil {
+			return archiveErr
+		}
+	}
 	switch {
 	case errors.Is(err, ticket.ErrNotFound):
 		return fmt.Errorf("%w in this database. If it was answered 202, it may still be in the spool of the server that took it: "+

@@ -41,6 +41,10 @@ const (
 	ActionUnsubscribe       = "subscriptions.delete"
 	ActionReplayDeadLetters = "dead_letters.replay"
 	ActionDeleteDeadLetters = "dead_letters.delete"
+
+	ActionArchive   = "archive"
+	ActionRestore   = "archive.restore"
+	ActionRelease   = "archive.release"
 )
 
 // AuditEntry is a change that a person makes.

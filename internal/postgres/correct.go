@@ -214,12 +214,15 @@ func (s *Store) CorrectionText(ctx context.Context, id uuid.UUID, number int) (t
 // correctionBatch is how many corrections one transaction deletes.
 const correctionBatch = 1000
 
-// deleteOldCorrections deletes corrections of tickets that are gone with their partitions.
+// deleteOldCorrections deletes corrections of tickets that are gone with their partitions. Those of a time that is being archived
+// stay until it is.
 const deleteOldCorrections = `
 DELETE FROM corrections c USING (
     SELECT ticket_received_at, ticket_id, number FROM corrections o
     WHERE ticket_received_at < $1
       AND NOT EXISTS (SELECT FROM tickets t WHERE t.received_at = o.ticket_received_at AND t.id = o.ticket_id)
+      AND NOT EXISTS (SELECT FROM archives a WHERE a.state IN ('detached', 'verified') AND o.ticket_received_at < a.to_at
+                      AND (a.from_at IS NULL OR o.ticket_received_at >= a.from_at))
     ORDER BY ticket_received_at, ticket_id, number LIMIT $2) old
 WHERE c.ticket_received_at = old.ticket_received_at AND c.ticket_id = old.ticket_id AND c.number = old.number`
 

@@ -195,44 +195,70 @@ JOIN pg_class c ON c.oid = i.inhrelid
 JOIN pg_partitioned_table p ON p.partrelid = i.inhparent
 WHERE i.inhparent = 'tickets'::regclass AND c.relname = $1 AND c.oid <> p.partdefid`
 
-func dropPartition(ctx context.Context, tx pgx.Tx, name string, even DropEven) error {
+// lockedPartition is a partition of tickets that no other session uses until the transaction ends.
+type lockedPartition struct {
+	table string     // quoted
+	to    *time.Time // its upper bound
+}
+
+// lockPartition locks a partition that has a range, and all of tickets; with rest, the default partition, too.
+func lockPartition(ctx context.Context, tx pgx.Tx, name string, rest bool) (locked lockedPartition, err error) {
 	// Everything waits while this holds its locks. So the server does not wait long for a client that vanished, and the commit
 	// does not wait for a missing standby. After a failover the partition may be there again, and is dropped again.
 	settings := fmt.Sprintf(`SET LOCAL lock_timeout = '%dms'; SET LOCAL idle_in_transaction_session_timeout = '5s';
 		SET LOCAL synchronous_commit = 'local'; SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO, YMD'`,
 		dropLockTimeout.Milliseconds())
 	if _, err := tx.Exec(ctx, settings); err != nil {
-		return err
+		return locked, err
 	}
 	// No process may make partitions meanwhile: that locks the default partition before the parent, so the two could deadlock.
 	if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(partitionLock)); err != nil {
-		return err
+		return locked, err
 	}
-	var partition, defaultPartition string // quoted
-	var to *time.Time
-	err := tx.QueryRow(ctx, partitionToDrop, name).Scan(&partition, &defaultPartition, &to)
+	var defaultPartition string // quoted
+	err = tx.QueryRow(ctx, partitionToDrop, name).Scan(&locked.table, &defaultPartition, &locked.to)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return ErrNoPartition
+		return locked, ErrNoPartition
 	}
 	if err != nil {
-		return err
+		return locked, err
 	}
-	// These locks hold up only autovacuum, which gives way after deadlock_timeout (1 s). Without them that second would pass
-	// below, while everything waits.
-	quiet := `LOCK TABLE ONLY ` + partition
+	quiet := `LOCK TABLE ONLY ` + locked.table
 	if defaultPartition != "" {
 		quiet += `, ONLY ` + defaultPartition
 	}
-	if _, err := tx.Exec(ctx, quiet+` IN SHARE UPDATE EXCLUSIVE MODE`); err != nil {
+	statements := []string{
+		// These locks hold up only autovacuum, which gives way after deadlock_timeout (1 s). Without them that second would pass
+		// below, while everything waits.
+		quiet + ` IN SHARE UPDATE EXCLUSIVE MODE`,
+		// The parent first, as in all transactions. From here on no ticket comes in, and none is treated.
+		`LOCK TABLE ONLY tickets IN ACCESS EXCLUSIVE MODE`,
+		`LOCK TABLE ONLY ` + locked.table + ` IN ACCESS EXCLUSIVE MODE`,
+	}
+	if rest && defaultPartition != "" {
+		statements = append(statements, `LOCK TABLE ONLY `+defaultPartition+` IN ACCESS EXCLUSIVE MODE`)
+	}
+	return locked, upkeep{Tx: tx}.run(ctx, statements...)
+}
+
+// undelivered returns ErrUndelivered, with their names, if subscriptions have not got all events about its time.
+func (l lockedPartition) undelivered(ctx context.Context, tx pgx.Tx, even DropEven) error {
+	if even.Undelivered {
+		return nil
+	}
+	late, err := undelivered(ctx, tx, l.to)
+	if err != nil || len(late) == 0 {
 		return err
 	}
-	// The parent first, as in all transactions. From here on no ticket comes in, and none is treated.
-	if _, err := tx.Exec(ctx, `LOCK TABLE ONLY tickets IN ACCESS EXCLUSIVE MODE`); err != nil {
+	return late.err()
+}
+
+func dropPartition(ctx context.Context, tx pgx.Tx, name string, even DropEven) error {
+	locked, err := lockPartition(ctx, tx, name, false)
+	if err != nil {
 		return err
 	}
-	if _, err := tx.Exec(ctx, `LOCK TABLE ONLY `+partition+` IN ACCESS EXCLUSIVE MODE`); err != nil {
-		return err
-	}
+	partition := locked.table
 	if !even.Unfinished {
 		// This check decides, not the earlier count. It reads only the ends of two partial indexes, so it is fast.
 		var unfinished bool
@@ -245,10 +271,8 @@ func dropPartition(ctx context.Context, tx pgx.Tx, name string, even DropEven) e
 			return ErrUnfinished
 		}
 	}
-	if !even.Undelivered {
-		if late, err := undelivered(ctx, tx, to); err != nil || len(late) > 0 {
-			return errors.Join(err, late.err())
-		}
+	if err := locked.undelivered(ctx, tx, even); err != nil {
+		return err
 	}
 	_, err = tx.Exec(ctx, `DROP TABLE `+partition)
 	return err

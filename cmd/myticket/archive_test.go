@@ -1,0 +1,356 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"myticket/internal/archive"
+)
+
+// killAt ends this process at a step of the archive: its name, and after a colon which time.
+const killAt = "TEST_KILL_AT"
+
+func init() { //nolint:gochecknoinits // it must be set before TestMain runs the program
+	step, times, ok := strings.Cut(os.Getenv(killAt), ":")
+	if !ok {
+		return
+	}
+	n, _ := strconv.Atoi(times)
+	archiveStep = func(name string) error {
+		if name == step {
+			if n--; n == 0 {
+				_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+				select {}
+			}
+		}
+		return nil
+	}
+}
+
+// archiveBundle is a database with a day of tickets that is long past, and an archive in a folder.
+type archiveBundle struct {
+	*operatorBundle
+
+	folder string
+	ids    []uuid.UUID // of the TREATED tickets
+	errors []uuid.UUID
+}
+
+const archivedDay = "2026-08-01"
+
+func setupArchive(t *testing.T, treated, failed int) *archiveBundle {
+	t.Helper()
+	b := &archiveBundle{operatorBundle: setupOperator(t), folder: t.TempDir()}
+	b.exec(t, `CREATE TABLE tickets_20260801_20260802 PARTITION OF tickets FOR VALUES FROM ('2026-08-01') TO ('2026-08-02')`)
+	b.ids = b.fill(t, treated, "TREATED")
+	b.errors = b.fill(t, failed, "ERROR")
+	return b
+}
+
+// fill stores tickets of the day.
+func (b *archiveBundle) fill(t *testing.T, n int, status string) (ids []uuid.UUID) {
+	t.Helper()
+	at, err := time.Parse(time.DateOnly, archivedDay)
+	require.NoError(t, err)
+	times := make([]time.Time, n)
+	ids = make([]uuid.UUID, n)
+	for i := range ids {
+		times[i] = at.Add(time.Hour + time.Duration(i)*time.Millisecond)
+		ids[i] = uuid.Must(uuid.NewV7())
+		ms := times[i].UnixMilli()
+		for at := range 6 {
+			ids[i][at] = byte(ms >> (8 * (5 - at)))
+		}
+	}
+	b.exec(t, `INSERT INTO tickets (id, received_at, source, body, status, order_number, vat, total, parser_version, problems, extra)
+		SELECT id, at, 'till-' || n % 3, convert_to(format(E'Order: %s\nVAT: 3.10\nTotal: 16.90\n\nproduct,product_id,price\nApple,a%s,1.50\nPear,b,2.00', n, n % 10), 'UTF8'),
+			$3, n::text, 3.10, 16.90, 1, CASE WHEN $3 = 'ERROR' THEN '[{"line": 1, "code": "fields_count", "message": "m"}]'::jsonb END, NULL
+		FROM unnest($1::uuid[], $2::timestamptz[]) WITH ORDINALITY t (id, at, n)`, ids, times, status)
+	return ids
+}
+
+func (b *archiveBundle) args(more ...string) []string {
+	return append(more, "--archive=file://"+b.folder)
+}
+
+func (b *archiveBundle) run(t *testing.T, more ...string) archiveReport {
+	t.Helper()
+	var report archiveReport
+	out := b.ok(t, b.args(append([]string{"archive", "run", "--keep=2w", "--apply", "-o", "json"}, more...)...)...)
+	require.NoError(t, json.Unmarshal([]byte(out), &report))
+	return report
+}
+
+func (b *archiveBundle) parts(t *testing.T) []archive.Part {
+	t.Helper()
+	var list struct{ Parts []archive.Part }
+	require.NoError(t, json.Unmarshal([]byte(b.ok(t, "archive", "list", "-o", "json")), &list))
+	return list.Parts
+}
+
+// objects returns what is in the archive, by the first part of its key.
+func (b *archiveBundle) objects(t *testing.T) map[string][]string {
+	t.Helper()
+	found := map[string][]string{}
+	require.NoError(t, filepath.WalkDir(b.folder, func(path string, entry os.DirEntry, err error) error {
+		if err == nil && !entry.IsDir() {
+			rel, _ := filepath.Rel(b.folder, path)
+			kind, _, _ := strings.Cut(rel, "/")
+			found[kind] = append(found[kind], rel)
+		}
+		return err
+	}))
+	return found
+}
+
+// everywhere checks that each ticket can be shown, wherever it is, and how many manifests there are.
+func (b *archiveBundle) everywhere(t *testing.T, ids ...uuid.UUID) {
+	t.Helper()
+	for _, id := range ids {
+		out := b.ok(t, b.args("tickets", "show", id.String(), "--raw")...)
+		assert.Contains(t, out, "Total: 16.90", id)
+	}
+}
+
+func TestArchive_TakesAnOldPartition_DropsIt_AndShowsItsTickets(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 500, 3)
+	b.exec(t, `INSERT INTO corrections (ticket_id, ticket_received_at, number, text, who, why)
+		SELECT id, received_at, 1, 'corrected', 'me', 'why' FROM tickets WHERE id = $1`, b.ids[7])
+	b.exec(t, `UPDATE tickets SET correction = 1 WHERE id = $1`, b.ids[7])
+
+	dry := b.ok(t, b.args("archive", "run", "--keep=2w")...)
+	assert.Contains(t, dry, "would be archived")
+	assert.Contains(t, dry, "Nothing was changed")
+	assert.Empty(t, b.objects(t))
+
+	report := b.run(t)
+	require.Len(t, report.Parts, 1)
+	assert.Equal(t, archivePartReport{
+		Part: "20260801-20260802", Partition: "tickets_20260801_20260802", Tickets: 500, Kept: 3, Archived: true,
+		Bytes: report.Parts[0].Bytes, FileBytes: report.Parts[0].FileBytes, Verdict: "archived, verified and dropped",
+	}, report.Parts[0])
+	assert.Equal(t, "3", b.text(t, `SELECT count(*)::text FROM tickets`), "the unfinished ones stay")
+	assert.Equal(t, "0", b.text(t, `SELECT count(*)::text FROM corrections`))
+	objects := b.objects(t)
+	assert.Equal(t, []string{"manifests/20260801-20260802.json"}, objects["manifests"])
+	require.Len(t, objects["tickets"], 1)
+	assert.Regexp(t, `^tickets/day=2026-08-01/part-20260801-20260802\.[0-9a-f-]{36}\.0001\.parquet$`, objects["tickets"][0])
+	assert.Len(t, objects["corrections"], 1)
+	parts := b.parts(t)
+	require.Len(t, parts, 1)
+	assert.Equal(t, archive.Archived, parts[0].State)
+	assert.EqualValues(t, 1, parts[0].Corrections)
+
+	b.everywhere(t, b.ids[0], b.ids[7], b.ids[499], b.errors[0])
+	assert.Equal(t, "corrected", b.ok(t, b.args("tickets", "show", b.ids[7].String(), "--raw", "--correction=1")...))
+	var shown archivedTicket
+	require.NoError(t, json.Unmarshal([]byte(b.ok(t, b.args("archive", "restore", "--ticket", b.ids[3].String(), "-o", "json")...)), &shown))
+	assert.Equal(t, "20260801-20260802", shown.Part)
+	assert.Equal(t, json.Number("16.90"), shown.Total)
+	require.Len(t, shown.Lines, 2)
+	assert.Equal(t, "Pear", shown.Lines[1].Product)
+	_, _, stderr := b.myticket(t, "tickets", "show", b.ids[3].String())
+	assert.Contains(t, stderr, "its time is archived in part 20260801-20260802")
+
+	assert.Contains(t, b.ok(t, b.args("archive", "verify")...), "right")
+	assert.Contains(t, b.ok(t, "retention", "--keep=2w"), "kept: it is not archived", "the one that was left for unfinished tickets")
+	again := b.run(t)
+	require.Len(t, again.Parts, 1)
+	assert.Contains(t, again.Parts[0].Verdict, "only TO_TREAT or ERROR")
+	assert.Equal(t, "archive", b.text(t, `SELECT min(action) FROM audit`))
+}
+
+func TestArchive_LateTicketsAreAnotherPartOfTheDay(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 20, 1)
+	b.run(t, "--unfinished=archive")
+	assert.Equal(t, "0", b.text(t, `SELECT count(*)::text FROM tickets`))
+	b.exec(t, `CREATE TABLE tickets_20260801_20260802 PARTITION OF tickets FOR VALUES FROM ('2026-08-01') TO ('2026-08-02')`)
+	late := b.fill(t, 5, "TREATED")
+	b.run(t)
+	parts := b.parts(t)
+	require.Len(t, parts, 2)
+	assert.Equal(t, "20260801-20260802-2", parts[1].Name)
+	assert.EqualValues(t, 5, parts[1].Tickets)
+	b.everywhere(t, b.ids[0], b.errors[0], late[4])
+	assert.Len(t, b.objects(t)["manifests"], 2)
+	assert.Contains(t, b.ok(t, b.args("archive", "verify")...), "right")
+}
+
+func TestArchive_KilledAtEachStep_LosesNothing_AndIsFinishedByTheNextRun(t *testing.T) {
+	t.Parallel()
+	for _, step := range []string{"begin", "clean", "file", "upload", "read-back", "manifest", "written", "drop"} {
+		t.Run(step, func(t *testing.T) {
+			t.Parallel()
+			b := setupArchive(t, 50, 2)
+			before := b.text(t, `SELECT md5(string_agg(t::text, '' ORDER BY id)) FROM tickets t`)
+			b.killedAt(t, step+":1")
+			b.everywhere(t, b.ids[0], b.ids[49], b.errors[1])
+			assert.LessOrEqual(t, len(b.objects(t)["manifests"]), 1)
+			b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`) // a minute later
+
+			report := b.run(t)
+			require.NotEmpty(t, report.Parts)
+			assert.True(t, report.Parts[0].Archived, report.Parts[0].Verdict)
+			objects := b.objects(t)
+			assert.Len(t, objects["manifests"], 1)
+			assert.Len(t, objects["tickets"], 1, "no file of the killed run is left")
+			assert.Contains(t, b.ok(t, b.args("archive", "verify")...), "right")
+			b.everywhere(t, b.ids[0], b.ids[49], b.errors[1])
+
+			b.ok(t, b.args("archive", "restore", "20260801-20260802")...)
+			assert.Equal(t, before, b.text(t, `SELECT md5(string_agg(t::text, '' ORDER BY id)) FROM tickets t`), "every column is as it was")
+		})
+	}
+}
+
+// killedAt runs the real program, which ends itself at a step.
+func (b *archiveBundle) killedAt(t *testing.T, step string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	p := exec.CommandContext(ctx, os.Args[0], b.args("archive", "run", "--keep=2w", "--apply")...)
+	p.Env = []string{runMain + "=1", "DATABASE_URL=" + b.url, killAt + "=" + step, "PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}
+	out, err := p.CombinedOutput()
+	require.Error(t, err, string(out))
+	status, ok := p.ProcessState.Sys().(syscall.WaitStatus)
+	require.True(t, ok && status.Signaled() && status.Signal() == syscall.SIGKILL, "%v: %s", err, out)
+}
+
+func TestArchive_RestoredPart_IsLeftAlone_UntilItIsReleased(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 30, 2)
+	b.run(t)
+	assert.Contains(t, b.ok(t, b.args("archive", "restore", "20260801-20260802")...), "30 tickets are in tickets again")
+	assert.Equal(t, "32", b.text(t, `SELECT count(*)::text FROM tickets`))
+	assert.Equal(t, archive.Restored, b.parts(t)[0].State)
+	report := b.run(t)
+	assert.Contains(t, report.Parts[0].Verdict, "left alone")
+	assert.Contains(t, b.ok(t, "retention", "--keep=2w", "--drop-unarchived"), "kept: it was restored")
+	code, _, stderr := b.myticket(t, b.args("archive", "restore", "20260801-20260802")...)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, stderr, "is restored: its tickets are in Postgres")
+
+	b.exec(t, `DELETE FROM tickets WHERE id = $1`, b.ids[5])
+	code, _, stderr = b.myticket(t, b.args("archive", "release", "20260801-20260802")...)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, stderr, "are not in Postgres")
+	assert.Len(t, b.objects(t)["manifests"], 1)
+
+	b2 := setupArchive(t, 30, 2)
+	b2.run(t)
+	b2.ok(t, b2.args("archive", "restore", "20260801-20260802")...)
+	b2.ok(t, b2.args("archive", "release", "20260801-20260802")...)
+	assert.Empty(t, b2.objects(t)["manifests"])
+	assert.Empty(t, b2.objects(t)["tickets"])
+	b2.run(t)
+	assert.Len(t, b2.objects(t)["manifests"], 1)
+	assert.Equal(t, "2", b2.text(t, `SELECT count(*)::text FROM tickets`))
+}
+
+func TestArchive_StoreThatChangesOrLosesBytes_IsNoticed(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 30, 0)
+	b.run(t)
+	file := filepath.Join(b.folder, b.objects(t)["tickets"][0])
+	good, err := os.ReadFile(file)
+	require.NoError(t, err)
+	for what, content := range map[string][]byte{
+		"one bit":   append(append([]byte{}, good[:50]...), append([]byte{good[50] ^ 1}, good[51:]...)...),
+		"its end":   good[:len(good)-1],
+		"all of it": {},
+	} {
+		require.NoError(t, os.WriteFile(file, content, 0o600))
+		code, out, stderr := b.myticket(t, b.args("archive", "verify")...)
+		assert.Equal(t, 1, code, what)
+		assert.Contains(t, out+stderr, archive.ErrDamaged.Error(), what)
+		code, _, _ = b.myticket(t, b.args("archive", "restore", "20260801-20260802")...)
+		assert.Equal(t, 1, code, what)
+		assert.Equal(t, "0", b.text(t, `SELECT count(*)::text FROM tickets`), what)
+	}
+	require.NoError(t, os.WriteFile(file, good, 0o600))
+	require.NoError(t, os.Remove(filepath.Join(b.folder, "manifests/20260801-20260802.json")))
+	code, out, _ := b.myticket(t, b.args("archive", "verify")...)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, out, "no manifest")
+}
+
+func TestArchive_VerifiedPartWhoseFilesVanish_IsNotDropped(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 30, 0)
+	b.killedAt(t, "drop:1")
+	require.NoError(t, os.RemoveAll(filepath.Join(b.folder, "tickets")))
+	b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`)
+	code, _, stderr := b.myticket(t, b.args("archive", "run", "--keep=2w", "--apply")...)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, stderr, archive.ErrDamaged.Error())
+	b.everywhere(t, b.ids[0])
+	require.True(t, b.run(t).Parts[0].Archived)
+	b.everywhere(t, b.ids...)
+}
+
+func TestArchive_NeverOverwritesAPartOfAnotherDatabase(t *testing.T) {
+	t.Parallel()
+	b, other := setupArchive(t, 10, 0), setupArchive(t, 10, 0)
+	b.run(t)
+	other.folder = b.folder
+	code, _, stderr := other.myticket(t, other.args("archive", "run", "--keep=2w", "--apply")...)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, stderr, "which this database does not know")
+	b.everywhere(t, b.ids[0])
+	other.everywhere(t, other.ids[0]) // in its detached table
+	assert.Contains(t, b.ok(t, b.args("archive", "verify")...), "right")
+}
+
+func TestArchive_OnlyOneProcessArchives(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 10, 0)
+	b.exec(t, `UPDATE archive_runs SET holder = gen_random_uuid(), held_until = now() + interval '30 s'`)
+	code, _, stderr := b.myticket(t, b.args("archive", "run", "--keep=2w", "--apply")...)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, stderr, "another process archives")
+	assert.Equal(t, "10", b.text(t, `SELECT count(*)::text FROM tickets`))
+}
+
+func TestArchive_PartitionThatASubscriptionHasNotRead_IsKept(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 10, 0)
+	b.exec(t, `INSERT INTO subscriptions (name, target) VALUES ('erp', 'https://example.com')`)
+	b.exec(t, `INSERT INTO outbox (kind, tickets, at) VALUES ('stored', '', '2026-08-01 12:00Z')`)
+	b.exec(t, `INSERT INTO outbox_readers (name, system_identifier, xid, at)
+		SELECT 'subscription/erp', system_identifier, '0', now() FROM pg_control_system()`)
+	assert.Contains(t, b.run(t).Parts[0].Verdict, "not all its events are delivered")
+	assert.Contains(t, b.ok(t, "retention", "--keep=2w", "--drop-unarchived"), "not all its events are delivered")
+	assert.True(t, b.run(t, "--undelivered").Parts[0].Archived)
+}
+
+func TestArchive_RefusesWrongSettings(t *testing.T) {
+	t.Parallel()
+	b := setupOperator(t)
+	for args, want := range map[string]string{
+		"--keep=1h --archive=file:///x":                                  "--keep must be at least 1d",
+		"--keep=2w --archive=s3://u:secret@x":                            "must not have a password",
+		"--keep=2w --archive=ftp://x":                                    "must be s3://",
+		"--keep=2w --archive=file:///x --by=" + strings.Repeat("x", 201): "--by has 201 bytes",
+	} {
+		code, _, stderr := b.myticket(t, append([]string{"archive", "run"}, strings.Fields(args)...)...)
+		assert.Equal(t, 2, code, args)
+		assert.Contains(t, stderr, want, args)
+		assert.NotContains(t, stderr, "secret", args)
+	}
+	_, _, stderr := b.myticket(t, "archive", "run", "--keep=2w", "--apply", "--archive=file:///no/such/folder")
+	assert.Contains(t, stderr, "is no folder")
+}

@@ -1,0 +1,599 @@
+// Package archiver takes parts into an archive, checks them there, and reads them back.
+package archiver
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"myticket/internal/archive"
+	"myticket/internal/archive/bucket"
+	"myticket/internal/archive/parquetfile"
+)
+
+// Source is where the tickets of detached parts are. Package postgres has it.
+type Source interface {
+	BeginPart(ctx context.Context, holder uuid.UUID, p archive.Part, run uuid.UUID) error
+	CountPart(ctx context.Context, p archive.Part) (tickets, bytes int64, err error)
+	ReadPart(ctx context.Context, p archive.Part, do func(*archive.Ticket) error) error
+	PartCorrections(ctx context.Context, p archive.Part) ([]archive.Correction, error)
+	PartChanges(ctx context.Context, p archive.Part) ([]archive.Change, error)
+	PartVerified(ctx context.Context, holder uuid.UUID, p archive.Part, m archive.Manifest, sum []byte, tableBytes int64) error
+	PartUnverified(ctx context.Context, holder uuid.UUID, p archive.Part) error
+}
+
+// Config says where an Archiver works.
+type Config struct {
+	Bucket *bucket.Bucket
+	Source Source    // only for Write
+	Holder uuid.UUID // this process; only for Write
+
+	// Tmp is the folder for temporary files: at most two of parquetfile.MaxFileBytes at once. Defaults to the system's.
+	Tmp string
+
+	Program string // the version of this program, for manifests
+
+	// Progress is called now and then with what is being done. Defaults to nothing.
+	Progress func(step string, done, of int64)
+
+	// Step is called before each step, by its name. Tests make it fail. Defaults to nothing.
+	Step func(name string) error
+}
+
+// Archiver writes and reads an archive. Only one goroutine uses it at a time.
+type Archiver struct{ Config }
+
+// New returns an Archiver.
+func New(config Config) *Archiver {
+	if config.Progress == nil {
+		config.Progress = func(string, int64, int64) {}
+	}
+	if config.Step == nil {
+		config.Step = func(string) error { return nil }
+	}
+	if config.Tmp == "" {
+		config.Tmp = os.TempDir()
+	}
+	return &Archiver{config}
+}
+
+// The steps of Write, in order. Those of a file are repeated.
+const (
+	StepBegin    = "begin"
+	StepClean    = "clean"
+	StepFile     = "file"
+	StepUpload   = "upload"
+	StepReadBack = "read-back"
+	StepManifest = "manifest"
+	StepWritten  = "written"
+	StepVerified = "verified"
+	StepDrop     = "drop"
+)
+
+// Write takes a detached part into the archive: it writes its files, reads each back, and writes the manifest when all are there.
+// What an attempt before left is deleted first, or used if that wrote the manifest. It returns the manifest once Postgres has
+// noted it; the part is verified then, and its table may be dropped. The error is archive.ErrForeign if another database wrote a
+// part of that name.
+func (a *Archiver) Write(ctx context.Context, p archive.Part) (m archive.Manifest, err error) {
+	if err := a.Step(StepBegin); err != nil {
+		return m, err
+	}
+	tickets, tableBytes, err := a.Source.CountPart(ctx, p)
+	if err != nil {
+		return m, err
+	}
+	m, sum, err := a.Manifest(ctx, p.Name)
+	switch {
+	case errors.Is(err, archive.ErrNoManifest):
+	case err != nil && !errors.Is(err, archive.ErrDamaged):
+		return m, err
+	case err == nil && !slices.Contains(p.Runs, m.Run):
+		return m, fmt.Errorf("part %s: %w", p.Name, archive.ErrForeign)
+	case err == nil && m.Run == p.Runs[0] && m.Tickets == tickets:
+		if err := a.Check(ctx, m); err == nil { // it was killed between the manifest and its note
+			return m, a.Source.PartVerified(ctx, a.Holder, p, m, sum, tableBytes)
+		} else if !errors.Is(err, archive.ErrDamaged) {
+			return m, err
+		}
+		fallthrough
+	default:
+		if err := a.Bucket.Delete(ctx, archive.ManifestKey(p.Name)); err != nil { // first, so it never names files that are gone
+			return m, err
+		}
+	}
+	run, err := uuid.NewV7()
+	if err != nil {
+		return m, err
+	}
+	if err := a.Source.BeginPart(ctx, a.Holder, p, run); err != nil {
+		return m, err
+	}
+	if err := a.Step(StepClean); err != nil {
+		return m, err
+	}
+	if err := a.deleteFiles(ctx, p); err != nil {
+		return m, err
+	}
+	m, err = a.files(ctx, p, run, tickets)
+	if err != nil {
+		return m, err
+	}
+	if sum, err = a.writeManifest(ctx, m); err != nil {
+		return m, err
+	}
+	if err := a.Step(StepWritten); err != nil {
+		return m, err
+	}
+	return m, a.Source.PartVerified(ctx, a.Holder, p, m, sum, tableBytes)
+}
+
+// Confirm checks a verified part once more before its table is dropped: that its manifest is there unchanged, and all its files
+// with their sizes. It takes a moment, whatever the sizes are. If the archive does not have them, the part is not verified any more.
+func (a *Archiver) Confirm(ctx context.Context, p archive.Part) error {
+	m, sum, err := a.Manifest(ctx, p.Name)
+	if err == nil && !bytes.Equal(sum, p.ManifestSum) {
+		err = fmt.Errorf("%w: the manifest of %s was changed", archive.ErrDamaged, p.Name)
+	}
+	if err == nil {
+		err = a.present(ctx, m)
+	}
+	if errors.Is(err, archive.ErrNoManifest) || errors.Is(err, archive.ErrDamaged) {
+		err = errors.Join(err, a.Source.PartUnverified(ctx, a.Holder, p))
+	}
+	return err
+}
+
+// Manifest reads the manifest of a part, and returns the SHA-256 of it, too. It returns archive.ErrNoManifest or archive.ErrDamaged.
+func (a *Archiver) Manifest(ctx context.Context, part string) (m archive.Manifest, sum []byte, err error) {
+	var text bytes.Buffer
+	_, err = a.Bucket.Get(ctx, archive.ManifestKey(part), &text)
+	if errors.Is(err, bucket.ErrNotFound) {
+		return m, nil, fmt.Errorf("part %s: %w", part, archive.ErrNoManifest)
+	}
+	if err != nil {
+		return m, nil, err
+	}
+	var version struct {
+		SchemaVersion int `json:"schema_version"`
+	}
+	if err := json.Unmarshal(text.Bytes(), &version); err != nil {
+		return m, nil, fmt.Errorf("%w: the manifest of %s is no JSON: %w", archive.ErrDamaged, part, err)
+	}
+	if version.SchemaVersion > archive.ManifestVersion {
+		return m, nil, fmt.Errorf("the manifest of %s has version %d, and this program knows %d: use the newer program that wrote it",
+			part, version.SchemaVersion, archive.ManifestVersion)
+	}
+	if err := json.Unmarshal(text.Bytes(), &m); err != nil || m.Part != part {
+		return m, nil, fmt.Errorf("%w: the manifest of %s cannot be read", archive.ErrDamaged, part)
+	}
+	all := sha256.Sum256(text.Bytes())
+	return m, all[:], nil
+}
+
+func (a *Archiver) writeManifest(ctx context.Context, m archive.Manifest) (sum []byte, err error) {
+	if err := a.Step(StepManifest); err != nil {
+		return nil, err
+	}
+	if err := a.present(ctx, m); err != nil {
+		return nil, err
+	}
+	text, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	if err := a.Bucket.Put(ctx, archive.ManifestKey(m.Part), bytes.NewReader(text), true); err != nil {
+		return nil, err
+	}
+	_, sum, err = a.Manifest(ctx, m.Part)
+	if err != nil {
+		return nil, err
+	}
+	if want := sha256.Sum256(text); !bytes.Equal(sum, want[:]) {
+		return nil, fmt.Errorf("%w: the manifest of %s is not what was written", archive.ErrDamaged, m.Part)
+	}
+	return sum, nil
+}
+
+// present checks that the archive lists all files of a manifest with their sizes.
+func (a *Archiver) present(ctx context.Context, m archive.Manifest) error {
+	sizes := map[string]int64{}
+	for _, f := range m.Files {
+		prefix, _, _ := strings.Cut(f.Key, "/part-")
+		if _, listed := sizes[prefix]; listed {
+			continue
+		}
+		sizes[prefix] = 0
+		err := a.Bucket.List(ctx, prefix+"/part-"+m.Part+".", func(key string, size int64, _ time.Time) error {
+			sizes[key] = size
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	for _, f := range m.Files {
+		if size, ok := sizes[f.Key]; !ok || size != f.Bytes {
+			return fmt.Errorf("%w: %s has %d bytes instead of %d", archive.ErrDamaged, f.Key, size, f.Bytes)
+		}
+	}
+	return nil
+}
+
+// deleteFiles deletes all files of a part. Its manifest must be deleted before.
+func (a *Archiver) deleteFiles(ctx context.Context, p archive.Part) error {
+	for _, kind := range []string{archive.KindTickets, archive.KindCorrections, archive.KindChanges} {
+		prefixes := []string{kind + "/"} // a long or endless time: all files are looked at
+		if p.From != nil && p.To.Sub(*p.From) <= 62*24*time.Hour {
+			prefixes = nil
+			for day := p.From.Truncate(24 * time.Hour); day.Before(p.To); day = day.AddDate(0, 0, 1) {
+				prefixes = append(prefixes, archive.FilePrefix(kind, day, p.Name))
+			}
+		}
+		for _, prefix := range prefixes {
+			var old []string
+			err := a.Bucket.List(ctx, prefix, func(key string, _ int64, _ time.Time) error {
+				if strings.Contains(key, "/part-"+p.Name+".") {
+					old = append(old, key)
+				}
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+			for _, key := range old {
+				if err := a.Bucket.Delete(ctx, key); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// Delete deletes a part from the archive, its manifest first. Postgres must have all its tickets.
+func (a *Archiver) Delete(ctx context.Context, p archive.Part) error {
+	if err := a.Bucket.Delete(ctx, archive.ManifestKey(p.Name)); err != nil {
+		return err
+	}
+	return a.deleteFiles(ctx, p)
+}
+
+// files writes and checks all files of a part, and returns the manifest that is to be written.
+func (a *Archiver) files(ctx context.Context, p archive.Part, run uuid.UUID, tickets int64) (archive.Manifest, error) {
+	w := &partWriter{Archiver: a, part: p, run: run, of: tickets, manifest: archive.Manifest{
+		SchemaVersion: archive.ManifestVersion, Program: a.Program, Part: p.Name, Run: run, From: p.From, To: p.To,
+		WrittenAt: time.Now().UTC().Truncate(time.Second), Columns: parquetfile.Columns(), Files: []archive.File{},
+	}}
+	defer w.discard()
+	err := a.Source.ReadPart(ctx, p, func(t *archive.Ticket) error { return w.add(ctx, t) })
+	if err != nil {
+		return w.manifest, err
+	}
+	if err := w.end(ctx); err != nil {
+		return w.manifest, err
+	}
+	m := &w.manifest
+	if m.Tickets != tickets {
+		return *m, fmt.Errorf("part %s: its table had %d tickets when they were counted and %d when they were read, but nothing may "+
+			"change it; it is not archived", p.Name, tickets, m.Tickets)
+	}
+	sums := sha256.New()
+	for _, f := range m.Files {
+		sum, err := hex.DecodeString(f.RowsSHA256)
+		if err != nil {
+			return *m, err
+		}
+		sums.Write(sum)
+	}
+	m.SHA256 = hex.EncodeToString(sums.Sum(nil))
+	day := p.To.Add(-time.Nanosecond)
+	if p.From != nil {
+		day = *p.From
+	}
+	corrections, err := a.Source.PartCorrections(ctx, p)
+	if err != nil {
+		return *m, err
+	}
+	changes, err := a.Source.PartChanges(ctx, p)
+	if err != nil {
+		return *m, err
+	}
+	m.Corrections, m.Changes = int64(len(corrections)), int64(len(changes))
+	if len(corrections) > 0 {
+		err := w.small(ctx, archive.KindCorrections, day, m.Corrections,
+			func(to io.Writer) error { return parquetfile.WriteCorrections(to, corrections) })
+		if err != nil {
+			return *m, err
+		}
+	}
+	if len(changes) > 0 {
+		err := w.small(ctx, archive.KindChanges, day, m.Changes,
+			func(to io.Writer) error { return parquetfile.WriteChanges(to, changes) })
+		if err != nil {
+			return *m, err
+		}
+	}
+	return *m, nil
+}
+
+// partWriter writes the files of a part, one after the other.
+type partWriter struct {
+	*Archiver
+
+	part     archive.Part
+	run      uuid.UUID
+	of       int64
+	manifest archive.Manifest
+
+	file *Scratch // the present file; nil for none
+	to   *parquetfile.TicketWriter
+	day  time.Time
+}
+
+func (w *partWriter) add(ctx context.Context, t *archive.Ticket) error {
+	day := t.ReceivedAt.UTC().Truncate(24 * time.Hour)
+	if w.file != nil && (w.to.Full() || !day.Equal(w.day)) {
+		if err := w.end(ctx); err != nil {
+			return err
+		}
+	}
+	if w.file == nil {
+		if err := w.Step(StepFile); err != nil {
+			return err
+		}
+		var err error
+		if w.file, err = w.scratch(2 * parquetfile.MaxFileBytes); err != nil {
+			return err
+		}
+		w.to, w.day = parquetfile.NewTicketWriter(w.file), day
+	}
+	w.manifest.Tickets++
+	if w.manifest.Tickets%10_000 == 0 {
+		w.Progress("write", w.manifest.Tickets, w.of)
+	}
+	return w.to.Add(t)
+}
+
+// end ends the present file, uploads it and reads it back.
+func (w *partWriter) end(ctx context.Context) error {
+	if w.file == nil {
+		return nil
+	}
+	defer w.discard()
+	sum, err := w.to.Close()
+	if err != nil {
+		return fmt.Errorf("write a temporary file: %w", err)
+	}
+	f := archive.File{
+		Kind: archive.KindTickets, Rows: sum.Rows, RowsSHA256: hex.EncodeToString(sum.SHA256[:]), First: &sum.First, Last: &sum.Last,
+	}
+	if err := w.send(ctx, w.day, f, w.file); err != nil {
+		return err
+	}
+	m := &w.manifest
+	if m.First == nil || sum.First.Before(*m.First) {
+		m.First = &sum.First
+	}
+	if m.Last == nil || sum.Last.After(*m.Last) {
+		m.Last = &sum.Last
+	}
+	return nil
+}
+
+func (w *partWriter) discard() {
+	if w.file != nil {
+		w.file.Close()
+		w.file = nil
+	}
+}
+
+// small writes a file that is no file of tickets.
+func (w *partWriter) small(ctx context.Context, kind string, day time.Time, rows int64, write func(io.Writer) error) error {
+	file, err := w.scratch(64 << 20)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	if err := write(file); err != nil {
+		return fmt.Errorf("write a temporary file: %w", err)
+	}
+	return w.send(ctx, day, archive.File{Kind: kind, Rows: rows}, file)
+}
+
+// send uploads a file, reads it back, and adds it to the manifest.
+func (w *partWriter) send(ctx context.Context, day time.Time, f archive.File, file *Scratch) error {
+	f.Key = fmt.Sprintf("%s%s.%04d.parquet", archive.FilePrefix(f.Kind, day, w.part.Name), w.run, len(w.manifest.Files)+1)
+	f.Bytes, f.SHA256 = file.n, hex.EncodeToString(file.hash.Sum(nil))
+	if err := w.Step(StepUpload); err != nil {
+		return err
+	}
+	if _, err := file.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	w.Progress("upload", w.manifest.Tickets, w.of)
+	if err := w.Bucket.Put(ctx, f.Key, file.File, false); err != nil {
+		return err
+	}
+	if err := w.Step(StepReadBack); err != nil {
+		return err
+	}
+	w.Progress("read back", w.manifest.Tickets, w.of)
+	if err := w.CheckFile(ctx, f); err != nil {
+		return err
+	}
+	w.manifest.Files = append(w.manifest.Files, f)
+	return nil
+}
+
+// Check reads all files of a manifest, and compares them with it. It returns archive.ErrDamaged with what is wrong.
+func (a *Archiver) Check(ctx context.Context, m archive.Manifest) error {
+	sums := sha256.New()
+	var tickets int64
+	for i, f := range m.Files {
+		a.Progress("read", int64(i), int64(len(m.Files)))
+		if err := a.CheckFile(ctx, f); err != nil {
+			return err
+		}
+		if f.Kind != archive.KindTickets {
+			continue
+		}
+		sum, err := hex.DecodeString(f.RowsSHA256)
+		if err != nil {
+			return fmt.Errorf("%w: the manifest of %s cannot be read", archive.ErrDamaged, m.Part)
+		}
+		sums.Write(sum)
+		tickets += f.Rows
+	}
+	if tickets != m.Tickets || hex.EncodeToString(sums.Sum(nil)) != m.SHA256 {
+		return fmt.Errorf("%w: the files of %s do not add up to its manifest", archive.ErrDamaged, m.Part)
+	}
+	return nil
+}
+
+// CheckFile reads a file back: its bytes, and the rows in it.
+func (a *Archiver) CheckFile(ctx context.Context, f archive.File) error {
+	file, err := a.Fetch(ctx, f)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	if f.Kind != archive.KindTickets {
+		rows, err := parquetfile.CountRows(file.File, f.Bytes, f.Kind)
+		if err == nil && rows != f.Rows {
+			err = fmt.Errorf("%w: %s has %d rows instead of %d", archive.ErrDamaged, f.Key, rows, f.Rows)
+		}
+		return err
+	}
+	sum, err := parquetfile.Summarize(file.File, f.Bytes)
+	if err != nil {
+		return fmt.Errorf("%s: %w", f.Key, err)
+	}
+	if sum.Rows != f.Rows || hex.EncodeToString(sum.SHA256[:]) != f.RowsSHA256 || f.First == nil || f.Last == nil ||
+		!sum.First.Equal(*f.First) || !sum.Last.Equal(*f.Last) {
+		return fmt.Errorf("%w: %s has other tickets", archive.ErrDamaged, f.Key)
+	}
+	return nil
+}
+
+// Fetch copies a file of the archive into a temporary one, whose bytes are those of the manifest. The caller must close it.
+func (a *Archiver) Fetch(ctx context.Context, f archive.File) (*Scratch, error) {
+	file, err := a.scratch(f.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	n, err := a.Bucket.Get(ctx, f.Key, file)
+	switch {
+	case errors.Is(err, bucket.ErrNotFound):
+		err = fmt.Errorf("%w: %w", archive.ErrDamaged, err)
+	case err == nil && (n != f.Bytes || hex.EncodeToString(file.hash.Sum(nil)) != f.SHA256):
+		err = fmt.Errorf("%w: %s has other bytes", archive.ErrDamaged, f.Key)
+	}
+	if err != nil {
+		file.Close()
+		return nil, err
+	}
+	return file, nil
+}
+
+// Tickets calls do with each ticket of a part.
+func (a *Archiver) Tickets(ctx context.Context, m archive.Manifest, do func(*archive.Ticket) error) error {
+	for _, f := range m.Files {
+		if f.Kind != archive.KindTickets {
+			continue
+		}
+		file, err := a.Fetch(ctx, f)
+		if err != nil {
+			return err
+		}
+		err = parquetfile.ReadTickets(file.File, f.Bytes, do)
+		file.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Ticket returns a ticket of a part, with its corrections; nil if it is not there.
+func (a *Archiver) Ticket(ctx context.Context, m archive.Manifest, id uuid.UUID, at time.Time) (*archive.Ticket, error) {
+	for _, f := range m.Files {
+		if f.Kind != archive.KindTickets || f.First == nil || f.Last == nil || at.Before(*f.First) || at.After(*f.Last) {
+			continue
+		}
+		file, err := a.Fetch(ctx, f)
+		if err != nil {
+			return nil, err
+		}
+		found, err := parquetfile.FindTicket(file.File, f.Bytes, id)
+		file.Close()
+		if err != nil || found != nil {
+			return found, err
+		}
+	}
+	return nil, nil //nolint:nilnil // said above
+}
+
+// Corrections returns the corrections of a part.
+func (a *Archiver) Corrections(ctx context.Context, m archive.Manifest) (all []archive.Correction, err error) {
+	for _, f := range m.Files {
+		if f.Kind != archive.KindCorrections {
+			continue
+		}
+		file, err := a.Fetch(ctx, f)
+		if err != nil {
+			return nil, err
+		}
+		some, err := parquetfile.ReadCorrections(file.File, f.Bytes)
+		file.Close()
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, some...)
+	}
+	return all, nil
+}
+
+// Scratch is a temporary file that has no name any more, so nothing of it is left behind, however the process ends. It counts and
+// hashes what is written.
+type Scratch struct {
+	*os.File
+
+	n    int64
+	hash hash.Hash
+}
+
+// scratch makes a temporary file, if the disk has room for so many bytes.
+func (a *Archiver) scratch(need int64) (*Scratch, error) {
+	if free, known := freeBytes(a.Tmp); known && free < need {
+		return nil, fmt.Errorf("the folder for temporary files, %s, has %d MiB free, and %d are needed: make room, or give another one "+
+			"(--tmp). The tickets stay in Postgres", a.Tmp, free>>20, need>>20)
+	}
+	file, err := os.CreateTemp(a.Tmp, "myticket-archive-*")
+	if err != nil {
+		return nil, fmt.Errorf("make a temporary file: %w", err)
+	}
+	if err := os.Remove(file.Name()); err != nil {
+		file.Close()
+		return nil, fmt.Errorf("make a temporary file: %w", err)
+	}
+	return &Scratch{File: file, hash: sha256.New()}, nil
+}
+
+func (s *Scratch) Write(b []byte) (int, error) {
+	n, err := s.File.Write(b)
+	s.hash.Write(b[:n])
+	s.n += int64(n)
+	return n, err
+}

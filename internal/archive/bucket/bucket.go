@@ -1,0 +1,163 @@
+// Package bucket is the store of an archive: S3 and what speaks its protocol, Google Cloud Storage, Azure Blob Storage, or a folder.
+package bucket
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"gocloud.dev/blob"
+	_ "gocloud.dev/blob/azureblob" // azblob://
+	"gocloud.dev/blob/fileblob"
+	_ "gocloud.dev/blob/gcsblob" // gs://
+	_ "gocloud.dev/blob/s3blob"  // s3://
+	"gocloud.dev/gcerrors"
+)
+
+// ErrNotFound means that there is no such object.
+var ErrNotFound = errors.New("no such object")
+
+// Bucket is a store of objects. It is safe for use by several goroutines.
+type Bucket struct{ blobs *blob.Bucket }
+
+// partBytes is how much of an object is sent at once. A store may take it in several parts.
+const partBytes = 8 << 20
+
+// schemes are those of the URL of an archive.
+var schemes = []string{"s3", "gs", "azblob", "file"}
+
+// Check reports what is wrong with the URL of an archive. It connects to nothing.
+func Check(address string) error {
+	u, err := url.Parse(address)
+	if err != nil {
+		return errors.New("the URL of the archive cannot be read; it is not shown, because it may have a password in it")
+	}
+	if u.User != nil {
+		return errors.New("the URL of the archive must not have a password in it: see docs/archive.md for where credentials go")
+	}
+	for _, scheme := range schemes {
+		if u.Scheme == scheme && (u.Host != "" || scheme == "file" && strings.HasPrefix(u.Path, "/")) {
+			return nil
+		}
+	}
+	return errors.New("the URL of the archive must be s3://BUCKET, gs://BUCKET, azblob://CONTAINER or file:///FOLDER, " +
+		"perhaps with ?prefix=FOLDER/")
+}
+
+// Open opens a store. It makes no connection yet. Credentials are those of the environment, as the client of each cloud finds them.
+// A folder must exist.
+func Open(ctx context.Context, address string) (*Bucket, error) {
+	if err := Check(address); err != nil {
+		return nil, err
+	}
+	u, err := url.Parse(address)
+	if err != nil {
+		return nil, err
+	}
+	if u.Scheme == "file" {
+		return openFolder(u)
+	}
+	blobs, err := blob.OpenBucket(ctx, address)
+	if err != nil {
+		return nil, fmt.Errorf("open the archive: %w", err)
+	}
+	return &Bucket{blobs}, nil
+}
+
+// openFolder opens a folder. What is written gets its name only when all of it is there, so a killed process leaves no half object.
+func openFolder(u *url.URL) (*Bucket, error) {
+	for name := range u.Query() {
+		if name != "prefix" {
+			return nil, fmt.Errorf("open the archive: a folder has no option %q; it has prefix", name)
+		}
+	}
+	if info, err := os.Stat(u.Path); err != nil || !info.IsDir() {
+		return nil, fmt.Errorf("open the archive: %s is no folder: make it, or mount it", u.Path)
+	}
+	blobs, err := fileblob.OpenBucket(u.Path, &fileblob.Options{Metadata: fileblob.MetadataDontWrite, NoTempDir: true})
+	if err != nil {
+		return nil, fmt.Errorf("open the archive: %w", err)
+	}
+	if prefix := u.Query().Get("prefix"); prefix != "" {
+		blobs = blob.PrefixedBucket(blobs, prefix)
+	}
+	return &Bucket{blobs}, nil
+}
+
+// Close ends its connections.
+func (b *Bucket) Close() error { return b.blobs.Close() }
+
+// Put writes an object. If fresh, it fails if there is one with that key, where the store can tell. When it returns nil, the store
+// says that it has the object.
+func (b *Bucket) Put(ctx context.Context, key string, content io.Reader, fresh bool) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // so an upload that fails is given up, and not completed by Close
+	kind := "application/vnd.apache.parquet"
+	if strings.HasSuffix(key, ".json") {
+		kind = "application/json"
+	}
+	w, err := b.blobs.NewWriter(ctx, key, &blob.WriterOptions{
+		BufferSize: partBytes, MaxConcurrency: 2, ContentType: kind, IfNotExist: fresh,
+	})
+	if err != nil {
+		return explain("write", key, err)
+	}
+	if _, err := io.Copy(w, content); err != nil {
+		cancel()
+		_ = w.Close()
+		return explain("write", key, err)
+	}
+	return explain("write", key, w.Close())
+}
+
+// Get copies an object, and returns its size.
+func (b *Bucket) Get(ctx context.Context, key string, to io.Writer) (int64, error) {
+	r, err := b.blobs.NewReader(ctx, key, nil)
+	if err != nil {
+		return 0, explain("read", key, err)
+	}
+	defer r.Close()
+	n, err := io.Copy(to, r)
+	return n, explain("read", key, err)
+}
+
+// Delete deletes an object. One that is not there is no error.
+func (b *Bucket) Delete(ctx context.Context, key string) error {
+	err := explain("delete", key, b.blobs.Delete(ctx, key))
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// List calls do with each key that begins with a prefix.
+func (b *Bucket) List(ctx context.Context, prefix string, do func(key string, size int64, at time.Time) error) error {
+	list := b.blobs.List(&blob.ListOptions{Prefix: prefix})
+	for {
+		object, err := list.Next(ctx)
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return explain("list", prefix, err)
+		}
+		if err := do(object.Key, object.Size, object.ModTime); err != nil {
+			return err
+		}
+	}
+}
+
+func explain(doing, key string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if gcerrors.Code(err) == gcerrors.NotFound {
+		return fmt.Errorf("%s %s in the archive: %w", doing, key, ErrNotFound)
+	}
+	return fmt.Errorf("%s %s in the archive: %w", doing, key, err)
+}

@@ -1,0 +1,332 @@
+// Package parquetfile writes and reads the Parquet files of an archive.
+package parquetfile
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/parquet-go/parquet-go"
+	"github.com/parquet-go/parquet-go/compress"
+	"github.com/parquet-go/parquet-go/compress/zstd"
+
+	"myticket/internal/archive"
+)
+
+// Bounds of what is held in memory. Tickets are sorted by source and id within these: a whole partition could be sorted only with
+// as much memory, or as much disk, as it has.
+const (
+	bufferTickets = 100_000
+	bufferBytes   = 32 << 20 // of bodies and texts
+
+	// sourceTickets is how many tickets of a source have a row group of their own. Readers that look for one source skip the
+	// others. Smaller sources share row groups.
+	sourceTickets = 10_000
+)
+
+// MaxFileBytes bounds a file. A ticket has at most some 16 MiB more than a full buffer.
+const MaxFileBytes = 256 << 20
+
+// Full reports whether a file is so large that one more buffer could exceed MaxFileBytes.
+func (w *TicketWriter) Full() bool { return w.out.n >= MaxFileBytes-3*bufferBytes }
+
+// codec was chosen by a test: see docs/archive.md.
+var codec compress.Codec = &zstd.Codec{Level: zstd.SpeedFastest, Concurrency: 1}
+
+func options() []parquet.WriterOption {
+	return []parquet.WriterOption{
+		parquet.Compression(codec), parquet.CreatedBy("myticket", "1", ""), parquet.PageBufferSize(512 << 10),
+		parquet.SkipPageBounds("body"), parquet.SkipPageBounds("text"), parquet.DictionaryMaxBytes(1 << 20),
+	}
+}
+
+// Summary is what a file with tickets has.
+type Summary struct {
+	Rows        int64
+	First, Last time.Time // when the first and the last were received; zero without rows
+	SHA256      [sha256.Size]byte
+}
+
+// summer makes a Summary, row by row, in the order of the file.
+type summer struct {
+	summary Summary
+	hash    hash.Hash
+}
+
+func newSummer() *summer { return &summer{hash: sha256.New()} }
+
+func (s *summer) add(id uuid.UUID, receivedAt int64, body []byte) {
+	at := fromMicros(receivedAt)
+	if s.summary.Rows == 0 || at.Before(s.summary.First) {
+		s.summary.First = at
+	}
+	if s.summary.Rows == 0 || at.After(s.summary.Last) {
+		s.summary.Last = at
+	}
+	s.summary.Rows++
+	var head [24]byte
+	copy(head[:], id[:])
+	binary.BigEndian.PutUint64(head[16:], uint64(len(body)))
+	s.hash.Write(head[:])
+	s.hash.Write(body)
+}
+
+func (s *summer) sum() Summary {
+	s.hash.Sum(s.summary.SHA256[:0])
+	return s.summary
+}
+
+// counter counts what is written.
+type counter struct {
+	w io.Writer
+	n int64
+}
+
+func (c *counter) Write(b []byte) (int, error) {
+	n, err := c.w.Write(b)
+	c.n += int64(n)
+	return n, err
+}
+
+// TicketWriter writes a file with tickets.
+type TicketWriter struct {
+	out    *counter
+	file   *parquet.GenericWriter[ticketRow]
+	buffer []ticketRow
+	order  []int
+	held   int // bytes in buffer
+	sum    *summer
+}
+
+// NewTicketWriter begins a file.
+func NewTicketWriter(w io.Writer) *TicketWriter {
+	out := &counter{w: w}
+	sorted := parquet.SortingWriterConfig(parquet.SortingColumns(parquet.Ascending("source"), parquet.Ascending("id")))
+	return &TicketWriter{out: out, file: parquet.NewGenericWriter[ticketRow](out, append(options(), sorted)...), sum: newSummer()}
+}
+
+// Columns returns the schema of a file with tickets, as Parquet writes it.
+func Columns() string { return parquet.SchemaOf(ticketRow{}).String() }
+
+// Add adds a ticket, and keeps what it refers to until it is written.
+func (w *TicketWriter) Add(t *archive.Ticket) error {
+	w.buffer = append(w.buffer, rowOf(t))
+	w.held += len(t.Body) + len(t.Text) + len(text(t.StoredLines)) + len(text(t.Extra)) + len(text(t.Problems))
+	for i := range t.Lines {
+		w.held += len(t.Lines[i].Product) + len(t.Lines[i].ProductID) + 64
+	}
+	if len(w.buffer) >= bufferTickets || w.held >= bufferBytes {
+		return w.flush()
+	}
+	return nil
+}
+
+// flush writes the buffer, as one or more row groups.
+func (w *TicketWriter) flush() error {
+	w.order = w.order[:0]
+	for i := range w.buffer {
+		w.order = append(w.order, i)
+	}
+	slices.SortFunc(w.order, func(a, b int) int {
+		x, y := &w.buffer[a], &w.buffer[b]
+		return cmp.Or(cmp.Compare(x.Source, y.Source), bytes.Compare(x.ID[:], y.ID[:]))
+	})
+	pending := false // rows that are in no row group yet
+	for start := 0; start < len(w.order); {
+		source, end := w.buffer[w.order[start]].Source, start
+		for end < len(w.order) && w.buffer[w.order[end]].Source == source {
+			end++
+		}
+		large := end-start >= sourceTickets
+		if large && pending {
+			if err := w.file.Flush(); err != nil {
+				return err
+			}
+		}
+		if err := w.write(w.order[start:end]); err != nil {
+			return err
+		}
+		pending = !large
+		if large {
+			if err := w.file.Flush(); err != nil {
+				return err
+			}
+		}
+		start = end
+	}
+	clear(w.buffer)
+	w.buffer, w.held = w.buffer[:0], 0
+	return w.file.Flush()
+}
+
+func (w *TicketWriter) write(order []int) error {
+	var rows [128]ticketRow
+	for len(order) > 0 {
+		n := min(len(order), len(rows))
+		for i, at := range order[:n] {
+			rows[i] = w.buffer[at]
+			w.sum.add(rows[i].ID, rows[i].ReceivedAt, rows[i].Body)
+		}
+		if _, err := w.file.Write(rows[:n]); err != nil {
+			return err
+		}
+		order = order[n:]
+	}
+	return nil
+}
+
+// Close ends the file, and returns what is in it. It does not close the writer below.
+func (w *TicketWriter) Close() (Summary, error) {
+	err := w.flush()
+	err = errors.Join(err, w.file.Close())
+	return w.sum.sum(), err
+}
+
+// Summarize reads ids, times and bodies of a file with tickets.
+func Summarize(file io.ReaderAt, size int64) (Summary, error) {
+	sum := newSummer()
+	err := each(file, size, func(_ int64, row *contentRow) error {
+		sum.add(row.ID, row.ReceivedAt, row.Body)
+		return nil
+	})
+	return sum.sum(), err
+}
+
+// ReadTickets calls do with each ticket of a file, which is valid until do returns.
+func ReadTickets(file io.ReaderAt, size int64, do func(*archive.Ticket) error) error {
+	return each(file, size, func(_ int64, row *ticketRow) error {
+		t := row.ticket()
+		return do(&t)
+	})
+}
+
+// FindTicket returns a ticket of a file; nil if it is not there.
+func FindTicket(file io.ReaderAt, size int64, id uuid.UUID) (found *archive.Ticket, err error) {
+	place := int64(-1)
+	type idRow struct {
+		ID uuid.UUID `parquet:"id,uuid"`
+	}
+	err = each(file, size, func(n int64, row *idRow) error {
+		if row.ID == id {
+			place = n
+			return io.EOF
+		}
+		return nil
+	})
+	if place < 0 || err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	err = eachFrom(file, size, place, func(_ int64, row *ticketRow) error {
+		t := row.ticket()
+		t.Body, t.Text = bytes.Clone(t.Body), bytes.Clone(t.Text)
+		found = &t
+		return io.EOF
+	})
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return found, err
+}
+
+func each[R any](file io.ReaderAt, size int64, do func(n int64, row *R) error) error {
+	return eachFrom(file, size, 0, do)
+}
+
+func eachFrom[R any](file io.ReaderAt, size, from int64, do func(n int64, row *R) error) (err error) {
+	defer func() {
+		if p := recover(); p != nil { // the library panics on some files that are no Parquet
+			err = fmt.Errorf("%w: %v", archive.ErrDamaged, p)
+		}
+	}()
+	opened, err := parquet.OpenFile(file, size, parquet.SkipBloomFilters(true), parquet.ReadBufferSize(256<<10))
+	if err != nil {
+		return fmt.Errorf("%w: %w", archive.ErrDamaged, err)
+	}
+	reader := parquet.NewGenericReader[R](opened)
+	defer reader.Close()
+	if from > 0 {
+		if err := reader.SeekToRow(from); err != nil {
+			return err
+		}
+	}
+	var rows [64]R
+	for n := from; ; {
+		read, err := reader.Read(rows[:])
+		for i := range read {
+			if err := do(n, &rows[i]); err != nil {
+				return err
+			}
+			n++
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return fmt.Errorf("%w: %w", archive.ErrDamaged, err)
+		}
+		clear(rows[:])
+	}
+}
+
+// WriteCorrections writes a file with corrections.
+func WriteCorrections(w io.Writer, corrections []archive.Correction) error {
+	rows := make([]correctionRow, len(corrections))
+	for i, c := range corrections {
+		rows[i] = correctionRow{
+			TicketID: c.TicketID, ReceivedAt: micros(c.ReceivedAt), Number: int32(c.Number), Reverted: c.Text == nil, Text: c.Text,
+			At: micros(c.At), Who: c.Who, Why: c.Why,
+		}
+	}
+	return write(w, rows)
+}
+
+// ReadCorrections reads a file with corrections.
+func ReadCorrections(file io.ReaderAt, size int64) (corrections []archive.Correction, err error) {
+	err = each(file, size, func(_ int64, row *correctionRow) error {
+		c := archive.Correction{
+			TicketID: row.TicketID, ReceivedAt: fromMicros(row.ReceivedAt), Number: int(row.Number), At: fromMicros(row.At),
+			Who: row.Who, Why: row.Why,
+		}
+		if !row.Reverted {
+			c.Text = append([]byte{}, row.Text...)
+		}
+		corrections = append(corrections, c)
+		return nil
+	})
+	return corrections, err
+}
+
+// WriteChanges writes a file with rows of the audit.
+func WriteChanges(w io.Writer, changes []archive.Change) error {
+	rows := make([]changeRow, len(changes))
+	for i, c := range changes {
+		rows[i] = changeRow{
+			ID: c.ID, At: micros(c.At), Who: c.Who, Action: c.Action, Filter: c.Filter, Tickets: c.Tickets, Why: c.Why, Details: c.Details,
+		}
+	}
+	return write(w, rows)
+}
+
+// CountRows returns how many rows a file has that is not of tickets. It reads all of them.
+func CountRows(file io.ReaderAt, size int64, kind string) (rows int64, err error) {
+	if kind == archive.KindCorrections {
+		err = each(file, size, func(int64, *correctionRow) error { rows++; return nil })
+	} else {
+		err = each(file, size, func(int64, *changeRow) error { rows++; return nil })
+	}
+	return rows, err
+}
+
+func write[R any](w io.Writer, rows []R) error {
+	file := parquet.NewGenericWriter[R](w, parquet.Compression(codec), parquet.CreatedBy("myticket", "1", ""))
+	_, err := file.Write(rows)
+	return errors.Join(err, file.Close())
+}

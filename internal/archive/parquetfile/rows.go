@@ -1,0 +1,234 @@
+package parquetfile
+
+import (
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"myticket/internal/archive"
+)
+
+// ticketRow is a row of a file with tickets. An optional text that is empty is null. JSON is a plain text: not all readers know the
+// type JSON, and the library fails on those that are null.
+type ticketRow struct {
+	ID            uuid.UUID  `parquet:"id,uuid"`
+	ReceivedAt    int64      `parquet:"received_at,timestamp(microsecond),delta"`
+	Source        string     `parquet:"source,dict"`
+	Status        string     `parquet:"status,dict"`
+	OrderNumber   *string    `parquet:"order_number,optional"`
+	VAT           *int64     `parquet:"vat,optional,decimal(6:18)"`
+	Total         *int64     `parquet:"total,optional,decimal(6:18)"`
+	VATText       string     `parquet:"vat_text,optional"`   // if vat does not say how it is stored: see restoreAmount
+	TotalText     string     `parquet:"total_text,optional"` // the same
+	Problems      string     `parquet:"problems,optional"`
+	Extra         string     `parquet:"extra,optional"`
+	Lines         []lineRow  `parquet:"lines,list"`
+	StoredLines   string     `parquet:"stored_lines,optional"`
+	ContentType   string     `parquet:"content_type,dict"`
+	Traceparent   *string    `parquet:"traceparent,optional"`
+	Version       int32      `parquet:"version"`
+	ParserVersion int32      `parquet:"parser_version"`
+	Dialect       int32      `parquet:"dialect"`
+	Attempts      int32      `parquet:"attempts"`
+	Claims        int32      `parquet:"claims"`
+	NextAttemptAt *time.Time `parquet:"next_attempt_at,optional,timestamp(microsecond)"`
+	ProblemGroup  *int64     `parquet:"problem_group,optional"`
+	Correction    *int32     `parquet:"correction,optional"`
+	Text          []byte     `parquet:"text,optional"` // what is read instead of the body
+	Body          []byte     `parquet:"body"`
+}
+
+type lineRow struct {
+	ProductID string     `parquet:"product_id"`
+	Product   string     `parquet:"product"`
+	Price     *int64     `parquet:"price,optional,decimal(6:18)"`
+	PriceText string     `parquet:"price_text,optional"` // if it does not fit into price
+	Extra     []fieldRow `parquet:"extra,list"`
+}
+
+type fieldRow struct {
+	Name  string `parquet:"name,dict"`
+	Value string `parquet:"value"`
+}
+
+// contentRow is what the check of a file reads of a ticket.
+type contentRow struct {
+	ID         uuid.UUID `parquet:"id,uuid"`
+	ReceivedAt int64     `parquet:"received_at,timestamp(microsecond),delta"`
+	Body       []byte    `parquet:"body"`
+}
+
+type correctionRow struct {
+	TicketID   uuid.UUID `parquet:"ticket_id,uuid"`
+	ReceivedAt int64     `parquet:"ticket_received_at,timestamp(microsecond)"`
+	Number     int32     `parquet:"number"`
+	Reverted   bool      `parquet:"reverted"` // the body is read again, and there is no text
+	Text       []byte    `parquet:"text"`
+	At         int64     `parquet:"created_at,timestamp(microsecond)"`
+	Who        string    `parquet:"who"`
+	Why        string    `parquet:"why"`
+}
+
+type changeRow struct {
+	ID      int64  `parquet:"id"`
+	At      int64  `parquet:"at,timestamp(microsecond)"`
+	Who     string `parquet:"who"`
+	Action  string `parquet:"action"`
+	Filter  string `parquet:"filter"`
+	Tickets int64  `parquet:"tickets"`
+	Why     string `parquet:"why"`
+	Details string `parquet:"details"`
+}
+
+func micros(at time.Time) int64 { return at.UnixMicro() }
+
+func fromMicros(micros int64) time.Time { return time.UnixMicro(micros).UTC() }
+
+func rowOf(t *archive.Ticket) ticketRow {
+	r := ticketRow{
+		ID: t.ID, ReceivedAt: micros(t.ReceivedAt), Source: t.Source, Status: t.Status, OrderNumber: t.OrderNumber,
+		Problems: text(t.Problems), Extra: text(t.Extra), StoredLines: text(t.StoredLines), ContentType: t.ContentType,
+		Traceparent: t.Traceparent, Version: int32(t.Version), ParserVersion: int32(t.ParserVersion), Dialect: int32(t.Dialect),
+		Attempts: int32(t.Attempts), Claims: int32(t.Claims), NextAttemptAt: t.NextAttemptAt, ProblemGroup: t.ProblemGroup,
+		Text: t.Text, Body: t.Body,
+	}
+	if t.Correction != nil {
+		number := int32(*t.Correction)
+		r.Correction = &number
+	}
+	r.VAT, r.VATText = keepAmount(t.VAT)
+	r.Total, r.TotalText = keepAmount(t.Total)
+	if len(t.Lines) > 0 {
+		r.Lines = make([]lineRow, len(t.Lines))
+	}
+	for i := range t.Lines {
+		from, to := &t.Lines[i], &r.Lines[i]
+		to.ProductID, to.Product = from.ProductID, from.Product
+		if from.Price != nil {
+			if units, ok := parseDecimal(*from.Price); ok {
+				to.Price = &units
+			} else {
+				to.PriceText = *from.Price
+			}
+		}
+		for _, f := range from.Extra {
+			to.Extra = append(to.Extra, fieldRow(f))
+		}
+	}
+	return r
+}
+
+func (r *ticketRow) ticket() archive.Ticket {
+	t := archive.Ticket{
+		ID: r.ID, ReceivedAt: fromMicros(r.ReceivedAt), Source: r.Source, Status: r.Status, OrderNumber: r.OrderNumber,
+		VAT: restoreAmount(r.VAT, r.VATText), Total: restoreAmount(r.Total, r.TotalText),
+		Problems: optional(r.Problems), Extra: optional(r.Extra), StoredLines: optional(r.StoredLines), ContentType: r.ContentType,
+		Traceparent: r.Traceparent, Version: int(r.Version), ParserVersion: int(r.ParserVersion), Dialect: int(r.Dialect),
+		Attempts: int(r.Attempts), Claims: int(r.Claims), NextAttemptAt: r.NextAttemptAt, ProblemGroup: r.ProblemGroup,
+		Text: r.Text, Body: r.Body,
+	}
+	if r.Correction != nil {
+		number := int(*r.Correction)
+		t.Correction = &number
+	}
+	for i := range r.Lines {
+		from := &r.Lines[i]
+		line := archive.Line{ProductID: from.ProductID, Product: from.Product, Price: optional(from.PriceText)}
+		if from.Price != nil {
+			price := formatDecimal(*from.Price)
+			line.Price = &price
+		}
+		for _, f := range from.Extra {
+			line.Extra = append(line.Extra, archive.Field(f))
+		}
+		t.Lines = append(t.Lines, line)
+	}
+	return t
+}
+
+func text(optional *string) string {
+	if optional == nil {
+		return ""
+	}
+	return *optional
+}
+
+func optional(text string) *string {
+	if text == "" {
+		return nil
+	}
+	return &text
+}
+
+// Amounts are DECIMAL(18, 6), which holds every amount that MyTicket reads (ticket.MaxAmountDigits and MaxAmountScale).
+const (
+	decimalScale  = 6
+	decimalDigits = 12 // before the point
+	decimalUnit   = 1_000_000
+)
+
+// keepAmount returns an amount for a DECIMAL column; and as a text, if it does not fit, or if formatDecimal would write it in
+// another way than it is stored, such as 16.900.
+func keepAmount(amount *string) (units *int64, written string) {
+	if amount == nil {
+		return nil, ""
+	}
+	n, ok := parseDecimal(*amount)
+	if !ok {
+		return nil, *amount
+	}
+	if formatDecimal(n) != *amount {
+		written = *amount
+	}
+	return &n, written
+}
+
+func restoreAmount(units *int64, written string) *string {
+	switch {
+	case written != "":
+		return &written
+	case units == nil:
+		return nil
+	}
+	amount := formatDecimal(*units)
+	return &amount
+}
+
+// parseDecimal returns a decimal number in millionths. It fails if that does not hold it exactly.
+func parseDecimal(s string) (units int64, ok bool) {
+	digits, negative := strings.CutPrefix(s, "-")
+	whole, fraction, _ := strings.Cut(digits, ".")
+	if len(whole) == 0 || len(whole) > decimalDigits || len(fraction) > decimalScale {
+		return 0, false
+	}
+	for _, part := range [2]string{whole, fraction} {
+		for i := range len(part) {
+			if part[i] < '0' || part[i] > '9' {
+				return 0, false
+			}
+			units = units*10 + int64(part[i]-'0')
+		}
+	}
+	for range decimalScale - len(fraction) {
+		units *= 10
+	}
+	if negative {
+		units = -units
+	}
+	return units, true
+}
+
+// formatDecimal writes millionths with two digits after the point, or with as many as it needs.
+func formatDecimal(units int64) string {
+	sign := ""
+	if units < 0 {
+		sign, units = "-", -units
+	}
+	fraction := strconv.FormatInt(decimalUnit+units%decimalUnit, 10)[1:]
+	for len(fraction) > 2 && fraction[len(fraction)-1] == '0' {
+		fraction = fraction[:len(fraction)-1]
+	}
+	return sign + strconv.FormatInt(units/decimalUnit, 10) + "." + fraction
+}
