@@ -21,6 +21,7 @@ func monitored() []string {
 		"monitoring.podMonitor.enabled=true", "monitoring.dashboards.enabled=true", "monitoring.prometheusRule.enabled=true",
 		"monitoring.runbookURL=https://git.example.com/runbooks", "monitoring.grafanaURL=https://grafana.example.com",
 		"database.cluster.backup.enabled=true", "database.cluster.backup.destinationPath=s3://b/f",
+		"events.enabled=true", strings.Join(archiving(), ","),
 	}
 }
 
@@ -49,7 +50,7 @@ func dashboards(t *testing.T) map[string]dashboard.Dashboard {
 	t.Helper()
 	paths, err := filepath.Glob(filepath.Join("myticket", "dashboards", "*.json"))
 	require.NoError(t, err)
-	require.Len(t, paths, 3)
+	require.Len(t, paths, 4)
 	boards := map[string]dashboard.Dashboard{}
 	for _, path := range paths {
 		text, err := os.ReadFile(path)

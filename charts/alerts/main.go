@@ -55,6 +55,9 @@ func groups() []group {
 		{"${fullname}.reading", alerts(
 			errorJump(), newProductsLimited(), dialectsNotUnderstood(), backlog(), maintenanceFailing(), orderLinesBehind(),
 		)},
+		{"${fullname}.events", alerts(
+			eventsDown(), eventsBehind(), subscriptionFailing(), subscriptionPaused(), deadLetters(), eventsHeldBack(), outboxHeld(),
+		)},
 		{"${fullname}.database", alerts(
 			poolSaturated(), schemaBehind(), synchronousMissing(required), synchronousMissing(preferred), standbyMissing(),
 			volumeFilling(), archivingFailed(), backupFailed(),
