@@ -176,7 +176,7 @@ func sending() []string {
 }
 
 func archiving() []string {
-	return []string{"archive.enabled=true", "archive.url=s3://tickets/shop?region=eu-central-1", "archive.keep=30d"}
+	return []string{"archive.enabled=true", "archive.url=s3://tickets?region=eu-central-1", "archive.keep=30d"}
 }
 
 // modes are the modes of the database, with the values that they need.

@@ -148,9 +148,9 @@ https://kubernetes.io/docs/reference/using-api/server-side-apply/#field-manageme
 {{- end -}}
 {{- end }}
 
-{{/* The number of connections of the processes that send events: events.go of cmd/myticket has that of each. */}}
+{{/* The number of connections of the processes that send events. */}}
 {{- define "myticket.eventsConnections" -}}
-{{- if .Values.events.enabled }}{{ mul (.Values.events.replicas | int) 6 }}{{ else }}0{{ end -}}
+{{- if .Values.events.enabled }}{{ mul (.Values.events.replicas | int) (.Values.events.connectionsPerProcess | int) }}{{ else }}0{{ end -}}
 {{- end }}
 
 {{/* A time in days or weeks, such as 90d, in days. */}}
