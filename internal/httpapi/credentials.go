@@ -7,11 +7,12 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"myticket/internal/signature"
 )
 
 // SignatureTolerance is how much the time of a signature may differ from the server's time, as in Standard Webhooks. For twice
@@ -53,10 +54,9 @@ func (c sourceConfig) credentials() (credentials, error) {
 		s.basics = append(s.basics, sha256.Sum256([]byte(user.Username+":"+user.Password)))
 	}
 	for _, secret := range c.WebhookSecrets {
-		encoded := strings.TrimPrefix(secret, "whsec_")
-		key, err := base64.StdEncoding.DecodeString(encoded)
-		if err != nil || len(encoded) < 24 {
-			return credentials{}, errors.New("a webhook secret must be \"whsec_\" and at least 24 characters of base64")
+		key, err := signature.Key(secret)
+		if err != nil {
+			return credentials{}, err
 		}
 		s.signatures = append(s.signatures, key)
 	}
@@ -115,20 +115,13 @@ func (s *credentials) admits(h Headers, now time.Time) bool {
 	return true
 }
 
-// signed reports whether the request has a valid signature of the source
-// (https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md). Unlike the module of Standard
-// Webhooks, it does not copy the body.
+// signed reports whether the request has a valid signature of the source.
 func (s *credentials) signed(h Headers, body []byte) bool {
 	given := h.signed()
 	claimed := signaturesIn(given.Signature)
 	for _, key := range s.signatures {
-		mac := hmac.New(sha256.New, key)
-		for _, part := range []string{given.ID, ".", given.Timestamp, "."} {
-			_, _ = io.WriteString(mac, part)
-		}
-		_, _ = mac.Write(body)
-		sum := mac.Sum(nil)
-		if slices.ContainsFunc(claimed, func(signature []byte) bool { return hmac.Equal(signature, sum) }) {
+		sum := signature.Sum(key, given.ID, given.Timestamp, body)
+		if slices.ContainsFunc(claimed, func(one []byte) bool { return hmac.Equal(one, sum) }) {
 			return true
 		}
 	}
@@ -139,8 +132,8 @@ func (s *credentials) signed(h Headers, body []byte) bool {
 func signaturesIn(header string) (found [][]byte) {
 	for one := range strings.FieldsSeq(header) {
 		encoded, v1 := strings.CutPrefix(one, "v1,")
-		if signature, err := base64.StdEncoding.DecodeString(encoded); v1 && err == nil && len(signature) == sha256.Size {
-			found = append(found, signature)
+		if sum, err := base64.StdEncoding.DecodeString(encoded); v1 && err == nil && len(sum) == sha256.Size {
+			found = append(found, sum)
 		}
 	}
 	return found

@@ -32,6 +32,15 @@ const (
 	ActionCorrect   = "tickets.correct"
 	ActionRetention = "retention"
 	ActionPrune     = "products.prune"
+
+	ActionSubscribe         = "subscriptions.create"
+	ActionResubscribe       = "subscriptions.change"
+	ActionPause             = "subscriptions.pause"
+	ActionResume            = "subscriptions.resume"
+	ActionReplay            = "subscriptions.replay"
+	ActionUnsubscribe       = "subscriptions.delete"
+	ActionReplayDeadLetters = "dead_letters.replay"
+	ActionDeleteDeadLetters = "dead_letters.delete"
 )
 
 // AuditEntry is a change that a person makes.

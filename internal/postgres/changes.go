@@ -112,6 +112,9 @@ func (s *Store) ChangeTicket(ctx context.Context, by Person, ch Change, id uuid.
 			if err != nil || changed == 0 {
 				return err
 			}
+			if _, err := tx.Exec(ctx, insertChanged, id); err != nil {
+				return err
+			}
 			return audit(ctx, tx, AuditEntry{Who: by.Who, Why: by.Why, Action: ch.action, Filter: map[string]any{"id": id}, Tickets: 1})
 		})
 	})
@@ -377,7 +380,7 @@ func (r *bulkRun) batch(ctx context.Context) (changed int, more bool, err error)
 // about changeBytes. The statement returns how many it changed, and the place of the last one. It returns no row if there was
 // none.
 //
-// It locks the tickets in the order of their places, so that two such statements cannot deadlock. It does not change a ticket
+// It notes them in the outbox. It locks the tickets in the order of their places, so that two such statements cannot deadlock. It does not change a ticket
 // that another process has changed meanwhile, because Postgres checks the status again after it has the lock
 // (https://www.postgresql.org/docs/current/transaction-iso.html#XACT-READ-COMMITTED). The condition on the status in the
 // UPDATE is a second safeguard. It is written differently from the first on purpose: otherwise Postgres might join the picked
@@ -404,8 +407,11 @@ WITH picked AS (
 ), changed AS (
     UPDATE tickets t SET %s FROM bounded p
     WHERE t.received_at = p.received_at AND t.id = p.id AND t.status NOT IN (%s)
-    RETURNING t.id
+    RETURNING t.received_at, t.id
+), told AS (
+    INSERT INTO outbox (kind, tickets)
+    SELECT '%s', string_agg(uuid_send(id), ''::bytea ORDER BY received_at, id) FROM changed HAVING count(*) > 0
 )
 SELECT (SELECT count(*) FROM changed), received_at, id FROM bounded ORDER BY received_at DESC, id DESC LIMIT 1`,
-		ch.written, c.where(ch.is(bulk.Filter)), changeBatch, changeBytes, ch.set, strings.Join(others, `, `)), c.args
+		ch.written, c.where(ch.is(bulk.Filter)), changeBatch, changeBytes, ch.set, strings.Join(others, `, `), kindChanged), c.args
 }

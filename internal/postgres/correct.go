@@ -142,6 +142,9 @@ func (s *Store) correct(
 	if _, err := tx.Exec(ctx, treatCorrected, at, id, correction); err != nil {
 		return nil, err
 	}
+	if _, err := tx.Exec(ctx, insertChanged, id); err != nil {
+		return nil, err
+	}
 	if len(products) > 0 {
 		if err := withdraw(ctx, tx, products, at); err != nil {
 			return nil, err

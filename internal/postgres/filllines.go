@@ -44,16 +44,25 @@ type outboxTicket struct {
 	row *outboxRow // which it is of
 }
 
-// tickets returns the tickets of a chunk, in the order of the outbox.
+// tickets returns the tickets of a chunk whose lines may be other ones now, in the order of the outbox. Those of a ticket that a
+// person changed stay until it is treated again.
 func (c outboxChunk) tickets() []outboxTicket {
+	return ticketsOf(c.rows, func(kind string) bool { return kind != kindChanged && kind != kindProducts })
+}
+
+// ticketsOf returns the tickets of those rows whose kind is wanted.
+func ticketsOf(rows []outboxRow, wanted func(kind string) bool) []outboxTicket {
 	var n int
-	for i := range c.rows {
-		n += len(c.rows[i].tickets) / len(uuid.UUID{})
+	for i := range rows {
+		n += len(rows[i].tickets) / len(uuid.UUID{})
 	}
 	tickets := make([]outboxTicket, 0, n)
-	for i := range c.rows {
-		for ids := c.rows[i].tickets; len(ids) >= len(uuid.UUID{}); ids = ids[len(uuid.UUID{}):] {
-			tickets = append(tickets, outboxTicket{uuid.UUID(ids), &c.rows[i]})
+	for i := range rows {
+		if !wanted(rows[i].kind) {
+			continue
+		}
+		for ids := rows[i].tickets; len(ids) >= len(uuid.UUID{}); ids = ids[len(uuid.UUID{}):] {
+			tickets = append(tickets, outboxTicket{uuid.UUID(ids), &rows[i]})
 		}
 	}
 	return tickets
@@ -85,7 +94,7 @@ func (f *lineFiller) fill(ctx context.Context, tickets []outboxTicket, from uint
 func withoutLines(tickets []outboxTicket, rows []lineRow) (ids []uuid.UUID) {
 	var has map[uuid.UUID]bool
 	for i := range tickets {
-		if !tickets[i].row.treated {
+		if tickets[i].row.kind != kindTreated {
 			continue
 		}
 		if has == nil {

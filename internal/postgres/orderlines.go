@@ -103,9 +103,9 @@ func (l *OrderLines) Round(ctx context.Context) (more bool, err error) {
 		return false, explain("read the outbox", err)
 	}
 	tickets := chunk.tickets()
-	if last := len(chunk.rows) - 1; last >= 0 && len(tickets) == 0 { // rows of no ticket, which this version never writes
+	if last := len(chunk.rows) - 1; last >= 0 && len(tickets) == 0 { // rows that change no lines
 		step := outboxStep{from: chunk.after, to: chunk.rows[last].xid, at: chunk.rows[last].at}
-		return chunk.more, explain("pass by empty rows of the outbox", l.filler.write(ctx, nil, nil, step))
+		return chunk.more, explain("pass by rows of the outbox", l.filler.write(ctx, nil, nil, step))
 	}
 	for place := chunk.after; len(tickets) > 0; {
 		if !l.spare() {

@@ -8,11 +8,16 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Kinds of rows in the outbox: see migration 4.
+// Kinds of rows in the outbox: see migrations 4 and 13. There is also moved.
 const (
-	kindStored  = "stored"
-	kindTreated = "treated"
+	kindStored   = "stored"
+	kindTreated  = "treated"
+	kindChanged  = "changed"
+	kindProducts = "products"
 )
+
+// insertChanged notes a ticket that a person changed, in the transaction of the change.
+const insertChanged = `INSERT INTO outbox (kind, tickets) VALUES ('` + kindChanged + `', uuid_send($1::uuid))`
 
 // insertOutbox notes a batch's tickets in its transaction. If it is later than $3 by Postgres' clock, or Postgres was not started
 // at $4, the row is refused, and the transaction with it: see tooLate.

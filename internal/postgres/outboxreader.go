@@ -33,7 +33,7 @@ type outboxRow struct {
 	at      time.Time
 	age     time.Duration // by Postgres' clock
 	tickets []byte        // their ids, 16 bytes each
-	treated bool          // they were stored before, and treated now
+	kind    string        // what became of them
 }
 
 // outboxChunk is what comes after a reader's place.
@@ -74,7 +74,7 @@ ON CONFLICT (name) DO NOTHING`
 
 // nextInOutbox returns all rows of a transaction or none. Below pg_snapshot_xmin no row can appear any more.
 const nextInOutbox = `
-SELECT xid, at, extract(epoch FROM clock_timestamp() - at)::float8, tickets, kind = '` + kindTreated + `' FROM outbox
+SELECT xid, at, extract(epoch FROM clock_timestamp() - at)::float8, tickets, kind FROM outbox
 WHERE xid > $1 AND xid < pg_snapshot_xmin(pg_current_snapshot())
 ORDER BY xid FETCH FIRST ($2) ROWS WITH TIES`
 
@@ -103,16 +103,7 @@ func (r outboxReader) next(ctx context.Context, limit int, timeout time.Duration
 		if err != nil || !free || !here {
 			return err
 		}
-		rows, err := tx.Query(short, nextInOutbox, chunk.after, limit)
-		if err != nil {
-			return err
-		}
-		chunk.rows, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (o outboxRow, err error) {
-			var age float64
-			err = row.Scan(&o.xid, &o.at, &age, &o.tickets, &o.treated)
-			o.age = seconds(age)
-			return o, err
-		})
+		chunk.rows, err = readOutbox(short, tx, chunk.after, limit)
 		chunk.more = len(chunk.rows) >= limit
 		return err
 	})
@@ -126,6 +117,20 @@ func (r outboxReader) next(ctx context.Context, limit int, timeout time.Duration
 		return outboxChunk{more: true}, r.store.renumberOutbox(long, r.name)
 	}
 	return chunk, err
+}
+
+// readOutbox reads at least limit rows after a place, or all that there are, in a steady transaction.
+func readOutbox(ctx context.Context, tx pgx.Tx, after uint64, limit int) ([]outboxRow, error) {
+	rows, err := tx.Query(ctx, nextInOutbox, after, limit)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (o outboxRow, err error) {
+		var age float64
+		err = row.Scan(&o.xid, &o.at, &age, &o.tickets, &o.kind)
+		o.age = seconds(age)
+		return o, err
+	})
 }
 
 // moveReader is part of the transaction that makes use of what was read. That transaction does not wait for the disk or a

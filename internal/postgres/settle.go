@@ -63,6 +63,16 @@ WITH free AS (
 )
 UPDATE products p SET unsettled_from = CASE WHEN $3::bool THEN now() END FROM free WHERE p.product_id = free.product_id`
 
+// tellSettled notes in the outbox which tickets say now what a product is that this transaction has changed. Those that settle
+// only confirms were noted when they were stored. The comparison of transactions is that of copiedRow.
+const tellSettled = `
+INSERT INTO outbox (kind, tickets)
+SELECT '` + kindProducts + `', string_agg(DISTINCT uuid_send(p.ticket_id), ''::bytea)
+FROM unnest($1::text[], $2::uuid[]) AS i (product_id, ticket_id)
+JOIN products p ON p.product_id = i.product_id AND p.ticket_id = i.ticket_id
+WHERE p.xmin::text::bigint = (pg_current_xact_id()::text::numeric % 4294967296)::bigint
+HAVING count(*) > 0`
+
 // settleLater puts products that cannot be settled off, for as long as they have not been settled. So they are tried less and
 // less often, however many there are, and the others come first. It is an hour at most ($3), because a ticket that came a moment
 // ago may say that it is weeks old.
@@ -176,6 +186,10 @@ func (s *Store) settle(ctx context.Context, products []unsettled) error {
 	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		if sayings := newest.all(); len(sayings) > 0 {
 			if _, err := s.upsert(ctx, tx.Conn(), sayings); err != nil {
+				return err
+			}
+			saying := valuesOf(sayings)
+			if _, err := tx.Exec(ctx, tellSettled, idsOf(sayings), saying.tickets); err != nil {
 				return err
 			}
 		}

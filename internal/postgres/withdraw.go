@@ -55,13 +55,18 @@ WITH same AS (
 )`
 
 // learned sets what the newest tickets say. That is a change as any other, so it has to be settled, too.
-const learned = theSame + `
+//
+// It notes in the outbox which tickets say so.
+const learned = theSame + `, changed AS (
 UPDATE products p
 SET name = i.name, price = i.price, ticket_id = i.ticket_id, changed_at = i.at, authenticated = i.authenticated,
     last_seen_at = greatest(p.last_seen_at, i.at), unsettled_from = now(), named_until = NULL
 FROM same JOIN unnest($4::text[], $5::text[]::numeric[], $6::uuid[], $7::timestamptz[], $8::bool[]) WITH ORDINALITY
     AS i (name, price, ticket_id, at, authenticated, n) USING (n)
-WHERE p.product_id = same.product_id`
+WHERE p.product_id = same.product_id
+RETURNING p.ticket_id)
+INSERT INTO outbox (kind, tickets)
+SELECT '` + kindProducts + `', string_agg(DISTINCT uuid_send(ticket_id), ''::bytea) FROM changed HAVING count(*) > 0`
 
 // forgotten removes products that no ticket names any more.
 const forgotten = theSame + `
@@ -208,6 +213,14 @@ type values struct {
 	tickets       []uuid.UUID
 	times         []time.Time
 	authenticated []bool
+}
+
+// idsOf returns the ids of products.
+func idsOf(sayings []saying) (ids []string) {
+	for i := range sayings {
+		ids = append(ids, sayings[i].ID)
+	}
+	return ids
 }
 
 func valuesOf(sayings []saying) (v values) {
