@@ -2,6 +2,10 @@ package charts
 
 import (
 	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -245,4 +249,21 @@ func TestNotes_SayHowToLookAtEventsAndArchive(t *testing.T) {
 	assert.Contains(t, notes("events.enabled=true", "autoscaling.maxReplicas=8"), "events    to the ports of no target: set networkPolicy.eventsPorts")
 	assert.Contains(t, notes(append(sending(), "events.replicas=1")...), "WARNING: only one process sends events.")
 	assert.Contains(t, notes(append(sending(), "events.enabled=false")...), "WARNING: events.enabled is false, so no event is sent.")
+}
+
+// The examples in docs/operations.md are values that both Helms take.
+func TestExamples_OfEventsAndArchiveRender(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile(filepath.Join("..", "docs", "operations.md"))
+	require.NoError(t, err)
+	examples := regexp.MustCompile("(?ms)^```yaml\n((?:events|archive):\n.*?)^```$").FindAllStringSubmatch(string(text), -1)
+	require.Len(t, examples, 5, "NATS, Kafka, a webhook, S3, MinIO")
+	for i, example := range examples {
+		file := filepath.Join(t.TempDir(), fmt.Sprintf("%d.yaml", i))
+		require.NoError(t, os.WriteFile(file, []byte(example[1]), 0o600))
+		for _, helm := range helms {
+			all := renderWith(t, helm, "--values", file)
+			require.True(t, all.has("Deployment", "myticket-events") || all.has("CronJob", "myticket-archive"), "%s: %s", helm, example[1])
+		}
+	}
 }
