@@ -184,6 +184,7 @@ func (r *release) inStream(stream jetstream.Stream) map[string]int {
 	consumer, err := stream.OrderedConsumer(r.ctx, jetstream.OrderedConsumerConfig{})
 	require.NoError(r.t, err)
 	for seen := uint64(0); seen < info.State.Msgs; {
+		require.NoError(r.t, r.ctx.Err(), "the stream has %d messages, and gives %d", info.State.Msgs, seen)
 		batch, err := consumer.Fetch(1000, jetstream.FetchMaxWait(5*time.Second))
 		require.NoError(r.t, err)
 		for message := range batch.Messages() {
