@@ -9,7 +9,9 @@ import (
 var errInterrupted = errors.New("interrupted before it was done")
 
 // endless reports whether only an interrupt ends a command, so that one is no failure.
-func endless(command string) bool { return command == "serve" || command == "tickets follow" }
+func endless(command string) bool {
+	return command == "serve" || command == "events" || command == "tickets follow"
+}
 
 // interrupted replaces an error after an interrupt, for commands that change something.
 func interrupted(ctx context.Context, err error) error {

@@ -21,20 +21,22 @@ var version = "dev"
 
 // cli is the command line. Every setting is a flag and an environment variable. An unknown one is an error.
 type cli struct {
-	Serve     serveCmd     `cmd:"" help:"Serve the webhook. Needs a Postgres database."`
-	Migrate   migrateCmd   `cmd:"" help:"Update the database's schema, or show its version."`
-	Tickets   ticketsCmd   `cmd:"" help:"Find, show, follow, retry, dismiss and reopen tickets."`
-	Dialects  dialectsCmd  `cmd:"" help:"Say how sources write their tickets: list, try, apply and revert dialects."`
-	Problems  problemsCmd  `cmd:"" help:"List what goes wrong: ERROR tickets, grouped by their source and the kinds of their problems."`
-	Products  productsCmd  `cmd:"" help:"List or prune the product base."`
-	Read      readCmd      `cmd:"" help:"Show what a text would become, with its problems, without storing it."`
-	Audit     auditCmd     `cmd:"" help:"Show who changed what, when and why, newest first."`
-	Spool     spoolCmd     `cmd:"" help:"Show, drain or export the spool folder of a server that no longer runs."`
-	Keys      keysCmd      `cmd:"" help:"Export or import the idempotency keys of a source that moves to another database."`
-	Retention retentionCmd `cmd:"" help:"Drop old partitions and delete expired idempotency keys. Without --apply it only shows what it would do."`
-	Doctor    doctorCmd    `cmd:"" help:"Examine the settings, the database, the spool and the server of this machine, and say what to do. It changes nothing."`
-	Send      sendCmd      `cmd:"" help:"Post tickets to MyTicket as a till does, to test an installation or to send files again."`
-	Version   versionCmd   `cmd:"" help:"Print the version, as myticket --version does."`
+	Serve         serveCmd         `cmd:"" help:"Serve the webhook. Needs a Postgres database."`
+	Migrate       migrateCmd       `cmd:"" help:"Update the database's schema, or show its version."`
+	Tickets       ticketsCmd       `cmd:"" help:"Find, show, follow, retry, dismiss and reopen tickets."`
+	Dialects      dialectsCmd      `cmd:"" help:"Say how sources write their tickets: list, try, apply and revert dialects."`
+	Problems      problemsCmd      `cmd:"" help:"List what goes wrong: ERROR tickets, grouped by their source and the kinds of their problems."`
+	Products      productsCmd      `cmd:"" help:"List or prune the product base."`
+	Read          readCmd          `cmd:"" help:"Show what a text would become, with its problems, without storing it."`
+	Audit         auditCmd         `cmd:"" help:"Show who changed what, when and why, newest first."`
+	Events        eventsCmd        `cmd:"" help:"Send events about tickets and products to the targets of subscriptions. Needs the database of the servers."`
+	Subscriptions subscriptionsCmd `cmd:"" help:"Say who gets events: create, list, show, pause, resume, replay and delete subscriptions, and see to their dead letters."`
+	Spool         spoolCmd         `cmd:"" help:"Show, drain or export the spool folder of a server that no longer runs."`
+	Keys          keysCmd          `cmd:"" help:"Export or import the idempotency keys of a source that moves to another database."`
+	Retention     retentionCmd     `cmd:"" help:"Drop old partitions and delete expired idempotency keys. Without --apply it only shows what it would do."`
+	Doctor        doctorCmd        `cmd:"" help:"Examine the settings, the database, the spool and the server of this machine, and say what to do. It changes nothing."`
+	Send          sendCmd          `cmd:"" help:"Post tickets to MyTicket as a till does, to test an installation or to send files again."`
+	Version       versionCmd       `cmd:"" help:"Print the version, as myticket --version does."`
 
 	Completion completionCmd `cmd:"" help:"Print a script that makes a shell complete commands, flags and values."`
 	Complete   completeCmd   `cmd:"" hidden:""`

@@ -10,7 +10,7 @@ import (
 
 // testSourcesFlag is a setting of the server, and of each command that itself learns products from tickets or forgets them.
 type testSourcesFlag struct {
-	TestSources []source `env:"MYTICKET_TEST_SOURCES" placeholder:"NAME" group:"Products" help:"Sources whose tickets teach no products, separated by commas: tests of the installation, tills in training. Their tickets are stored and read as all others. All servers, \"spool drain\" and \"products prune\" need the same value. Default: none."`
+	TestSources []source `env:"MYTICKET_TEST_SOURCES" placeholder:"NAME" group:"Products" help:"Sources whose tickets teach no products, separated by commas: tests of the installation, tills in training. Their tickets are stored and read as all others. There are no events about them, unless a subscription names them. All servers, \"events\", \"spool drain\" and \"products prune\" need the same value. Default: none."`
 }
 
 func (f testSourcesFlag) testSources() map[string]bool {

@@ -23,7 +23,7 @@ type Check struct {
 }
 
 // NewServer returns the internal server. The function checks reports whether the server is ready, and the state of each check.
-// It must not block. openAPI describes the webhook to those who write senders.
+// It must not block. openAPI describes the webhook to those who write senders; nil for a process without it.
 func NewServer(registry *prometheus.Registry, checks func() (ready bool, checks []Check), openAPI []byte) *http.Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
@@ -35,10 +35,12 @@ func NewServer(registry *prometheus.Registry, checks func() (ready bool, checks 
 		ready(w, isReady, list)
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{EnableOpenMetrics: true}))
-	mux.HandleFunc("GET /openapi.yaml", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/yaml") // RFC 9512
-		_, _ = w.Write(openAPI)
-	})
+	if openAPI != nil {
+		mux.HandleFunc("GET /openapi.yaml", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/yaml") // RFC 9512
+			_, _ = w.Write(openAPI)
+		})
+	}
 	// Without pprof.Cmdline, which would show a password that was given as a flag, and pprof.Index, which links to it.
 	mux.HandleFunc("/debug/pprof/{$}", profiles)
 	mux.HandleFunc("/debug/pprof/{name}", func(w http.ResponseWriter, r *http.Request) {
