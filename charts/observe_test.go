@@ -318,6 +318,7 @@ func (o *observed) exercise(t *testing.T) {
 		WHERE id IN (SELECT id FROM tickets WHERE status = 'TREATED' LIMIT 3)`)
 	require.NoError(t, err)
 	await(t, "events were sent", func() bool { return o.positive(t, `sum(rate(myticket_events_sent_total[5s]))`) })
+	await(t, "what subscriptions lack was counted", func() bool { return o.positive(t, `count(myticket_events_lag_seconds)`) })
 	await(t, "tickets were treated", func() bool { return o.positive(t, `sum(rate(myticket_treatment_attempts_total[5s]))`) })
 	_, err = o.database.Exec(t.Context(), `ANALYZE products`)
 	require.NoError(t, err)

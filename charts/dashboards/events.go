@@ -105,5 +105,28 @@ func events() *dashboard.DashboardBuilder {
 			queries: []query{{`sum by (pod) (process_resident_memory_bytes{namespace="$namespace",pod=~".*-events-.*"})`, "{{pod}}"}},
 		},
 	)
+	withRow(board, "Archive",
+		panel{
+			id: 30, title: "Behind", look: curves, unit: seconds, warn: 86_400, alarm: 172_800,
+			about: "How long the oldest tickets have been due for the archive, and are not there; 0 if all are. A run a day leaves up to a day.",
+			queries: []query{
+				{`max(myticket_archive_lag_seconds{namespace="$namespace"})`, "behind"},
+			},
+			alerts: []string{"MyticketArchiveBehind"},
+		},
+		panel{
+			id: 31, title: "Tickets in the archive", look: curves, unit: count,
+			about:   "As Postgres knows of. `myticket archive list` has the parts.",
+			queries: []query{{`max(myticket_archive_tickets{namespace="$namespace"})`, "tickets"}},
+		},
+		panel{
+			id: 32, title: "Runs", look: curves, unit: count, alarm: 1,
+			about: "failing: 1 if the last run failed. The log of the Job says why.",
+			queries: []query{
+				{`max(myticket_archive_failing{namespace="$namespace"})`, "failing"},
+			},
+			alerts: []string{"MyticketArchiveFailing"},
+		},
+	)
 	return board
 }
