@@ -145,6 +145,12 @@ func observe(t *testing.T) *observed {
 	})
 
 	sender := sendEvents(t, folder, databaseURL)
+	// There is nothing to be archived yet, but a run is known from then on.
+	kept := filepath.Join(folder, "archive")
+	require.NoError(t, os.Mkdir(kept, 0o755))
+	printed, err = output(t, filepath.Join(folder, "myticket"), "archive", "run", "--database-url", databaseURL, "--archive", "file://"+kept,
+		"--keep", "30d", "--apply", "--by", "observe")
+	require.NoError(t, err, printed)
 
 	instances := httptest.NewServer(http.FileServer(http.Dir("testdata")))
 	t.Cleanup(instances.Close)
@@ -319,6 +325,7 @@ func (o *observed) exercise(t *testing.T) {
 	require.NoError(t, err)
 	await(t, "events were sent", func() bool { return o.positive(t, `sum(rate(myticket_events_sent_total[5s]))`) })
 	await(t, "what subscriptions lack was counted", func() bool { return o.positive(t, `count(myticket_events_lag_seconds)`) })
+	await(t, "what the archive has was scraped", func() bool { return o.positive(t, `count(myticket_archive_lag_seconds)`) })
 	await(t, "tickets were treated", func() bool { return o.positive(t, `sum(rate(myticket_treatment_attempts_total[5s]))`) })
 	_, err = o.database.Exec(t.Context(), `ANALYZE products`)
 	require.NoError(t, err)

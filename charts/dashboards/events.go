@@ -115,15 +115,24 @@ func events() *dashboard.DashboardBuilder {
 			alerts: []string{"MyticketArchiveBehind"},
 		},
 		panel{
-			id: 31, title: "Tickets in the archive", look: curves, unit: count,
-			about:   "As Postgres knows of. `myticket archive list` has the parts.",
-			queries: []query{{`max(myticket_archive_tickets{namespace="$namespace"})`, "tickets"}},
+			id: 31, title: "Parts of the archive", look: stacked, unit: count,
+			about: "detached: taken out of tickets, and not in the archive yet. verified: in both. archived: in the archive alone. " +
+				"restored: back in Postgres, too. `myticket archive list` names them.",
+			queries: []query{{`max by (state) (myticket_archive_parts{namespace="$namespace"})`, "{{state}}"}},
 		},
 		panel{
-			id: 32, title: "Runs", look: curves, unit: count, alarm: 1,
-			about: "failing: 1 if the last run failed. The log of the Job says why.",
+			id: 32, title: "Failed runs", look: curves, unit: count, alarm: 1, wide: 4,
+			about: "Within a day. The log of the Job says why. The next run goes on where a failed one ended.",
 			queries: []query{
-				{`max(myticket_archive_failing{namespace="$namespace"})`, "failing"},
+				{`max(increase(myticket_archive_failures_total{namespace="$namespace"}[1d]))`, "failed"},
+			},
+			alerts: []string{"MyticketArchiveFailing"},
+		},
+		panel{
+			id: 33, title: "Since the last good run", look: curves, unit: seconds, warn: 90_000, alarm: 172_800, wide: 4,
+			about: "Time since a run succeeded. It runs once a day, unless `archive.schedule` says otherwise.",
+			queries: []query{
+				{`time() - max(myticket_archive_last_success_timestamp_seconds{namespace="$namespace"})`, "since"},
 			},
 			alerts: []string{"MyticketArchiveFailing"},
 		},
