@@ -81,6 +81,7 @@ lint: ## check format, go vet, golangci-lint (.golangci.yaml), the forge's workf
 	$(GO) mod tidy -diff
 	$(GO) -C .ci/tools mod tidy -diff
 	$(GO) -C .ci/charts mod tidy -diff
+	$(GO) -C .ci/e2e mod tidy -diff
 
 .PHONY: fmt
 fmt: ## format the code and sort its imports
@@ -201,9 +202,15 @@ tilt-ci: ## bring everything up with Tilt once, on the context kind-myticket, an
 	tilt ci --context kind-$(KIND_CLUSTER) -- $(TILT_FLAGS)
 	tilt down --delete-namespaces --context kind-$(KIND_CLUSTER) -- $(TILT_FLAGS)
 
+# What events and archives are sent to. They are the only things in their images, so they are static.
+bin/e2e/nats-server bin/e2e/versitygw &: .ci/e2e/go.mod
+	@echo "Building bin/e2e/nats-server and bin/e2e/versitygw, which the end-to-end tests send events and archives to"
+	@mkdir -p bin/e2e
+	@CGO_ENABLED=0 $(GO) -C .ci/e2e build -trimpath -ldflags '-s -w' -o ../../bin/e2e/ github.com/nats-io/nats-server/v2 github.com/versity/versitygw/cmd/versitygw
+
 # Two tests at a time: they mostly wait, and two cores serve the whole cluster. Their output is shown because it has measurements.
 .PHONY: e2e
-e2e: bin/helm bin/helm3 ## end-to-end tests: install, upgrade and break it on kind-myticket, which has three nodes; ARGS='-run TestX'
+e2e: bin/helm bin/helm3 bin/e2e/nats-server bin/e2e/versitygw ## end-to-end tests: install, upgrade and break it on kind-myticket, which has three nodes; ARGS='-run TestX'
 	@$(TOOL) gotestsum --format standard-verbose -- -tags e2e -count=1 -parallel=2 -timeout=60m ./internal/e2e $(ARGS)
 
 .PHONY: clean

@@ -21,6 +21,7 @@ func monitored() []string {
 		"monitoring.podMonitor.enabled=true", "monitoring.dashboards.enabled=true", "monitoring.prometheusRule.enabled=true",
 		"monitoring.runbookURL=https://git.example.com/runbooks", "monitoring.grafanaURL=https://grafana.example.com",
 		"database.cluster.backup.enabled=true", "database.cluster.backup.destinationPath=s3://b/f",
+		"autoscaling.maxReplicas=8", "events.enabled=true", strings.Join(archiving(), ","),
 	}
 }
 
@@ -49,7 +50,7 @@ func dashboards(t *testing.T) map[string]dashboard.Dashboard {
 	t.Helper()
 	paths, err := filepath.Glob(filepath.Join("myticket", "dashboards", "*.json"))
 	require.NoError(t, err)
-	require.Len(t, paths, 3)
+	require.Len(t, paths, 4)
 	boards := map[string]dashboard.Dashboard{}
 	for _, path := range paths {
 		text, err := os.ReadFile(path)
@@ -246,6 +247,11 @@ func TestMonitoring_IsWhatTheReleaseNeeds(t *testing.T) {
 	assert.NotContains(t, external, "MyticketStandbyMissing", "there is no CloudNativePG to ask")
 	assert.Contains(t, external, "MyticketDatabaseAway")
 	assert.NotContains(t, names("database.cluster.backup.enabled=false"), "MyticketBackupFailed", "there are none")
+
+	for alert, off := range map[string]string{"MyticketEventsDown": "events.enabled=false", "MyticketArchiveBehind": "archive.enabled=false"} {
+		assert.Contains(t, names(), alert)
+		assert.NotContains(t, names(off), alert, "it is off, so it would fire for ever, or never")
+	}
 
 	objectives := renderText(t, append(monitored(), "monitoring.objectives.availability=99.5")...)
 	assert.Contains(t, objectives, "14.4 * (1 - 99.5 / 100)")

@@ -5,6 +5,7 @@ package charts
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -143,6 +144,14 @@ func observe(t *testing.T) *observed {
 		return status == http.StatusOK
 	})
 
+	sender := sendEvents(t, folder, databaseURL)
+	// There is nothing to be archived yet, but a run is known from then on.
+	kept := filepath.Join(folder, "archive")
+	require.NoError(t, os.Mkdir(kept, 0o755))
+	printed, err = output(t, filepath.Join(folder, "myticket"), "archive", "run", "--database-url", databaseURL, "--archive", "file://"+kept,
+		"--keep", "30d", "--apply", "--by", "observe")
+	require.NoError(t, err, printed)
+
 	instances := httptest.NewServer(http.FileServer(http.Dir("testdata")))
 	t.Cleanup(instances.Close)
 	config := fmt.Sprintf(`
@@ -151,13 +160,15 @@ rule_files: [rules.yaml]
 scrape_configs:
   - job_name: tickets/myticket
     static_configs: [{targets: [%q], labels: {namespace: tickets, pod: myticket-0}}]
+  - job_name: tickets/myticket-events
+    static_configs: [{targets: [%[3]q], labels: {namespace: tickets, pod: myticket-events-1}}]
   - job_name: tickets/myticket-db
     static_configs: [{targets: [%[2]q], labels: {namespace: tickets, pod: myticket-db-1}}]
     metrics_path: /cnpg-primary.prom
   - job_name: tickets/myticket-db-standby
     static_configs: [{targets: [%[2]q], labels: {namespace: tickets, pod: myticket-db-2}}]
     metrics_path: /cnpg-replica.prom
-`, o.server.Internal, strings.TrimPrefix(instances.URL, "http://"))
+`, o.server.Internal, strings.TrimPrefix(instances.URL, "http://"), sender)
 	require.NoError(t, os.WriteFile(filepath.Join(folder, "prometheus.yml"), []byte(config), 0o644))
 	addr, err := lab.FreeAddr(t.Context()) // Prometheus says nowhere which port it chose
 	require.NoError(t, err)
@@ -173,6 +184,27 @@ scrape_configs:
 		return response.StatusCode == http.StatusOK
 	})
 	return o
+}
+
+// sendEvents starts a process that sends events, with a subscription whose target takes all of them, and returns its internal address.
+func sendEvents(t *testing.T, folder, databaseURL string) string {
+	t.Helper()
+	target := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	t.Cleanup(target.Close)
+	file := filepath.Join(folder, "subscriptions.json")
+	require.NoError(t, os.WriteFile(file, []byte(`{"subscriptions": [{"name": "erp", "target": "`+target.URL+`/events", "secret": "env:SIGNING_KEY"}]}`), 0o600))
+	logged := start(t, []string{"SIGNING_KEY=whsec_" + base64.StdEncoding.EncodeToString(make([]byte, 32))}, filepath.Join(folder, "myticket"), "events",
+		"--database-url", databaseURL, "--admin-addr", "127.0.0.1:0", "--subscriptions-file", file)
+	var sender listening
+	await(t, "a process sends events", func() bool {
+		for line := range strings.Lines(logged()) {
+			if err := json.Unmarshal([]byte(line), &sender); err == nil && sender.Message == "sending events" {
+				return true
+			}
+		}
+		return false
+	})
+	return sender.Internal
 }
 
 func get(t *testing.T, address string) (int, []byte) {
@@ -291,6 +323,9 @@ func (o *observed) exercise(t *testing.T) {
 	_, err = o.database.Exec(t.Context(), `UPDATE tickets SET status = 'TO_TREAT', next_attempt_at = now()
 		WHERE id IN (SELECT id FROM tickets WHERE status = 'TREATED' LIMIT 3)`)
 	require.NoError(t, err)
+	await(t, "events were sent", func() bool { return o.positive(t, `sum(rate(myticket_events_sent_total[5s]))`) })
+	await(t, "what subscriptions lack was counted", func() bool { return o.positive(t, `count(myticket_events_lag_seconds)`) })
+	await(t, "what the archive has was scraped", func() bool { return o.positive(t, `count(myticket_archive_lag_seconds)`) })
 	await(t, "tickets were treated", func() bool { return o.positive(t, `sum(rate(myticket_treatment_attempts_total[5s]))`) })
 	_, err = o.database.Exec(t.Context(), `ANALYZE products`)
 	require.NoError(t, err)

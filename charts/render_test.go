@@ -167,6 +167,18 @@ func values(set ...string) []string {
 	return args
 }
 
+// sending are values that have events sent, and archiving are values that have old partitions archived.
+func sending() []string {
+	return []string{
+		"autoscaling.maxReplicas=8", "events.enabled=true", "events.subscriptions[0].name=loyalty", "events.subscriptions[0].target=nats://nats.nats:4223/TICKETS",
+		"events.subscriptions[0].secret=file:/etc/myticket/targets/nats/creds", "events.secrets={nats}",
+	}
+}
+
+func archiving() []string {
+	return []string{"archive.enabled=true", "archive.url=s3://tickets?region=eu-central-1", "archive.keep=30d"}
+}
+
 // modes are the modes of the database, with the values that they need.
 func modes() map[string][]string {
 	return map[string][]string{
@@ -203,7 +215,7 @@ func (o objects) pods() map[string]object {
 		switch x["kind"] {
 		case "Pod":
 			templates[name] = x
-		case "StatefulSet", "Job":
+		case "StatefulSet", "Deployment", "Job":
 			templates[name] = at(x, "spec.template").(object)
 		case "CronJob":
 			templates[name] = at(x, "spec.jobTemplate.spec.template").(object)

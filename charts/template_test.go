@@ -25,6 +25,7 @@ func switches() []string {
 		"spool.type=emptyDir", "spool.drain={spool-myticket-3}", "podDisruptionBudget.enabled=false", "sources.secretName=sources",
 		"database.cluster.backup.enabled=true,database.cluster.backup.destinationPath=s3://b/f",
 		"database.cluster.backup.enabled=true,database.cluster.backup.destinationPath=s3://b/f,database.cluster.recovery.from=old",
+		strings.Join(sending(), ","), strings.Join(archiving(), ","),
 		"database.cluster.walStorage.enabled=false", "extraObjects[0].kind=ConfigMap,extraObjects[0].metadata.name=more",
 	}
 }
@@ -187,7 +188,7 @@ func TestJobs_OfTheReleaseAreNamedAfterWhatTheyRun(t *testing.T) {
 func TestPods_AreRestricted(t *testing.T) {
 	t.Parallel()
 	for mode, set := range modes() {
-		for name, pod := range render(t, append(set, "retention.enabled=true", "spool.drain={spool-myticket-3}")...).pods() {
+		for name, pod := range render(t, slices.Concat(set, sending(), archiving(), []string{"retention.enabled=true", "spool.drain={spool-myticket-3}"})...).pods() {
 			t.Run(mode+" "+name, func(t *testing.T) {
 				t.Parallel()
 				spec := at(pod, "spec").(object)
@@ -368,7 +369,7 @@ func TestImage_IsByTagOrDigest(t *testing.T) {
 		"myticket:0.1.0@" + digest:                   {"image.digest=" + digest},
 		"registry.example.com/myticket:v7@" + digest: {"image.digest=" + digest, "image.tag=v7", "image.registry=registry.example.com"},
 	} {
-		for name, pod := range render(t, append(set, "retention.enabled=true", "imagePullSecrets[0].name=y")...).pods() {
+		for name, pod := range render(t, slices.Concat(set, sending(), archiving(), []string{"retention.enabled=true", "imagePullSecrets[0].name=y"})...).pods() {
 			assert.Equal(t, "y", at(pod, "spec.imagePullSecrets.0.name"), name)
 			if !strings.Contains(name, "provision") {
 				assert.Equal(t, want, at(containers(pod)[0], "image"), name)
@@ -404,7 +405,7 @@ func TestImage_IsByTagOrDigest(t *testing.T) {
 func TestDatabase_IsReachedByVerifiedTLS(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []string{"hook", "inline"} {
-		for name, pod := range render(t, append(modes()[mode], "retention.enabled=true", "spool.drain={a}")...).pods() {
+		for name, pod := range render(t, slices.Concat(modes()[mode], sending(), archiving(), []string{"retention.enabled=true", "spool.drain={a}"})...).pods() {
 			if strings.Contains(name, "provision") || strings.Contains(name, "test") {
 				continue
 			}
@@ -528,7 +529,7 @@ func TestNetworkPolicies_AreOnUnlessTurnedOff(t *testing.T) {
 	t.Parallel()
 	for mode, set := range modes() {
 		assert.Empty(t, render(t, append(set, "networkPolicy.enabled=false")...).all("NetworkPolicy"))
-		all := render(t, append(set, "retention.enabled=true", "spool.drain={a}")...)
+		all := render(t, slices.Concat(set, sending(), archiving(), []string{"retention.enabled=true", "spool.drain={a}"})...)
 		for name, pod := range all.pods() {
 			var policies []string
 			for _, policy := range all.all("NetworkPolicy") {
@@ -636,7 +637,7 @@ func TestNetworkPolicies_NameWhoMaySpeakWithTheDatabase(t *testing.T) {
 		}
 		require.Len(t, at(policy, "spec.ingress"), 3)
 		assert.Equal(t, []int{5432}, ports(at(policy, "spec.ingress.0")))
-		for name, pod := range render(t, append(modes()[mode], "retention.enabled=true", "spool.drain={a}")...).pods() {
+		for name, pod := range render(t, slices.Concat(modes()[mode], sending(), archiving(), []string{"retention.enabled=true", "spool.drain={a}"})...).pods() {
 			mine := !strings.Contains(name, "provision") && !strings.Contains(name, "test")
 			assert.Equal(t, mine, selects(at(policy, "spec.ingress.0.from.0.podSelector"), at(pod, "metadata.labels").(object)), name)
 		}
@@ -885,8 +886,11 @@ func TestHelmTest_ExaminesTheSettingsOfAServer(t *testing.T) {
 func TestChart_ValuesThatAreNull_AreEmpty(t *testing.T) {
 	t.Parallel()
 	for _, helm := range helms {
-		for _, value := range []string{"ingress.sources", "httpRoute.sources", "test.otherSources", "affinity", "affinity.podAntiAffinity"} {
-			set := []string{"httpRoute.enabled=true", "httpRoute.parentRefs[0].name=web"}
+		for _, value := range []string{
+			"ingress.sources", "httpRoute.sources", "test.otherSources", "affinity", "affinity.podAntiAffinity", "events.affinity", "events.settings",
+			"events.podLabels", "networkPolicy.eventsPorts", "networkPolicy.eventsTo", "archive.podLabels", "archive.env",
+		} {
+			set := slices.Concat([]string{"httpRoute.enabled=true", "httpRoute.parentRefs[0].name=web"}, sending(), archiving())
 			assert.Equal(t, renderWith(t, helm, values(set...)...), renderWith(t, helm, values(append(set, value+"=null")...)...), value)
 		}
 	}
@@ -916,7 +920,7 @@ func TestTestSources_AreKnownToServersAndDrains(t *testing.T) {
 func TestServiceAccount_MayBeOneThatExists(t *testing.T) {
 	t.Parallel()
 	for mode, set := range modes() {
-		all := render(t, append(set, "retention.enabled=true", "spool.drain={a}", "serviceAccountName=tills")...)
+		all := render(t, slices.Concat(set, sending(), archiving(), []string{"retention.enabled=true", "spool.drain={a}", "serviceAccountName=tills"})...)
 		for _, account := range all.all("ServiceAccount") {
 			assert.Equal(t, "myticket-provision", at(account, "metadata.name"), "%s: only that one gets a token", mode)
 		}
@@ -932,8 +936,8 @@ func TestServiceAccount_MayBeOneThatExists(t *testing.T) {
 func TestPods_LeaveTheirUsersToOpenShift(t *testing.T) {
 	t.Parallel()
 	for _, helm := range helms {
-		all := renderWith(t, helm, values("podSecurityContext.runAsUser=null", "podSecurityContext.runAsGroup=null", "podSecurityContext.fsGroup=null",
-			"retention.enabled=true", "spool.drain={a}")...)
+		all := renderWith(t, helm, values(slices.Concat(sending(), archiving(), []string{"podSecurityContext.runAsUser=null", "podSecurityContext.runAsGroup=null",
+			"podSecurityContext.fsGroup=null", "retention.enabled=true", "spool.drain={a}"})...)...)
 		for name, pod := range all.pods() {
 			security := at(pod, "spec.securityContext").(object)
 			for _, user := range []string{"runAsUser", "runAsGroup", "fsGroup"} {
@@ -1000,6 +1004,30 @@ func TestChart_RefusesContradictions(t *testing.T) {
 		"a route of no source":             {[]string{"httpRoute.sources={shop/1}"}, "sources"},
 		"a source twice":                   {[]string{"ingress.sources={shop-1,shop-1}"}, "sources"},
 		"the source of /ticket":            {[]string{"ingress.sources={default}"}, "ingress.sources names default. A ticket that is posted to /ticket is of this source too"},
+		"a subscription twice": {
+			append(sending(), "events.subscriptions[1].name=loyalty", "events.subscriptions[1].target=https://b.example.com"),
+			"events.subscriptions names loyalty twice",
+		},
+		"a subscription that cannot be":    {[]string{"events.enabled=true", "events.subscriptions[0].name=Loyalty", "events.subscriptions[0].target=https://b"}, "subscriptions"},
+		"a target that cannot be":          {[]string{"events.enabled=true", "events.subscriptions[0].name=a", "events.subscriptions[0].target=ftp://b"}, "target"},
+		"a subscription's unknown key":     {append(sending(), "events.subscriptions[0].status=ERROR"), "status"},
+		"a secret in the values":           {append(sending(), "events.subscriptions[0].secret=hunter2"), "secret"},
+		"a subscription without a target":  {[]string{"events.enabled=true", "events.subscriptions[0].name=loyalty"}, "target"},
+		"a password for everyone to read":  {[]string{"events.enabled=true", "events.subscriptions[0].name=a", "events.subscriptions[0].target=amqps://u:p@b.example.com"}, "put it into a Secret that events.secrets names"},
+		"a secret that is not mounted":     {append(sending(), "events.secrets={other}"), "is read from the Secret nats, which is not mounted: add it to events.secrets"},
+		"events in too little memory":      {append(sending(), "events.resources.limits.memory=64Mi"), "needs 128Mi"},
+		"too many with those of events":    {append(sending(), "autoscaling.maxReplicas=23"), "12 connections of the processes that send events"},
+		"a setting of events that is none": {append(sending(), "events.settings.MYTICKET_BATCH_TICKETS=5"), `is not a setting of "myticket events"`},
+		"a setting of events of the chart": {append(sending(), "events.settings.MYTICKET_SUBSCRIPTIONS_FILE=a"), "use events.subscriptions"},
+		"a label of events that selects":   {append(sending(), `events.podLabels.app\.kubernetes\.io/component=server`), "events.podLabels has"},
+		"an archive nowhere":               {[]string{"archive.enabled=true", "archive.keep=30d"}, "set archive.url"},
+		"an archive of nothing old":        {[]string{"archive.enabled=true", "archive.url=s3://b"}, "set archive.keep"},
+		"an archive's password":            {append(archiving(), "archive.url=s3://key:word@b/f"), "put the credentials into a Secret, and name it in archive.envFrom"},
+		"retention before the archive":     {append(archiving(), "archive.keep=5w", "retention.enabled=true", "retention.keep=30d"), "archive.keep (5w) is longer than retention.keep (30d)"},
+		"annotations of no account":        {append(archiving(), "archive.serviceAccountName=mine", "archive.serviceAccountAnnotations.role=r"), "uses the ServiceAccount mine, which the chart does not make"},
+		"an archive in a folder that goes": {append(archiving(), "archive.url=file:///archive"), "has no volume that outlives it"},
+		"an archive in too little memory":  {append(archiving(), "archive.resources.limits.memory=128Mi"), "writing Parquet needs 256Mi"},
+		"an archive kept forever":          {append(archiving(), "archive.keep=forever"), "keep"},
 		"a schedule of five fields":        {[]string{"database.cluster.backup.schedule=0 2 * * *"}, "schedule"},
 	} {
 		for _, helm := range helms {

@@ -55,6 +55,10 @@ func groups() []group {
 		{"${fullname}.reading", alerts(
 			errorJump(), newProductsLimited(), dialectsNotUnderstood(), backlog(), maintenanceFailing(), orderLinesBehind(),
 		)},
+		{"${fullname}.events", alerts(
+			eventsDown(), eventsBehind(), subscriptionFailing(), subscriptionPaused(), deadLetters(), eventsHeldBack(), outboxHeld(),
+			archiveBehind(), archiveFailing(),
+		)},
 		{"${fullname}.database", alerts(
 			poolSaturated(), schemaBehind(), synchronousMissing(required), synchronousMissing(preferred), standbyMissing(),
 			volumeFilling(), archivingFailed(), backupFailed(),

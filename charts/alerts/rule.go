@@ -36,6 +36,8 @@ const (
 	preferred    condition = "synchronous-preferred" // the same, and dataDurability is preferred
 	hasStandbys  condition = "standbys"              // the Cluster has more than one instance
 	archivesLogs condition = "backup"                // the Cluster has backups
+	sendsEvents  condition = "events"                // events are sent
+	archives     condition = "archive"               // old partitions are archived
 )
 
 const (

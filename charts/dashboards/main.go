@@ -22,7 +22,7 @@ func main() {
 }
 
 func write(folder string) error {
-	for _, build := range []func() *dashboard.DashboardBuilder{tickets, service, postgres} {
+	for _, build := range []func() *dashboard.DashboardBuilder{tickets, service, events, postgres} {
 		board, err := build().Build()
 		if err != nil {
 			return fmt.Errorf("build: %w", err)

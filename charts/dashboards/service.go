@@ -6,6 +6,9 @@ import (
 	"github.com/grafana/grafana-foundation-sdk/go/dashboard"
 )
 
+// ofServers leaves out the processes that send events.
+const ofServers = `namespace="$namespace",pod!~".*-events-.*"`
+
 // quantiles are the queries for quantiles of a histogram.
 func quantiles(metric string, quantiles ...float64) []query {
 	var queries []query
@@ -45,7 +48,7 @@ func service() *dashboard.DashboardBuilder {
 		panel{
 			id: 3, title: "Servers", look: value, unit: count, warn: 2, alarm: 1,
 			about:   "Number of servers that Prometheus reaches.",
-			queries: []query{{`count(myticket_build_info{namespace="$namespace"})`, "servers"}},
+			queries: []query{{`count(myticket_build_info{` + ofServers + `})`, "servers"}},
 			alerts:  []string{"MyticketDown", "MyticketServerDown"},
 		},
 		panel{
@@ -236,7 +239,7 @@ func service() *dashboard.DashboardBuilder {
 			id: 52, title: "Servers", look: sheet, unit: count,
 			about: "The version of each server, how long it has been up, and its restarts in the time range.",
 			queries: []query{
-				{`max by (pod, version) (myticket_build_info{namespace="$namespace"})`, "up"},
+				{`max by (pod, version) (myticket_build_info{` + ofServers + `})`, "up"},
 				{`max by (pod) (time() - process_start_time_seconds{namespace="$namespace",pod=~"$servers"})`, "up for (s)"},
 				{`max by (pod) (changes(process_start_time_seconds{namespace="$namespace",pod=~"$servers"}[$__range]))`, "restarts"},
 			},
@@ -269,6 +272,6 @@ func service() *dashboard.DashboardBuilder {
 			alerts: []string{"MyticketOrderLinesBehind"},
 		},
 	)
-	return board.WithVariable(choice("servers", "Servers", `label_values(myticket_build_info{namespace="$namespace"}, pod)`).
+	return board.WithVariable(choice("servers", "Servers", `label_values(myticket_build_info{`+ofServers+`}, pod)`).
 		Multi(true).IncludeAll(true))
 }

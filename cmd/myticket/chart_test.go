@@ -9,16 +9,21 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestChart_KnowsEverySetting keeps the list of settings by which the chart refuses misspelled ones.
+// TestChart_KnowsEverySetting keeps the lists of settings by which the chart refuses misspelled ones.
 func TestChart_KnowsEverySetting(t *testing.T) {
 	t.Parallel()
-	const list = "../../charts/myticket/settings.txt"
+	knowsSettings(t, "serve", "../../charts/myticket/settings.txt")
+	knowsSettings(t, "events", "../../charts/myticket/settings-events.txt")
+}
+
+func knowsSettings(t *testing.T, command, list string) {
+	t.Helper()
 	parser, err := kong.New(&cli{}, kong.Name("myticket"))
 	require.NoError(t, err)
-	serve, err := parser.Parse([]string{"serve"})
+	parsed, err := parser.Parse([]string{command})
 	require.NoError(t, err)
 	var b strings.Builder
-	for _, flags := range serve.Selected().AllFlags(true) {
+	for _, flags := range parsed.Selected().AllFlags(true) {
 		for _, f := range flags {
 			for _, name := range f.Envs {
 				if strings.HasPrefix(name, "MYTICKET_") {

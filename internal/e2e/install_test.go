@@ -250,10 +250,12 @@ func TestManifests_AreAcceptedByTheAPIServer(t *testing.T) {
 		"networkPolicy.enabled=true", "retention.enabled=true", "monitoring.podMonitor.enabled=true", "httpRoute.enabled=true",
 		"httpRoute.parentRefs[0].name=traefik,httpRoute.parentRefs[0].namespace=traefik", "sources.secretName=sources",
 		"ingress.sources={shop-1,shop-2}", "httpRoute.sources={shop-1,shop-2}", "ingress.tls[0].secretName=tls", "imagePullSecrets[0].name=registry", "priorityClassName=",
+		"events.enabled=true", "events.subscriptions[0].name=erp,events.subscriptions[0].target=https://erp.example.com/events",
+		"events.secrets={erp}", "archive.enabled=true", "archive.url=s3://tickets?region=eu-central-1", "archive.keep=30d",
 		"settings.MYTICKET_BATCH_TICKETS=512", "extraEnv[0].name=A,extraEnv[0].value=b", "spool.storageClass=standard",
 	}
 	for name, set := range map[string][]string{
-		"hook": nil, "inline": {"database.mode=inline"}, "emptyDir": {"spool.type=emptyDir"},
+		"hook": nil, "another volume for the archive": {"archive.tmp.storageClass=standard"}, "inline": {"database.mode=inline"}, "emptyDir": {"spool.type=emptyDir"},
 		"external": {"database.mode=external", "database.external.secretName=x", "database.external.caSecretName=y"},
 		"autoscaling": {
 			"autoscaling.enabled=true", "autoscaling.maxReplicas=5", "resources.requests.cpu=1",

@@ -21,7 +21,8 @@ func TestRunbooks_CommandsWork(t *testing.T) {
 	t.Parallel()
 	r := newRelease(t, "runbooks", 15*time.Minute)
 	r.upgrade("helm", imageOne, "monitoring.podMonitor.enabled=true", "monitoring.prometheusRule.enabled=true",
-		"monitoring.dashboards.enabled=true", "monitoring.runbookURL=https://git.example.com/runbooks")
+		"monitoring.dashboards.enabled=true", "monitoring.runbookURL=https://git.example.com/runbooks",
+		"events.enabled=true", "events.replicas=1", "events.resources.requests.cpu=20m")
 	r.routed()
 	client := newClient()
 	for _, body := range []string{"Order: 1\nVAT: 1\nTotal: 10\n\nproduct,product_id,price\nTea,t,10\n", "unreadable"} {

@@ -13,6 +13,7 @@ The rules of alerts.yaml that this release needs, with its names and values. ale
   "cluster" $cluster
   "servers" (printf $series $fullname)
   "instances" (printf $series $cluster)
+  "events" (printf "namespace=%q,pod=~\"%s-events-.+\"" .Release.Namespace $fullname)
   "objectives.availability" $monitoring.objectives.availability
   "objectives.latency" $monitoring.objectives.latency
   "synchronous.number" (int $database.synchronous.number)
@@ -28,7 +29,9 @@ The rules of alerts.yaml that this release needs, with its names and values. ale
   "synchronous-required" (and $synchronous $required)
   "synchronous-preferred" (and $synchronous (not $required))
   "standbys" (and $hasCluster (gt (int $database.instances) 1))
-  "backup" (and $hasCluster $database.backup.enabled) }}
+  "backup" (and $hasCluster $database.backup.enabled)
+  "events" .Values.events.enabled
+  "archive" .Values.archive.enabled }}
 
 {{- $text := .Files.Get "alerts.yaml" }}
 {{- range $name, $value := $values }}

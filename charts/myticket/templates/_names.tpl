@@ -25,11 +25,11 @@ app.kubernetes.io/managed-by: {{ .context.Release.Service }}
 {{- end }}
 {{- end }}
 
-{{/* Metadata of the pods of Jobs: (dict "context" $ "component" "migrate"). */}}
+{{/* Metadata of the pods of Jobs: (dict "context" $ "component" "migrate"), perhaps with more "labels". */}}
 {{- define "myticket.jobMetadata" -}}
 labels:
   {{- include "myticket.podLabels" . | nindent 2 }}
-  {{- with .context.Values.jobs.podLabels }}{{ toYaml . | nindent 2 }}{{ end }}
+  {{- with merge (dict) (.labels | default dict) (.context.Values.jobs.podLabels | default dict) }}{{ toYaml . | nindent 2 }}{{ end }}
 {{- with .context.Values.jobs.podAnnotations }}
 annotations: {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -146,6 +146,16 @@ https://kubernetes.io/docs/reference/using-api/server-side-apply/#field-manageme
 {{- else -}}
 {{- .Values.database.cluster.parameters.max_connections | default 100 | int -}}
 {{- end -}}
+{{- end }}
+
+{{/* The number of connections of the processes that send events. */}}
+{{- define "myticket.eventsConnections" -}}
+{{- if .Values.events.enabled }}{{ mul (.Values.events.replicas | int) (.Values.events.connectionsPerProcess | int) }}{{ else }}0{{ end -}}
+{{- end }}
+
+{{/* A time in days or weeks, such as 90d, in days. */}}
+{{- define "myticket.days" -}}
+{{- mul (regexFind "^[0-9]+" . | int) (hasSuffix "w" . | ternary 7 1) -}}
 {{- end }}
 
 {{/* A quantity such as 512Mi, in bytes: (dict "value" "512Mi" "name" "resources.limits.memory"). */}}

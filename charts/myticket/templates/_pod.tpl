@@ -13,6 +13,35 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
+{{/*
+How the pods of a component are spread over zones and nodes: (dict "context" $ "component" "server" "affinity" values).
+Of several constraints that only ask (ScheduleAnyway), the scheduler heeds none on nodes that lack the label of one. Nodes often have no
+zone. So spreading over nodes, if possible, is an anti-affinity, which counts by itself.
+*/}}
+{{- define "myticket.spread" -}}
+{{- $how := .context.Values.topologySpread }}
+{{- $pods := include "myticket.selector" . | fromYaml }}
+{{- $spread := dict "topology.kubernetes.io/zone" $how.zone "kubernetes.io/hostname" $how.node }}
+{{- $affinity := deepCopy (.affinity | default dict) }}
+{{- if eq $how.node "ScheduleAnyway" }}
+{{- $_ := unset $spread "kubernetes.io/hostname" }}
+{{- $term := dict "weight" 100 "podAffinityTerm" (dict "topologyKey" "kubernetes.io/hostname" "labelSelector" (dict "matchLabels" $pods)) }}
+{{- $affinity = merge $affinity (dict "podAntiAffinity" (dict "preferredDuringSchedulingIgnoredDuringExecution" (list $term))) }}
+{{- end }}
+{{- $constraints := list }}
+{{- range $key, $when := $spread }}
+{{- if $when }}
+{{- $constraints = append $constraints (dict "maxSkew" 1 "topologyKey" $key "whenUnsatisfiable" $when "labelSelector" (dict "matchLabels" $pods)) }}
+{{- end }}
+{{- end }}
+{{- with $affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $constraints }}
+topologySpreadConstraints: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
 {{/* What the containers of our image have in common. */}}
 {{- define "myticket.containerBasics" -}}
 image: {{ include "myticket.image" . | quote }}
@@ -69,7 +98,7 @@ mounted and not the URI: the operator sets a new password in Postgres as soon as
   value: /etc/myticket/sources/sources.json
 {{- end }}
 {{- include "myticket.testSourcesEnv" . | nindent 0 }}
-{{- include "myticket.memoryEnv" . | nindent 0 }}
+{{- include "myticket.memoryEnv" (dict "resources" .Values.resources "name" "resources") | nindent 0 }}
 {{- if include "myticket.peersAreProxies" . }}
 - name: MYTICKET_MAX_CONNECTIONS_PER_PEER
   value: "0"
@@ -130,11 +159,14 @@ MYTICKET_PEER_HEADER the server knows the address of the sender, and limits each
   value: {{ prepend (.Values.test.otherSources | default list) .Values.test.source | join "," | quote }}
 {{- end }}
 
-{{/* GOMEMLIMIT is 90 % of a container's memory limit, so that Go collects garbage before the kernel kills the process. */}}
+{{/*
+GOMEMLIMIT is 90 % of a container's memory limit, so that Go collects garbage before the kernel kills the process:
+(dict "resources" .Values.resources "name" "resources").
+*/}}
 {{- define "myticket.memoryEnv" -}}
-{{- with dig "limits" "memory" "" .Values.resources }}
+{{- with dig "limits" "memory" "" (.resources | default dict) }}
 - name: GOMEMLIMIT
-  value: {{ div (mul (include "myticket.bytes" (dict "value" . "name" "resources.limits.memory") | int64) 9) 10 | quote }}
+  value: {{ div (mul (include "myticket.bytes" (dict "value" . "name" (printf "%s.limits.memory" $.name)) | int64) 9) 10 | quote }}
 {{- end }}
 {{- end }}
 
