@@ -272,14 +272,16 @@ func (c archiveRunCmd) apply(ctx context.Context, turn *archiveTurn, by postgres
 		if err == nil && why == "" {
 			var detached postgres.Detached
 			detached, err = turn.store.DetachPartition(ctx, by, turn.run.Holder, p, postgres.DropEven{
-			Unfinished: c.Unfinished == "archive", Undelivered: c.Undelivered,
-		})
+				Unfinished: c.Unfinished == "archive", Undelivered: c.Undelivered,
+			})
 			switch {
 			case err == nil:
 				finish(detached.Part, detached.Kept)
 				continue
 			case errors.Is(err, postgres.ErrNoPartition):
 				why, err = "gone: another process has dropped it", nil
+			case errors.Is(err, postgres.ErrUndelivered): // a subscription was made or restored in the meantime
+				why, err = "kept: "+err.Error(), nil
 			case errors.Is(err, postgres.ErrManyUnfinished), errors.Is(err, postgres.ErrOnlyUnfinished):
 				why, err = "kept: "+err.Error()+" (--unfinished archive takes them along)", nil
 			default:

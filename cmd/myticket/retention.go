@@ -20,10 +20,10 @@ type retentionCmd struct {
 	databaseFlags
 	outputFlags
 	personFlags
-	Keep           span `required:"" env:"MYTICKET_RETENTION_KEEP" placeholder:"TIME" help:"How long to keep tickets, in days or weeks: 90d, 12w; at least 1d. There is no default. A partition is dropped when its whole period is older."`
-	Apply          bool `help:"Drop and delete. Without this flag, only show what would be dropped and deleted."`
-	DropUnfinished bool `help:"Also drop partitions that hold TO_TREAT or ERROR tickets."`
-	Undelivered    bool `help:"Also drop partitions of a time that a subscription has not got all events about. It never gets those."`
+	Keep           span   `required:"" env:"MYTICKET_RETENTION_KEEP" placeholder:"TIME" help:"How long to keep tickets, in days or weeks: 90d, 12w; at least 1d. There is no default. A partition is dropped when its whole period is older."`
+	Apply          bool   `help:"Drop and delete. Without this flag, only show what would be dropped and deleted."`
+	DropUnfinished bool   `help:"Also drop partitions that hold TO_TREAT or ERROR tickets."`
+	Undelivered    bool   `help:"Also drop partitions of a time that a subscription has not got all events about. It never gets those."`
 	Archive        string `env:"MYTICKET_ARCHIVE" group:"Archive" placeholder:"URL" help:"The archive (docs/archive.md). If it is given, or if anything was ever archived, partitions are dropped by myticket archive run and not by this command."`
 	DropUnarchived bool   `help:"Also drop partitions that are not archived, although there is an archive."`
 }

@@ -42,9 +42,9 @@ const (
 	ActionReplayDeadLetters = "dead_letters.replay"
 	ActionDeleteDeadLetters = "dead_letters.delete"
 
-	ActionArchive   = "archive"
-	ActionRestore   = "archive.restore"
-	ActionRelease   = "archive.release"
+	ActionArchive = "archive"
+	ActionRestore = "archive.restore"
+	ActionRelease = "archive.release"
 )
 
 // AuditEntry is a change that a person makes.
