@@ -320,6 +320,11 @@ func TestDoctor_SaysWhatIsWrongWithTheDatabase(t *testing.T) {
 			[]string{`ALTER TABLE dialects DISABLE TRIGGER only_added`, `DELETE FROM dialects`}, nil,
 			"dialects", isWarning, "does not understand the dialects of shop-1", "MyticketDialectsNotUnderstood",
 		},
+		{
+			"a subscription that is paused", []string{`INSERT INTO subscriptions (name, target, paused_at, paused_why) VALUES ('erp', 'https://h/', now(), 'no more')`},
+			[]string{`DELETE FROM subscriptions`}, nil,
+			"subscriptions", isWarning, "erp is paused (no more)", "",
+		},
 	} {
 		p.exec(t, wrong.breaks...)
 		d := diagnose(t, append(args, wrong.args...)...)
@@ -549,7 +554,7 @@ func TestDoctor_ArgumentsThatCannotBe_AreNamed(t *testing.T) {
 func TestDoctor_ExitCodes(t *testing.T) {
 	t.Parallel()
 	all := "--skip=settings,sources,memory,open_files,database,encryption,clock,schema,rights,partitions,durability,standbys,connections," +
-		"timeouts,size,backlog,errors,order_lines,dialects,server"
+		"timeouts,size,backlog,errors,order_lines,dialects,subscriptions,server"
 	for want, args := range map[int][]string{
 		0: away(all, "--skip=spool"),
 		1: away(all, "--spool-dir=/nowhere/at/all"),
