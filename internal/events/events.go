@@ -65,7 +65,7 @@ var (
 )
 
 // RetryAfter is an error of a target that says when to try again.
-type RetryAfter struct {
+type RetryAfter struct { //nolint:errname // what it says is more than that something failed
 	After time.Duration
 	Err   error
 }

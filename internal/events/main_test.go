@@ -240,9 +240,9 @@ func entry(tb testing.TB, source, body string) *intake.Entry {
 	return e
 }
 
-func entryAt(t *testing.T, at time.Time, source, body string) *intake.Entry {
+func entryAt(t *testing.T, at time.Time, body string) *intake.Entry {
 	t.Helper()
-	e := entry(t, source, body)
+	e := entry(t, ticket.DefaultSource, body)
 	ids := ticket.IDs{Now: func() time.Time { return at }}
 	var err error
 	e.Ticket.ID, e.Ticket.ReceivedAt, err = ids.New()
@@ -266,10 +266,10 @@ func (b *testBundle) save(t *testing.T, entries ...*intake.Entry) (ids []string)
 }
 
 // orders saves tickets with some order numbers, each by itself.
-func (b *testBundle) orders(t *testing.T, source string, orders ...string) (ids []string) {
+func (b *testBundle) orders(t *testing.T, orders ...string) (ids []string) {
 	t.Helper()
 	for _, order := range orders {
-		ids = append(ids, b.save(t, entry(t, source, body(order, "Café,a,2")))...)
+		ids = append(ids, b.save(t, entry(t, ticket.DefaultSource, body(order, "Café,a,2")))...)
 	}
 	return ids
 }

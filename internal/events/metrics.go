@@ -46,16 +46,20 @@ func newMetrics(registry prometheus.Registerer) metrics {
 			"Time of receipt that a replay still has to go through; 0 if there is none."),
 		held: with.NewGauge(prometheus.GaugeOpts{
 			Name: "myticket_events_snapshot_held_seconds",
-			Help: "How long the oldest transaction of the database server has been under way, as seen by this process. Events about what " +
-				"was stored after it began wait for its end.",
+			Help: "How long the oldest transaction of the database server has been under way, as seen by this process. Events about " +
+				"what was stored after it began wait for its end.",
 		}),
 		shown: map[string]bool{},
 	}
 }
 
-// vectors returns all metrics that have the name of a subscription.
-func (m *metrics) vectors() []interface{ DeleteLabelValues(...string) bool } {
-	return []interface{ DeleteLabelValues(...string) bool }{
+// vector is a metric that has the name of a subscription.
+type vector interface {
+	DeleteLabelValues(values ...string) bool
+}
+
+func (m *metrics) vectors() []vector {
+	return []vector{
 		m.lag, m.waiting, m.paused, m.failing, m.letters, m.replays, m.sent, m.failures, m.rejected, m.missing,
 	}
 }

@@ -29,7 +29,7 @@ type SenderConfig struct {
 	// Look is how often it looks for subscriptions. Defaults to 1 s.
 	Look time.Duration
 
-	// Poll is how often it looks for events while there are none. Defaults to 200 ms.
+	// Poll is how soon it looks for events after there were none, and after five times as long at the latest. Defaults to 200 ms.
 	Poll time.Duration
 
 	// Count is how often it counts what waits, for the metrics. Defaults to 10 s.

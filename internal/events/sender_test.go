@@ -28,11 +28,11 @@ var errAway = errors.New("connection refused")
 func TestSender_SendsWhatIsStored_InItsOrder_AndNotesIt(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	before := b.orders(t, "default", "0")
+	before := b.orders(t, "0")
 	b.subscribe(t, "erp", func(s *events.Subscription) { s.Body = true })
-	ids := b.orders(t, "default", "1", "2", "3")
+	ids := b.orders(t, "1", "2", "3")
 	stop := b.run(t, b.config(t))
-	ids = append(ids, b.orders(t, "default", "4")...)
+	ids = append(ids, b.orders(t, "4")...)
 	await(t, "all events", func() bool { return b.sink.has("erp", ids...) && b.state(t, "erp").Delivered == 4 })
 	stop()
 	var got []string
@@ -132,7 +132,9 @@ func TestSender_ProcessesThatAreKilledAtAnyMoment_LoseNothing_AndKeepTheOrderOfA
 					entries[j] = entry(t, fmt.Sprintf("till-%d", rand.N(4)), body(fmt.Sprintf("%d-%d-%d", w, i, j), "Café,a,2"))
 				}
 				_, err := b.store.Save(t.Context(), intake.Batch{Entries: entries})
-				assert.NoError(t, err)
+				if !assert.NoError(t, err) { //nolint:testifylint // require may not be called here
+					return
+				}
 				time.Sleep(time.Duration(rand.N(20)) * time.Millisecond)
 			}
 		})
@@ -157,11 +159,11 @@ func TestSender_OfAProcessThatWasKilled_AnotherTakesItsSubscriptionsAfterTheLeas
 	config, store := b.config(t), &killable{Store: b.store}
 	config.Store = store
 	kill := b.run(t, config)
-	ids := b.orders(t, "default", "1")
+	ids := b.orders(t, "1")
 	await(t, "the first process sends", func() bool { return b.sink.has("erp", ids...) })
 	store.dead.Store(true)
 	kill()
-	ids = b.orders(t, "default", "2")
+	ids = b.orders(t, "2")
 	b.run(t, b.config(t))
 	await(t, "the second process sends", func() bool { return b.sink.has("erp", ids...) })
 }
@@ -266,7 +268,7 @@ func TestSender_AnEventThatFailsAlone_WaitsForAnotherBeforeItIsADeadLetter(t *te
 	t.Parallel()
 	b := setup(t)
 	b.subscribe(t, "erp", onlyTickets)
-	ids := b.orders(t, "default", "1")
+	ids := b.orders(t, "1")
 	b.sink.failing(func(_ string, e events.Event) error {
 		if e.ID == ids[0] {
 			return errors.New("no")
@@ -276,7 +278,7 @@ func TestSender_AnEventThatFailsAlone_WaitsForAnotherBeforeItIsADeadLetter(t *te
 	b.run(t, b.config(t))
 	await(t, "it is tried often", func() bool { return b.sink.triesOf(ids[0]) > 10 })
 	require.Zero(t, b.state(t, "erp").DeadLetters)
-	other := b.orders(t, "default", "2")
+	other := b.orders(t, "2")
 	await(t, "the other one", func() bool { return b.sink.has("erp", other...) && b.state(t, "erp").Waiting == 0 })
 	assert.Equal(t, 1, b.state(t, "erp").DeadLetters)
 }
@@ -292,7 +294,7 @@ func TestSender_RetryAfter_IsObeyed(t *testing.T) {
 		}
 		return nil
 	})
-	ids := b.orders(t, "default", "1")
+	ids := b.orders(t, "1")
 	b.run(t, b.config(t))
 	await(t, "the event", func() bool { return b.sink.has("erp", ids...) })
 	assert.GreaterOrEqual(t, times[1].Sub(times[0]), 400*time.Millisecond)
@@ -303,7 +305,7 @@ func TestSender_ATargetThatWantsNoMore_PausesItsSubscription(t *testing.T) {
 	b := setup(t)
 	b.subscribe(t, "erp", onlyTickets)
 	b.sink.failing(func(string, events.Event) error { return fmt.Errorf("410 Gone: %w", events.ErrGone) })
-	ids := b.orders(t, "default", "1")
+	ids := b.orders(t, "1")
 	b.run(t, b.config(t))
 	await(t, "it is paused", func() bool { return b.state(t, "erp").Paused != nil })
 	assert.Contains(t, b.state(t, "erp").PausedWhy, "410 Gone")
@@ -319,7 +321,7 @@ func TestSender_WithTooManyDeadLetters_PausesTheSubscription(t *testing.T) {
 	b.exec(t, `INSERT INTO dead_letters (subscription, event, type, ticket_id, attempts, reason)
 		SELECT 'erp', 'e' || n, 'ticket.treated', gen_random_uuid(), 1, 'no' FROM generate_series(1, $1) n`, events.MaxDeadLetters)
 	b.sink.failing(func(string, events.Event) error { return events.ErrRejected })
-	ids := b.orders(t, "default", "1")
+	ids := b.orders(t, "1")
 	b.run(t, b.config(t))
 	await(t, "it is paused", func() bool { return b.state(t, "erp").Paused != nil })
 	is := b.state(t, "erp")
@@ -339,14 +341,14 @@ func TestSender_PauseResumeDelete_WhileItSends(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	config.Registry = registry
 	b.run(t, config)
-	first := b.orders(t, "default", "1")
+	first := b.orders(t, "1")
 	await(t, "both send", func() bool { return b.sink.has("erp", first...) && b.sink.has("gone", first...) })
 	require.NoError(t, b.store.PauseSubscription(t.Context(), tester, "erp"))
 	require.NoError(t, b.store.DeleteSubscription(t.Context(), tester, "gone"))
 	await(t, "both are left", func() bool {
 		return one[bool](t, b, `SELECT count(*) FILTER (WHERE held_until > now()) = 0 FROM outbox_readers`)
 	})
-	second := b.orders(t, "default", "2")
+	second := b.orders(t, "2")
 	time.Sleep(200 * time.Millisecond)
 	assert.Len(t, b.sink.of("erp"), 1)
 	assert.Equal(t, 1, b.state(t, "erp").Waiting)
@@ -373,13 +375,13 @@ func TestSender_ASubscriptionThatChanged_IsOpenedAnew(t *testing.T) {
 		return fakeTarget{b.sink, sub.Target}, nil
 	}
 	b.run(t, config)
-	first := b.orders(t, "default", "1")
+	first := b.orders(t, "1")
 	await(t, "the first target", func() bool { return b.sink.has("https://one.example/", first...) })
 	sub.Target = "https://two.example/"
 	_, err = b.store.DeclareSubscriptions(t.Context(), tester, []events.Subscription{sub})
 	require.NoError(t, err)
 	require.Eventually(t, func() bool {
-		b.orders(t, "default", "2")
+		b.orders(t, "2")
 		return len(b.sink.of("https://two.example/")) > 0
 	}, 30*time.Second, 50*time.Millisecond)
 }
@@ -400,7 +402,7 @@ func TestSender_ATargetThatCannotBeOpened_FailsVisibly_AndIsTriedAgain(t *testin
 	await(t, "it fails", func() bool { return b.state(t, "erp").FailingSince != nil })
 	assert.Equal(t, events.NotOpened+"the secret is not there", b.state(t, "erp").Failure)
 	await(t, "it works, without an event", func() bool { return b.state(t, "erp").FailingSince == nil })
-	ids := b.orders(t, "default", "1")
+	ids := b.orders(t, "1")
 	await(t, "the event", func() bool { return b.sink.has("erp", ids...) })
 }
 
@@ -410,7 +412,7 @@ func TestSender_Replay_SendsATimeAgain_WithNewEventsBetween(t *testing.T) {
 	start := time.Now().UTC().Add(-2 * time.Hour).Truncate(time.Millisecond)
 	var entries []*intake.Entry
 	for i := range 3000 {
-		entries = append(entries, entryAt(t, start.Add(time.Duration(i)*time.Second), "default", body(fmt.Sprint(i+1), "Café,a,2")))
+		entries = append(entries, entryAt(t, start.Add(time.Duration(i)*time.Second), body(fmt.Sprint(i+1), "Café,a,2")))
 	}
 	ids := b.save(t, entries...)
 	b.subscribe(t, "erp", onlyTickets)
@@ -418,7 +420,7 @@ func TestSender_Replay_SendsATimeAgain_WithNewEventsBetween(t *testing.T) {
 	var between []string
 	b.sink.failing(func(_ string, e events.Event) error { // called with the sink locked
 		if e.ID == ids[200] && between == nil {
-			between = b.orders(t, "default", "live")
+			between = b.orders(t, "live")
 		}
 		return nil
 	})
@@ -439,7 +441,7 @@ func TestSender_AReplayThatIsOrderedAnew_TakesThePlaceOfTheOther(t *testing.T) {
 	b := setup(t)
 	start := time.Now().UTC().Add(-2 * time.Hour).Truncate(time.Millisecond)
 	b.subscribe(t, "erp", onlyTickets)
-	ids := b.save(t, entryAt(t, start, "default", body("1", "Café,a,2")), entryAt(t, start.Add(time.Minute), "default", body("2", "Café,a,2")))
+	ids := b.save(t, entryAt(t, start, body("1", "Café,a,2")), entryAt(t, start.Add(time.Minute), body("2", "Café,a,2")))
 	b.run(t, b.config(t))
 	await(t, "the events", func() bool { return b.sink.has("erp", ids...) })
 	for i := range 3 { // the same time again and again
@@ -495,9 +497,9 @@ func TestSender_TicketsWithOldIDs_ArriveLikeOthers(t *testing.T) {
 	b := setup(t)
 	b.subscribe(t, "erp", onlyTickets)
 	b.run(t, b.config(t))
-	ids := b.orders(t, "default", "1")
+	ids := b.orders(t, "1")
 	await(t, "a new one", func() bool { return b.sink.has("erp", ids...) })
-	ids = b.save(t, entryAt(t, time.Now().Add(-72*time.Hour), "default", body("2", "Café,a,2"))) // it was in a spool
+	ids = b.save(t, entryAt(t, time.Now().Add(-72*time.Hour), body("2", "Café,a,2"))) // it was in a spool
 	await(t, "an old one", func() bool { return b.sink.has("erp", ids...) })
 }
 
@@ -514,7 +516,7 @@ func TestSender_ATransactionThatIsOpenForLong_DelaysEvents_AndLosesNone(t *testi
 	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
 	_, err = tx.Exec(t.Context(), `SELECT pg_current_xact_id()`)
 	require.NoError(t, err)
-	ids := b.orders(t, "default", "1", "2")
+	ids := b.orders(t, "1", "2")
 	time.Sleep(500 * time.Millisecond)
 	assert.Empty(t, b.sink.of("erp"))
 	assert.Equal(t, 2, b.state(t, "erp").Waiting)
@@ -584,12 +586,12 @@ func TestSender_ProductsThatChange_AreTold_AlsoWhenTheyAreSettled(t *testing.T) 
 		return prices
 	}
 	now := time.Now()
-	wrong := entryAt(t, now.Add(-10*time.Minute), "default", body("2", "x,a,9"))
-	b.save(t, entryAt(t, now.Add(-20*time.Minute), "default", body("1", "x,a,1")))
+	wrong := entryAt(t, now.Add(-10*time.Minute), body("2", "x,a,9"))
+	b.save(t, entryAt(t, now.Add(-20*time.Minute), body("1", "x,a,1")))
 	await(t, "a new product", func() bool { return slices.Equal(prices(), []string{"1"}) })
 	b.save(t, wrong)
 	await(t, "a new price", func() bool { return slices.Equal(prices(), []string{"1", "9"}) })
-	b.save(t, entryAt(t, now.Add(-9*time.Minute), "default", body("3", "x,a,9")))
+	b.save(t, entryAt(t, now.Add(-9*time.Minute), body("3", "x,a,9")))
 	settle := func() {
 		for n, err := b.store.SettleProducts(t.Context(), 0, 100); n > 0; n, err = b.store.SettleProducts(t.Context(), 0, 100) {
 			require.NoError(t, err)
@@ -617,7 +619,7 @@ func TestSender_TicketsThatAreGone_AreCounted_AndHoldUpNothing(t *testing.T) {
 	gone := entry(t, "default", body("1", "Café,a,2"))
 	b.save(t, gone)
 	b.exec(t, `DELETE FROM tickets`)
-	ids := b.orders(t, "default", "2")
+	ids := b.orders(t, "2")
 	config := b.config(t)
 	registry := prometheus.NewRegistry()
 	config.Registry = registry

@@ -52,6 +52,7 @@ const (
 	keepAgain     = 200 * time.Millisecond
 	keepMargin    = 2 * time.Second // nothing is sent in the last seconds of a lease that could not be kept
 	maxRetryAfter = time.Hour
+	slowestPoll   = 5      // of SenderConfig.Poll, while nothing comes
 	maxPassed     = 10_000 // chunks without events that are passed by while an event of one before does not go through
 )
 
@@ -204,6 +205,7 @@ func (w *worker) keep(ctx context.Context, kept time.Time, lost context.CancelCa
 
 // read reads chunks until ctx ends.
 func (w *worker) read(ctx context.Context) error {
+	pause := w.sender.config.Poll
 	for {
 		chunk, err := w.reader.Next(ctx)
 		if ctx.Err() != nil {
@@ -213,9 +215,11 @@ func (w *worker) read(ctx context.Context) error {
 			return err
 		}
 		if chunk.Place == nil {
-			wait(ctx, w.sender.config.Poll)
+			wait(ctx, pause)
+			pause = min(2*pause, slowestPoll*w.sender.config.Poll)
 			continue
 		}
+		pause = w.sender.config.Poll
 		select {
 		case <-ctx.Done():
 			return nil
@@ -226,7 +230,7 @@ func (w *worker) read(ctx context.Context) error {
 
 // send sends what is read, until ctx ends.
 func (w *worker) send(ctx, sending context.Context) error {
-	for {
+	for !over(ctx) {
 		select {
 		case <-ctx.Done():
 			return nil
@@ -238,11 +242,12 @@ func (w *worker) send(ctx, sending context.Context) error {
 		if err := w.deliver(ctx, sending); err != nil {
 			return err
 		}
-		if ctx.Err() != nil {
-			return nil
-		}
 	}
+	return nil
 }
+
+// over reports whether ctx has ended.
+func over(ctx context.Context) bool { return ctx.Err() != nil }
 
 // take adds a chunk to those that are being sent.
 func (w *worker) take(chunk Chunk) {
@@ -262,7 +267,7 @@ func (w *worker) deliver(ctx, sending context.Context) error {
 		if err := w.land(ctx); err != nil {
 			return err
 		}
-		if len(w.waiting) == 0 || ctx.Err() != nil {
+		if len(w.waiting) == 0 || over(ctx) {
 			return nil
 		}
 		some := w.waiting
@@ -369,8 +374,8 @@ func (w *worker) attempt(ctx context.Context, some []*item) (took int, err error
 		return 0, fmt.Errorf("the target answered for %d of %d events", len(errs), len(batch))
 	}
 	var gone error
-	for i, failed := range errs {
-		switch it := some[i]; {
+	for i, it := range some {
+		switch failed := errs[i]; {
 		case failed == nil:
 			it.of.left--
 			it.of.delivery.Delivered++

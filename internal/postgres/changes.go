@@ -380,7 +380,9 @@ func (r *bulkRun) batch(ctx context.Context) (changed int, more bool, err error)
 // about changeBytes. The statement returns how many it changed, and the place of the last one. It returns no row if there was
 // none.
 //
-// It notes them in the outbox. It locks the tickets in the order of their places, so that two such statements cannot deadlock. It does not change a ticket
+// It notes them in the outbox.
+//
+// It locks the tickets in the order of their places, so that two such statements cannot deadlock. It does not change a ticket
 // that another process has changed meanwhile, because Postgres checks the status again after it has the lock
 // (https://www.postgresql.org/docs/current/transaction-iso.html#XACT-READ-COMMITTED). The condition on the status in the
 // UPDATE is a second safeguard. It is written differently from the first on purpose: otherwise Postgres might join the picked

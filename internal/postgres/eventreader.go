@@ -144,8 +144,8 @@ func (r *eventReader) Take(ctx context.Context) (bool, error) {
 	var place uint64
 	var free, here bool
 	err = r.store.pool.QueryRow(short, readerPlace, r.reader.name, r.reader.me).Scan(&place, &free, &here)
-	if errors.Is(err, pgx.ErrNoRows) { // it was deleted
-		return false, nil
+	if errors.Is(err, pgx.ErrNoRows) {
+		return false, r.placeless(short)
 	}
 	if err == nil && free && !here {
 		long, cancel := context.WithTimeout(ctx, renumberTimeout)
@@ -153,6 +153,18 @@ func (r *eventReader) Take(ctx context.Context) (bool, error) {
 		err = r.store.renumberOutbox(long, r.reader.name)
 	}
 	return false, explain(doing, err)
+}
+
+// placeless returns an error if the subscription is there, but its place is not, which only happens if somebody deletes that.
+func (r *eventReader) placeless(ctx context.Context) error {
+	var there bool
+	err := r.store.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM subscriptions WHERE name = $1)
+		AND NOT EXISTS (SELECT FROM outbox_readers WHERE name = $2)`, r.sub.Name, r.reader.name).Scan(&there)
+	if err == nil && there {
+		return errors.New("its row of outbox_readers is gone, so it is not known which events it got, and it gets none: " +
+			"delete it and create it anew, and replay the time that is missing")
+	}
+	return explain("look for a subscription", err)
 }
 
 // keepReader only lengthens a lease that is there. One that is over and that nobody else took is there.

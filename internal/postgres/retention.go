@@ -185,7 +185,7 @@ func patiently(ctx context.Context, drop func() error) error {
 	}
 }
 
-// partitionToDrop returns a partition of tickets that has a range, the default partition, and the end of the range; NULL if it has
+// partitionToDrop returns a partition of tickets that has a range, the default partition, and the end of the range; NULL for
 // none.
 const partitionToDrop = `
 SELECT c.oid::regclass::text, coalesce(nullif(p.partdefid, 0)::regclass::text, ''),

@@ -216,7 +216,8 @@ func (s *Store) DeleteSubscription(ctx context.Context, by Person, name string) 
 }
 
 const replaySubscription = `
-UPDATE subscriptions SET replay_from = $2, replay_until = least($3, now()), replay_after = NULL WHERE name = $1 AND $2 < least($3, now())`
+UPDATE subscriptions SET replay_from = $2, replay_until = least($3, now()), replay_after = NULL
+WHERE name = $1 AND $2 < least($3, now())`
 
 // ReplaySubscription has the events about all tickets delivered again that were received from a time on, and before another one,
 // which is now at the latest. It takes the place of a replay that is under way. New events are delivered meanwhile. It returns
@@ -256,7 +257,8 @@ type declaredSubscription struct {
 	why              string
 }
 
-const selectDeclared = `SELECT name, target, settings, filter, body, declared, paused_at IS NOT NULL, paused_why FROM subscriptions`
+const selectDeclared = `
+SELECT name, target, settings, filter, body, declared, paused_at IS NOT NULL, paused_why FROM subscriptions ORDER BY name`
 
 // changeSubscription also has its senders open the target anew.
 const changeSubscription = `
@@ -320,7 +322,7 @@ func (d *declaration) load(ctx context.Context) error {
 	if _, err := d.tx.Exec(ctx, `SET LOCAL lock_timeout = '5s'; LOCK TABLE subscriptions IN SHARE ROW EXCLUSIVE MODE`); err != nil {
 		return err
 	}
-	rows, err := d.tx.Query(ctx, selectDeclared+` ORDER BY name`)
+	rows, err := d.tx.Query(ctx, selectDeclared)
 	if err != nil {
 		return err
 	}
