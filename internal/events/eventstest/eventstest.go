@@ -77,7 +77,9 @@ func RequireOrder(t testing.TB, batch []events.Event, bodies []string) {
 		}
 	}
 	for k := range want {
-		require.Equalf(t, len(want[k]), len(got[k]), "events of %s", k)
+		if len(want[k]) != len(got[k]) { // require.Len shows all of them
+			require.Failf(t, "events are missing", "of %s there are %d instead of %d", k, len(got[k]), len(want[k]))
+		}
 		for i := range want[k] {
 			require.Equalf(t, want[k][i], got[k][i], "event %d of %s", i, k)
 		}

@@ -19,9 +19,9 @@ func BenchmarkSend(b *testing.B) {
 		options []string
 	}{
 		{name: "one source", keys: []string{"shop-1"}},
-		{name: "100 sources", keys: many(100)},
+		{name: "100 sources", keys: hundred()},
 		{name: "one source, strict", keys: []string{"shop-1"}, options: []string{"order", "strict"}},
-		{name: "100 sources, strict", keys: many(100), options: []string{"order", "strict"}},
+		{name: "100 sources, strict", keys: hundred(), options: []string{"order", "strict"}},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			target := open(b, eventstest.Address(b, "nats://"+s.addr+"/tickets"), c.options...)
@@ -30,7 +30,7 @@ func BenchmarkSend(b *testing.B) {
 			b.SetBytes(int64(len(batch[0].JSON)))
 			b.ReportAllocs()
 			b.ResetTimer()
-			for chunk := range chunks(batch, 1000) {
+			for chunk := range chunks(batch) {
 				eventstest.RequireAll(b, target.Send(b.Context(), chunk))
 			}
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "events/s")
@@ -43,18 +43,18 @@ func BenchmarkSend(b *testing.B) {
 	}
 }
 
-func many(n int) []string {
-	keys := make([]string, n)
+func hundred() []string {
+	keys := make([]string, 100)
 	for i := range keys {
 		keys[i] = "shop-" + string(rune('a'+i/10)) + string(rune('a'+i%10))
 	}
 	return keys
 }
 
-func chunks(batch []events.Event, size int) func(yield func([]events.Event) bool) {
+func chunks(batch []events.Event) func(yield func([]events.Event) bool) {
 	return func(yield func([]events.Event) bool) {
 		for len(batch) > 0 {
-			n := min(size, len(batch))
+			n := min(1000, len(batch))
 			if !yield(batch[:n]) {
 				return
 			}

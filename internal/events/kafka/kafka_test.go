@@ -33,8 +33,8 @@ import (
 const runBroker = "MYTICKET_TEST_KAFKA"
 
 type brokerConfig struct {
-	Port   int
-	Folder string
+	Port   int    `json:"port"`
+	Folder string `json:"folder"`
 }
 
 func TestMain(m *testing.M) {
