@@ -477,9 +477,10 @@ func (e *examination) checkSubscriptions(ctx context.Context) finding {
 		}
 		return finding{
 			Status: isWarning, Found: some(wrong),
-			Means: "Tickets are stored. What is not delivered is kept in the database, takes space there, and keeps retention from dropping it.",
-			Do: "Look at it (myticket subscriptions list), see that \"myticket events\" runs and the target answers, and resume what is paused; " +
-				"delete a subscription that nobody needs.",
+			Means: "Tickets are stored. What is not delivered is kept in the database, takes space there, and keeps retention from " +
+				"dropping it.",
+			Do: "Look at it (myticket subscriptions list), see that \"myticket events\" runs and the target answers, and resume what " +
+				"is paused; delete a subscription that nobody needs.",
 		}
 	})
 }

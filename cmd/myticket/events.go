@@ -37,8 +37,8 @@ type eventsCmd struct {
 
 // Help is shown by --help.
 func (*eventsCmd) Help() string {
-	return "Several processes share the subscriptions. When one is killed, another one goes on within seconds; the last events may be " +
-		"sent twice then, with the same ids."
+	return "Several processes share the subscriptions. When one is killed, another one goes on within seconds; the last events " +
+		"may be sent twice then, with the same ids."
 }
 
 // Validate is called by kong.
@@ -236,8 +236,8 @@ func (d *declarer) declare(ctx context.Context) (done bool) {
 			"resumed", changes.Resumed, "paused", changes.Paused)
 	}
 	if err != nil && ctx.Err() == nil {
-		d.logger.Error("the subscriptions of the file are not all in the database; those that are there are served, and it is tried again",
-			"error", err)
+		d.logger.Error("the subscriptions of the file are not all in the database; those that are there are served, and it is tried "+
+			"again", "error", err)
 	}
 	return err == nil
 }

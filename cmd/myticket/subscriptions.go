@@ -56,8 +56,8 @@ type secretReference string
 func (r secretReference) Validate() error {
 	kind, name, _ := strings.Cut(string(r), ":")
 	if r != "" && (kind != "file" && kind != "env" || name == "") {
-		return errors.New("write file:PATH or env:NAME: where the process \"myticket events\" finds it. What was given is not shown, because " +
-			"it may be the secret itself")
+		return errors.New("write file:PATH or env:NAME: where the process \"myticket events\" finds it. What was given is not " +
+			"shown, because it may be the secret itself")
 	}
 	return nil
 }
@@ -308,8 +308,8 @@ type subscriptionsPauseCmd struct{ changeSubscriptionFlags }
 
 func (c subscriptionsPauseCmd) Run(ctx context.Context, std streams) error {
 	return c.change(ctx, std, func(store *postgres.Store, by postgres.Person) (string, error) {
-		return fmt.Sprintf("%s is paused. What is to be sent is kept in the database, and takes space there, until it is resumed or deleted.",
-			c.Name), store.PauseSubscription(ctx, by, string(c.Name))
+		return fmt.Sprintf("%s is paused. What is to be sent is kept in the database, and takes space there, until it is resumed "+
+			"or deleted.", c.Name), store.PauseSubscription(ctx, by, string(c.Name))
 	})
 }
 
@@ -398,7 +398,9 @@ func (c deadLettersCmd) Run(ctx context.Context, std streams) error {
 		if d.Attempts == 0 {
 			attempts = "again"
 		}
-		rows = append(rows, []string{strconv.FormatInt(d.ID, 10), c.stamp(d.At), d.Type, d.Ticket.String(), d.Product, attempts, d.Reason})
+		rows = append(rows, []string{
+			strconv.FormatInt(d.ID, 10), c.stamp(d.At), d.Type, d.Ticket.String(), d.Product, attempts, d.Reason,
+		})
 	}
 	return printTable(std.stdout, []string{"ID", "TIME", "TYPE", "TICKET", "PRODUCT", "ATTEMPTS", "REASON"}, rows)
 }

@@ -66,10 +66,10 @@ func TicketType(status ticket.Status) (string, error) {
 	}
 }
 
-// EncodeTicket returns the event about a ticket that was stored or changed at a time. It fails if the ticket has no known status.
+// EncodeTicket returns the event about a ticket that was stored or changed at a time. It fails if the status is not known.
 //
-// JSON is appended by hand, because the types of the CloudEvents SDK take about ten times as long (BenchmarkEncodeTicket). The tests
-// read it back with that SDK.
+// JSON is appended by hand, because the types of the CloudEvents SDK take about ten times as long (BenchmarkEncodeTicket). The
+// tests read it back with that SDK.
 func EncodeTicket(t *Ticket, at time.Time) (Event, error) {
 	kind, err := TicketType(t.Status)
 	if err != nil {

@@ -24,8 +24,8 @@ func Key(secret string) ([]byte, error) {
 	return key, nil
 }
 
-// Sum returns the signature of version 1: HMAC-SHA256 of a webhook's id, its time in Unix seconds, and its body. Unlike the module
-// of Standard Webhooks, it does not copy the body.
+// Sum returns the signature of version 1: HMAC-SHA256 of a webhook's id, its time in Unix seconds, and its body. Unlike the
+// module of Standard Webhooks, it does not copy the body.
 func Sum(key []byte, id, timestamp string, body []byte) []byte {
 	mac := hmac.New(sha256.New, key)
 	for _, part := range []string{id, ".", timestamp, "."} {
