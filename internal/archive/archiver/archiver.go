@@ -78,7 +78,6 @@ const (
 	StepReadBack = "read-back"
 	StepManifest = "manifest"
 	StepWritten  = "written"
-	StepVerified = "verified"
 	StepDrop     = "drop"
 )
 
@@ -419,7 +418,7 @@ func (w *partWriter) send(ctx context.Context, day time.Time, f archive.File, fi
 	if err := w.Step(StepUpload); err != nil {
 		return err
 	}
-	if _, err := file.Seek(0, io.SeekStart); err != nil {
+	if _, err := file.File.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
 	w.Progress("upload", w.manifest.Tickets, w.of)
@@ -568,11 +567,14 @@ func (a *Archiver) Corrections(ctx context.Context, m archive.Manifest) (all []a
 // Scratch is a temporary file that has no name any more, so nothing of it is left behind, however the process ends. It counts and
 // hashes what is written.
 type Scratch struct {
-	*os.File
+	File *os.File // not embedded: its other methods would write past the hash
 
 	n    int64
 	hash hash.Hash
 }
+
+// Close deletes the file.
+func (s *Scratch) Close() error { return s.File.Close() }
 
 // scratch makes a temporary file, if the disk has room for so many bytes.
 func (a *Archiver) scratch(need int64) (*Scratch, error) {
