@@ -229,8 +229,8 @@ func newPart(ctx context.Context, tx pgx.Tx, p OldPartition) (string, error) {
 	}
 }
 
-// lockPartition locks a partition of tickets that has a range, and all of tickets, as dropPartition says. It returns the partition
-// and the default one, quoted.
+// lockPartition locks a partition of tickets that has a range, and all of tickets, as dropPartition says. It returns the
+// partition and the default one, quoted.
 func lockPartition(ctx context.Context, tx pgx.Tx, name string, also bool) (partition, defaultPartition string, err error) {
 	settings := fmt.Sprintf(`SET LOCAL lock_timeout = '%dms'; SET LOCAL idle_in_transaction_session_timeout = '5s';
 		SET LOCAL synchronous_commit = 'local'; SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO'`, dropLockTimeout.Milliseconds())

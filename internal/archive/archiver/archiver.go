@@ -139,7 +139,8 @@ func (a *Archiver) Write(ctx context.Context, p archive.Part) (m archive.Manifes
 }
 
 // Confirm checks a verified part once more before its table is dropped: that its manifest is there unchanged, and all its files
-// with their sizes. It takes a moment, whatever the sizes are. If the archive does not have them, the part is not verified any more.
+// with their sizes. It takes a moment, whatever the sizes are. If the archive does not have them, the part is not verified any
+// more.
 func (a *Archiver) Confirm(ctx context.Context, p archive.Part) error {
 	m, sum, err := a.Manifest(ctx, p.Name)
 	if err == nil && !bytes.Equal(sum, p.ManifestSum) {
@@ -154,7 +155,8 @@ func (a *Archiver) Confirm(ctx context.Context, p archive.Part) error {
 	return err
 }
 
-// Manifest reads the manifest of a part, and returns the SHA-256 of it, too. It returns archive.ErrNoManifest or archive.ErrDamaged.
+// Manifest reads the manifest of a part, and returns the SHA-256 of it, too. It returns archive.ErrNoManifest or
+// archive.ErrDamaged.
 func (a *Archiver) Manifest(ctx context.Context, part string) (m archive.Manifest, sum []byte, err error) {
 	var text bytes.Buffer
 	_, err = a.Bucket.Get(ctx, archive.ManifestKey(part), &text)
