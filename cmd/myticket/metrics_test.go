@@ -35,6 +35,7 @@ func TestMetricsPage_ListsWhatAServerExports(t *testing.T) {
 	require.NoError(t, os.WriteFile(sources, []byte(`{"*": {}, "shop-1": {"hold": true}}`), 0o600))
 	b := setup(t, "--spool-dir", t.TempDir(), "--sources-file", sources)
 	b.exec(t, `INSERT INTO dialects (source, dialect, who, why) VALUES ('shop-1', '{}', 'tester', '')`)
+	b.exec(t, `UPDATE archive_runs SET began_at = now(), succeeded_at = now()`)
 	b.submit(t, "/ticket", sample(t))
 	b.submit(t, "/ticket", "unreadable")
 	var exposition answer
@@ -42,6 +43,7 @@ func TestMetricsPage_ListsWhatAServerExports(t *testing.T) {
 		exposition = b.get(t, b.internal+"/metrics")
 		return strings.Contains(string(exposition.body), "myticket_backlog_tickets") &&
 			strings.Contains(string(exposition.body), "myticket_order_lines_waiting_tickets") &&
+			strings.Contains(string(exposition.body), "myticket_archive_lag_seconds") &&
 			strings.Contains(string(exposition.body), "myticket_dialect_version")
 	})
 	parser := expfmt.NewTextParser(model.UTF8Validation)

@@ -240,6 +240,9 @@ func (c ticketsShowCmd) Run(ctx context.Context, std streams) error {
 	if c.Correction > 0 {
 		text, err := store.CorrectionText(ctx, c.ID, c.Correction)
 		if err != nil {
+			if found, archiveErr := c.fromArchive(ctx, std, store); found || archiveErr != nil {
+				return archiveErr
+			}
 			return err
 		}
 		_, err = std.stdout.Write(text)

@@ -1,8 +1,8 @@
 // Package archive says what an archive of tickets is: parts, their files and their manifests.
 //
 // A part is a partition of tickets that was detached. Its files are Parquet (package parquetfile), in a store of objects (package
-// bucket). Its manifest is written last, after all files were read back: what has no manifest is no archive. Package archiver does
-// it step by step.
+// bucket). Its manifest is written last, after all files were read back: what has no manifest is no archive. Package archiver
+// does it step by step.
 package archive
 
 import (
@@ -152,8 +152,8 @@ type File struct {
 // ManifestKey returns where the manifest of a part is. It is the same for every attempt, so there are never two.
 func ManifestKey(part string) string { return "manifests/" + part + ".json" }
 
-// FilePrefix returns how the keys of a part's files begin, of one kind and one day. The name of a part has no dot, so no other part
-// has files that begin so.
+// FilePrefix returns how the keys of a part's files begin, of one kind and one day. The name of a part has no dot, so no other
+// part has files that begin so.
 func FilePrefix(kind string, day time.Time, part string) string {
 	return fmt.Sprintf("%s/day=%s/part-%s.", kind, day.UTC().Format(time.DateOnly), part)
 }

@@ -116,8 +116,9 @@ type Maintainer struct {
 	// turn has one place, so that only one job runs, with one connection, at a time, and those that are aside.
 	turn chan struct{}
 
-	backlog  atomic.Pointer[counted[Backlog]]       // nil until it is known
-	lines    atomic.Pointer[counted[OutboxBacklog]] // of order lines; nil until it is known
+	backlog  atomic.Pointer[counted[Backlog]]        // nil until it is known
+	lines    atomic.Pointer[counted[OutboxBacklog]]  // of order lines; nil until it is known
+	archived atomic.Pointer[counted[ArchiveBacklog]] // nil until it is known
 	failures map[string]*atomic.Int64
 }
 
@@ -296,6 +297,10 @@ func (m *Maintainer) count(ctx context.Context) (more bool, err error) {
 	b, err := m.store.Backlog(ctx)
 	if err == nil {
 		m.backlog.Store(&counted[Backlog]{b, time.Now()})
+	}
+	archived, archiveErr := m.store.ArchiveBacklog(ctx)
+	if err = errors.Join(err, archiveErr); archiveErr == nil {
+		m.archived.Store(&counted[ArchiveBacklog]{archived, time.Now()})
 	}
 	if !m.config.OrderLines {
 		return false, err

@@ -124,6 +124,16 @@ var (
 		"Age of the oldest batch of tickets that is stored and not in order_lines yet; 0 for none. Absent without --order-lines.")
 	linesWaiting = describe("order_lines_waiting_tickets",
 		"Tickets that are stored and not in order_lines yet; those of at most 10000 batches are counted. Absent without --order-lines.")
+	archiveBehind = describe("archive_lag_seconds",
+		"Time since the oldest partition that is not archived was old enough to be (--keep of the last run); 0 for none. "+
+			"Absent if nothing was ever archived.")
+	archiveParts = describe("archive_parts",
+		"Parts of the archive by state: detached (in Postgres), verified (in both), archived or restored. "+
+			"Absent if nothing was ever archived.", "state")
+	archiveSuccess = describe("archive_last_success_timestamp_seconds",
+		"Time of the last run of the archive that succeeded. Absent if there was none.")
+	archiveFailures = describe("archive_failures_total",
+		"Runs of the archive that failed. Absent if nothing was ever archived.")
 	productsKnown     = describe("products", "Products in the product base, estimated by Postgres.")
 	productsUnsettled = describe("products_unsettled",
 		"Products whose name or price changed and was not compared with the newest tickets yet, which is done a minute later; "+
@@ -138,7 +148,7 @@ func (m *Maintainer) Describe(descriptions chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		poolConnections, poolMax, poolAcquires, poolWaits, poolWaited, poolGivenUp, poolOpened,
 		jobFailures, schemaVersion, schemaNeeded, schemaDirty, backlogTickets, backlogAge, backlogOverdue, backlogStrays,
-		linesLag, linesWaiting, productsKnown, productsUnsettled, productsOldest,
+		linesLag, linesWaiting, archiveBehind, archiveParts, archiveSuccess, archiveFailures, productsKnown, productsUnsettled, productsOldest,
 	} {
 		descriptions <- d
 	}
@@ -192,5 +202,16 @@ func (m *Maintainer) Collect(metrics chan<- prometheus.Metric) {
 	if lines := m.lines.Load(); lines.fresh() {
 		send(linesLag, prometheus.GaugeValue, lines.backlog.Oldest.Seconds())
 		send(linesWaiting, prometheus.GaugeValue, float64(lines.backlog.Tickets))
+	}
+	if archived := m.archived.Load(); archived.fresh() && archived.backlog.Configured {
+		b := archived.backlog
+		send(archiveBehind, prometheus.GaugeValue, b.Lag.Seconds())
+		send(archiveFailures, prometheus.CounterValue, float64(b.Failures))
+		for state, n := range b.Parts {
+			send(archiveParts, prometheus.GaugeValue, float64(n), string(state))
+		}
+		if !b.Success.IsZero() {
+			send(archiveSuccess, prometheus.GaugeValue, float64(b.Success.UnixMilli())/1000)
+		}
 	}
 }

@@ -1202,7 +1202,13 @@ func TestMigrations_RoleThatOwnsNothing_NeedsTheRightsThatTheDocsName(t *testing
 	require.Error(t, err)
 	exec(t, b, `GRANT DELETE ON products, ticket_lines TO `+role)
 	settle(t, &testBundle{store: server})
+	require.Error(t, server.DeleteOldCorrections(t.Context(), time.Now().AddDate(1, 0, 0)))
+	_, err = server.ArchiveBacklog(t.Context())
+	require.Error(t, err)
+	exec(t, b, `GRANT SELECT ON archives, archive_runs TO `+role)
 	require.NoError(t, server.DeleteOldCorrections(t.Context(), time.Now().AddDate(1, 0, 0)))
+	_, err = server.ArchiveBacklog(t.Context())
+	require.NoError(t, err)
 	require.Eventually(t, func() bool {
 		_, err := lines.Round(t.Context())
 		return assert.NoError(t, err) && waiting(t, b) == 0

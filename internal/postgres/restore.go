@@ -81,9 +81,9 @@ func (r *Restoring) flush(ctx context.Context) error {
 	return explain("restore part "+r.part.Name, err)
 }
 
-// Attach makes the table a partition of tickets, and notes that the part is restored. Tickets of that time that are there, such as
-// those that were kept because they were unfinished, go into it, if they are few. All traffic waits for that, for at most 2 s at a
-// time.
+// Attach makes the table a partition of tickets, and notes that the part is restored. Tickets of that time that are there, such
+// as those that were kept because they were unfinished, go into it, if they are few. All traffic waits for that, for at most 2 s
+// at a time.
 func (r *Restoring) Attach(ctx context.Context, by Person, holder uuid.UUID, corrections []archive.Correction) error {
 	if err := r.flush(ctx); err != nil {
 		return err

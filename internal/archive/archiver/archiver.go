@@ -78,7 +78,6 @@ const (
 	StepReadBack = "read-back"
 	StepManifest = "manifest"
 	StepWritten  = "written"
-	StepVerified = "verified"
 	StepDrop     = "drop"
 )
 
@@ -140,7 +139,8 @@ func (a *Archiver) Write(ctx context.Context, p archive.Part) (m archive.Manifes
 }
 
 // Confirm checks a verified part once more before its table is dropped: that its manifest is there unchanged, and all its files
-// with their sizes. It takes a moment, whatever the sizes are. If the archive does not have them, the part is not verified any more.
+// with their sizes. It takes a moment, whatever the sizes are. If the archive does not have them, the part is not verified any
+// more.
 func (a *Archiver) Confirm(ctx context.Context, p archive.Part) error {
 	m, sum, err := a.Manifest(ctx, p.Name)
 	if err == nil && !bytes.Equal(sum, p.ManifestSum) {
@@ -155,7 +155,8 @@ func (a *Archiver) Confirm(ctx context.Context, p archive.Part) error {
 	return err
 }
 
-// Manifest reads the manifest of a part, and returns the SHA-256 of it, too. It returns archive.ErrNoManifest or archive.ErrDamaged.
+// Manifest reads the manifest of a part, and returns the SHA-256 of it, too. It returns archive.ErrNoManifest or
+// archive.ErrDamaged.
 func (a *Archiver) Manifest(ctx context.Context, part string) (m archive.Manifest, sum []byte, err error) {
 	var text bytes.Buffer
 	_, err = a.Bucket.Get(ctx, archive.ManifestKey(part), &text)
@@ -419,7 +420,7 @@ func (w *partWriter) send(ctx context.Context, day time.Time, f archive.File, fi
 	if err := w.Step(StepUpload); err != nil {
 		return err
 	}
-	if _, err := file.Seek(0, io.SeekStart); err != nil {
+	if _, err := file.File.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
 	w.Progress("upload", w.manifest.Tickets, w.of)
@@ -568,11 +569,14 @@ func (a *Archiver) Corrections(ctx context.Context, m archive.Manifest) (all []a
 // Scratch is a temporary file that has no name any more, so nothing of it is left behind, however the process ends. It counts and
 // hashes what is written.
 type Scratch struct {
-	*os.File
+	File *os.File // not embedded: its other methods would write past the hash
 
 	n    int64
 	hash hash.Hash
 }
+
+// Close deletes the file.
+func (s *Scratch) Close() error { return s.File.Close() }
 
 // scratch makes a temporary file, if the disk has room for so many bytes.
 func (a *Archiver) scratch(need int64) (*Scratch, error) {

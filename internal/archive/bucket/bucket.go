@@ -1,4 +1,5 @@
-// Package bucket is the store of an archive: S3 and what speaks its protocol, Google Cloud Storage, Azure Blob Storage, or a folder.
+// Package bucket is the store of an archive: S3 and what speaks its protocol, Google Cloud Storage, Azure Blob Storage, or a
+// folder.
 package bucket
 
 import (
@@ -49,8 +50,8 @@ func Check(address string) error {
 		"perhaps with ?prefix=FOLDER/")
 }
 
-// Open opens a store. It makes no connection yet. Credentials are those of the environment, as the client of each cloud finds them.
-// A folder must exist.
+// Open opens a store. It makes no connection yet. Credentials are those of the environment, as the client of each cloud finds
+// them. A folder must exist.
 func Open(ctx context.Context, address string) (*Bucket, error) {
 	if err := Check(address); err != nil {
 		return nil, err
@@ -69,7 +70,8 @@ func Open(ctx context.Context, address string) (*Bucket, error) {
 	return &Bucket{blobs}, nil
 }
 
-// openFolder opens a folder. What is written gets its name only when all of it is there, so a killed process leaves no half object.
+// openFolder opens a folder. What is written gets its name only when all of it is there, so a killed process leaves no half
+// object.
 func openFolder(u *url.URL) (*Bucket, error) {
 	for name := range u.Query() {
 		if name != "prefix" {
@@ -92,8 +94,8 @@ func openFolder(u *url.URL) (*Bucket, error) {
 // Close ends its connections.
 func (b *Bucket) Close() error { return b.blobs.Close() }
 
-// Put writes an object. If fresh, it fails if there is one with that key, where the store can tell. When it returns nil, the store
-// says that it has the object.
+// Put writes an object. If fresh, it fails if there is one with that key, where the store can tell. When it returns nil, the
+// store says that it has the object.
 func (b *Bucket) Put(ctx context.Context, key string, content io.Reader, fresh bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // so an upload that fails is given up, and not completed by Close
