@@ -164,7 +164,7 @@ func TestDoctor_OfAWholeInstallation_SaysThatAllIsWell(t *testing.T) {
 	require.Zero(t, o.code, o.stdout)
 	require.Regexp(t, `(?m)^ok       schema +the schema is at version \d+`, o.stdout)
 	require.Regexp(t, `(?m)^skipped  spool_disk +left out by --skip$`, o.stdout)
-	require.Contains(t, o.stdout, "All is well: 22 ok, 1 skipped\n")
+	require.Contains(t, o.stdout, "All is well: 23 ok, 1 skipped\n")
 	require.Empty(t, o.stderr)
 
 	p.exec(t, `GRANT pg_monitor TO till`)
@@ -249,13 +249,13 @@ func TestDoctor_SaysWhatIsWrongWithTheDatabase(t *testing.T) {
 			"tickets set aside", []string{`CREATE TABLE tickets_strays_1 (LIKE tickets)`,
 				`INSERT INTO tickets_strays_1 SELECT * FROM json_populate_record(NULL::tickets_strays_1, '{"id": "00000000-0000-0000-0000-000000000000",
 				"received_at": "2026-01-01", "source": "x", "body": "", "status": "TREATED", "content_type": "", "parser_version": 0, "attempts": 0,
-				"claims": 0, "dialect": 0}')`, `GRANT SELECT ON tickets_strays_1 TO till`},
+				"claims": 0, "dialect": 0, "version": 1}')`, `GRANT SELECT ON tickets_strays_1 TO till`},
 			[]string{`DROP TABLE tickets_strays_1`}, nil,
 			"partitions", isWarning, "1 tickets of a full default partition", "MyticketMaintenanceFailing",
 		},
 		{
-			"an old schema", []string{`UPDATE schema_migrations SET version = 9`}, []string{`UPDATE schema_migrations SET version = 11`}, nil,
-			"schema", isProblem, `the schema is at version 9 and this program needs 11: run "myticket migrate up"`, "MyticketSchemaBehind",
+			"an old schema", []string{`UPDATE schema_migrations SET version = 9`}, []string{`UPDATE schema_migrations SET version = 15`}, nil,
+			"schema", isProblem, `the schema is at version 9 and this program needs 15: run "myticket migrate up"`, "MyticketSchemaBehind",
 		},
 		{
 			"a dirty schema", []string{`UPDATE schema_migrations SET dirty = true`}, []string{`UPDATE schema_migrations SET dirty = false`}, nil,
@@ -263,8 +263,8 @@ func TestDoctor_SaysWhatIsWrongWithTheDatabase(t *testing.T) {
 		},
 		{
 			"a newer schema, dirty", []string{`UPDATE schema_migrations SET dirty = true, version = 99`},
-			[]string{`UPDATE schema_migrations SET dirty = false, version = 11`}, nil,
-			"schema", isWarning, "this program needs version 11 and can work", "MyticketSchemaBehind",
+			[]string{`UPDATE schema_migrations SET dirty = false, version = 15`}, nil,
+			"schema", isWarning, "this program needs version 15 and can work", "MyticketSchemaBehind",
 		},
 		{
 			"commits that are not awaited", []string{`ALTER ROLE till SET synchronous_commit = off`},
@@ -320,6 +320,11 @@ func TestDoctor_SaysWhatIsWrongWithTheDatabase(t *testing.T) {
 			[]string{`ALTER TABLE dialects DISABLE TRIGGER only_added`, `DELETE FROM dialects`}, nil,
 			"dialects", isWarning, "does not understand the dialects of shop-1", "MyticketDialectsNotUnderstood",
 		},
+		{
+			"a subscription that is paused", []string{`INSERT INTO subscriptions (name, target, paused_at, paused_why) VALUES ('erp', 'https://h/', now(), 'no more')`},
+			[]string{`DELETE FROM subscriptions`}, nil,
+			"subscriptions", isWarning, "erp is paused (no more)", "",
+		},
 	} {
 		p.exec(t, wrong.breaks...)
 		d := diagnose(t, append(args, wrong.args...)...)
@@ -340,7 +345,7 @@ func TestDoctor_SaysWhatIsWrongWithTheDatabase(t *testing.T) {
 			d.says(t, name, isSkipped, "the schema is not the one")
 		}
 		require.Len(t, d.not(isOK, isSkipped), 1)
-		p.exec(t, `UPDATE schema_migrations SET version = 11`)
+		p.exec(t, `UPDATE schema_migrations SET version = 15`)
 	})
 	t.Run("a table that is locked", func(t *testing.T) {
 		tx, err := p.super.Begin(t.Context())
@@ -549,7 +554,7 @@ func TestDoctor_ArgumentsThatCannotBe_AreNamed(t *testing.T) {
 func TestDoctor_ExitCodes(t *testing.T) {
 	t.Parallel()
 	all := "--skip=settings,sources,memory,open_files,database,encryption,clock,schema,rights,partitions,durability,standbys,connections," +
-		"timeouts,size,backlog,errors,order_lines,dialects,server"
+		"timeouts,size,backlog,errors,order_lines,dialects,subscriptions,server"
 	for want, args := range map[int][]string{
 		0: away(all, "--skip=spool"),
 		1: away(all, "--spool-dir=/nowhere/at/all"),

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -31,6 +32,7 @@ func (e *examination) ofDatabase() []check {
 		{"errors", e.checkErrors},
 		{"order_lines", e.checkOrderLines},
 		{"dialects", e.checkDialects},
+		{"subscriptions", e.checkSubscriptions},
 	}
 	for i, c := range checks[1:] {
 		checks[i+1].do = func(ctx context.Context) finding {
@@ -444,6 +446,41 @@ func (e *examination) checkDialects(ctx context.Context) finding {
 			Means: "Servers of this version read tickets of these sources in the dialect before; some may become ERROR.",
 			Do:    "Upgrade the servers, or revert the dialects (myticket dialects revert).",
 		}.see("MyticketDialectsNotUnderstood")
+	})
+}
+
+// behindTolerance is how far a subscription may be behind without a word: a target may be away for a moment.
+const behindTolerance = 5 * time.Minute
+
+func (e *examination) checkSubscriptions(ctx context.Context) finding {
+	return e.onSchema(true, func() finding {
+		subs, err := e.database.Subscriptions(ctx)
+		if err != nil {
+			return cannotSay(err)
+		}
+		var wrong []string
+		for i := range subs {
+			s := &subs[i]
+			switch {
+			case s.Paused != nil:
+				wrong = append(wrong, s.Name+" is paused ("+oneLine(errors.New(s.PausedWhy))+")")
+			case s.FailingSince != nil && e.now().Sub(*s.FailingSince) > behindTolerance:
+				wrong = append(wrong, s.Name+" fails ("+oneLine(errors.New(s.Failure))+")")
+			case s.Behind > behindTolerance:
+				wrong = append(wrong, fmt.Sprintf("%s is %s behind", s.Name, s.Behind.Round(time.Second)))
+			case s.DeadLetters > 0:
+				wrong = append(wrong, fmt.Sprintf("%s has %d dead letters", s.Name, s.DeadLetters))
+			}
+		}
+		if len(wrong) == 0 {
+			return well("%d subscriptions get their events", len(subs))
+		}
+		return finding{
+			Status: isWarning, Found: some(wrong),
+			Means: "Tickets are stored. What is not delivered is kept in the database, takes space there, and keeps retention from dropping it.",
+			Do: "Look at it (myticket subscriptions list), see that \"myticket events\" runs and the target answers, and resume what is paused; " +
+				"delete a subscription that nobody needs.",
+		}
 	})
 }
 

@@ -154,7 +154,7 @@ func TestEvents_ReachAReceiverThroughKillsAndAnOutage(t *testing.T) {
 	second := startEvents(t, databaseURL, "--subscriptions-file", file)
 	await(t, "nothing is lost by the kill", func() bool { return r.has(sent) })
 
-	require.NoError(t, postgres.Stop(t.Context()))
+	require.NoError(t, postgres.Kill())
 	var spooled []uuid.UUID
 	for range 5 {
 		a := s.post(t, "/ticket/shop-1", sample(t))

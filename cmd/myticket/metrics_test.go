@@ -3,9 +3,11 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -14,10 +16,14 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 	"github.com/stretchr/testify/require"
+
+	"myticket/internal/events"
+	"myticket/internal/postgres"
 )
 
 const metricsPage = "../../docs/metrics.md"
@@ -41,9 +47,11 @@ func TestMetricsPage_ListsWhatAServerExports(t *testing.T) {
 	parser := expfmt.NewTextParser(model.UTF8Validation)
 	families, err := parser.TextToMetricFamilies(strings.NewReader(string(exposition.body)))
 	require.NoError(t, err)
+	maps.Copy(families, eventsMetrics(t, b))
 
 	var page strings.Builder
-	page.WriteString("# Metrics\n\nOf each server, on `/metrics` of both listeners. Made by `make docs`; the labels of Prometheus are left out.\n" +
+	page.WriteString("# Metrics\n\nOf each server, on `/metrics` of both listeners; those that begin with `myticket_events_` are of `myticket events`.\n" +
+		"Made by `make docs`; the labels of Prometheus are left out.\n" +
 		"Names that begin with `go_` and `process_` are those of\n" +
 		"[client_golang](https://pkg.go.dev/github.com/prometheus/client_golang/prometheus/collectors).\n\n" +
 		"| metric | type | labels | is |\n|---|---|---|---|\n")
@@ -64,6 +72,35 @@ func TestMetricsPage_ListsWhatAServerExports(t *testing.T) {
 	documented, err := os.ReadFile(metricsPage)
 	require.NoError(t, err)
 	require.Equal(t, string(documented), page.String(), "make docs, and look whether a dashboard or an alert uses what changed")
+}
+
+// eventsMetrics returns the metrics of `myticket events` with a subscription.
+func eventsMetrics(t *testing.T, b *testBundle) map[string]*dto.MetricFamily {
+	t.Helper()
+	store, err := postgres.Open(t.Context(), postgres.Config{URL: b.databaseURL})
+	require.NoError(t, err)
+	defer store.Close()
+	require.NoError(t, store.CreateSubscription(t.Context(), tester, events.Subscription{Name: "erp", Target: "https://erp.example/"}))
+	require.NoError(t, store.PauseSubscription(t.Context(), tester, "erp"))
+	registry := prometheus.NewRegistry()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		events.NewSender(events.SenderConfig{Store: store, Registry: registry}).Run(ctx)
+	}()
+	families := map[string]*dto.MetricFamily{}
+	await(t, "what waits for subscriptions was counted", func() bool {
+		gathered, err := registry.Gather()
+		require.NoError(t, err)
+		for _, family := range gathered {
+			families[family.GetName()] = family
+		}
+		return families["myticket_events_lag_seconds"] != nil
+	})
+	cancel()
+	<-done
+	return families
 }
 
 // A Prometheus that understands native histograms gets them, and one that does not gets the buckets.

@@ -279,7 +279,7 @@ func TestRetention_TicketThatIsSentBackMeanwhile_KeepsItsPartition(t *testing.T)
 	made, err := store.EnsurePartitions(t.Context(), postgres.Day, 0, old)
 	require.NoError(t, err)
 	b.exec(t, `INSERT INTO tickets (id, received_at, source, body, status) VALUES (gen_random_uuid(), $1, 's', '', 'TO_TREAT')`, old)
-	require.ErrorIs(t, store.DropPartition(t.Context(), tester, postgres.OldPartition{Name: made[0]}, false), postgres.ErrUnfinished)
+	require.ErrorIs(t, store.DropPartition(t.Context(), tester, postgres.OldPartition{Name: made[0]}, postgres.DropEven{}), postgres.ErrUnfinished)
 	assert.Equal(t, "1", b.text(t, `SELECT count(*)::text FROM tickets`))
 
 	// Another transaction holds the table: the drop gives up in time, and says so.
@@ -290,6 +290,6 @@ func TestRetention_TicketThatIsSentBackMeanwhile_KeepsItsPartition(t *testing.T)
 	require.NoError(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
-	require.ErrorIs(t, store.DropPartition(ctx, tester, postgres.OldPartition{Name: made[0]}, true), ticket.ErrUnavailable)
+	require.ErrorIs(t, store.DropPartition(ctx, tester, postgres.OldPartition{Name: made[0]}, postgres.DropEven{Unfinished: true}), ticket.ErrUnavailable)
 	assert.Equal(t, "1", b.text(t, `SELECT count(*)::text FROM tickets`))
 }

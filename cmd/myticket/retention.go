@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -21,6 +22,7 @@ type retentionCmd struct {
 	Keep           span `required:"" env:"MYTICKET_RETENTION_KEEP" placeholder:"TIME" help:"How long to keep tickets, in days or weeks: 90d, 12w; at least 1d. There is no default. A partition is dropped when its whole period is older."`
 	Apply          bool `help:"Drop and delete. Without this flag, only show what would be dropped and deleted."`
 	DropUnfinished bool `help:"Also drop partitions that hold TO_TREAT or ERROR tickets."`
+	Undelivered    bool `help:"Also drop partitions of a time that a subscription has not got all events about. It never gets those."`
 }
 
 // Validate is called by kong.
@@ -85,18 +87,25 @@ func (c retentionCmd) drop(
 	ctx context.Context, store *postgres.Store, by postgres.Person, p postgres.OldPartition,
 ) (partitionReport, error) {
 	const unfinished = "kept: it holds TO_TREAT or ERROR tickets (--drop-unfinished drops it too)"
+	const undelivered = "kept: not all its events are delivered (--undelivered drops it too)"
 	report := partitionReport{OldPartition: p, Unfinished: p.Unfinished()}
 	switch {
 	case report.Unfinished > 0 && !c.DropUnfinished:
 		report.Verdict = unfinished
 		return report, nil
+	case len(p.Undelivered) > 0 && !c.Undelivered:
+		report.Verdict = undelivered + ": " + strings.Join(p.Undelivered, ", ")
+		return report, nil
 	case !c.Apply:
 		report.Verdict = "would be dropped"
 		return report, nil
 	}
-	switch err := store.DropPartition(ctx, by, p, c.DropUnfinished); {
+	switch err := store.DropPartition(ctx, by, p, postgres.DropEven{Unfinished: c.DropUnfinished, Undelivered: c.Undelivered}); {
 	case errors.Is(err, postgres.ErrUnfinished): // one was added in the meantime
 		report.Verdict = unfinished
+		return report, nil
+	case errors.Is(err, postgres.ErrUndelivered): // a subscription was made or restored in the meantime
+		report.Verdict = undelivered
 		return report, nil
 	case errors.Is(err, postgres.ErrNoPartition):
 		report.Verdict = "gone: another process has dropped it"

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -151,4 +152,38 @@ func TestDereference_ReadsFilesAndVariables(t *testing.T) {
 		require.ErrorContains(t, err, contains)
 	}
 	require.NoError(t, os.Remove(file))
+}
+
+// TestEventsPage_CommandsWork runs the commands of docs/events.md, and reads the file that it shows.
+func TestEventsPage_CommandsWork(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../docs/events.md")
+	require.NoError(t, err)
+	b := setupOperator(t)
+	b.insert(t, ticket.Treated, "shop-1", "1", "x")
+	commands := 0
+	for _, block := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(string(page), -1) {
+		for line := range strings.Lines(block[1]) {
+			line, _, _ = strings.Cut(line, "  #")
+			if !strings.HasPrefix(line, "myticket subscriptions ") {
+				continue
+			}
+			var args []string
+			for _, arg := range regexp.MustCompile(`"[^"]*"|\S+`).FindAllString(line, -1) {
+				args = append(args, strings.Trim(arg, `"`))
+			}
+			if args[2] == "replay" { // a page cannot say a time at which there is a ticket
+				args[5], args[7] = "1h", "now"
+			}
+			b.ok(t, args[1:]...)
+			commands++
+		}
+	}
+	require.Equal(t, 15, commands)
+	require.Len(t, b.subscriptions(t), 6)
+	file := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindStringSubmatch(string(page))
+	require.NotNil(t, file)
+	subs, err := parseSubscriptions([]byte(file[1]))
+	require.NoError(t, err)
+	require.Len(t, subs, 1)
 }

@@ -3,11 +3,12 @@ package events
 // flightBytes is how many bytes of events are on their way at the same time, if there is more than one.
 const flightBytes = 8 << 20
 
-// Flight is the state of the events of one Send of a target that sends several before the first is acknowledged. It bounds how many
-// are on their way, and keeps the order that Target demands: once an event is known to have failed, Next gives no later one of its key.
+// Flight is the state of the events of one Send of a target that sends several before the first is acknowledged. It bounds how
+// many are on their way, and keeps the order that Target demands: once an event is known to have failed, Next gives no later
+// one of its key.
 //
-// Events that were on their way already can still be taken by the target after an earlier one of their key was refused, unless only
-// one of a key is on its way at a time. That is slower, and so an option of targets: order=strict.
+// Events that were on their way already can still be taken by the target after an earlier one of their key was refused, unless
+// only one of a key is on its way at a time. That is slower, and so an option of targets: order=strict.
 type Flight struct {
 	events  []Event
 	window  int
@@ -29,8 +30,8 @@ const (
 	done
 )
 
-// NewFlight returns the state of events of which none was sent yet. At most window of them are on their way at the same time, and at
-// most 8 MiB if there are several. If strict is true, it is one of each key.
+// NewFlight returns the state of events of which none was sent yet. At most window of them are on their way at the same time,
+// and at most 8 MiB if there are several. If strict is true, it is one of each key.
 func NewFlight(events []Event, window int, strict bool) *Flight {
 	f := &Flight{
 		events: events, window: window, strict: strict,
@@ -108,8 +109,8 @@ func (f *Flight) end(event int) {
 	f.bytes -= len(f.events[event].JSON)
 }
 
-// Errors returns the outcomes, as Target.Send does. Events on their way failed because of rest, and so did the first of each key that
-// was not sent.
+// Errors returns the outcomes, as Target.Send does. Events on their way failed because of rest, and so did the first of each
+// key that was not sent.
 func (f *Flight) Errors(rest error) []error {
 	for i := range f.events {
 		if f.states[i] == underway {

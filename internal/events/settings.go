@@ -18,8 +18,8 @@ const (
 	maxWindow                = 4096
 )
 
-// Settings returns the options of an address together with the parameters of its URL, which are the same by another way. It returns an
-// error if one is not among those that are known, is given twice, or is empty.
+// Settings returns the options of an address together with the parameters of its URL, which are the same by another way. It
+// returns an error if one is not among those that are known, is given twice, or is empty.
 func (a Address) Settings(known ...string) (map[string]string, error) {
 	settings := maps.Clone(a.Options)
 	if settings == nil {
@@ -50,7 +50,8 @@ func Patience(settings map[string]string, otherwise time.Duration) (time.Duratio
 	}
 	d, err := time.ParseDuration(text)
 	if err != nil || d < minPatience || d > maxPatience {
-		return 0, fmt.Errorf("the option \"timeout\" of the target is %q: it is a time from %s to %s, such as 10s", text, minPatience, maxPatience)
+		return 0, fmt.Errorf("the option \"timeout\" of the target is %q: it is a time from %s to %s, such as "+
+			"10s", text, minPatience, maxPatience)
 	}
 	return d, nil
 }
@@ -74,7 +75,8 @@ func (a Address) TLS() (*tls.Config, error) {
 	if len(a.Authorities) > 0 {
 		config.RootCAs = x509.NewCertPool()
 		if !config.RootCAs.AppendCertsFromPEM(a.Authorities) {
-			return nil, errors.New("the authorities of the target are no certificates: they are PEM, and begin with -----BEGIN CERTIFICATE-----")
+			return nil, errors.New("the authorities of the target are no certificates: they are PEM, and begin with -----BEGIN " +
+				"CERTIFICATE-----")
 		}
 	}
 	return config, nil

@@ -163,7 +163,7 @@ func TestAudit_ThatCannotBeWritten_UndoesTheChange(t *testing.T) {
 		},
 		"keys": func() error { _, err := b.store.DeleteExpiredKeys(t.Context(), tester); return err },
 		"partition": func() error {
-			return b.store.DropPartition(t.Context(), tester, postgres.OldPartition{Name: "tickets_20261102_20261103"}, true)
+			return b.store.DropPartition(t.Context(), tester, postgres.OldPartition{Name: "tickets_20261102_20261103"}, postgres.DropEven{Unfinished: true})
 		},
 	} {
 		require.ErrorContains(t, change(), "full_disk", name)

@@ -181,6 +181,7 @@ FROM (VALUES
     ('tickets', 'SELECT,INSERT,UPDATE,DELETE'), ('products', 'SELECT,INSERT,UPDATE,DELETE'),
     ('deliveries', 'SELECT,INSERT,UPDATE'), ('outbox', 'SELECT,INSERT,UPDATE,DELETE'),
     ('outbox_readers', 'SELECT,INSERT,UPDATE'), ('ticket_lines', 'SELECT,INSERT,UPDATE,DELETE'),
+    ('subscriptions', 'SELECT,UPDATE'), ('dead_letters', 'SELECT,INSERT,UPDATE,DELETE'),
     ('dialects', 'SELECT'), ('corrections', 'SELECT'), ('schema_migrations', 'SELECT')
 ) t (name, needed), unnest(string_to_array(t.needed, ',')) WITH ORDINALITY p (name, place)
 WHERE NOT has_table_privilege(to_regclass(t.name), p.name) ORDER BY t.name, p.place`

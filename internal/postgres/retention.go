@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -18,6 +19,9 @@ type OldPartition struct {
 	To      time.Time               `json:"to"`   // its tickets are older than this
 	Tickets map[ticket.Status]int64 `json:"tickets"`
 	Bytes   int64                   `json:"bytes"` // on disk, with indexes
+
+	// Undelivered are the subscriptions whose events about its time were not all delivered yet.
+	Undelivered []string `json:"undelivered"`
 
 	table string // its name in a statement
 }
@@ -56,9 +60,14 @@ func (s *Store) OldPartitions(ctx context.Context, before time.Time) ([]OldParti
 				from := p.From.UTC()
 				p.From = &from
 			}
-			p.To = p.To.UTC()
+			p.To, p.Undelivered = p.To.UTC(), []string{}
 			return p, err
 		})
+		for i := range partitions {
+			if err == nil {
+				partitions[i].Undelivered, err = undelivered(ctx, tx, &partitions[i].To)
+			}
+		}
 		return err
 	})
 	if err != nil {
@@ -111,6 +120,10 @@ var (
 	// ErrUnfinished means that the partition holds tickets that are TO_TREAT or ERROR, so it was kept.
 	ErrUnfinished = errors.New("the partition holds tickets that are TO_TREAT or ERROR")
 
+	// ErrUndelivered means that a subscription has not got all events about the time of the partition, so it was kept: they are made
+	// of the tickets.
+	ErrUndelivered = errors.New("a subscription has not got all events about tickets of that time yet")
+
 	// ErrNoPartition means that there is no such partition (any more), or that it is the default partition.
 	ErrNoPartition = errors.New("no partition of tickets that could be dropped")
 )
@@ -124,14 +137,21 @@ const (
 	dropPause       = 2 * time.Second
 )
 
-// DropPartition drops a partition with all its tickets. DropOldLines then drops their order lines. Unless evenUnfinished, it
-// keeps a partition that holds a TO_TREAT or ERROR ticket at that moment (ErrUnfinished). It returns ErrNoPartition for the
-// default partition, and for everything that is not a range of tickets. The audit has as many tickets as OldPartitions counted.
+// DropEven says which partitions are dropped all the same.
+type DropEven struct {
+	Unfinished  bool // those that hold TO_TREAT or ERROR tickets
+	Undelivered bool // those of a time that a subscription has not got all events about: it never gets them then
+}
+
+// DropPartition drops a partition with all its tickets. DropOldLines then drops their order lines. Unless even says otherwise, it
+// keeps a partition that holds a TO_TREAT or ERROR ticket at that moment (ErrUnfinished), and one of a time that a subscription
+// has not got all events about (ErrUndelivered). It returns ErrNoPartition for the default partition, and for everything that is
+// not a range of tickets. The audit has as many tickets as OldPartitions counted.
 //
 // All traffic stops while it waits for the lock that it needs. So it waits at most 2 s, and tries again a few times; then it
 // returns ticket.ErrUnavailable. To detach the partition first (DETACH PARTITION CONCURRENTLY) would need a weaker lock, but
 // is not possible beside a default partition (https://www.postgresql.org/docs/current/sql-altertable.html).
-func (s *Store) DropPartition(ctx context.Context, by Person, p OldPartition, evenUnfinished bool) error {
+func (s *Store) DropPartition(ctx context.Context, by Person, p OldPartition, even DropEven) error {
 	tickets := int64(0)
 	for _, n := range p.Tickets {
 		tickets += n
@@ -145,10 +165,10 @@ func (s *Store) DropPartition(ctx context.Context, by Person, p OldPartition, ev
 			if err := audit(ctx, tx, entry); err != nil { // first, because everything waits for the locks of the rest
 				return err
 			}
-			return dropPartition(ctx, tx, p.Name, evenUnfinished)
+			return dropPartition(ctx, tx, p.Name, even)
 		})
 	})
-	if errors.Is(err, ErrUnfinished) || errors.Is(err, ErrNoPartition) {
+	if errors.Is(err, ErrUnfinished) || errors.Is(err, ErrUndelivered) || errors.Is(err, ErrNoPartition) {
 		return fmt.Errorf("partition %s: %w", p.Name, err)
 	}
 	return explain("drop partition "+p.Name, err)
@@ -165,19 +185,21 @@ func patiently(ctx context.Context, drop func() error) error {
 	}
 }
 
-// partitionToDrop returns a partition of tickets that has a range, and the default partition.
+// partitionToDrop returns a partition of tickets that has a range, the default partition, and the end of the range; NULL if it has
+// none.
 const partitionToDrop = `
-SELECT c.oid::regclass::text, coalesce(nullif(p.partdefid, 0)::regclass::text, '')
+SELECT c.oid::regclass::text, coalesce(nullif(p.partdefid, 0)::regclass::text, ''),
+       (regexp_match(pg_get_expr(c.relpartbound, c.oid), $$TO \('([^']+)'\)$$))[1]::timestamptz
 FROM pg_inherits i
 JOIN pg_class c ON c.oid = i.inhrelid
 JOIN pg_partitioned_table p ON p.partrelid = i.inhparent
 WHERE i.inhparent = 'tickets'::regclass AND c.relname = $1 AND c.oid <> p.partdefid`
 
-func dropPartition(ctx context.Context, tx pgx.Tx, name string, evenUnfinished bool) error {
+func dropPartition(ctx context.Context, tx pgx.Tx, name string, even DropEven) error {
 	// Everything waits while this holds its locks. So the server does not wait long for a client that vanished, and the commit
 	// does not wait for a missing standby. After a failover the partition may be there again, and is dropped again.
 	settings := fmt.Sprintf(`SET LOCAL lock_timeout = '%dms'; SET LOCAL idle_in_transaction_session_timeout = '5s';
-		SET LOCAL synchronous_commit = 'local'`,
+		SET LOCAL synchronous_commit = 'local'; SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO, YMD'`,
 		dropLockTimeout.Milliseconds())
 	if _, err := tx.Exec(ctx, settings); err != nil {
 		return err
@@ -187,7 +209,8 @@ func dropPartition(ctx context.Context, tx pgx.Tx, name string, evenUnfinished b
 		return err
 	}
 	var partition, defaultPartition string // quoted
-	err := tx.QueryRow(ctx, partitionToDrop, name).Scan(&partition, &defaultPartition)
+	var to *time.Time
+	err := tx.QueryRow(ctx, partitionToDrop, name).Scan(&partition, &defaultPartition, &to)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return ErrNoPartition
 	}
@@ -210,7 +233,7 @@ func dropPartition(ctx context.Context, tx pgx.Tx, name string, evenUnfinished b
 	if _, err := tx.Exec(ctx, `LOCK TABLE ONLY `+partition+` IN ACCESS EXCLUSIVE MODE`); err != nil {
 		return err
 	}
-	if !evenUnfinished {
+	if !even.Unfinished {
 		// This check decides, not the earlier count. It reads only the ends of two partial indexes, so it is fast.
 		var unfinished bool
 		err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM `+partition+` WHERE `+statusIs[ticket.ToTreat]+`)
@@ -222,8 +245,44 @@ func dropPartition(ctx context.Context, tx pgx.Tx, name string, evenUnfinished b
 			return ErrUnfinished
 		}
 	}
+	if !even.Undelivered {
+		if late, err := undelivered(ctx, tx, to); err != nil || len(late) > 0 {
+			return errors.Join(err, late.err())
+		}
+	}
 	_, err = tx.Exec(ctx, `DROP TABLE `+partition)
 	return err
+}
+
+// lateSubscriptions are the names of subscriptions that have not got all events.
+type lateSubscriptions []string
+
+// err returns ErrUndelivered, with the names; nil for none.
+func (l lateSubscriptions) err() error {
+	if len(l) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %s", ErrUndelivered, strings.Join(l, ", "))
+}
+
+// undeliveredBefore finds subscriptions that have not read all rows of the outbox from before a time. It is fast enough for a
+// transaction that everything waits for: of the partitions of the outbox from before that time, it reads the end of the index. A
+// place of another cluster says nothing (a dump and a restore), so such a subscription counts.
+const undeliveredBefore = `
+SELECT substr(r.name, length('` + subscriptionPrefix + `') + 1)
+FROM outbox_readers r, pg_control_system() c
+WHERE starts_with(r.name, '` + subscriptionPrefix + `')
+  AND (r.system_identifier <> c.system_identifier
+       OR EXISTS (SELECT FROM outbox o WHERE o.at < coalesce($1::timestamptz, 'infinity') AND o.xid > ` + ownPlace + `))
+ORDER BY 1`
+
+// undelivered returns the subscriptions that have not got all events about tickets that were stored before a time; nil for now.
+func undelivered(ctx context.Context, tx pgx.Tx, before *time.Time) (lateSubscriptions, error) {
+	rows, err := tx.Query(ctx, undeliveredBefore, before)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
 // ExpiredKeys counts the idempotency keys that have expired.

@@ -53,8 +53,8 @@ func TestOldPartitions_ByTheirRanges_WhateverTheirNamesAndTheRoleSettings(t *tes
 	found, err = store.OldPartitions(t.Context(), before.Add(-time.Microsecond))
 	require.NoError(t, err)
 	assert.Len(t, found, 1, "all of a partition must be older")
-	require.NoError(t, store.DropPartition(t.Context(), tester, postgres.OldPartition{Name: first.Name}, false))
-	require.ErrorIs(t, store.DropPartition(t.Context(), tester, postgres.OldPartition{Name: old.Name}, false), postgres.ErrUnfinished)
+	require.NoError(t, store.DropPartition(t.Context(), tester, postgres.OldPartition{Name: first.Name}, postgres.DropEven{}))
+	require.ErrorIs(t, store.DropPartition(t.Context(), tester, postgres.OldPartition{Name: old.Name}, postgres.DropEven{}), postgres.ErrUnfinished)
 	assert.Equal(t, 7, one[int](t, b, `SELECT count(*) FROM tickets`))
 }
 
@@ -64,7 +64,7 @@ func TestDropPartition_NothingElse(t *testing.T) {
 	exec(t, b, `CREATE TABLE elsewhere (a int)`)
 	for _, name := range []string{"tickets_default", "tickets", "products", "elsewhere", "no_such", `x"; DROP TABLE products; --`, ""} {
 		for _, even := range []bool{false, true} {
-			require.ErrorIs(t, b.store.DropPartition(t.Context(), tester, postgres.OldPartition{Name: name}, even), postgres.ErrNoPartition, name)
+			require.ErrorIs(t, b.store.DropPartition(t.Context(), tester, postgres.OldPartition{Name: name}, postgres.DropEven{Unfinished: even}), postgres.ErrNoPartition, name)
 		}
 	}
 	assert.Equal(t, []string{"tickets_default"}, partitions(t, b))
@@ -97,7 +97,7 @@ func TestDropPartition_TicketThatIsBeingSentBack_IsNotLost(t *testing.T) {
 	require.NoError(t, err)
 	dropped := make(chan error, 1)
 	go func() {
-		dropped <- b.store.DropPartition(t.Context(), tester, postgres.OldPartition{Name: name}, false)
+		dropped <- b.store.DropPartition(t.Context(), tester, postgres.OldPartition{Name: name}, postgres.DropEven{})
 	}()
 	awaitWaiting(t, b)
 	require.NoError(t, tx.Commit(t.Context()))
@@ -116,7 +116,7 @@ func TestDropPartition_BehindALongTransaction_LetsTicketsPassAndComesToItsTurn(t
 	require.NoError(t, err)
 	dropped := make(chan error, 1)
 	go func() {
-		dropped <- b.store.DropPartition(t.Context(), tester, postgres.OldPartition{Name: name}, false)
+		dropped <- b.store.DropPartition(t.Context(), tester, postgres.OldPartition{Name: name}, postgres.DropEven{})
 	}()
 	awaitWaiting(t, b)
 	save(t, b, entry(t, body("1", "Café,a,2"))) // while the long transaction goes on: the drop has stepped back
@@ -146,7 +146,7 @@ func TestDropPartition_BesideTicketsAndNewPartitions_LosesNoTicket(t *testing.T)
 	for range 2 { // two runs of retention at once
 		drops.Go(func() {
 			for _, name := range names {
-				if err := b.store.DropPartition(t.Context(), tester, postgres.OldPartition{Name: name}, false); err != nil {
+				if err := b.store.DropPartition(t.Context(), tester, postgres.OldPartition{Name: name}, postgres.DropEven{}); err != nil {
 					assert.ErrorIs(t, err, postgres.ErrNoPartition, "the other one was faster")
 				}
 			}

@@ -55,8 +55,8 @@ func RequireAll(t testing.TB, outcomes []error) {
 	}
 }
 
-// RequireOrder fails the test unless the bodies that a target has are those of the events, those of each key in their order. A body
-// that comes again does not count.
+// RequireOrder fails the test unless the bodies that a target has are those of the events, those of each key in their order. A
+// body that comes again does not count.
 func RequireOrder(t testing.TB, batch []events.Event, bodies []string) {
 	t.Helper()
 	key := make(map[string]string, len(batch))

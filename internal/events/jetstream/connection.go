@@ -86,7 +86,8 @@ func (c *connection) close() {
 	c.nats.Close()
 }
 
-// line opens the network connection of a NATS client, and can break it. The client itself waits for a hanging server when it closes.
+// line opens the network connection of a NATS client, and can break it. The client itself waits for a hanging server when it
+// closes.
 type line struct {
 	ctx      context.Context //nolint:containedctx // of the Send that connects: the client's interface has none
 	patience time.Duration

@@ -1,15 +1,15 @@
 // Package jetstream sends events to a stream of NATS JetStream.
 //
 // An event is a message in the structured mode of CloudEvents' binding for NATS
-// (https://github.com/cloudevents/spec/blob/main/cloudevents/bindings/nats-protocol-binding.md): its data are the event as JSON, and the
-// header content-type says so. It is delivered once the stream acknowledged it
-// (https://docs.nats.io/nats-concepts/jetstream/streams). The header Nats-Msg-Id has the event's id, so the stream drops a repeat within
-// its window of duplicates, two minutes by default
+// (https://github.com/cloudevents/spec/blob/main/cloudevents/bindings/nats-protocol-binding.md): its data are the event as
+// JSON, and the header content-type says so. It is delivered once the stream acknowledged it
+// (https://docs.nats.io/nats-concepts/jetstream/streams). The header Nats-Msg-Id has the event's id, so the stream drops a
+// repeat within its window of duplicates, two minutes by default
 // (https://docs.nats.io/using-nats/developer/develop_jetstream/model_deep_dive#message-deduplication).
 //
-// The subject is PREFIX.TYPE.SOURCE, such as tickets.ticket.treated.shop-7: the path of the address, the event's type, which has one
-// dot, and the event's key. A source has only a-z, 0-9 and -, so it is one token of the subject. The stream must exist: this package never
-// makes or changes one.
+// The subject is PREFIX.TYPE.SOURCE, such as tickets.ticket.treated.shop-7: the path of the address, the event's type, which
+// has one dot, and the event's key. A source has only a-z, 0-9 and -, so it is one token of the subject. The stream must exist:
+// this package never makes or changes one.
 package jetstream
 
 import (
@@ -53,11 +53,13 @@ type target struct {
 	connection *connection // nil if there is none
 }
 
-// Open returns the target of an address such as nats://user@host:4222,host2:4222/tickets or tls://…. It does not connect: Send does.
+// Open returns the target of an address such as nats://user@host:4222,host2:4222/tickets or tls://…. It does not connect: Send
+// does.
 //
-// The secret is the text of a credentials file (.creds), or the password of the user that the address names. Options are "timeout" (how
-// long to wait for an acknowledgement, 10s by default), "window" (how many events wait for theirs, 512 by default), "order" ("strict":
-// one of each source at a time) and "inbox" (the prefix of the subjects of acknowledgements, _INBOX by default).
+// The secret is the text of a credentials file (.creds), or the password of the user that the address names. Options are
+// "timeout" (how long to wait for an acknowledgement, 10s by default), "window" (how many events wait for theirs, 512 by
+// default), "order" ("strict": one of each source at a time) and "inbox" (the prefix of the subjects of acknowledgements,
+// _INBOX by default).
 func Open(_ context.Context, address events.Address, logger *slog.Logger) (events.Target, error) {
 	settings, err := address.Settings("timeout", "window", "order", "inbox")
 	if err != nil {
@@ -94,7 +96,8 @@ func prefixOf(path string) (string, error) {
 	}
 	for token := range strings.SplitSeq(prefix, ".") {
 		if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || strings.ContainsRune("*>/$\x7f", r) }) {
-			return "", fmt.Errorf("the path of the target, %q, is no prefix of a subject: it is names with dots between them, such as tickets.eu", path)
+			return "", fmt.Errorf("the path of the target, %q, is no prefix of a subject: it is names with dots between them, such "+
+				"as tickets.eu", path)
 		}
 	}
 	return prefix + ".", nil
@@ -105,7 +108,8 @@ func serversOf(address events.Address) (string, error) {
 	var servers []string
 	for host := range strings.SplitSeq(address.URL.Host, ",") {
 		if host == "" || strings.HasPrefix(host, ":") {
-			return "", errors.New("a server in the address of the target has no name: it is nats://host:4222/tickets, with commas between several hosts")
+			return "", errors.New("a server in the address of the target has no name: it is nats://host:4222/tickets, with commas " +
+				"between several hosts")
 		}
 		servers = append(servers, address.URL.Scheme+"://"+host)
 	}
@@ -155,8 +159,8 @@ func (t *target) Close() {
 	}
 }
 
-// Send implements events.Target. It waits at most the option "timeout" for the next acknowledgement. After an error of the connection
-// it sends nothing more: the next Send connects.
+// Send implements events.Target. It waits at most the option "timeout" for the next acknowledgement. After an error of the
+// connection it sends nothing more: the next Send connects.
 func (t *target) Send(ctx context.Context, batch []events.Event) []error {
 	flight := events.NewFlight(batch, t.window, t.strict)
 	if err := t.connect(ctx); err != nil {
@@ -245,7 +249,8 @@ func (t *target) take(c *connection, flight *events.Flight, batch []events.Event
 // outcome returns what the server says of an event: nil if the stream has it.
 func (t *target) outcome(e *events.Event, answer *nats.Msg) error {
 	if len(answer.Data) == 0 && answer.Header.Get("Status") == "503" {
-		return fmt.Errorf("no stream takes the subject %s, so the event is not stored: create one (nats stream add NAME --subjects '%s>'), "+
+		return fmt.Errorf("no stream takes the subject %s, so the event is not stored: create one (nats stream add NAME "+
+			"--subjects '%s>'), "+
 			"or wait until the stream's servers have a leader", t.subject(e), t.prefix)
 	}
 	if bytes.HasPrefix(answer.Data, []byte(`{"stream":"`)) && !bytes.Contains(answer.Data, []byte(`"error"`)) {
@@ -256,7 +261,8 @@ func (t *target) outcome(e *events.Event, answer *nats.Msg) error {
 		Stream string              `json:"stream"`
 	}
 	if err := json.Unmarshal(answer.Data, &ack); err != nil {
-		return fmt.Errorf("the answer to an event on %s is none of JetStream, so something else took it there, too: %w", t.subject(e), err)
+		return fmt.Errorf("the answer to an event on %s is none of JetStream, so something else took it there, too: "+
+			"%w", t.subject(e), err)
 	}
 	switch {
 	case ack.Error != nil && ack.Error.ErrorCode == tooLarge:
@@ -270,7 +276,8 @@ func (t *target) outcome(e *events.Event, answer *nats.Msg) error {
 	return nil
 }
 
-// refuse fails the events that the server does not let this user publish. It returns false if the refusal was not about publishing.
+// refuse fails the events that the server does not let this user publish. It returns false if the refusal was not about
+// publishing.
 func (t *target) refuse(flight *events.Flight, batch []events.Event, refusal error) bool {
 	_, subject, ok := strings.Cut(strings.ToLower(refusal.Error()), `publish to "`)
 	if !ok {

@@ -1,14 +1,14 @@
 // Package kafka sends events to a topic of Kafka.
 //
 // An event is a record in the structured mode of CloudEvents' binding for Kafka
-// (https://github.com/cloudevents/spec/blob/main/cloudevents/bindings/kafka-protocol-binding.md#33-structured-content-mode): its value is
-// the event as JSON, and the header content-type says so. Its key is the event's key, the source of the ticket, so the events of a source
-// are in one partition, in their order, as long as the number of partitions stays the same.
+// (https://github.com/cloudevents/spec/blob/main/cloudevents/bindings/kafka-protocol-binding.md#33-structured-content-mode):
+// its value is the event as JSON, and the header content-type says so. Its key is the event's key, the source of the ticket, so
+// the events of a source are in one partition, in their order, as long as the number of partitions stays the same.
 //
 // An event is delivered once all replicas in sync have it (acks=all,
 // https://kafka.apache.org/documentation/#producerconfigs_acks). The producer is idempotent
-// (https://kafka.apache.org/documentation/#producerconfigs_enable.idempotence): what the client itself sends again is stored once and in its
-// place. The topic must exist: this package never makes one.
+// (https://kafka.apache.org/documentation/#producerconfigs_enable.idempotence): what the client itself sends again is stored
+// once and in its place. The topic must exist: this package never makes one.
 package kafka
 
 import (
@@ -56,11 +56,12 @@ type target struct {
 	alone  bool        // one event at a time, because the topic refused a batch
 }
 
-// Open returns the target of an address such as kafka://user@broker:9092,broker2:9092/topic. It does not connect: Send does. Brokers in
-// the address are only asked for the others.
+// Open returns the target of an address such as kafka://user@broker:9092,broker2:9092/topic. It does not connect: Send does.
+// Brokers in the address are only asked for the others.
 //
-// The secret is the user's password. Options are "tls" ("true" for TLS), "sasl" ("plain", "scram-sha-256" or "scram-sha-512"), "timeout"
-// (how long to wait for an acknowledgement, 10s by default) and "window" (how many events wait for theirs, 1024 by default).
+// The secret is the user's password. Options are "tls" ("true" for TLS), "sasl" ("plain", "scram-sha-256" or "scram-sha-512"),
+// "timeout" (how long to wait for an acknowledgement, 10s by default) and "window" (how many events wait for theirs, 1024 by
+// default).
 func Open(_ context.Context, address events.Address, logger *slog.Logger) (events.Target, error) {
 	settings, err := address.Settings("tls", "sasl", "timeout", "window")
 	if err != nil {
@@ -79,7 +80,8 @@ func Open(_ context.Context, address events.Address, logger *slog.Logger) (event
 	brokers := strings.Split(address.URL.Host, ",")
 	for _, broker := range brokers {
 		if broker == "" || strings.HasPrefix(broker, ":") {
-			return nil, errors.New("a broker in the address of the target has no name: it is kafka://broker:9092/topic, with commas between several brokers")
+			return nil, errors.New("a broker in the address of the target has no name: it is kafka://broker:9092/topic, with commas " +
+				"between several brokers")
 		}
 	}
 	t.options = []kgo.Opt{
@@ -130,7 +132,8 @@ func topicOf(path string) (string, error) {
 		return "", errors.New("the address of the target has no topic: add one, such as kafka://broker:9092/tickets")
 	}
 	if !validTopic.MatchString(topic) || topic == "." || topic == ".." {
-		return "", fmt.Errorf("the path of the target, %q, is no topic of Kafka: that has at most 249 letters, digits, '.', '_' and '-'", path)
+		return "", fmt.Errorf("the path of the target, %q, is no topic of Kafka: that has at most 249 letters, digits, '.', '_' "+
+			"and '-'", path)
 	}
 	return topic, nil
 }
@@ -145,7 +148,8 @@ func mechanismOf(name string, address events.Address) (sasl.Mechanism, error) {
 		return nil, nil //nolint:nilnil // there is none
 	}
 	if user == "" || password == "" {
-		return nil, errors.New("the option \"sasl\" of the target needs a user in its address (kafka://user@broker:9092/topic) and a secret, " +
+		return nil, errors.New("the option \"sasl\" of the target needs a user in its address (kafka://user@broker:9092/topic) " +
+			"and a secret, " +
 			"which is the password")
 	}
 	switch name {
@@ -228,7 +232,8 @@ func (t *target) send(ctx context.Context, flight *events.Flight, batch []events
 	}
 }
 
-// record has no time, so that of the sending counts: Kafka would soon delete an old event of a replay again, by the retention of the topic.
+// record has no time, so that of the sending counts: Kafka would soon delete an old event of a replay again, by the retention
+// of the topic.
 func record(e *events.Event) *kgo.Record {
 	return &kgo.Record{
 		Key: []byte(e.Key), Value: e.JSON,
@@ -236,8 +241,8 @@ func record(e *events.Event) *kgo.Record {
 	}
 }
 
-// failure says why the topic does not have an event. A broker refuses a batch of several events as a whole, although it may take each of
-// them, or all but one. So they are sent one by one from then on: only what is refused alone is rejected.
+// failure says why the topic does not have an event. A broker refuses a batch of several events as a whole, although it may
+// take each of them, or all but one. So they are sent one by one from then on: only what is refused alone is rejected.
 func (t *target) failure(e *events.Event, err error, alone bool) error {
 	if errors.Is(err, kerr.MessageTooLarge) || errors.Is(err, kerr.InvalidRecord) {
 		if alone {
@@ -251,7 +256,8 @@ func (t *target) failure(e *events.Event, err error, alone bool) error {
 		}
 	}
 	if errors.Is(err, kerr.UnknownTopicOrPartition) {
-		return fmt.Errorf("there is no topic %s, so the event is not stored: create it (kafka-topics.sh --create --topic %s): %w", t.topic, t.topic, err)
+		return fmt.Errorf("there is no topic %s, so the event is not stored: create it (kafka-topics.sh --create --topic %s): "+
+			"%w", t.topic, t.topic, err)
 	}
 	return fmt.Errorf("the topic %s did not store the event %s: %w", t.topic, e.ID, err)
 }

@@ -1,14 +1,14 @@
 // Package rabbitmq sends events to an exchange of RabbitMQ, by AMQP 0-9-1.
 //
-// An event is a persistent message in the structured mode of CloudEvents: its body is the event as JSON, and its content_type says so.
-// CloudEvents has a binding for AMQP 1.0 only
-// (https://github.com/cloudevents/spec/blob/main/cloudevents/bindings/amqp-protocol-binding.md), whose content-type is the property that
-// RabbitMQ maps to content_type. The event's id is the message_id, its type the type.
+// An event is a persistent message in the structured mode of CloudEvents: its body is the event as JSON, and its content_type
+// says so. CloudEvents has a binding for AMQP 1.0 only
+// (https://github.com/cloudevents/spec/blob/main/cloudevents/bindings/amqp-protocol-binding.md), whose content-type is the
+// property that RabbitMQ maps to content_type. The event's id is the message_id, its type the type.
 //
-// An event is delivered once RabbitMQ confirmed it, which for a persistent message in a durable queue is after it is on disk, and in a
-// quorum queue on most of its members (https://www.rabbitmq.com/docs/confirms#when-publishes-are-confirmed). Messages are mandatory: one
-// that no queue takes comes back, and is an error (https://www.rabbitmq.com/docs/publishers#unroutable). Otherwise it would be confirmed,
-// and be nowhere. The exchange and its queues must exist: this package never makes one.
+// An event is delivered once RabbitMQ confirmed it, which for a persistent message in a durable queue is after it is on disk,
+// and in a quorum queue on most of its members (https://www.rabbitmq.com/docs/confirms#when-publishes-are-confirmed). Messages
+// are mandatory: one that no queue takes comes back, and is an error (https://www.rabbitmq.com/docs/publishers#unroutable).
+// Otherwise it would be confirmed, and be nowhere. The exchange and its queues must exist: this package never makes one.
 package rabbitmq
 
 import (
@@ -53,13 +53,13 @@ type target struct {
 	maxBody    int         // of a message, in bytes; 0 as long as the server did not say
 }
 
-// Open returns the target of an address such as amqps://user@host:5671/vhost?exchange=tickets. It does not connect: Send does. Without a
-// path, the virtual host is "/". Several hosts, each with its port, have commas between them.
+// Open returns the target of an address such as amqps://user@host:5671/vhost?exchange=tickets. It does not connect: Send does.
+// Without a path, the virtual host is "/". Several hosts, each with its port, have commas between them.
 //
-// The secret is the user's password. Options are "exchange", "routing-key" (for all events; otherwise it is TYPE.SOURCE, such as
-// ticket.treated.shop-7), "timeout" (how long to wait for a confirmation, 10s by default), "window" (how many events wait for theirs, 256
-// by default) and "order" ("strict": one of each source at a time). Only with a routing key there may be no exchange: it is the name of a
-// queue then.
+// The secret is the user's password. Options are "exchange", "routing-key" (for all events; otherwise it is TYPE.SOURCE, such
+// as ticket.treated.shop-7), "timeout" (how long to wait for a confirmation, 10s by default), "window" (how many events wait
+// for theirs, 256 by default) and "order" ("strict": one of each source at a time). Only with a routing key there may be no
+// exchange: it is the name of a queue then.
 func Open(_ context.Context, address events.Address, logger *slog.Logger) (events.Target, error) {
 	settings, err := address.Settings("exchange", "routing-key", "timeout", "window", "order")
 	if err != nil {
@@ -67,7 +67,8 @@ func Open(_ context.Context, address events.Address, logger *slog.Logger) (event
 	}
 	t := &target{address: address, exchange: settings["exchange"], routingKey: settings["routing-key"], logger: logger}
 	if t.exchange == "" && t.routingKey == "" {
-		return nil, fmt.Errorf("the address of the target has no exchange: add one, such as %s://host/vhost?exchange=tickets", address.URL.Scheme)
+		return nil, fmt.Errorf("the address of the target has no exchange: add one, such as "+
+			"%s://host/vhost?exchange=tickets", address.URL.Scheme)
 	}
 	if len(t.exchange) > maxText || len(t.routingKey) > maxText {
 		return nil, fmt.Errorf("the exchange or the routing key of the target is too long: AMQP takes %d bytes", maxText)
@@ -86,7 +87,8 @@ func Open(_ context.Context, address events.Address, logger *slog.Logger) (event
 	}
 	for host := range strings.SplitSeq(address.URL.Host, ",") {
 		if host == "" || strings.HasPrefix(host, ":") {
-			return nil, errors.New("a server in the address of the target has no name: it is amqps://host:5671/vhost, with commas between several hosts")
+			return nil, errors.New("a server in the address of the target has no name: it is amqps://host:5671/vhost, with commas " +
+				"between several hosts")
 		}
 	}
 	if address.URL.Scheme == "amqp" && len(address.Authorities) > 0 {
@@ -121,8 +123,8 @@ func (t *target) close(inOrder bool) {
 	}
 }
 
-// Send implements events.Target. It waits at most the option "timeout" for the next confirmation. After an error of the connection it
-// sends nothing more: the next Send connects.
+// Send implements events.Target. It waits at most the option "timeout" for the next confirmation. After an error of the
+// connection it sends nothing more: the next Send connects.
 func (t *target) Send(ctx context.Context, batch []events.Event) []error {
 	flight := events.NewFlight(batch, t.window, t.strict)
 	if err := t.connect(ctx); err != nil {
@@ -223,7 +225,8 @@ func (t *target) confirm(c *connection, flight *events.Flight, batch []events.Ev
 		select {
 		case returned, ok := <-c.returns:
 			if ok {
-				c.returned[returned.MessageId] = fmt.Errorf("no queue takes a message of the exchange %q with the routing key %q, so the event is in "+
+				c.returned[returned.MessageId] = fmt.Errorf("no queue takes a message of the exchange %q with the routing key %q, so "+
+					"the event is in "+
 					"none: bind one (%d %s)", returned.Exchange, returned.RoutingKey, returned.ReplyCode, returned.ReplyText)
 				continue
 			}
@@ -237,7 +240,8 @@ func (t *target) confirm(c *connection, flight *events.Flight, batch []events.Ev
 	case returned != nil:
 		flight.Failed(i, returned)
 	case !confirmation.Ack:
-		flight.Failed(i, fmt.Errorf("%s did not take the event: a queue is full and rejects (x-overflow), or its server is away", c.server))
+		flight.Failed(i, fmt.Errorf("%s did not take the event: a queue is full and rejects (x-overflow), or its server is "+
+			"away", c.server))
 	default:
 		flight.Delivered(i)
 	}
@@ -275,5 +279,6 @@ func (t *target) ended(c *connection, flight *events.Flight, batch []events.Even
 }
 
 func (t *target) tooLarge(e *events.Event) error {
-	return fmt.Errorf("%w: it has %d bytes, and the server takes %d in a message (max_message_size)", events.ErrRejected, len(e.JSON), t.maxBody)
+	return fmt.Errorf("%w: it has %d bytes, and the server takes %d in a message "+
+		"(max_message_size)", events.ErrRejected, len(e.JSON), t.maxBody)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -136,6 +137,7 @@ log.file = false
 		"HOME="+dir, // of the cookie
 		"ERL_EPMD_PORT="+strconv.Itoa(ports[2]),
 		"ERL_EPMD_ADDRESS=127.0.0.1",
+		"ERL_FLAGS=-start_epmd false", // the name server that Erlang starts by itself would stay behind
 		"RABBITMQ_NODENAME=myticket-"+strconv.Itoa(r.port)+"@localhost",
 		"RABBITMQ_DIST_PORT="+strconv.Itoa(ports[3]),
 		"RABBITMQ_CONF_ENV_FILE="+filepath.Join(dir, "env.conf"),
@@ -149,10 +151,19 @@ log.file = false
 		"RABBITMQ_ALLOW_INPUT=1", // the script becomes the server, so a signal reaches it
 		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-noinput -kernel inet_dist_use_interface {127,0,0,1}",
 	)
-	// Otherwise Erlang leaves one of its own behind.
 	names := exec.Command("epmd")
 	names.Env, names.Stdout, names.Stderr = r.env, r.log, r.log
 	if r.names, err = lab.Start(names, syscall.SIGKILL); err != nil {
+		return nil, err
+	}
+	err = lab.Await(context.Background(), patience, "Erlang's name server", func(ctx context.Context) error {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp4", "127.0.0.1:"+strconv.Itoa(ports[2]))
+		if err == nil {
+			_ = conn.Close()
+		}
+		return err
+	})
+	if err != nil {
 		return nil, err
 	}
 	return r, r.start()

@@ -1,0 +1,207 @@
+package postgres_test
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"myticket/internal/devdb/pgtest"
+	"myticket/internal/events"
+	"myticket/internal/postgres"
+)
+
+// readEvents reads and notes all that a subscription is to get, and returns the ids of the tickets. Transactions of other tests
+// delay it, which are on the same server.
+func readEvents(t *testing.T, b *testBundle, sub events.Subscription) (tickets []uuid.UUID) {
+	t.Helper()
+	reader := b.store.EventReader(sub, uuid.New())
+	require.Eventually(t, func() bool {
+		mine, err := reader.Take(t.Context())
+		require.NoError(t, err)
+		return mine
+	}, 20*time.Second, 50*time.Millisecond)
+	for subscriptionState(t, b, sub.Name).Waiting > 0 {
+		chunk := nextChunk(t, reader)
+		for _, e := range chunk.Events {
+			tickets = append(tickets, e.Ticket)
+		}
+		require.NoError(t, reader.Done(t.Context(), chunk, events.Delivery{Delivered: len(chunk.Events)}))
+	}
+	require.NoError(t, reader.Leave(t.Context()))
+	return tickets
+}
+
+// nextChunk awaits what is next.
+func nextChunk(t *testing.T, reader events.Reader) (chunk events.Chunk) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		var err error
+		chunk, err = reader.Next(t.Context())
+		require.NoError(t, err)
+		return chunk.Place != nil
+	}, 20*time.Second, 10*time.Millisecond)
+	return chunk
+}
+
+func TestEventReader_AfterADumpAndARestore_GoesOnWhereItWas(t *testing.T) {
+	t.Parallel()
+	for name, ahead := range map[string]string{"higher": "1000000", "lower": "0"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			old := setup(t)
+			sub := subscription("erp")
+			sub.Filter.Types = []string{events.TicketTreated}
+			require.NoError(t, old.store.CreateSubscription(t.Context(), tester, sub))
+			var want []uuid.UUID
+			for i := range 20 {
+				e := entry(t, body(fmt.Sprint(100+i), "Café,a,2"))
+				save(t, old, e)
+				if i < 10 {
+					require.Equal(t, []uuid.UUID{e.Ticket.ID}, readEvents(t, old, sub))
+				} else {
+					want = append(want, e.Ticket.ID)
+				}
+			}
+			_, url := pgtest.NewServer(t)
+			b := &testBundle{url: url, store: open(t, url), pool: openPool(t, url)}
+			for _, table := range []string{"tickets", "outbox", "outbox_readers", "subscriptions"} {
+				copyTable(t, old, b, table)
+			}
+			e := entry(t, body("200", "Café,a,2"))
+			save(t, b, e)
+			exec(t, b, `UPDATE outbox SET xid = (xid::text::numeric + `+ahead+`)::text::xid8
+				WHERE xmin::text <> (xid::text::numeric % 4294967296)::text`)
+			exec(t, b, `UPDATE outbox_readers SET xid = (xid::text::numeric + `+ahead+`)::text::xid8`)
+			exec(t, b, `UPDATE outbox_readers SET held_until = '-infinity'`)
+			assert.Equal(t, append(want, e.Ticket.ID), readEvents(t, b, sub), "in the order of the old cluster, and nothing twice")
+		})
+	}
+}
+
+func TestEventReader_OfAnotherProcess_MovesNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	sub := subscription("erp")
+	require.NoError(t, b.store.CreateSubscription(t.Context(), tester, sub))
+	save(t, b, entry(t, body("1", "Café,a,2")))
+	first, second := b.store.EventReader(sub, uuid.New()), b.store.EventReader(sub, uuid.New())
+	mine, err := first.Take(t.Context())
+	require.NoError(t, err)
+	require.True(t, mine)
+	mine, err = second.Take(t.Context())
+	require.NoError(t, err)
+	require.False(t, mine)
+	chunk := nextChunk(t, first)
+	require.Len(t, chunk.Events, 2, "the ticket and its product")
+
+	exec(t, b, `UPDATE outbox_readers SET held_until = now() - interval '1 second'`)
+	mine, err = second.Take(t.Context())
+	require.NoError(t, err)
+	require.True(t, mine)
+	mine, err = first.Keep(t.Context())
+	require.NoError(t, err)
+	require.False(t, mine)
+	require.ErrorIs(t, first.Done(t.Context(), chunk, events.Delivery{
+		Delivered: 1, Dead: []events.DeadLetter{{Event: "e", Type: events.TicketTreated, Attempts: 1, Reason: "no"}},
+	}), events.ErrLost)
+	is := subscriptionState(t, b, "erp")
+	assert.Zero(t, is.Delivered)
+	assert.Zero(t, is.DeadLetters)
+	assert.Equal(t, 1, is.Waiting)
+	require.NoError(t, b.store.DeleteSubscription(t.Context(), tester, "erp"))
+	mine, err = second.Keep(t.Context())
+	require.NoError(t, err)
+	assert.False(t, mine)
+	_, err = second.Next(t.Context())
+	require.ErrorIs(t, err, events.ErrLost)
+}
+
+// TestEventReader_ManyLongTickets: a chunk has a bound in bytes, too.
+func TestEventReader_ManyLongTickets_AreSeveralChunks(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	sub := subscription("erp")
+	sub.Filter.Types = []string{events.TicketTreated, events.TicketError} // so many lines are not read
+	require.NoError(t, b.store.CreateSubscription(t.Context(), tester, sub))
+	var lines []string
+	for i := range 20_000 {
+		lines = append(lines, fmt.Sprintf("%040d,a,2", i))
+	}
+	var want []uuid.UUID
+	for i := range 5 {
+		e := entry(t, body(fmt.Sprint(i+1), lines...))
+		want = append(want, e.Ticket.ID)
+		save(t, b, e)
+	}
+	reader := b.store.EventReader(sub, uuid.New())
+	_, err := reader.Take(t.Context())
+	require.NoError(t, err)
+	chunk := nextChunk(t, reader)
+	assert.NotEmpty(t, chunk.Events)
+	assert.LessOrEqual(t, len(chunk.Events), 2)
+	require.NoError(t, reader.Leave(t.Context()))
+	assert.Equal(t, want, readEvents(t, b, sub))
+}
+
+func TestOrderLines_OfTicketsThatPeopleChanged_StayAsTheyAre(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	e, bad := entry(t, body("1", "Café,a,2")), entry(t, "unreadable")
+	save(t, b, e, bad)
+	fill(t, b)
+	require.NoError(t, b.store.ChangeTicket(t.Context(), tester, postgres.Dismiss, bad.Ticket.ID))
+	exec(t, b, `INSERT INTO outbox (kind, tickets) SELECT 'products', uuid_send(id) FROM tickets WHERE status = 'TREATED'`)
+	fill(t, b)
+	assert.Equal(t, []string{"1/1 a Café 2"}, lineTexts(t, b))
+	require.Eventually(t, func() bool {
+		fill(t, b)
+		return one[bool](t, b, `SELECT (SELECT max(xid::text::bigint) FROM outbox) = (SELECT xid::text::bigint FROM outbox_readers)`)
+	}, 20*time.Second, 50*time.Millisecond, "the rows are passed by")
+	save(t, b, entry(t, body("2", "Café,a,2")))
+	exec(t, b, `INSERT INTO outbox (kind, tickets) SELECT 'products', uuid_send(id) FROM tickets WHERE status = 'TREATED'`)
+	fill(t, b)
+	assert.Len(t, lineTexts(t, b), 2)
+}
+
+func TestDropPartition_OfATimeWhoseEventsAreNotDelivered_IsRefused(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	name := oldDay(t, b, 5, "TREATED")
+	sub := subscription("erp")
+	require.NoError(t, b.store.CreateSubscription(t.Context(), tester, sub))
+	save(t, b, entry(t, body("1", "Café,a,2")))
+	exec(t, b, `UPDATE outbox SET at = '2020-01-01'`)
+	at := time.Now()
+	found, err := b.store.OldPartitions(t.Context(), at)
+	require.NoError(t, err)
+	i := slices.IndexFunc(found, func(p postgres.OldPartition) bool { return p.Name == name })
+	require.GreaterOrEqual(t, i, 0)
+	assert.Equal(t, []string{"erp"}, found[i].Undelivered)
+	err = b.store.DropPartition(t.Context(), tester, found[i], postgres.DropEven{Unfinished: true})
+	require.ErrorIs(t, err, postgres.ErrUndelivered)
+	require.ErrorContains(t, err, "erp")
+	require.NoError(t, b.store.PauseSubscription(t.Context(), tester, "erp"))
+	require.ErrorIs(t, b.store.DropPartition(t.Context(), tester, found[i], postgres.DropEven{}), postgres.ErrUndelivered)
+
+	readEvents(t, b, sub)
+	save(t, b, entry(t, body("2", "Café,a,2"))) // after the time of the partition
+	found, err = b.store.OldPartitions(t.Context(), at)
+	require.NoError(t, err)
+	assert.Empty(t, found[i].Undelivered)
+	require.NoError(t, b.store.DropPartition(t.Context(), tester, found[i], postgres.DropEven{}))
+}
+
+func TestDropPartition_EvenUndelivered_IsDropped(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	name := oldDay(t, b, 5, "TREATED")
+	require.NoError(t, b.store.CreateSubscription(t.Context(), tester, subscription("erp")))
+	save(t, b, entry(t, body("1", "Café,a,2")))
+	exec(t, b, `UPDATE outbox SET at = '2020-01-01'`)
+	require.NoError(t, b.store.DropPartition(t.Context(), tester, postgres.OldPartition{Name: name}, postgres.DropEven{Undelivered: true}))
+}
