@@ -47,7 +47,7 @@ func TestEvents_HaveTheirSubscriptionsAndSecrets(t *testing.T) {
 		assert.Equal(t, 2, at(deployment, "spec.replicas"))
 		assert.Equal(t, []any{"events"}, at(sender(t, all), "args"))
 		var file struct {
-			Subscriptions []map[string]any
+			Subscriptions []map[string]any `json:"subscriptions"`
 		}
 		text := all.find(t, "ConfigMap", "myticket-events")["data"].(object)["subscriptions.json"].(string)
 		require.NoError(t, json.Unmarshal([]byte(text), &file), text)

@@ -189,7 +189,10 @@ func (r *release) inStream(stream jetstream.Stream) map[string]int {
 		require.NoError(r.t, err)
 		for message := range batch.Messages() {
 			seen++
-			var event struct{ ID, Type string }
+			var event struct {
+				ID   string `json:"id"`
+				Type string `json:"type"`
+			}
 			require.NoError(r.t, json.Unmarshal(message.Data(), &event), "%s", message.Data())
 			if id, _, ok := strings.Cut(event.ID, "."); ok && strings.HasPrefix(event.Type, "ticket.") {
 				found[id]++
@@ -290,7 +293,8 @@ func (r *release) archiveOnce() {
 	r.t.Helper()
 	day := time.Now().UTC().AddDate(0, 0, -60).Truncate(24 * time.Hour)
 	owner := r.sql("SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = 'tickets'::regclass")
-	statement := fmt.Sprintf(`SET ROLE %q; CREATE TABLE tickets_e2e PARTITION OF tickets FOR VALUES FROM ('%s') TO ('%s');`,
+	var statement strings.Builder
+	fmt.Fprintf(&statement, `SET ROLE %q; CREATE TABLE tickets_e2e PARTITION OF tickets FOR VALUES FROM ('%s') TO ('%s');`,
 		owner, day.Format(time.RFC3339), day.AddDate(0, 0, 1).Format(time.RFC3339))
 	ids := map[string]bool{}
 	var one string
@@ -298,10 +302,10 @@ func (r *release) archiveOnce() {
 		at := day.Add(time.Duration(i) * time.Minute)
 		one = idAt(at).String()
 		ids[one] = true
-		statement += fmt.Sprintf(` INSERT INTO tickets (id, received_at, source, body, status, problems) VALUES ('%s', '%s', 'long-ago', 'of long ago %d', 'DISMISSED', '[]');`,
+		fmt.Fprintf(&statement, ` INSERT INTO tickets (id, received_at, source, body, status, problems) VALUES ('%s', '%s', 'long-ago', 'of long ago %d', 'DISMISSED', '[]');`,
 			one, at.Format(time.RFC3339Nano), i)
 	}
-	r.sql(statement)
+	r.sql(statement.String())
 
 	r.runAsArchive("archive-run", nil)
 	require.Equal(r.t, "0", r.sql("SELECT count(*) FROM tickets WHERE source = 'long-ago'"), "what is archived is dropped")
