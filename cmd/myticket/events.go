@@ -30,6 +30,7 @@ type eventsCmd struct {
 	SubscriptionsFile string        `env:"MYTICKET_SUBSCRIPTIONS_FILE" placeholder:"FILE" group:"Events" help:"YAML or JSON file with subscriptions (docs/events.md). They are created and changed as it says, also when the file changes. One that is not in it any more is paused. Default: none; subscriptions that people make are served in any case."`
 	AdminAddr         string        `name:"admin-addr" env:"MYTICKET_ADMIN_ADDR" default:":9099" group:"Listeners" help:"Address of the internal listener: /livez, /readyz, /metrics, /debug/pprof. It must not be reachable from outside. Default: ${default}."`
 	DatabaseMaxConns  int           `env:"MYTICKET_DATABASE_MAX_CONNS" default:"8" group:"Database" help:"Maximum connections of this process to Postgres. Each subscription that it sends for uses one or two at a time. Default: ${default}."`
+	GiveWay           time.Duration `env:"MYTICKET_GIVE_WAY" default:"10s" group:"Events" help:"Age of waiting events up to which sending gives way to a burst of tickets: it takes a tenth of the time at first, and more the older they are. 0 means that it never gives way. Default: ${default}."`
 	ShutdownTimeout   time.Duration `env:"MYTICKET_SHUTDOWN_TIMEOUT" default:"20s" group:"Shutdown" help:"Longest time to finish what is being sent after SIGTERM. What is not finished is sent again by another process. Default: ${default}."`
 	LogFormat         string        `env:"MYTICKET_LOG_FORMAT" default:"json" enum:"json,text" group:"Log" help:"json or text. Default: ${default}."`
 	LogLevel          string        `env:"MYTICKET_LOG_LEVEL" default:"info" enum:"debug,info,warn,error" group:"Log" help:"debug, info, warn or error. Default: ${default}."`
@@ -46,6 +47,8 @@ func (c *eventsCmd) Validate() error {
 	switch {
 	case c.DatabaseMaxConns < 2:
 		return errors.New("--database-max-conns is too small: it must be at least 2")
+	case c.GiveWay < 0:
+		return errors.New("--give-way must not be negative: 0 means that sending never gives way")
 	case c.ShutdownTimeout < time.Millisecond:
 		return errors.New("--shutdown-timeout is too small: it must be at least 1ms")
 	}
@@ -139,9 +142,13 @@ func (c *eventsCmd) send(ctx context.Context, store *postgres.Store, declared []
 }
 
 func (c *eventsCmd) newSender(store *postgres.Store, registry prometheus.Registerer, logger *slog.Logger) *events.Sender {
+	giveWay := c.GiveWay
+	if giveWay == 0 {
+		giveWay = -1 // never
+	}
 	return events.NewSender(events.SenderConfig{
 		Store: store, Open: targets{logger: logger, open: openTarget}.forSubscription,
-		Registry: registry, Logger: logger, Grace: c.ShutdownTimeout,
+		Registry: registry, Logger: logger, GiveWay: giveWay, Grace: c.ShutdownTimeout,
 	})
 }
 

@@ -42,6 +42,10 @@ type SenderConfig struct {
 	// Attempts is how often an event is sent that a target does not take while it takes others. Defaults to 10.
 	Attempts int
 
+	// GiveWay is the age of waiting events up to which sending gives way to the storing of tickets: see giveWay. A negative one means
+	// never. Defaults to 10 s.
+	GiveWay time.Duration
+
 	// Grace is how long events that are being sent have when Run ends. Defaults to 5 s.
 	Grace time.Duration
 }
@@ -70,6 +74,7 @@ func NewSender(config SenderConfig) *Sender {
 	}{
 		{&config.Look, time.Second}, {&config.Poll, 200 * time.Millisecond}, {&config.Count, 10 * time.Second},
 		{&config.FirstPause, 500 * time.Millisecond}, {&config.LongestPause, time.Minute}, {&config.Grace, 5 * time.Second},
+		{&config.GiveWay, 10 * time.Second},
 	} {
 		if *d.is == 0 {
 			*d.is = d.likely
@@ -113,6 +118,24 @@ func (s *Sender) Run(ctx context.Context) {
 		<-w.ended
 	}
 	beside.Wait()
+}
+
+// yieldFactor is how long sending pauses after a chunk, as a multiple of the time that the chunk took, while events are new.
+// yieldMost bounds the pause.
+const (
+	yieldFactor = 9
+	yieldMost   = time.Second
+)
+
+// giveWay returns the pause after a chunk that took some time. If more events wait, many tickets are being stored, and Postgres and
+// the machine are busy with them. So at first sending takes a tenth of the time, which leaves a burst nearly undisturbed, and more
+// the older the events are; once they are as old as SenderConfig.GiveWay, it takes what it needs.
+func (s *Sender) giveWay(chunk Chunk, took time.Duration) time.Duration {
+	if !chunk.More || s.config.GiveWay <= 0 {
+		return 0
+	}
+	fresh := 1 - chunk.Age.Seconds()/s.config.GiveWay.Seconds()
+	return min(time.Duration(max(fresh, 0)*yieldFactor*float64(took)), yieldMost)
 }
 
 // wait waits, or until ctx ends.

@@ -78,6 +78,12 @@ type Chunk struct {
 	Events  []Event
 	Missing int // tickets that are not there any more, or cannot be read
 	Place   any // for the Reader; nil if nothing was read
+
+	// Age is how long the first of these events has waited, More whether others wait behind them, and Took how long it took to read
+	// them. Events of a replay, or that are sent again, have no Age, and nothing waits behind them.
+	Age  time.Duration
+	More bool
+	Took time.Duration
 }
 
 // Delivery is what became of a chunk: each of its events was delivered or is a dead letter.

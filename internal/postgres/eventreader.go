@@ -35,6 +35,8 @@ type eventReader struct {
 	// Only Next uses these.
 	place   uint64         // up to which new tickets were read
 	rows    []outboxRow    // that are being read
+	rowsAt  time.Time      // when they were read
+	more    bool           // there were others behind them
 	tickets []outboxTicket // of these rows, without those that were read
 	turn    int
 	looked  time.Time
@@ -268,7 +270,12 @@ func (r *eventReader) nextNew(ctx context.Context) (events.Chunk, error) {
 		if err != nil || len(r.rows) == 0 {
 			return events.Chunk{}, err
 		}
+		r.rowsAt, r.more = time.Now(), len(r.rows) >= eventRows
 		r.tickets = ticketsOf(r.rows, func(string) bool { return true })
+	}
+	start, age := time.Now(), time.Duration(0)
+	if len(r.tickets) > 0 {
+		age = r.tickets[0].row.age + start.Sub(r.rowsAt)
 	}
 	refs := make([]eventTicket, min(len(r.tickets), eventTickets))
 	for i := range refs {
@@ -296,6 +303,7 @@ func (r *eventReader) nextNew(ctx context.Context) (events.Chunk, error) {
 		r.rows = nil
 	}
 	chunk.Place = &chunkPlace{kind: chunkNew, step: step}
+	chunk.Age, chunk.More, chunk.Took = age, r.more || len(r.tickets) > 0, time.Since(start)
 	return chunk, nil
 }
 
