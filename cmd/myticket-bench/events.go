@@ -82,15 +82,16 @@ func startNATS(ctx context.Context, folder string) (_ *natsServer, err error) {
 		return err
 	})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%w; its log ends with:\n%s", err, n.log), n.stop())
+		n.stop()
+		return nil, fmt.Errorf("%w; its log ends with:\n%s", err, n.log)
 	}
 	return n, nil
 }
 
-func (n *natsServer) stop() error {
+// stop ends the server. What it stores is not needed any more.
+func (n *natsServer) stop() {
 	n.close()
-	n.Kill() // what it stores is not needed any more
-	return nil
+	n.Kill()
 }
 
 func (n *natsServer) target() string { return "nats://" + n.addr + "/" + eventsStream }
@@ -171,7 +172,7 @@ func (b *bench) compareEvents(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, broker.stop()) }()
+	defer broker.stop()
 	hanging, stop, err := hangingTarget(ctx)
 	if err != nil {
 		return err
@@ -248,7 +249,7 @@ func (b *bench) deliverOnce(ctx context.Context, t *tickets) (d delivery, err er
 	if err != nil {
 		return d, errors.Join(err, receiver.stop())
 	}
-	defer func() { err = errors.Join(err, broker.stop()) }()
+	defer broker.stop()
 	if err := b.subscribe(db.url, broker.target()); err != nil {
 		return d, errors.Join(err, receiver.stop())
 	}

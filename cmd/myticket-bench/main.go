@@ -123,9 +123,9 @@ func newBench(s settings, out io.Writer) (*bench, error) {
 	if err != nil {
 		return nil, fmt.Errorf("-only: %w", err)
 	}
-	if s.rounds < 1 || s.duration <= 0 || s.spooled < 0 || s.retried < 0 || s.events < 0 || s.share <= 0 || s.products < 5*hotProducts {
-		return nil, fmt.Errorf("-rounds, -duration and -sustain-share must be more than 0, -spooled, -retried and -events must not be less, "+
-			"and -products must be at least %d", 5*hotProducts)
+	if s.rounds < 1 || s.duration <= 0 || min(s.spooled, s.retried, s.events) < 0 || s.share <= 0 || s.products < 5*hotProducts {
+		return nil, fmt.Errorf("-rounds, -duration and -sustain-share must be more than 0, -spooled, -retried and -events must not "+
+			"be less, and -products must be at least %d", 5*hotProducts)
 	}
 	return &bench{
 		settings: s, only: only, out: out, pgbench: 6 * time.Second,

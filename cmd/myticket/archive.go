@@ -44,7 +44,9 @@ type archiveTurn struct {
 }
 
 // archiver returns an archiver that writes progress to a terminal.
-func (f archiveFlags) archiver(ctx context.Context, std streams, store *postgres.Store, holder uuid.UUID) (*archiver.Archiver, error) {
+func (f archiveFlags) archiver(
+	ctx context.Context, std streams, store *postgres.Store, holder uuid.UUID,
+) (*archiver.Archiver, error) {
 	opened, err := bucket.Open(ctx, f.Archive)
 	if err != nil {
 		return nil, err
@@ -102,9 +104,9 @@ func (f archiveFlags) turn(
 }
 
 // leave ends the turn.
-func (t *archiveTurn) leave(failure error) error {
+func (t *archiveTurn) leave(ctx context.Context, failure error) error {
 	t.stop()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	why := ""
 	if failure != nil {
@@ -172,7 +174,7 @@ func (c archiveRunCmd) Run(ctx context.Context, std streams) error {
 	if cause := context.Cause(working); errors.Is(cause, archive.ErrHeld) {
 		err = cause
 	}
-	err = errors.Join(err, turn.leave(err))
+	err = errors.Join(err, turn.leave(ctx, err))
 	return errors.Join(interrupted(ctx, err), c.print(std, report))
 }
 
@@ -188,7 +190,8 @@ func (c archiveRunCmd) look(ctx context.Context, store *postgres.Store) (archive
 	for _, p := range parts {
 		if p.State == archive.Detached || p.State == archive.Verified {
 			report.Parts = append(report.Parts, archivePartReport{
-				Part: p.Name, Partition: p.Table, Tickets: p.Tickets, Bytes: p.TableBytes, Verdict: "would be finished: it is " + string(p.State),
+				Part: p.Name, Partition: p.Table, Tickets: p.Tickets, Bytes: p.TableBytes,
+				Verdict: "would be finished: it is " + string(p.State),
 			})
 		}
 	}
@@ -197,10 +200,7 @@ func (c archiveRunCmd) look(ctx context.Context, store *postgres.Store) (archive
 		return report, err
 	}
 	for _, p := range old {
-		r, why, err := c.examine(ctx, store, parts, p)
-		if err != nil {
-			return report, err
-		}
+		r, why := c.examine(parts, p)
 		if r.Verdict = why; why == "" {
 			r.Verdict = "would be archived"
 		}
@@ -210,9 +210,7 @@ func (c archiveRunCmd) look(ctx context.Context, store *postgres.Store) (archive
 }
 
 // examine says why a partition is not archived; empty if it is.
-func (c archiveRunCmd) examine(
-	ctx context.Context, store *postgres.Store, parts []archive.Part, p postgres.OldPartition,
-) (r archivePartReport, why string, err error) {
+func (c archiveRunCmd) examine(parts []archive.Part, p postgres.OldPartition) (r archivePartReport, why string) {
 	r = archivePartReport{Partition: p.Name, Bytes: p.Bytes}
 	for _, n := range p.Tickets {
 		r.Tickets += n
@@ -222,15 +220,15 @@ func (c archiveRunCmd) examine(
 		r.Tickets -= r.Kept
 	}
 	if part := restoredPart(parts, p); part != "" {
-		return r, "left alone: it was restored (myticket archive release " + part + ")", nil
+		return r, "left alone: it was restored (myticket archive release " + part + ")"
 	}
 	if r.Kept > 0 && r.Tickets == 0 {
-		return r, "kept: it holds only TO_TREAT or ERROR tickets", nil
+		return r, "kept: it holds only TO_TREAT or ERROR tickets"
 	}
 	if len(p.Undelivered) > 0 && !c.Undelivered {
-		return r, "kept: not all its events are delivered (--undelivered archives it too): " + strings.Join(p.Undelivered, ", "), nil
+		return r, "kept: not all its events are delivered (--undelivered archives it too): " + strings.Join(p.Undelivered, ", ")
 	}
-	return r, "", nil
+	return r, ""
 }
 
 // restoredPart returns the part that was restored to a partition; empty for none.
@@ -268,8 +266,8 @@ func (c archiveRunCmd) apply(ctx context.Context, turn *archiveTurn, by postgres
 		if ctx.Err() != nil {
 			break
 		}
-		r, why, err := c.examine(ctx, turn.store, parts, p)
-		if err == nil && why == "" {
+		r, why := c.examine(parts, p)
+		if why == "" {
 			var detached postgres.Detached
 			detached, err = turn.store.DetachPartition(ctx, by, turn.run.Holder, p, postgres.DropEven{
 				Unfinished: c.Unfinished == "archive", Undelivered: c.Undelivered,
@@ -294,7 +292,8 @@ func (c archiveRunCmd) apply(ctx context.Context, turn *archiveTurn, by postgres
 	}
 	if ctx.Err() == nil {
 		if _, err := turn.store.DropOldLines(ctx); err != nil {
-			failures = append(failures, fmt.Errorf("order_lines still shows lines of archived tickets, until a server drops them: %w", err))
+			err = fmt.Errorf("order_lines still shows lines of archived tickets, until a server drops them: %w", err)
+			failures = append(failures, err)
 		}
 		failures = append(failures, turn.store.DeleteOldCorrections(ctx, c.before()))
 	}
@@ -339,7 +338,8 @@ func (c archiveRunCmd) print(std streams, report archiveReport) error {
 	rows := make([][]string, 0, len(report.Parts))
 	for _, p := range report.Parts {
 		rows = append(rows, []string{
-			p.Part, p.Partition, strconv.FormatInt(p.Tickets, 10), strconv.FormatInt(p.Kept, 10), size(p.Bytes), size(p.FileBytes), p.Verdict,
+			p.Part, p.Partition, strconv.FormatInt(p.Tickets, 10), strconv.FormatInt(p.Kept, 10), size(p.Bytes), size(p.FileBytes),
+			p.Verdict,
 		})
 	}
 	err := printTable(std.stdout, []string{"PART", "PARTITION", "TICKETS", "KEPT", "IN POSTGRES", "IN ARCHIVE", "VERDICT"}, rows)
@@ -470,8 +470,8 @@ func (c archiveVerifyCmd) Run(ctx context.Context, std streams) error {
 		err = printTable(std.stdout, []string{"PART", "TICKETS", "SIZE", "VERDICT"}, rows)
 	}
 	if damaged > 0 {
-		err = errors.Join(err, fmt.Errorf("%d parts are not in the archive as they were written: restore the bucket from its versions or "+
-			"its copy (docs/archive.md)", damaged))
+		err = errors.Join(err, fmt.Errorf("%d parts are not in the archive as they were written: restore the bucket from its versions "+
+			"or its copy (docs/archive.md)", damaged))
 	}
 	return err
 }
@@ -606,7 +606,8 @@ func (c archiveReleaseCmd) Run(ctx context.Context, std streams) error {
 	if err != nil {
 		return interrupted(ctx, err)
 	}
-	_, err = fmt.Fprintf(std.stdout, "%s is not in the archive any more. The next run archives its partition as it is then\n", c.Part)
+	_, err = fmt.Fprintf(std.stdout, "%s is not in the archive any more. The next run archives its partition as it is then\n",
+		c.Part)
 	return err
 }
 
@@ -641,7 +642,8 @@ func (t *archiveTurn) allInPostgres(ctx context.Context, m archive.Manifest) err
 	check := func() error {
 		missing, err := t.store.MissingTickets(ctx, ids, times)
 		if err == nil && missing > 0 {
-			err = fmt.Errorf("%d or more tickets of part %s are not in Postgres, so it stays in the archive: nothing was changed", missing, m.Part)
+			err = fmt.Errorf("%d or more tickets of part %s are not in Postgres, so it stays in the archive: nothing was changed",
+				missing, m.Part)
 		}
 		ids, times = ids[:0], times[:0]
 		return err

@@ -95,7 +95,9 @@ func (b *archiveBundle) run(t *testing.T, more ...string) archiveReport {
 
 func (b *archiveBundle) parts(t *testing.T) []archive.Part {
 	t.Helper()
-	var list struct{ Parts []archive.Part }
+	var list struct {
+		Parts []archive.Part `json:"parts"`
+	}
 	require.NoError(t, json.Unmarshal([]byte(b.ok(t, "archive", "list", "-o", "json")), &list))
 	return list.Parts
 }

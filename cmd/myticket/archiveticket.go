@@ -31,7 +31,8 @@ func (c ticketsShowCmd) fromArchive(ctx context.Context, std streams, store *pos
 		return false, nil
 	}
 	if c.Archive == "" {
-		return false, fmt.Errorf("ticket %s: %w in this database, but its time is archived in part %s: give --archive or MYTICKET_ARCHIVE",
+		return false, fmt.Errorf("ticket %s: %w in this database, but its time is archived in part %s: give --archive or "+
+			"MYTICKET_ARCHIVE",
 			c.ID, ticket.ErrNotFound, in[0].Name)
 	}
 	flags := archiveFlags{Archive: c.Archive}

@@ -79,7 +79,7 @@ type subscriptionsCreateCmd struct {
 // Validate is called by kong.
 func (c subscriptionsCreateCmd) Validate() error {
 	sub := c.subscription()
-	return errors.Join(sub.Validate(), c.personFlags.check())
+	return errors.Join(sub.Validate(), c.check())
 }
 
 func (c subscriptionsCreateCmd) subscription() events.Subscription {

@@ -78,7 +78,7 @@ func dereference(reference string) ([]byte, error) {
 	case reference == "":
 		return nil, nil
 	case kind == "env":
-		content = []byte(os.Getenv(name)) //nolint:forbidigo // a person named the variable in the subscription
+		content = []byte(os.Getenv(name)) // a person named the variable in the subscription
 	case kind == "file":
 		file, err := os.Open(name)
 		if err != nil {
@@ -139,7 +139,7 @@ func (f *freshTarget) reopen(ctx context.Context) error {
 		return err
 	}
 	if f.Target != nil {
-		f.Target.Close()
+		f.Close()
 	}
 	f.Target, f.opened = target, at
 	return nil

@@ -144,7 +144,7 @@ type File struct {
 	Rows       int64      `json:"rows"`
 	Bytes      int64      `json:"bytes"`
 	SHA256     string     `json:"sha256"`                // of the file
-	RowsSHA256 string     `json:"rows_sha256,omitempty"` // of tickets: for each row its id, the length of its body as 8 bytes, and its body
+	RowsSHA256 string     `json:"rows_sha256,omitempty"` // of tickets: for each its id, its body's length as 8 bytes, and its body
 	First      *time.Time `json:"first,omitempty"`       // of tickets: when the first and the last were received
 	Last       *time.Time `json:"last,omitempty"`
 }

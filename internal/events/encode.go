@@ -97,7 +97,8 @@ func EncodeTicket(t *Ticket, at time.Time) (Event, error) {
 		b = base64.StdEncoding.AppendEncode(append(b, `,"body_base64":"`...), t.Body)
 		b = append(b, '"')
 	}
-	e.JSON = append(b, "}}"...)
+	b = append(b, "}}"...)
+	e.JSON = b
 	return e, nil
 }
 
@@ -145,7 +146,8 @@ func EncodeProduct(p *Product, at time.Time) (Event, error) {
 	b = append(append(append(b, `,"ticket_id":"`...), said...), '"')
 	b = appendTime(append(b, `,"first_seen_at":`...), p.FirstSeenAt)
 	b = appendTime(append(b, `,"changed_at":`...), p.ChangedAt)
-	e.JSON = append(b, "}}"...)
+	b = append(b, "}}"...)
+	e.JSON = b
 	return e, nil
 }
 

@@ -223,7 +223,7 @@ func one[T any](t *testing.T, b *testBundle, sql string, args ...any) T {
 
 func await(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	require.Eventually(t, is, 30*time.Second, 10*time.Millisecond, what)
+	require.Eventually(t, is, 2*time.Minute, 10*time.Millisecond, what)
 }
 
 // entry is a ticket as intake would hand it over.

@@ -42,8 +42,8 @@ type SenderConfig struct {
 	// Attempts is how often an event is sent that a target does not take while it takes others. Defaults to 10.
 	Attempts int
 
-	// GiveWay is the age of waiting events up to which sending gives way to the storing of tickets: see giveWay. A negative one means
-	// never. Defaults to 10 s.
+	// GiveWay is the age of waiting events up to which sending gives way to the storing of tickets: see giveWay. A negative one
+	// means never. Defaults to 10 s.
 	GiveWay time.Duration
 
 	// Grace is how long events that are being sent have when Run ends. Defaults to 5 s.
@@ -127,9 +127,9 @@ const (
 	yieldMost   = time.Second
 )
 
-// giveWay returns the pause after a chunk that took some time. If more events wait, many tickets are being stored, and Postgres and
-// the machine are busy with them. So at first sending takes a tenth of the time, which leaves a burst nearly undisturbed, and more
-// the older the events are; once they are as old as SenderConfig.GiveWay, it takes what it needs.
+// giveWay returns the pause after a chunk that took some time. If more events wait, many tickets are being stored, and Postgres
+// and the machine are busy with them. So at first sending takes a tenth of the time, which leaves a burst nearly undisturbed, and
+// more the older the events are; once they are as old as SenderConfig.GiveWay, it takes what it needs.
 func (s *Sender) giveWay(chunk Chunk, took time.Duration) time.Duration {
 	if !chunk.More || s.config.GiveWay <= 0 {
 		return 0

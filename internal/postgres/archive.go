@@ -85,20 +85,22 @@ func stillHolds(ctx context.Context, tx pgx.Tx, holder uuid.UUID) error {
 
 // ArchiveConfigured reports whether anything was ever archived from this database.
 func (s *Store) ArchiveConfigured(ctx context.Context) (configured bool, err error) {
-	err = s.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM archives) OR EXISTS (SELECT FROM archive_runs WHERE began_at IS NOT NULL)`).
-		Scan(&configured)
+	err = s.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM archives)
+		OR EXISTS (SELECT FROM archive_runs WHERE began_at IS NOT NULL)`).Scan(&configured)
 	return configured, explain("look whether there is an archive", err)
 }
 
 // partColumns are those of archives, for scanPart.
-const partColumns = `part, state, table_name, from_at, to_at, tickets, corrections, first_at, last_at, table_bytes, files, file_bytes,
-	manifest, manifest_sha256, url, runs, detached_at, verified_at, archived_at, restored_at, failed_at, failure`
+const partColumns = `part, state, table_name, from_at, to_at, tickets, corrections, first_at, last_at, table_bytes, files,
+	file_bytes, manifest, manifest_sha256, url, runs, detached_at, verified_at, archived_at, restored_at, failed_at, failure`
 
 func scanPart(row pgx.CollectableRow) (p archive.Part, err error) {
 	err = row.Scan(&p.Name, &p.State, &p.Table, &p.From, &p.To, &p.Tickets, &p.Corrections, &p.First, &p.Last, &p.TableBytes,
-		&p.Files, &p.FileBytes, &p.Manifest, &p.ManifestSum, &p.URL, &p.Runs, &p.DetachedAt, &p.VerifiedAt, &p.ArchivedAt, &p.RestoredAt,
-		&p.FailedAt, &p.Failure)
-	for _, at := range []*time.Time{p.From, &p.To, p.First, p.Last, &p.DetachedAt, p.VerifiedAt, p.ArchivedAt, p.RestoredAt, p.FailedAt} {
+		&p.Files, &p.FileBytes, &p.Manifest, &p.ManifestSum, &p.URL, &p.Runs, &p.DetachedAt, &p.VerifiedAt, &p.ArchivedAt,
+		&p.RestoredAt, &p.FailedAt, &p.Failure)
+	for _, at := range []*time.Time{
+		p.From, &p.To, p.First, p.Last, &p.DetachedAt, p.VerifiedAt, p.ArchivedAt, p.RestoredAt, p.FailedAt,
+	} {
 		if at != nil {
 			*at = at.UTC()
 		}
@@ -144,8 +146,8 @@ type Detached struct {
 }
 
 // DetachPartition makes a partition a part of the archive: an ordinary table, whose tickets are in no query any more but that of
-// one ticket by its id. Its row in archives is written in the same transaction. Unless even says otherwise, the TO_TREAT and ERROR
-// tickets in it stay in tickets, in a new partition; if they are too many or all that there is, the partition stays as it is
+// one ticket by its id. Its row in archives is written in the same transaction. Unless even says otherwise, the TO_TREAT and
+// ERROR tickets in it stay in tickets, in a new partition; if they are too many or all that there is, the partition stays as it is
 // (ErrManyUnfinished, ErrOnlyUnfinished). It returns ErrUndelivered and ErrNoPartition as DropPartition does, and waits for locks
 // as that does.
 func (s *Store) DetachPartition(
@@ -254,8 +256,9 @@ func detachPartition(ctx context.Context, tx pgx.Tx, p OldPartition, even DropEv
 	if err := up.run(ctx, `ALTER TABLE tickets DETACH PARTITION `+partition); err != nil {
 		return 0, err
 	}
-	if err := up.run(ctx, `COMMENT ON TABLE `+partition+
-		` IS 'Tickets that myticket archive has detached (see the table archives). It drops this table when the archive has them'`); err != nil {
+	err = up.run(ctx, `COMMENT ON TABLE `+partition+
+		` IS 'Tickets that myticket archive has detached (see the table archives). It drops this table when the archive has them'`)
+	if err != nil {
 		return 0, err
 	}
 	if kept == 0 {
@@ -294,7 +297,8 @@ func (s *Store) partTable(ctx context.Context, tx pgx.Tx, p archive.Part) (table
 	err = tx.QueryRow(ctx, `SELECT c.oid::regclass::text FROM pg_class c JOIN pg_class t ON t.relnamespace = c.relnamespace
 		WHERE t.oid = 'tickets'::regclass AND c.relname = $1 AND c.relkind = 'r' AND NOT c.relispartition`, p.Table).Scan(&table)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return "", fmt.Errorf("part %s: its table %s is not there; if nobody dropped it, tickets are lost: look for a backup", p.Name, p.Table)
+		return "", fmt.Errorf("part %s: its table %s is not there; if nobody dropped it, tickets are lost: look for a backup",
+			p.Name, p.Table)
 	}
 	return table, err
 }
@@ -332,8 +336,9 @@ func (s *Store) CountPart(ctx context.Context, p archive.Part) (tickets, bytes i
 }
 
 // archivedColumns are what ReadPart reads of a ticket t.
-const archivedColumns = `id, received_at, source, status, order_number, vat::text, total::text, problems::text, extra::text, lines::text,
-	content_type, traceparent, version, parser_version, attempts, claims, next_attempt_at, problem_group, correction, body, ` + readTextSQL
+const archivedColumns = `id, received_at, source, status, order_number, vat::text, total::text, problems::text, extra::text,
+	lines::text, content_type, traceparent, version, parser_version, attempts, claims, next_attempt_at, problem_group, correction,
+	body, ` + readTextSQL
 
 // pageTickets is how many tickets of a detached table one transaction reads: a long one would hold back vacuum in the whole
 // database. Nobody writes to that table, so the pages fit together.
@@ -441,7 +446,8 @@ func (s *Store) PartCorrections(ctx context.Context, p archive.Part) (all []arch
 		return err
 	})
 	if err == nil && len(all) > maxPartCorrections {
-		return nil, fmt.Errorf("part %s has more than %d corrections, which is more than is archived at once", p.Name, maxPartCorrections)
+		return nil, fmt.Errorf("part %s has more than %d corrections, which is more than is archived at once",
+			p.Name, maxPartCorrections)
 	}
 	return all, explain("read the corrections of "+p.Table, err)
 }
@@ -472,7 +478,9 @@ func (s *Store) PartChanges(ctx context.Context, p archive.Part) (all []archive.
 }
 
 // PartVerified notes that the archive has all of a part, with its manifest, as it was read back.
-func (s *Store) PartVerified(ctx context.Context, holder uuid.UUID, p archive.Part, m archive.Manifest, sum []byte, tableBytes int64) error {
+func (s *Store) PartVerified(
+	ctx context.Context, holder uuid.UUID, p archive.Part, m archive.Manifest, sum []byte, tableBytes int64,
+) error {
 	var size int64
 	for _, f := range m.Files {
 		size += f.Bytes
@@ -500,7 +508,8 @@ func (s *Store) PartUnverified(ctx context.Context, holder uuid.UUID, p archive.
 		if err := stillHolds(ctx, tx, holder); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, `UPDATE archives SET state = 'detached', verified_at = NULL WHERE part = $1 AND state = 'verified'`, p.Name)
+		_, err := tx.Exec(ctx, `UPDATE archives SET state = 'detached', verified_at = NULL
+			WHERE part = $1 AND state = 'verified'`, p.Name)
 		return err
 	})
 	return explainArchive("note that part "+p.Name+" is not archived", err)
@@ -523,7 +532,8 @@ func (s *Store) DropPart(ctx context.Context, by Person, holder uuid.UUID, p arc
 			if _, err := tx.Exec(ctx, fmt.Sprintf(`SET LOCAL lock_timeout = '%dms'`, dropLockTimeout.Milliseconds())); err != nil {
 				return err
 			}
-			done, err := tx.Exec(ctx, `UPDATE archives SET state = 'archived', archived_at = now() WHERE part = $1 AND state = 'verified'`, p.Name)
+			done, err := tx.Exec(ctx, `UPDATE archives SET state = 'archived', archived_at = now()
+				WHERE part = $1 AND state = 'verified'`, p.Name)
 			if err == nil && done.RowsAffected() == 0 {
 				return archive.ErrHeld
 			}
@@ -558,7 +568,8 @@ func explainArchive(doing string, err error) error {
 // DetachedTicket returns a ticket whose partition was detached and is not dropped yet, or ticket.ErrNotFound.
 func (s *Store) DetachedTicket(ctx context.Context, id uuid.UUID) (StoredTicket, error) {
 	at := ticket.IDTime(id)
-	parts, err := s.archiveParts(ctx, `WHERE (from_at IS NULL OR from_at <= $1) AND to_at > $1 AND state IN ('detached', 'verified')`, at)
+	parts, err := s.archiveParts(ctx, `WHERE (from_at IS NULL OR from_at <= $1) AND to_at > $1
+		AND state IN ('detached', 'verified')`, at)
 	if err != nil {
 		return StoredTicket{}, err
 	}

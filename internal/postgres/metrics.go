@@ -148,7 +148,8 @@ func (m *Maintainer) Describe(descriptions chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		poolConnections, poolMax, poolAcquires, poolWaits, poolWaited, poolGivenUp, poolOpened,
 		jobFailures, schemaVersion, schemaNeeded, schemaDirty, backlogTickets, backlogAge, backlogOverdue, backlogStrays,
-		linesLag, linesWaiting, archiveBehind, archiveParts, archiveSuccess, archiveFailures, productsKnown, productsUnsettled, productsOldest,
+		linesLag, linesWaiting, archiveBehind, archiveParts, archiveSuccess, archiveFailures,
+		productsKnown, productsUnsettled, productsOldest,
 	} {
 		descriptions <- d
 	}

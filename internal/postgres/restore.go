@@ -15,13 +15,14 @@ import (
 )
 
 // ErrRangeTaken means that a part cannot be put back, because too much of its time is in tickets.
-var ErrRangeTaken = fmt.Errorf("tickets has a partition for that time with more than %d tickets, or one that another part was restored "+
-	"to, so the part cannot be put back beside it; single tickets can be had with \"myticket archive restore --ticket ID\"", maxUnfinished)
+var ErrRangeTaken = fmt.Errorf("tickets has a partition for that time with more than %d tickets, or one that another part was "+
+	"restored to, so the part cannot be put back beside it; single tickets can be had with \"myticket archive restore --ticket ID\"",
+	maxUnfinished)
 
 // restoredColumns are the columns of tickets that Restoring.Add writes.
 var restoredColumns = []string{
-	"id", "received_at", "source", "status", "order_number", "vat", "total", "problems", "extra", "lines", "content_type", "traceparent",
-	"version", "parser_version", "dialect", "attempts", "claims", "next_attempt_at", "problem_group", "correction", "body",
+	"id", "received_at", "source", "status", "order_number", "vat", "total", "problems", "extra", "lines", "content_type",
+	"traceparent", "version", "parser_version", "dialect", "attempts", "claims", "next_attempt_at", "problem_group", "correction", "body",
 }
 
 // Restoring is a table that a part is put back into. It is no part of tickets yet.
@@ -61,8 +62,8 @@ func (r *Restoring) Add(ctx context.Context, t *archive.Ticket) error {
 		return json.RawMessage(*text)
 	}
 	r.rows = append(r.rows, []any{
-		t.ID, t.ReceivedAt, t.Source, t.Status, t.OrderNumber, t.VAT, t.Total, asJSON(t.Problems), asJSON(t.Extra), asJSON(t.StoredLines),
-		t.ContentType, t.Traceparent, t.Version, t.ParserVersion, t.Dialect, t.Attempts, t.Claims, t.NextAttemptAt, t.ProblemGroup,
+		t.ID, t.ReceivedAt, t.Source, t.Status, t.OrderNumber, t.VAT, t.Total, asJSON(t.Problems), asJSON(t.Extra),
+		asJSON(t.StoredLines), t.ContentType, t.Traceparent, t.Version, t.ParserVersion, t.Dialect, t.Attempts, t.Claims, t.NextAttemptAt, t.ProblemGroup,
 		t.Correction, append([]byte{}, t.Body...),
 	})
 	if r.bytes += len(t.Body); len(r.rows) >= pieceTickets || r.bytes >= pieceBytes {
@@ -156,7 +157,8 @@ func (r *Restoring) attach(ctx context.Context, tx pgx.Tx, covers span, from str
 			continue
 		}
 		var restored bool
-		err := up.QueryRow(ctx, `SELECT EXISTS (SELECT FROM archives WHERE state = 'restored' AND table_name = $1)`, p.plain).Scan(&restored)
+		err := up.QueryRow(ctx, `SELECT EXISTS (SELECT FROM archives WHERE state = 'restored' AND table_name = $1)`, p.plain).
+			Scan(&restored)
 		if err != nil {
 			return err
 		}
@@ -191,7 +193,8 @@ func (r *Restoring) attach(ctx context.Context, tx pgx.Tx, covers span, from str
 	}
 	for _, p := range inside {
 		var n int
-		if err := up.QueryRow(ctx, fmt.Sprintf(`SELECT count(*) FROM (SELECT FROM %s LIMIT %d) t`, p.table, maxUnfinished+1)).Scan(&n); err != nil {
+		counted := fmt.Sprintf(`SELECT count(*) FROM (SELECT FROM %s LIMIT %d) t`, p.table, maxUnfinished+1)
+		if err := up.QueryRow(ctx, counted).Scan(&n); err != nil {
 			return err
 		}
 		if n > maxUnfinished {
@@ -224,7 +227,8 @@ func (r *Restoring) attach(ctx context.Context, tx pgx.Tx, covers span, from str
 	if err != nil {
 		return err
 	}
-	done, err := tx.Exec(ctx, `UPDATE archives SET state = 'restored', restored_at = now(), table_name = $2 WHERE part = $1 AND state = 'archived'`,
+	done, err := tx.Exec(ctx, `UPDATE archives SET state = 'restored', restored_at = now(), table_name = $2
+		WHERE part = $1 AND state = 'archived'`,
 		r.part.Name, name)
 	if err == nil && done.RowsAffected() == 0 {
 		return archive.ErrHeld

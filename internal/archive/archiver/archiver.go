@@ -395,7 +395,7 @@ func (w *partWriter) end(ctx context.Context) error {
 
 func (w *partWriter) discard() {
 	if w.file != nil {
-		w.file.Close()
+		_ = w.file.Close()
 		w.file = nil
 	}
 }
@@ -502,7 +502,7 @@ func (a *Archiver) Fetch(ctx context.Context, f archive.File) (*Scratch, error) 
 		err = fmt.Errorf("%w: %s has other bytes", archive.ErrDamaged, f.Key)
 	}
 	if err != nil {
-		file.Close()
+		_ = file.Close()
 		return nil, err
 	}
 	return file, nil
@@ -519,7 +519,7 @@ func (a *Archiver) Tickets(ctx context.Context, m archive.Manifest, do func(*arc
 			return err
 		}
 		err = parquetfile.ReadTickets(file.File, f.Bytes, do)
-		file.Close()
+		_ = file.Close()
 		if err != nil {
 			return err
 		}
@@ -538,7 +538,7 @@ func (a *Archiver) Ticket(ctx context.Context, m archive.Manifest, id uuid.UUID,
 			return nil, err
 		}
 		found, err := parquetfile.FindTicket(file.File, f.Bytes, id)
-		file.Close()
+		_ = file.Close()
 		if err != nil || found != nil {
 			return found, err
 		}
@@ -557,7 +557,7 @@ func (a *Archiver) Corrections(ctx context.Context, m archive.Manifest) (all []a
 			return nil, err
 		}
 		some, err := parquetfile.ReadCorrections(file.File, f.Bytes)
-		file.Close()
+		_ = file.Close()
 		if err != nil {
 			return nil, err
 		}
@@ -581,15 +581,15 @@ func (s *Scratch) Close() error { return s.File.Close() }
 // scratch makes a temporary file, if the disk has room for so many bytes.
 func (a *Archiver) scratch(need int64) (*Scratch, error) {
 	if free, known := freeBytes(a.Tmp); known && free < need {
-		return nil, fmt.Errorf("the folder for temporary files, %s, has %d MiB free, and %d are needed: make room, or give another one "+
-			"(--tmp). The tickets stay in Postgres", a.Tmp, free>>20, need>>20)
+		return nil, fmt.Errorf("the folder for temporary files, %s, has %d MiB free, and %d are needed: make room, or give another "+
+			"one (--tmp). The tickets stay in Postgres", a.Tmp, free>>20, need>>20)
 	}
 	file, err := os.CreateTemp(a.Tmp, "myticket-archive-*")
 	if err != nil {
 		return nil, fmt.Errorf("make a temporary file: %w", err)
 	}
 	if err := os.Remove(file.Name()); err != nil {
-		file.Close()
+		_ = file.Close()
 		return nil, fmt.Errorf("make a temporary file: %w", err)
 	}
 	return &Scratch{File: file, hash: sha256.New()}, nil

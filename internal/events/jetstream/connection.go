@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -40,7 +41,8 @@ func (t *target) connect(ctx context.Context) error {
 		message:  newMessage(),
 	}
 	defer context.AfterFunc(ctx, c.line.abort)()
-	options := append(t.options[:len(t.options):len(t.options)],
+	options := slices.Clone(t.options)
+	options = append(options,
 		nats.SetCustomDialer(c.line),
 		nats.ClosedHandler(func(*nats.Conn) { close(c.closed) }),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -28,7 +29,7 @@ func (t *target) connect(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, t.patience)
 	defer cancel()
 	watch := &watch{}
-	options := append(t.options[:len(t.options):len(t.options)], kgo.WithHooks(watch))
+	options := append(slices.Clone(t.options), kgo.WithHooks(watch))
 	asking, err := kgo.NewClient(options...)
 	if err != nil {
 		return fmt.Errorf("connect to Kafka at %s: %w", t.address.URL.Host, err)

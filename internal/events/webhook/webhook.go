@@ -66,7 +66,7 @@ func Open(_ context.Context, address events.Address, logger *slog.Logger) (event
 	if err := t.setOptions(address.Options); err != nil {
 		return nil, err
 	}
-	for _, secret := range strings.Fields(string(address.Secret)) {
+	for secret := range strings.FieldsSeq(string(address.Secret)) {
 		key, err := signature.Key(secret)
 		if err != nil {
 			return nil, err

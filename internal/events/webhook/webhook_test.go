@@ -221,8 +221,8 @@ func TestSend_SaysWhatEachAnswerMeans(t *testing.T) {
 			continue
 		}
 		require.ErrorContains(t, err, c.contains, c.status)
-		require.Equal(t, c.is == events.ErrRejected, errors.Is(err, events.ErrRejected), c.status)
-		require.Equal(t, c.is == events.ErrGone, errors.Is(err, events.ErrGone), c.status)
+		require.Equal(t, errors.Is(c.is, events.ErrRejected), errors.Is(err, events.ErrRejected), c.status)
+		require.Equal(t, errors.Is(c.is, events.ErrGone), errors.Is(err, events.ErrGone), c.status)
 		var after *events.RetryAfter
 		if c.afterMax > 0 {
 			require.ErrorAs(t, err, &after, c.status)
