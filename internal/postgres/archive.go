@@ -147,8 +147,8 @@ type Detached struct {
 
 // DetachPartition makes a partition a part of the archive: an ordinary table, whose tickets are in no query any more but that of
 // one ticket by its id. Its row in archives is written in the same transaction. Unless even says otherwise, the TO_TREAT and
-// ERROR tickets in it stay in tickets, in a new partition; if they are too many or all that there is, the partition stays as it is
-// (ErrManyUnfinished, ErrOnlyUnfinished). It returns ErrUndelivered and ErrNoPartition as DropPartition does, and waits for locks
+// ERROR tickets in it stay in tickets, in a new partition; if they are too many or all that there is, the partition stays as it
+// is (ErrManyUnfinished, ErrOnlyUnfinished). It returns ErrUndelivered and ErrNoPartition as DropPartition does, and waits for locks
 // as that does.
 func (s *Store) DetachPartition(
 	ctx context.Context, by Person, holder uuid.UUID, p OldPartition, even DropEven,

@@ -22,7 +22,8 @@ var ErrRangeTaken = fmt.Errorf("tickets has a partition for that time with more 
 // restoredColumns are the columns of tickets that Restoring.Add writes.
 var restoredColumns = []string{
 	"id", "received_at", "source", "status", "order_number", "vat", "total", "problems", "extra", "lines", "content_type",
-	"traceparent", "version", "parser_version", "dialect", "attempts", "claims", "next_attempt_at", "problem_group", "correction", "body",
+	"traceparent", "version", "parser_version", "dialect", "attempts", "claims", "next_attempt_at", "problem_group", "correction",
+	"body",
 }
 
 // Restoring is a table that a part is put back into. It is no part of tickets yet.
@@ -63,7 +64,8 @@ func (r *Restoring) Add(ctx context.Context, t *archive.Ticket) error {
 	}
 	r.rows = append(r.rows, []any{
 		t.ID, t.ReceivedAt, t.Source, t.Status, t.OrderNumber, t.VAT, t.Total, asJSON(t.Problems), asJSON(t.Extra),
-		asJSON(t.StoredLines), t.ContentType, t.Traceparent, t.Version, t.ParserVersion, t.Dialect, t.Attempts, t.Claims, t.NextAttemptAt, t.ProblemGroup,
+		asJSON(t.StoredLines), t.ContentType, t.Traceparent, t.Version, t.ParserVersion, t.Dialect,
+		t.Attempts, t.Claims, t.NextAttemptAt, t.ProblemGroup,
 		t.Correction, append([]byte{}, t.Body...),
 	})
 	if r.bytes += len(t.Body); len(r.rows) >= pieceTickets || r.bytes >= pieceBytes {

@@ -52,7 +52,7 @@ func TestSend_QueuesEventsInOrderOfEachKey(t *testing.T) {
 		require.Equal(t, batch[1].ID, m.MessageId)
 		require.Equal(t, events.TicketTreated, m.Type)
 		require.Equal(t, events.ContentType, m.ContentType)
-		require.Equal(t, uint8(amqp.Persistent), m.DeliveryMode)
+		require.Equal(t, amqp.Persistent, m.DeliveryMode)
 		require.Len(t, messages[0].MessageId, 64, "an id that is too long is hashed")
 		require.WithinDuration(t, batch[0].Time, messages[0].Timestamp, 0)
 	}
