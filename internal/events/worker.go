@@ -52,8 +52,14 @@ const (
 	keepAgain     = 200 * time.Millisecond
 	keepMargin    = 2 * time.Second // nothing is sent in the last seconds of a lease that could not be kept
 	maxRetryAfter = time.Hour
-	slowestPoll   = 5      // of SenderConfig.Poll, while nothing comes
-	maxPassed     = 10_000 // chunks without events that are passed by while an event of one before does not go through
+	slowestPoll   = 5 // of SenderConfig.Poll, while nothing comes
+
+	// While events do not go through, others are looked for behind them: in so many chunks, of which those with events have so many
+	// bytes, for so long, and for so long in one chunk.
+	maxPassed = 10_000
+	passBytes = 2 << 20
+	passFor   = 10 * time.Second
+	passWait  = time.Second
 )
 
 // startWorker starts a worker, which ends when ctx does.
@@ -431,7 +437,7 @@ func (w *worker) bury(it *item, why error) {
 // tryOther finds out whether the target takes other events than one that failed often. If so, that one is sent a last time, and
 // then is a dead letter. It is behind another event of its key then, which cannot be avoided if there is only one key.
 func (w *worker) tryOther(ctx context.Context, failed *item) error {
-	other := w.other(failed)
+	other := w.other(ctx, failed)
 	if other == nil {
 		return nil
 	}
@@ -450,24 +456,60 @@ func (w *worker) tryOther(ctx context.Context, failed *item) error {
 	return nil
 }
 
-// other returns another waiting event than one that failed, if possible of another key. It waits for none.
-func (w *worker) other(failed *item) (other *item) {
-	for more := true; more && len(w.waiting) == 1 && len(w.flying) < maxPassed; {
+// other returns another waiting event than one that failed, or nil. An event that was not tried comes first, because there may be
+// more events that the target never takes. To find one it takes further chunks that were read, and waits only for those behind a
+// chunk without events.
+func (w *worker) other(ctx context.Context, failed *item) *item {
+	enough := time.After(passFor)
+	for patience := time.Duration(0); ; patience = passWait {
+		other := w.leastTried(failed)
+		if other != nil && other.attempts == 0 || len(w.flying) >= maxPassed || len(w.waiting) > 1 && w.waitingBytes() > passBytes {
+			return other
+		}
 		select {
 		case chunk := <-w.chunks:
 			w.take(chunk)
+			continue
 		default:
-			more = false
 		}
+		if patience == 0 {
+			return other
+		}
+		select {
+		case chunk := <-w.chunks:
+			w.take(chunk)
+		case <-ctx.Done():
+			return other
+		case <-enough:
+			return other
+		case <-time.After(patience):
+			return other
+		}
+	}
+}
+
+// leastTried returns the event that failed least often of the first ones of each key, if possible not of the key of one that
+// failed. What failed as often as an event may before it is a dead letter is left out, so what is behind it counts.
+func (w *worker) leastTried(failed *item) (least *item) {
+	seen := map[string]bool{}
+	better := func(it *item) bool {
+		return least == nil || it.attempts < least.attempts ||
+			it.attempts == least.attempts && least.event.Key == failed.event.Key
 	}
 	for _, it := range w.waiting {
-		switch {
-		case it == failed:
-		case it.event.Key != failed.event.Key:
-			return it
-		case other == nil:
-			other = it
+		if it == failed || it.attempts >= w.sender.config.Attempts || seen[it.event.Key] {
+			continue
+		}
+		if seen[it.event.Key] = true; better(it) {
+			least = it
 		}
 	}
-	return other
+	return least
+}
+
+func (w *worker) waitingBytes() (n int) {
+	for _, it := range w.waiting {
+		n += len(it.event.JSON)
+	}
+	return n
 }
