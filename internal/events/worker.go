@@ -82,7 +82,7 @@ func (s *Sender) startWorker(ctx context.Context, sub Subscribed) *worker {
 
 // run works until ctx ends, the lease is lost, or something fails.
 func (w *worker) run(ctx context.Context) {
-	w.reader = w.sender.config.Store.EventReader(w.sub.Subscription, w.sender.me)
+	w.reader = w.sender.config.Store.EventReader(w.sub, w.sender.me)
 	kept := time.Now()
 	mine, err := w.reader.Take(ctx)
 	if err != nil {
@@ -128,7 +128,7 @@ func (w *worker) run(ctx context.Context) {
 	switch {
 	case err == nil || ctx.Err() != nil && errors.Is(err, context.Canceled):
 	case errors.Is(err, ErrLost):
-		w.logger.Debug("another process sends the events of this subscription, or it was deleted")
+		w.logger.Debug("another process sends the events of this subscription, or it was changed or deleted")
 	case errors.Is(err, ErrGone) || errors.Is(err, ErrTooManyDeadLetters):
 		w.giveUp(ctx, err)
 	default:
