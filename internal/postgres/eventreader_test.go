@@ -3,6 +3,7 @@ package postgres_test
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -213,6 +214,28 @@ func TestEventReader_ManyLongTickets_AreSeveralChunks(t *testing.T) {
 	assert.LessOrEqual(t, len(chunk.Events), 2)
 	require.NoError(t, reader.Leave(t.Context()))
 	assert.Equal(t, want, readEvents(t, b, sub))
+}
+
+func TestEventReader_LongTicketsWithShortCorrections_AreSeveralChunks(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	sub := subscription("erp")
+	sub.Body = true
+	sub.Filter.Types = []string{events.TicketTreated, events.TicketError}
+	require.NoError(t, b.store.CreateSubscription(t.Context(), tester, sub))
+	for i := range 5 {
+		save(t, b, entry(t, fmt.Sprint(i)+strings.Repeat("x", 1<<20-100)))
+	}
+	exec(t, b, `INSERT INTO corrections (ticket_received_at, ticket_id, number, text, who, why)
+		SELECT received_at, id, 1, 'abc', 'w', 'y' FROM tickets`)
+	exec(t, b, `UPDATE tickets SET correction = 1`)
+	reader := b.store.EventReader(subscribed(t, b, "erp"), uuid.New())
+	_, err := reader.Take(t.Context())
+	require.NoError(t, err)
+	chunk := nextChunk(t, reader)
+	assert.Len(t, chunk.Events, 2)
+	require.NoError(t, reader.Leave(t.Context()))
+	assert.Len(t, readEvents(t, b, sub), 5)
 }
 
 func TestOrderLines_OfTicketsThatPeopleChanged_StayAsTheyAre(t *testing.T) {
