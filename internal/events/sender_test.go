@@ -463,6 +463,20 @@ func TestSender_ATargetThatCannotBeOpened_FailsVisibly_AndIsTriedAgain(t *testin
 	await(t, "the event", func() bool { return b.sink.has("erp", ids...) })
 }
 
+func TestSender_ATicketThatCannotBeReadYet_IsShown_AndReadLater(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.subscribe(t, "erp", onlyTickets)
+	ids := b.orders(t, "1")
+	b.exec(t, `UPDATE tickets SET dialect = 77`) // as a newer program would
+	b.run(t, b.config(t))
+	await(t, "it is shown", func() bool { return strings.Contains(b.state(t, "erp").Failure, "version 77 of the dialects") })
+	assert.NotNil(t, b.state(t, "erp").FailingSince)
+	b.exec(t, `UPDATE tickets SET dialect = 0`)
+	await(t, "the event", func() bool { return b.sink.has("erp", ids...) })
+	await(t, "it is taken back", func() bool { return b.state(t, "erp").Failure == "" })
+}
+
 func TestSender_Replay_SendsATimeAgain_WithNewEventsBetween(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

@@ -61,8 +61,8 @@ type Reader interface {
 	// Failing notes why the target takes no events. The next Done takes it back.
 	Failing(ctx context.Context, why string) error
 
-	// Opened takes a failure back that begins with NotOpened.
-	Opened(ctx context.Context) error
+	// Begun takes a failure back that begins with NotOpened or NotRead.
+	Begun(ctx context.Context) error
 
 	// Leave lets another process take the lease at once.
 	Leave(ctx context.Context) error
@@ -70,6 +70,9 @@ type Reader interface {
 
 // NotOpened is the beginning of the failure of a subscription whose target could not be opened.
 const NotOpened = "its target cannot be opened: "
+
+// NotRead is the beginning of the failure of a subscription whose events cannot be read or noted.
+const NotRead = "its events cannot be read or noted: "
 
 // Lease is how long a process keeps a subscription without a sign of life.
 const Lease = 10 * time.Second

@@ -110,10 +110,6 @@ func (w *worker) run(ctx context.Context) {
 		return
 	}
 	defer w.target.Close()
-	if err := w.reader.Opened(sending); err != nil {
-		w.fail(ctx, "a subscription cannot be noted; no event is lost, and it is tried again", err)
-		return
-	}
 	reading, stopReading := context.WithCancel(sending)
 	beside.Go(func() {
 		if err := w.read(reading); err != nil {
@@ -132,6 +128,9 @@ func (w *worker) run(ctx context.Context) {
 	case errors.Is(err, ErrGone) || errors.Is(err, ErrTooManyDeadLetters):
 		w.giveUp(ctx, err)
 	default:
+		if ctx.Err() == nil {
+			w.note(ctx, errors.New(NotRead+err.Error()))
+		}
 		w.fail(ctx, "the events of a subscription cannot be read or noted; none is lost, and it is tried again", err)
 	}
 }
@@ -212,8 +211,11 @@ func (w *worker) keep(ctx context.Context, kept time.Time, lost context.CancelCa
 // read reads chunks until ctx ends.
 func (w *worker) read(ctx context.Context) error {
 	pause := w.sender.config.Poll
-	for {
+	for begun := false; ; begun = true {
 		chunk, err := w.reader.Next(ctx)
+		if err == nil && !begun {
+			err = w.reader.Begun(ctx)
+		}
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // its end is no failure
 		}

@@ -193,12 +193,12 @@ func (r *eventReader) Failing(ctx context.Context, why string) error {
 	return explain("note that a target fails", err)
 }
 
-// Opened implements events.Reader.
-func (r *eventReader) Opened(ctx context.Context) error {
+// Begun implements events.Reader.
+func (r *eventReader) Begun(ctx context.Context) error {
 	_, err := r.store.pool.Exec(ctx, `
-		UPDATE subscriptions SET failing_since = NULL, failure = '' WHERE name = $1 AND starts_with(failure, $2)`,
-		r.sub.Name, events.NotOpened)
-	return explain("note that a target was opened", err)
+		UPDATE subscriptions SET failing_since = NULL, failure = ''
+		WHERE name = $1 AND (starts_with(failure, $2) OR starts_with(failure, $3))`, r.sub.Name, events.NotOpened, events.NotRead)
+	return explain("note that events are sent", err)
 }
 
 // Next implements events.Reader.
