@@ -6,8 +6,8 @@ SET LOCAL lock_timeout = '2s';
 CREATE TABLE subscriptions (
     name          text        NOT NULL COLLATE "C" PRIMARY KEY CHECK (name ~ '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$'),
     target        text        NOT NULL CHECK (length(target) <= 2048),
-    settings      jsonb       NOT NULL DEFAULT '{}' CHECK (length(settings::text) <= 65536),
-    filter        jsonb       NOT NULL DEFAULT '{}' CHECK (length(filter::text) <= 65536),
+    settings      jsonb       NOT NULL DEFAULT '{}' CHECK (length(settings::text) <= 131072),
+    filter        jsonb       NOT NULL DEFAULT '{}' CHECK (length(filter::text) <= 131072),
     body          boolean     NOT NULL DEFAULT false,
     declared      boolean     NOT NULL DEFAULT false,
     created_at    timestamptz NOT NULL DEFAULT now(),

@@ -172,7 +172,7 @@ type killableReader struct {
 	store *killable
 }
 
-func (k *killable) EventReader(sub events.Subscription, process uuid.UUID) events.Reader {
+func (k *killable) EventReader(sub events.Subscribed, process uuid.UUID) events.Reader {
 	return killableReader{k.Store.EventReader(sub, process), k}
 }
 

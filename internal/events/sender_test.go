@@ -283,6 +283,63 @@ func TestSender_AnEventThatFailsAlone_WaitsForAnotherBeforeItIsADeadLetter(t *te
 	assert.Equal(t, 1, b.state(t, "erp").DeadLetters)
 }
 
+func TestSender_EventsThatATargetNeverTakes_OfSeveralSources_AreDeadLetters(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.subscribe(t, "erp", onlyTickets)
+	var bad, good []string
+	var batch []*intake.Entry
+	for i := range 9 {
+		e := entry(t, fmt.Sprintf("shop-%d", i%3), body(fmt.Sprint(i), "Café,a,2"))
+		batch = append(batch, e)
+		if id := e.Ticket.ID.String() + ".1"; i < 6 {
+			bad = append(bad, id)
+		} else {
+			good = append(good, id)
+		}
+	}
+	b.save(t, batch...)
+	b.sink.failing(func(_ string, e events.Event) error {
+		if slices.Contains(bad, e.ID) {
+			return errors.New("500")
+		}
+		return nil
+	})
+	b.run(t, b.config(t))
+	await(t, "the others", func() bool {
+		good = append(good, b.orders(t, "10")...)
+		time.Sleep(100 * time.Millisecond)
+		return b.sink.has("erp", good...) && b.state(t, "erp").Waiting == 0
+	})
+	assert.Equal(t, len(bad), b.state(t, "erp").DeadLetters)
+}
+
+func TestSender_AnEventThatFailsAlone_PassesByManyThatTheFilterLeavesOut(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.subscribe(t, "erp", onlyTickets, func(sub *events.Subscription) { sub.Filter.Sources = []string{"shop-1"} })
+	bad := b.save(t, entry(t, "shop-1", body("1", "Café,a,2")))
+	for range 20 {
+		var batch []*intake.Entry
+		for n := range 1000 {
+			batch = append(batch, entry(t, "shop-2", body(fmt.Sprint(n), "Café,a,2")))
+		}
+		b.save(t, batch...)
+	}
+	good := b.save(t, entry(t, "shop-1", body("2", "Café,a,2")))
+	b.sink.failing(func(_ string, e events.Event) error {
+		if e.ID == bad[0] {
+			return errors.New("500")
+		}
+		return nil
+	})
+	config := b.config(t)
+	config.LongestPause = time.Second
+	b.run(t, config)
+	await(t, "it is tried often", func() bool { return b.sink.triesOf(bad[0]) > 3 })
+	require.Eventually(t, func() bool { return b.sink.has("erp", good...) }, 4*time.Second, 10*time.Millisecond)
+}
+
 func TestSender_RetryAfter_IsObeyed(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -404,6 +461,20 @@ func TestSender_ATargetThatCannotBeOpened_FailsVisibly_AndIsTriedAgain(t *testin
 	await(t, "it works, without an event", func() bool { return b.state(t, "erp").FailingSince == nil })
 	ids := b.orders(t, "1")
 	await(t, "the event", func() bool { return b.sink.has("erp", ids...) })
+}
+
+func TestSender_ATicketThatCannotBeReadYet_IsShown_AndReadLater(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.subscribe(t, "erp", onlyTickets)
+	ids := b.orders(t, "1")
+	b.exec(t, `UPDATE tickets SET dialect = 77`) // as a newer program would
+	b.run(t, b.config(t))
+	await(t, "it is shown", func() bool { return strings.Contains(b.state(t, "erp").Failure, "version 77 of the dialects") })
+	assert.NotNil(t, b.state(t, "erp").FailingSince)
+	b.exec(t, `UPDATE tickets SET dialect = 0`)
+	await(t, "the event", func() bool { return b.sink.has("erp", ids...) })
+	await(t, "it is taken back", func() bool { return b.state(t, "erp").Failure == "" })
 }
 
 func TestSender_Replay_SendsATimeAgain_WithNewEventsBetween(t *testing.T) {

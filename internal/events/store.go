@@ -17,7 +17,7 @@ type Store interface {
 	Subscriptions(ctx context.Context) ([]SubscriptionState, error)
 
 	// EventReader returns a reader for a subscription, by a process. No two of a process may be in use for one subscription.
-	EventReader(sub Subscription, process uuid.UUID) Reader
+	EventReader(sub Subscribed, process uuid.UUID) Reader
 
 	// PauseSending pauses a subscription, because of its target.
 	PauseSending(ctx context.Context, name, why string) error
@@ -35,7 +35,7 @@ type Subscribed struct {
 }
 
 var (
-	// ErrLost means that another process sends the events of the subscription, or that it was deleted.
+	// ErrLost means that another process sends the events of the subscription, or that it was changed or deleted.
 	ErrLost = errors.New("this process does not send the events of the subscription any more")
 
 	// ErrTooManyDeadLetters means that a subscription would have more than MaxDeadLetters.
@@ -54,14 +54,15 @@ type Reader interface {
 	// Next returns what comes after the chunks that it returned before, or a chunk with a nil Place if there is nothing now.
 	Next(ctx context.Context) (Chunk, error)
 
-	// Done notes what became of a chunk, in the order of Next. It returns ErrLost, or ErrTooManyDeadLetters and then notes nothing.
+	// Done notes what became of a chunk, in the order of Next. It returns ErrLost, also if the subscription was changed since it was
+	// found, or ErrTooManyDeadLetters, and then notes nothing.
 	Done(ctx context.Context, chunk Chunk, delivery Delivery) error
 
 	// Failing notes why the target takes no events. The next Done takes it back.
 	Failing(ctx context.Context, why string) error
 
-	// Opened takes a failure back that begins with NotOpened.
-	Opened(ctx context.Context) error
+	// Begun takes a failure back that begins with NotOpened or NotRead.
+	Begun(ctx context.Context) error
 
 	// Leave lets another process take the lease at once.
 	Leave(ctx context.Context) error
@@ -69,6 +70,9 @@ type Reader interface {
 
 // NotOpened is the beginning of the failure of a subscription whose target could not be opened.
 const NotOpened = "its target cannot be opened: "
+
+// NotRead is the beginning of the failure of a subscription whose events cannot be read or noted.
+const NotRead = "its events cannot be read or noted: "
 
 // Lease is how long a process keeps a subscription without a sign of life.
 const Lease = 10 * time.Second

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 
@@ -84,6 +86,9 @@ func (s *Subscription) Validate() error {
 }
 
 func checkTarget(target string) error {
+	if !plain(target) {
+		return errors.New("the URL of the target has a character that is not printable: write it as %XX")
+	}
 	if len(target) > maxTarget {
 		return fmt.Errorf("the URL of the target has %d bytes, and at most %d are allowed", len(target), maxTarget)
 	}
@@ -116,6 +121,8 @@ func (s *Settings) validate() error {
 		case kind != "file" && kind != "env" || rest == "": // it is not shown, because it may be the secret itself
 			wrong = append(wrong, fmt.Errorf("the %s must be file:PATH or env:NAME, so that it is not stored in the database",
 				reference.name))
+		case !plain(reference.value):
+			wrong = append(wrong, fmt.Errorf("the reference to the %s has a character that is not printable", reference.name))
 		case len(reference.value) > maxSetting:
 			wrong = append(wrong, fmt.Errorf("the reference to the %s has more than %d bytes", reference.name, maxSetting))
 		}
@@ -124,11 +131,19 @@ func (s *Settings) validate() error {
 		wrong = append(wrong, fmt.Errorf("there are %d options, and at most %d are allowed", len(s.Options), maxOptions))
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.Options)) {
+		if !plain(name) || !plain(s.Options[name]) {
+			wrong = append(wrong, fmt.Errorf("the option %.40q has a character that is not printable", name))
+		}
 		if name == "" || len(name)+len(s.Options[name]) > maxSetting {
 			wrong = append(wrong, fmt.Errorf("the option %.40q has no name, or more than %d bytes", name, maxSetting))
 		}
 	}
 	return errors.Join(wrong...)
+}
+
+// plain reports whether a text is UTF-8 without control characters, which the database can store.
+func plain(text string) bool {
+	return utf8.ValidString(text) && !strings.ContainsFunc(text, unicode.IsControl)
 }
 
 func (f *Filter) validate() error {

@@ -52,8 +52,14 @@ const (
 	keepAgain     = 200 * time.Millisecond
 	keepMargin    = 2 * time.Second // nothing is sent in the last seconds of a lease that could not be kept
 	maxRetryAfter = time.Hour
-	slowestPoll   = 5      // of SenderConfig.Poll, while nothing comes
-	maxPassed     = 10_000 // chunks without events that are passed by while an event of one before does not go through
+	slowestPoll   = 5 // of SenderConfig.Poll, while nothing comes
+
+	// While events do not go through, others are looked for behind them: in so many chunks, of which those with events have so many
+	// bytes, for so long, and for so long in one chunk.
+	maxPassed = 10_000
+	passBytes = 2 << 20
+	passFor   = 10 * time.Second
+	passWait  = time.Second
 )
 
 // startWorker starts a worker, which ends when ctx does.
@@ -76,7 +82,7 @@ func (s *Sender) startWorker(ctx context.Context, sub Subscribed) *worker {
 
 // run works until ctx ends, the lease is lost, or something fails.
 func (w *worker) run(ctx context.Context) {
-	w.reader = w.sender.config.Store.EventReader(w.sub.Subscription, w.sender.me)
+	w.reader = w.sender.config.Store.EventReader(w.sub, w.sender.me)
 	kept := time.Now()
 	mine, err := w.reader.Take(ctx)
 	if err != nil {
@@ -104,10 +110,6 @@ func (w *worker) run(ctx context.Context) {
 		return
 	}
 	defer w.target.Close()
-	if err := w.reader.Opened(sending); err != nil {
-		w.fail(ctx, "a subscription cannot be noted; no event is lost, and it is tried again", err)
-		return
-	}
 	reading, stopReading := context.WithCancel(sending)
 	beside.Go(func() {
 		if err := w.read(reading); err != nil {
@@ -122,10 +124,13 @@ func (w *worker) run(ctx context.Context) {
 	switch {
 	case err == nil || ctx.Err() != nil && errors.Is(err, context.Canceled):
 	case errors.Is(err, ErrLost):
-		w.logger.Debug("another process sends the events of this subscription, or it was deleted")
+		w.logger.Debug("another process sends the events of this subscription, or it was changed or deleted")
 	case errors.Is(err, ErrGone) || errors.Is(err, ErrTooManyDeadLetters):
 		w.giveUp(ctx, err)
 	default:
+		if ctx.Err() == nil {
+			w.note(ctx, errors.New(NotRead+err.Error()))
+		}
 		w.fail(ctx, "the events of a subscription cannot be read or noted; none is lost, and it is tried again", err)
 	}
 }
@@ -206,8 +211,11 @@ func (w *worker) keep(ctx context.Context, kept time.Time, lost context.CancelCa
 // read reads chunks until ctx ends.
 func (w *worker) read(ctx context.Context) error {
 	pause := w.sender.config.Poll
-	for {
+	for begun := false; ; begun = true {
 		chunk, err := w.reader.Next(ctx)
+		if err == nil && !begun {
+			err = w.reader.Begun(ctx)
+		}
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // its end is no failure
 		}
@@ -431,7 +439,7 @@ func (w *worker) bury(it *item, why error) {
 // tryOther finds out whether the target takes other events than one that failed often. If so, that one is sent a last time, and
 // then is a dead letter. It is behind another event of its key then, which cannot be avoided if there is only one key.
 func (w *worker) tryOther(ctx context.Context, failed *item) error {
-	other := w.other(failed)
+	other := w.other(ctx, failed)
 	if other == nil {
 		return nil
 	}
@@ -450,24 +458,60 @@ func (w *worker) tryOther(ctx context.Context, failed *item) error {
 	return nil
 }
 
-// other returns another waiting event than one that failed, if possible of another key. It waits for none.
-func (w *worker) other(failed *item) (other *item) {
-	for more := true; more && len(w.waiting) == 1 && len(w.flying) < maxPassed; {
+// other returns another waiting event than one that failed, or nil. An event that was not tried comes first, because there may be
+// more events that the target never takes. To find one it takes further chunks that were read, and waits only for those behind a
+// chunk without events.
+func (w *worker) other(ctx context.Context, failed *item) *item {
+	enough := time.After(passFor)
+	for patience := time.Duration(0); ; patience = passWait {
+		other := w.leastTried(failed)
+		if other != nil && other.attempts == 0 || len(w.flying) >= maxPassed || len(w.waiting) > 1 && w.waitingBytes() > passBytes {
+			return other
+		}
 		select {
 		case chunk := <-w.chunks:
 			w.take(chunk)
+			continue
 		default:
-			more = false
 		}
+		if patience == 0 {
+			return other
+		}
+		select {
+		case chunk := <-w.chunks:
+			w.take(chunk)
+		case <-ctx.Done():
+			return other
+		case <-enough:
+			return other
+		case <-time.After(patience):
+			return other
+		}
+	}
+}
+
+// leastTried returns the event that failed least often of the first ones of each key, if possible not of the key of one that
+// failed. What failed as often as an event may before it is a dead letter is left out, so what is behind it counts.
+func (w *worker) leastTried(failed *item) (least *item) {
+	seen := map[string]bool{}
+	better := func(it *item) bool {
+		return least == nil || it.attempts < least.attempts ||
+			it.attempts == least.attempts && least.event.Key == failed.event.Key
 	}
 	for _, it := range w.waiting {
-		switch {
-		case it == failed:
-		case it.event.Key != failed.event.Key:
-			return it
-		case other == nil:
-			other = it
+		if it == failed || it.attempts >= w.sender.config.Attempts || seen[it.event.Key] {
+			continue
+		}
+		if seen[it.event.Key] = true; better(it) {
+			least = it
 		}
 	}
-	return other
+	return least
+}
+
+func (w *worker) waitingBytes() (n int) {
+	for _, it := range w.waiting {
+		n += len(it.event.JSON)
+	}
+	return n
 }

@@ -28,7 +28,7 @@ const (
 // eventReader is an events.Reader. What it reads is new tickets, those of a replay, and dead letters, in turns.
 type eventReader struct {
 	store  *Store
-	sub    events.Subscription
+	sub    events.Subscribed
 	reader outboxReader
 	read   ticketReader
 
@@ -85,9 +85,9 @@ type letter struct {
 }
 
 // EventReader implements events.Store.
-func (s *Store) EventReader(sub events.Subscription, process uuid.UUID) events.Reader {
+func (s *Store) EventReader(sub events.Subscribed, process uuid.UUID) events.Reader {
 	return &eventReader{
-		store: s, sub: sub, reader: outboxReader{s, subscriptionReader(sub.Name), process}, read: s.ticketReader(sub),
+		store: s, sub: sub, reader: outboxReader{s, subscriptionReader(sub.Name), process}, read: s.ticketReader(sub.Subscription),
 	}
 }
 
@@ -193,12 +193,12 @@ func (r *eventReader) Failing(ctx context.Context, why string) error {
 	return explain("note that a target fails", err)
 }
 
-// Opened implements events.Reader.
-func (r *eventReader) Opened(ctx context.Context) error {
+// Begun implements events.Reader.
+func (r *eventReader) Begun(ctx context.Context) error {
 	_, err := r.store.pool.Exec(ctx, `
-		UPDATE subscriptions SET failing_since = NULL, failure = '' WHERE name = $1 AND starts_with(failure, $2)`,
-		r.sub.Name, events.NotOpened)
-	return explain("note that a target was opened", err)
+		UPDATE subscriptions SET failing_since = NULL, failure = ''
+		WHERE name = $1 AND (starts_with(failure, $2) OR starts_with(failure, $3))`, r.sub.Name, events.NotOpened, events.NotRead)
+	return explain("note that events are sent", err)
 }
 
 // Next implements events.Reader.
@@ -383,9 +383,13 @@ func (r *eventReader) nextAgain(ctx context.Context) (events.Chunk, error) {
 }
 
 // markDone moves the place as moveReader does, and with it everything else that is known of the chunk. If another process has
-// the turn, it changes nothing.
+// the turn, it changes nothing. Nor does it if the subscription was changed ($21): what was read with the filter before may have
+// been stored after the change. Nor if the row up to which the place would move is not there: Postgres then failed over, the
+// transactions that were read were lost, and others have their numbers.
 const markDone = `
 WITH moved AS (` + moveReader + `
+    AND EXISTS (SELECT FROM subscriptions WHERE name = $8 AND changed_at = $21)
+    AND ($4::timestamptz IS NULL OR EXISTS (SELECT FROM outbox o WHERE o.xid = $3 AND o.at = $4))
     RETURNING r.name
 ), counted AS (
     UPDATE subscriptions s
@@ -464,6 +468,7 @@ func (r *eventReader) doneArgs(at *chunkPlace, delivery events.Delivery) []any {
 		r.reader.name, at.step.from, to, newest, r.reader.me, events.Lease, delivery.Delivered, r.sub.Name,
 		from, until, at.replay.after, at.last, at.over, sent,
 		dead.events, dead.types, dead.tickets, dead.products, dead.attempts, dead.reasons,
+		r.sub.ChangedAt,
 	}
 }
 

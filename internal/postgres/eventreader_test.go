@@ -3,6 +3,7 @@ package postgres_test
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,7 +20,7 @@ import (
 // delay it, which are on the same server.
 func readEvents(t *testing.T, b *testBundle, sub events.Subscription) (tickets []uuid.UUID) {
 	t.Helper()
-	reader := b.store.EventReader(sub, uuid.New())
+	reader := b.store.EventReader(subscribed(t, b, sub.Name), uuid.New())
 	require.Eventually(t, func() bool {
 		mine, err := reader.Take(t.Context())
 		require.NoError(t, err)
@@ -34,6 +35,16 @@ func readEvents(t *testing.T, b *testBundle, sub events.Subscription) (tickets [
 	}
 	require.NoError(t, reader.Leave(t.Context()))
 	return tickets
+}
+
+// subscribed returns a subscription as a sender finds it.
+func subscribed(t *testing.T, b *testBundle, name string) events.Subscribed {
+	t.Helper()
+	subs, err := b.store.Subscribed(t.Context(), uuid.New())
+	require.NoError(t, err)
+	i := slices.IndexFunc(subs, func(s events.Subscribed) bool { return s.Name == name })
+	require.GreaterOrEqual(t, i, 0)
+	return subs[i]
 }
 
 // nextChunk awaits what is next.
@@ -89,7 +100,7 @@ func TestEventReader_OfAnotherProcess_MovesNothing(t *testing.T) {
 	sub := subscription("erp")
 	require.NoError(t, b.store.CreateSubscription(t.Context(), tester, sub))
 	save(t, b, entry(t, body("1", "Café,a,2")))
-	first, second := b.store.EventReader(sub, uuid.New()), b.store.EventReader(sub, uuid.New())
+	first, second := b.store.EventReader(subscribed(t, b, sub.Name), uuid.New()), b.store.EventReader(subscribed(t, b, sub.Name), uuid.New())
 	mine, err := first.Take(t.Context())
 	require.NoError(t, err)
 	require.True(t, mine)
@@ -121,6 +132,63 @@ func TestEventReader_OfAnotherProcess_MovesNothing(t *testing.T) {
 	require.ErrorIs(t, err, events.ErrLost)
 }
 
+func TestEventReader_OfASubscriptionThatChanged_MovesNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	sub := subscription("erp")
+	sub.Filter.Types = []string{events.TicketError}
+	_, err := b.store.DeclareSubscriptions(t.Context(), tester, []events.Subscription{sub})
+	require.NoError(t, err)
+	reader := b.store.EventReader(subscribed(t, b, "erp"), uuid.New())
+	mine, err := reader.Take(t.Context())
+	require.NoError(t, err)
+	require.True(t, mine)
+	sub.Filter.Types = []string{events.TicketTreated}
+	_, err = b.store.DeclareSubscriptions(t.Context(), tester, []events.Subscription{sub})
+	require.NoError(t, err)
+	e := entry(t, body("1", "Café,a,2"))
+	save(t, b, e)
+	chunk := nextChunk(t, reader)
+	assert.Empty(t, chunk.Events)
+	require.ErrorIs(t, reader.Done(t.Context(), chunk, events.Delivery{}), events.ErrLost)
+	require.NoError(t, reader.Leave(t.Context()))
+	assert.Equal(t, []uuid.UUID{e.Ticket.ID}, readEvents(t, b, sub))
+}
+
+// TestEventReader_AfterAFailoverThatLostTransactions: the process goes on, with connections to the new primary.
+func TestEventReader_AfterAFailoverThatLostTransactions_SkipsNothing(t *testing.T) {
+	t.Parallel()
+	p := setupPair(t)
+	require.NoError(t, p.primary.RequireStandby(t.Context(), false))
+	sub := subscription("erp")
+	sub.Filter.Types = []string{events.TicketTreated}
+	require.NoError(t, p.store.CreateSubscription(t.Context(), tester, sub))
+	me := uuid.New()
+	reader := p.store.EventReader(subscribed(t, p.testBundle, "erp"), me)
+	mine, err := reader.Take(t.Context())
+	require.NoError(t, err)
+	require.True(t, mine)
+	require.Eventually(t, func() bool {
+		return one[bool](t, p.testBundle, `SELECT bool_and(replay_lsn >= pg_current_wal_insert_lsn()) FROM pg_stat_replication`)
+	}, 20*time.Second, 10*time.Millisecond)
+	require.NoError(t, p.standby.Kill())
+	for i := range 50 { // these are lost
+		save(t, p.testBundle, entry(t, body(fmt.Sprint(i), "Café,a,2")))
+	}
+	chunk := nextChunk(t, reader)
+	require.NoError(t, p.primary.Kill())
+	require.NoError(t, p.standby.Restart(t.Context()))
+	require.NoError(t, p.standby.Promote(t.Context()))
+	url := p.standby.URL(pgtest.Database)
+	b := &testBundle{url: url, store: open(t, url), pool: openPool(t, url)}
+	e := entry(t, body("99", "Café,a,2")) // its transaction has the number of one that was lost
+	save(t, b, e)
+	err = b.store.EventReader(subscribed(t, b, "erp"), me).Done(t.Context(), chunk, events.Delivery{Delivered: len(chunk.Events)})
+	require.ErrorIs(t, err, events.ErrLost)
+	exec(t, b, `UPDATE outbox_readers SET held_until = '-infinity'`)
+	assert.Equal(t, []uuid.UUID{e.Ticket.ID}, readEvents(t, b, sub))
+}
+
 // TestEventReader_ManyLongTickets: a chunk has a bound in bytes, too.
 func TestEventReader_ManyLongTickets_AreSeveralChunks(t *testing.T) {
 	t.Parallel()
@@ -138,7 +206,7 @@ func TestEventReader_ManyLongTickets_AreSeveralChunks(t *testing.T) {
 		want = append(want, e.Ticket.ID)
 		save(t, b, e)
 	}
-	reader := b.store.EventReader(sub, uuid.New())
+	reader := b.store.EventReader(subscribed(t, b, sub.Name), uuid.New())
 	_, err := reader.Take(t.Context())
 	require.NoError(t, err)
 	chunk := nextChunk(t, reader)
@@ -146,6 +214,28 @@ func TestEventReader_ManyLongTickets_AreSeveralChunks(t *testing.T) {
 	assert.LessOrEqual(t, len(chunk.Events), 2)
 	require.NoError(t, reader.Leave(t.Context()))
 	assert.Equal(t, want, readEvents(t, b, sub))
+}
+
+func TestEventReader_LongTicketsWithShortCorrections_AreSeveralChunks(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	sub := subscription("erp")
+	sub.Body = true
+	sub.Filter.Types = []string{events.TicketTreated, events.TicketError}
+	require.NoError(t, b.store.CreateSubscription(t.Context(), tester, sub))
+	for i := range 5 {
+		save(t, b, entry(t, fmt.Sprint(i)+strings.Repeat("x", 1<<20-100)))
+	}
+	exec(t, b, `INSERT INTO corrections (ticket_received_at, ticket_id, number, text, who, why)
+		SELECT received_at, id, 1, 'abc', 'w', 'y' FROM tickets`)
+	exec(t, b, `UPDATE tickets SET correction = 1`)
+	reader := b.store.EventReader(subscribed(t, b, "erp"), uuid.New())
+	_, err := reader.Take(t.Context())
+	require.NoError(t, err)
+	chunk := nextChunk(t, reader)
+	assert.Len(t, chunk.Events, 2)
+	require.NoError(t, reader.Leave(t.Context()))
+	assert.Len(t, readEvents(t, b, sub), 5)
 }
 
 func TestOrderLines_OfTicketsThatPeopleChanged_StayAsTheyAre(t *testing.T) {

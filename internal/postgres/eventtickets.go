@@ -43,13 +43,14 @@ type eventTicket struct {
 	ticket, products bool      // whether there is an event about itself, and about the products that are as it says
 }
 
-// readForEvents returns some tickets in the given order, and how many there are. They are left out from where their texts have
-// more than $3 bytes, but never the first one. A text that is not the body is returned with the body if the body is wanted ($7).
+// readForEvents returns some tickets in the given order, and how many there are. They are left out from where what is
+// returned of them has more than $3 bytes, but never the first one. A text that is not the body is returned with the body if the body is wanted ($7).
 const readForEvents = `
 SELECT n, id, source, status, version, order_number, vat, total, lines, problems, content_type, corrected, body,
        text, ` + dialectSQL + `, tickets
 FROM (
-    SELECT *, count(*) OVER () AS tickets, sum(octet_length(text)) OVER (ORDER BY n ROWS UNBOUNDED PRECEDING) AS bytes
+    SELECT *, count(*) OVER () AS tickets, row_number() OVER (ORDER BY n) AS place,
+           sum(octet_length(text) + coalesce(octet_length(body), 0)) OVER (ORDER BY n ROWS UNBOUNDED PRECEDING) AS bytes
     FROM (
         SELECT i.n, t.id, t.source, t.status, t.version, coalesce(t.order_number, '') AS order_number,
                coalesce(t.vat::text, '') AS vat, coalesce(t.total::text, '') AS total, t.lines::text AS lines,
@@ -59,7 +60,7 @@ FROM (
         FROM unnest($1::timestamptz[], $2::uuid[]) WITH ORDINALITY AS i (received_at, id, n)
         JOIN tickets t ON t.received_at = i.received_at AND t.id = i.id
         WHERE t.status = ANY ($4) AND ($5::text[] IS NULL OR t.source = ANY ($5)) AND t.source <> ALL ($6)) t) t
-WHERE bytes <= $3 OR bytes = octet_length(text)
+WHERE bytes <= $3 OR place = 1
 ORDER BY n`
 
 // countThere counts the tickets that are there.

@@ -1,6 +1,8 @@
 package postgres_test
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -162,4 +164,32 @@ func TestDeclareSubscriptions_CreatesChangesAndPauses_ButNeverDeletes(t *testing
 	assert.Nil(t, subscriptionState(t, b, "mine").Paused)
 	_, err = b.store.DeclareSubscriptions(t.Context(), tester, []events.Subscription{erp, erp})
 	require.ErrorContains(t, err, "twice")
+}
+
+func TestDeclareSubscriptions_TheLargestFilterThatIsValid_IsStored(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	sub := subscription("large")
+	for i := range 1000 {
+		sub.Filter.Sources = append(sub.Filter.Sources, fmt.Sprintf("%063d", i))
+	}
+	sub.Settings.Options = map[string]string{}
+	for i := range 50 {
+		sub.Settings.Options[fmt.Sprintf("%02d", i)] = strings.Repeat(`"`, 998)
+	}
+	_, err := b.store.DeclareSubscriptions(t.Context(), tester, []events.Subscription{subscription("a"), sub})
+	require.NoError(t, err)
+}
+
+func TestCreateSubscription_WithWhatTheDatabaseCannotStore_SaysSo(t *testing.T) {
+	t.Parallel()
+	for _, change := range []func(*events.Subscription){
+		func(sub *events.Subscription) { sub.Target += "\xff" },
+		func(sub *events.Subscription) { sub.Settings.Secret = "file:/a\x00b" },
+		func(sub *events.Subscription) { sub.Settings.Options = map[string]string{"a": "x\x00y"} },
+	} {
+		sub := subscription("erp")
+		change(&sub)
+		require.ErrorContains(t, sub.Validate(), "not printable")
+	}
 }
