@@ -19,20 +19,30 @@ import (
 	"myticket/internal/archive"
 )
 
-// killAt ends this process at a step of the archive: its name, and after a colon which time.
-const killAt = "TEST_KILL_AT"
+// killAt ends this process at a step of the archive: its name, and after a colon which time. stopAt stops it there until it gets
+// SIGCONT.
+const (
+	killAt = "TEST_KILL_AT"
+	stopAt = "TEST_STOP_AT"
+)
 
 func init() { //nolint:gochecknoinits // it must be set before TestMain runs the program
+	signal := syscall.SIGKILL
 	step, times, ok := strings.Cut(os.Getenv(killAt), ":")
 	if !ok {
-		return
+		signal = syscall.SIGSTOP
+		if step, times, ok = strings.Cut(os.Getenv(stopAt), ":"); !ok {
+			return
+		}
 	}
 	n, _ := strconv.Atoi(times)
 	archiveStep = func(name string) error {
 		if name == step {
 			if n--; n == 0 {
-				_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-				select {}
+				_ = syscall.Kill(os.Getpid(), signal)
+				if signal == syscall.SIGKILL {
+					select {}
+				}
 			}
 		}
 		return nil
@@ -228,6 +238,29 @@ func (b *archiveBundle) killedAt(t *testing.T, step string) {
 	require.Error(t, err, string(out))
 	status, ok := p.ProcessState.Sys().(syscall.WaitStatus)
 	require.True(t, ok && status.Signaled() && status.Signal() == syscall.SIGKILL, "%v: %s", err, out)
+}
+
+func TestArchive_ProcessThatSleptThroughItsTurn_DeletesNothingOfTheNextOne(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 50, 0)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	slept := exec.CommandContext(ctx, os.Args[0], b.args("archive", "run", "--keep=2w", "--apply")...)
+	slept.Env = []string{runMain + "=1", "DATABASE_URL=" + b.url, stopAt + "=clean:1", "PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}
+	require.NoError(t, slept.Start())
+	require.Eventually(t, func() bool {
+		stat, err := os.ReadFile("/proc/" + strconv.Itoa(slept.Process.Pid) + "/stat")
+		return err == nil && strings.Contains(string(stat), ") T ")
+	}, 30*time.Second, 10*time.Millisecond)
+	b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`) // a minute later
+
+	assert.True(t, b.run(t).Parts[0].Archived)
+	require.NoError(t, slept.Process.Signal(syscall.SIGCONT))
+	require.Error(t, slept.Wait())
+
+	assert.Len(t, b.objects(t)["manifests"], 1)
+	assert.Contains(t, b.ok(t, b.args("archive", "verify")...), "right")
+	b.everywhere(t, b.ids[0], b.ids[49])
 }
 
 func TestArchive_RestoredPart_IsLeftAlone_UntilItIsReleased(t *testing.T) {
