@@ -270,6 +270,10 @@ func (c archiveRunCmd) apply(ctx context.Context, turn *archiveTurn, by postgres
 		}
 		r, why, err := c.examine(ctx, turn.store, parts, p)
 		if err == nil && why == "" {
+			if err := turn.files.Ready(ctx); err != nil { // nothing can be archived now, so everything stays where lists show it
+				failures = append(failures, fmt.Errorf("no partition was detached any more: %w", err))
+				break
+			}
 			var detached postgres.Detached
 			detached, err = turn.store.DetachPartition(ctx, by, turn.run.Holder, p, postgres.DropEven{
 				Unfinished: c.Unfinished == "archive", Undelivered: c.Undelivered,

@@ -387,3 +387,30 @@ func TestArchive_RefusesWrongSettings(t *testing.T) {
 	_, _, stderr := b.myticket(t, "archive", "run", "--keep=2w", "--apply", "--archive=file:///no/such/folder")
 	assert.Contains(t, stderr, "is no folder")
 }
+
+func TestArchive_StoreThatIsAway_LeavesPartitionsWhereListsShowThem(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 10, 0)
+	code, _, stderr := b.myticket(t, "archive", "run", "--keep=2w", "--apply", "--tmp=/no/such/folder", "--archive=file://"+b.folder)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, stderr, "no partition was detached")
+	assert.Equal(t, "10", b.text(t, `SELECT count(*)::text FROM tickets`))
+	assert.Empty(t, b.parts(t))
+
+	require.NoError(t, os.WriteFile(filepath.Join(b.folder, "probe"), nil, 0o600)) // so the folder for the probe cannot be made
+	code, _, stderr = b.myticket(t, b.args("archive", "run", "--keep=2w", "--apply")...)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, stderr, "no partition was detached")
+	assert.Equal(t, "10", b.text(t, `SELECT count(*)::text FROM tickets`))
+	require.NoError(t, os.Remove(filepath.Join(b.folder, "probe")))
+	assert.True(t, b.run(t).Parts[0].Archived)
+	assert.Empty(t, b.objects(t)["probe"])
+}
+
+func TestArchive_PartitionWithManyBytesThatAreUnfinished_StaysWhole(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 10, 70)
+	b.exec(t, `UPDATE tickets SET body = convert_to(repeat('x', 1 << 20), 'UTF8') WHERE status = 'ERROR'`)
+	assert.Contains(t, b.run(t).Parts[0].Verdict, "more than 64 MiB of them")
+	assert.Equal(t, "80", b.text(t, `SELECT count(*)::text FROM tickets`))
+}

@@ -17,14 +17,19 @@ import (
 // Why a partition was not detached.
 var (
 	// ErrManyUnfinished means that it holds more unfinished tickets than can be kept apart while everything waits.
-	ErrManyUnfinished = fmt.Errorf("the partition holds more than %d tickets that are TO_TREAT or ERROR", maxUnfinished)
+	ErrManyUnfinished = fmt.Errorf("the partition holds more than %d tickets that are TO_TREAT or ERROR, or more than %d MiB of them",
+		maxUnfinished, maxUnfinishedBytes>>20)
 
 	// ErrOnlyUnfinished means that there is nothing in it to archive.
 	ErrOnlyUnfinished = errors.New("the partition holds no tickets but those that are TO_TREAT or ERROR")
 )
 
-// maxUnfinished is how many tickets are moved out of a partition when it is detached.
-const maxUnfinished = 5000
+// maxUnfinished and maxUnfinishedBytes bound the tickets that are moved out of a partition when it is detached, because everything
+// waits meanwhile.
+const (
+	maxUnfinished      = 5000
+	maxUnfinishedBytes = 64 << 20 // of bodies
+)
 
 // ArchiveRun says how the archive is run.
 type ArchiveRun struct {
@@ -224,15 +229,15 @@ func detachPartition(ctx context.Context, tx pgx.Tx, p OldPartition, even DropEv
 	partition := locked.table
 	const unfinished = `status IN ('TO_TREAT', 'ERROR')`
 	if !even.Unfinished {
-		// By the two partial indexes, so it is fast.
-		err := tx.QueryRow(ctx, fmt.Sprintf(`SELECT
-			(SELECT count(*) FROM (SELECT FROM %[1]s WHERE %[2]s LIMIT %[4]d) a) +
-			(SELECT count(*) FROM (SELECT FROM %[1]s WHERE %[3]s LIMIT %[4]d) b)`,
-			partition, statusIs[ticket.ToTreat], statusIs[ticket.Error], maxUnfinished+1)).Scan(&kept)
+		// By the two partial indexes, so it is fast. The length of a large body is known without reading it.
+		var size int64
+		err := tx.QueryRow(ctx, fmt.Sprintf(`SELECT count(*), coalesce(sum(octet_length(body)), 0) FROM (
+			(SELECT body FROM %[1]s WHERE %[2]s LIMIT %[4]d) UNION ALL (SELECT body FROM %[1]s WHERE %[3]s LIMIT %[4]d)) u`,
+			partition, statusIs[ticket.ToTreat], statusIs[ticket.Error], maxUnfinished+1)).Scan(&kept, &size)
 		if err != nil {
 			return 0, err
 		}
-		if kept > maxUnfinished {
+		if kept > maxUnfinished || size > maxUnfinishedBytes {
 			return 0, ErrManyUnfinished
 		}
 	}

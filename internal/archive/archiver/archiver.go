@@ -133,6 +133,30 @@ func (a *Archiver) Write(ctx context.Context, p archive.Part) (m archive.Manifes
 	return m, a.Source.PartVerified(ctx, a.Holder, p, m, sum, tableBytes)
 }
 
+// Ready tries whether a part can be written now: whether there is room for temporary files, and whether the archive takes an object
+// and gives it back. A partition is detached only then, because nobody finds its tickets in lists until it is archived.
+func (a *Archiver) Ready(ctx context.Context) error {
+	file, err := a.scratch(2 * parquetfile.MaxFileBytes)
+	if err != nil {
+		return err
+	}
+	if err := file.Close(); err != nil {
+		return err
+	}
+	key, content := "probe/"+a.Holder.String(), []byte("MyTicket tries whether it can write, read and delete here.\n")
+	if err := a.Bucket.Put(ctx, key, bytes.NewReader(content), false); err != nil {
+		return err
+	}
+	var back bytes.Buffer
+	if _, err := a.Bucket.Get(ctx, key, &back); err != nil {
+		return err
+	}
+	if !bytes.Equal(back.Bytes(), content) {
+		return fmt.Errorf("%w: %s has other bytes", archive.ErrDamaged, key)
+	}
+	return a.Bucket.Delete(ctx, key)
+}
+
 // Confirm checks a verified part once more before its table is dropped: that its manifest is there unchanged, and all its files
 // with their sizes. It takes a moment, whatever the sizes are. If the archive does not have them, the part is not verified any
 // more.
