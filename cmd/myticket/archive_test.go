@@ -376,6 +376,7 @@ func TestArchive_RefusesWrongSettings(t *testing.T) {
 	for args, want := range map[string]string{
 		"--keep=1h --archive=file:///x":                                  "--keep must be at least 1d",
 		"--keep=2w --archive=s3://u:secret@x":                            "must not have a password",
+		"--keep=2w --archive=s3://b?endpoint=http://u:secret@x":          "must not have a password",
 		"--keep=2w --archive=ftp://x":                                    "must be s3://",
 		"--keep=2w --archive=file:///x --by=" + strings.Repeat("x", 201): "--by has 201 bytes",
 	} {
@@ -413,4 +414,45 @@ func TestArchive_PartitionWithManyBytesThatAreUnfinished_StaysWhole(t *testing.T
 	b.exec(t, `UPDATE tickets SET body = convert_to(repeat('x', 1 << 20), 'UTF8') WHERE status = 'ERROR'`)
 	assert.Contains(t, b.run(t).Parts[0].Verdict, "more than 64 MiB of them")
 	assert.Equal(t, "80", b.text(t, `SELECT count(*)::text FROM tickets`))
+}
+
+func TestArchive_PartOfAnotherURL_IsNeitherForgottenNorWrittenAgain(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 30, 0)
+	right, wrong := b.folder, t.TempDir()
+	b.killedAt(t, "drop:1")
+	b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`)
+	b.folder = wrong
+	code, _, stderr := b.myticket(t, b.args("archive", "run", "--keep=2w", "--apply")...)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, stderr, "was written to file://"+right)
+	b.folder = right
+	assert.True(t, b.run(t).Parts[0].Archived)
+
+	b.ok(t, b.args("archive", "restore", "20260801-20260802")...)
+	b.exec(t, `DELETE FROM tickets WHERE id = $1`, b.ids[5])
+	b.folder = wrong
+	code, _, stderr = b.myticket(t, b.args("archive", "release", "20260801-20260802")...)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, stderr, "was written to file://"+right)
+	assert.Equal(t, archive.Restored, b.parts(t)[0].State)
+	assert.Empty(t, b.objects(t))
+}
+
+func TestArchive_ManifestThatLostItsFiles_HidesNoTicket(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 10, 0)
+	b.run(t)
+	path := filepath.Join(b.folder, "manifests/20260801-20260802.json")
+	var m map[string]any
+	text, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.NoError(t, json.Unmarshal(text, &m))
+	m["files"] = []any{}
+	text, err = json.Marshal(m)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(path, text, 0o600))
+	code, _, stderr := b.myticket(t, b.args("tickets", "show", b.ids[0].String())...)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, stderr, "its manifest was changed")
 }
