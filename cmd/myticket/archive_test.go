@@ -456,3 +456,15 @@ func TestArchive_ManifestThatLostItsFiles_HidesNoTicket(t *testing.T) {
 	assert.Equal(t, 1, code)
 	assert.Contains(t, stderr, "its manifest was changed")
 }
+
+func TestArchive_PartitionThatCouldNeverBeArchived_IsNotDetached(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 10, 0)
+	b.exec(t, `INSERT INTO audit (at, who, action, why, details, tickets, filter)
+		SELECT '2026-08-01 03:00Z', 'me', 'retry', 'why', '{}', 1, '{}' FROM generate_series(1, 100001)`)
+	code, _, stderr := b.myticket(t, b.args("archive", "run", "--keep=2w", "--apply")...)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, stderr, "more than 100000 corrections or rows of the audit")
+	assert.Equal(t, "10", b.text(t, `SELECT count(*)::text FROM tickets`))
+	assert.Empty(t, b.parts(t))
+}

@@ -151,7 +151,7 @@ type Detached struct {
 // DetachPartition makes a partition a part of the archive: an ordinary table, whose tickets are in no query any more but that of
 // one ticket by its id. Its row in archives is written in the same transaction. Unless even says otherwise, the TO_TREAT and ERROR
 // tickets in it stay in tickets, in a new partition; if they are too many or all that there is, the partition stays as it is
-// (ErrManyUnfinished, ErrOnlyUnfinished). It returns ErrUndelivered and ErrNoPartition as DropPartition does, and waits for locks
+// (ErrManyUnfinished, ErrOnlyUnfinished), as one does that could never be archived (ErrTooMuch). It returns ErrUndelivered and ErrNoPartition as DropPartition does, and waits for locks
 // as that does.
 func (s *Store) DetachPartition(
 	ctx context.Context, by Person, holder uuid.UUID, p OldPartition, even DropEven,
@@ -159,6 +159,9 @@ func (s *Store) DetachPartition(
 	err = patiently(ctx, func() error {
 		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 			if err := stillHolds(ctx, tx, holder); err != nil {
+				return err
+			}
+			if err := archivable(ctx, tx, p); err != nil {
 				return err
 			}
 			name, err := newPart(ctx, tx, p)
@@ -184,12 +187,31 @@ func (s *Store) DetachPartition(
 			return err
 		})
 	})
-	for _, why := range []error{ErrNoPartition, ErrUndelivered, ErrManyUnfinished, ErrOnlyUnfinished, archive.ErrHeld} {
+	for _, why := range []error{ErrNoPartition, ErrUndelivered, ErrManyUnfinished, ErrOnlyUnfinished, ErrTooMuch, archive.ErrHeld} {
 		if errors.Is(err, why) {
 			return Detached{}, fmt.Errorf("partition %s: %w", p.Name, err)
 		}
 	}
 	return done, explain("detach partition "+p.Name, err)
+}
+
+// ErrTooMuch means that a partition has more corrections or audit than is archived at once.
+var ErrTooMuch = fmt.Errorf("its time has more than %d corrections or rows of the audit, which is more than is archived at once",
+	maxPartCorrections)
+
+// archivable returns ErrTooMuch for a partition that could be detached, but never archived.
+func archivable(ctx context.Context, tx pgx.Tx, p OldPartition) error {
+	var most int
+	err := tx.QueryRow(ctx, `SELECT greatest(
+		(SELECT count(*) FROM (SELECT FROM corrections
+			WHERE ($1::timestamptz IS NULL OR ticket_received_at >= $1) AND ticket_received_at < $2 LIMIT $3) c),
+		(SELECT count(*) FROM (SELECT FROM audit WHERE ($1::timestamptz IS NULL OR at >= $1) AND at < $2
+			AND NOT EXISTS (SELECT FROM archives o WHERE o.to_at = $2 AND o.from_at IS NOT DISTINCT FROM $1) LIMIT $3) a))`,
+		p.From, p.To, maxPartCorrections+1).Scan(&most)
+	if err == nil && most > maxPartCorrections {
+		return ErrTooMuch
+	}
+	return err
 }
 
 // newPart returns a name that no part has. Several parts of the same day have numbers from 2 on.
