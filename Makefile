@@ -55,6 +55,11 @@ test-go: ## run all tests but those of the chart, which need Helm and its genera
 	@$(GO) build -o bin/withpg ./internal/devdb/withpg
 	@bin/withpg -- $(GOTESTSUM) -- $(GO_TEST_FLAGS) $$($(GO) list ./... | grep -v '/charts$$')
 
+# Apart from `make test`, because it is a module of its own, and needs a C compiler.
+.PHONY: test-duckdb
+test-duckdb: ## read files of the archive with DuckDB
+	CGO_ENABLED=1 $(GO) -C internal/archive/duckdbtest test ./...
+
 # Apart from `make test`, because it needs Prometheus, which many machines do not have.
 .PHONY: observe
 observe: bin/helm ## let a Prometheus evaluate every expression of dashboards and alerts, on a server under load
@@ -82,6 +87,7 @@ lint: ## check format, go vet, golangci-lint (.golangci.yaml), the forge's workf
 	$(GO) -C .ci/tools mod tidy -diff
 	$(GO) -C .ci/charts mod tidy -diff
 	$(GO) -C .ci/e2e mod tidy -diff
+	$(GO) -C internal/archive/duckdbtest mod tidy -diff
 
 .PHONY: fmt
 fmt: ## format the code and sort its imports

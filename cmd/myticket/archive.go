@@ -268,6 +268,10 @@ func (c archiveRunCmd) apply(ctx context.Context, turn *archiveTurn, by postgres
 		}
 		r, why := c.examine(parts, p)
 		if why == "" {
+			if err := turn.files.Ready(ctx); err != nil { // nothing can be archived now, so everything stays where lists show it
+				failures = append(failures, fmt.Errorf("no partition was detached any more: %w", err))
+				break
+			}
 			var detached postgres.Detached
 			detached, err = turn.store.DetachPartition(ctx, by, turn.run.Holder, p, postgres.DropEven{
 				Unfinished: c.Unfinished == "archive", Undelivered: c.Undelivered,
@@ -308,7 +312,7 @@ func (t *archiveTurn) finish(ctx context.Context, by postgres.Person, p archive.
 			if _, err = t.files.Write(ctx, p); err != nil {
 				return err
 			}
-		} else if err = t.files.Confirm(ctx, p); err != nil {
+		} else if err = t.confirm(ctx, p); err != nil {
 			return err
 		}
 		if p, err = t.store.ArchivePart(ctx, p.Name); err != nil {
@@ -329,6 +333,21 @@ func (t *archiveTurn) finish(ctx context.Context, by postgres.Person, p archive.
 	}
 	r.Archived, r.Verdict = true, "archived, verified and dropped"
 	return r, nil
+}
+
+// confirm looks whether the archive still has a verified part. One that was written to another URL is not written again: it would be
+// in two manifests.
+func (t *archiveTurn) confirm(ctx context.Context, p archive.Part) error {
+	if p.URL != t.run.URL {
+		_, _, err := t.files.Manifest(ctx, p.Name)
+		if errors.Is(err, archive.ErrNoManifest) {
+			return elsewhere(p)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return t.files.Confirm(ctx, p)
 }
 
 func (c archiveRunCmd) print(std streams, report archiveReport) error {
@@ -611,6 +630,11 @@ func (c archiveReleaseCmd) Run(ctx context.Context, std streams) error {
 	return err
 }
 
+// elsewhere says that a part was written to an archive of another URL, and is not in this one.
+func elsewhere(p archive.Part) error {
+	return fmt.Errorf("part %s is not in this archive: it was written to %s. Give that URL (--archive); nothing was changed", p.Name, p.URL)
+}
+
 // release deletes a restored part from the archive, once all its tickets were found in Postgres.
 func (t *archiveTurn) release(ctx context.Context, by postgres.Person, name string) error {
 	p, err := t.store.ArchivePart(ctx, name)
@@ -622,6 +646,8 @@ func (t *archiveTurn) release(ctx context.Context, by postgres.Person, name stri
 	}
 	m, _, err := t.files.Manifest(ctx, p.Name)
 	switch {
+	case errors.Is(err, archive.ErrNoManifest) && p.URL != t.run.URL:
+		return elsewhere(p)
 	case errors.Is(err, archive.ErrNoManifest): // it was killed after that was deleted; all tickets were found before
 	case err != nil:
 		return err

@@ -19,20 +19,30 @@ import (
 	"myticket/internal/archive"
 )
 
-// killAt ends this process at a step of the archive: its name, and after a colon which time.
-const killAt = "TEST_KILL_AT"
+// killAt ends this process at a step of the archive: its name, and after a colon which time. stopAt stops it there until it gets
+// SIGCONT.
+const (
+	killAt = "TEST_KILL_AT"
+	stopAt = "TEST_STOP_AT"
+)
 
 func init() { //nolint:gochecknoinits // it must be set before TestMain runs the program
+	signal := syscall.SIGKILL
 	step, times, ok := strings.Cut(os.Getenv(killAt), ":")
 	if !ok {
-		return
+		signal = syscall.SIGSTOP
+		if step, times, ok = strings.Cut(os.Getenv(stopAt), ":"); !ok {
+			return
+		}
 	}
 	n, _ := strconv.Atoi(times)
 	archiveStep = func(name string) error {
 		if name == step {
 			if n--; n == 0 {
-				_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-				select {}
+				_ = syscall.Kill(os.Getpid(), signal)
+				if signal == syscall.SIGKILL {
+					select {}
+				}
 			}
 		}
 		return nil
@@ -232,6 +242,29 @@ func (b *archiveBundle) killedAt(t *testing.T, step string) {
 	require.True(t, ok && status.Signaled() && status.Signal() == syscall.SIGKILL, "%v: %s", err, out)
 }
 
+func TestArchive_ProcessThatSleptThroughItsTurn_DeletesNothingOfTheNextOne(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 50, 0)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	slept := exec.CommandContext(ctx, os.Args[0], b.args("archive", "run", "--keep=2w", "--apply")...)
+	slept.Env = []string{runMain + "=1", "DATABASE_URL=" + b.url, stopAt + "=clean:1", "PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}
+	require.NoError(t, slept.Start())
+	require.Eventually(t, func() bool {
+		stat, err := os.ReadFile("/proc/" + strconv.Itoa(slept.Process.Pid) + "/stat")
+		return err == nil && strings.Contains(string(stat), ") T ")
+	}, 30*time.Second, 10*time.Millisecond)
+	b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`) // a minute later
+
+	assert.True(t, b.run(t).Parts[0].Archived)
+	require.NoError(t, slept.Process.Signal(syscall.SIGCONT))
+	require.Error(t, slept.Wait())
+
+	assert.Len(t, b.objects(t)["manifests"], 1)
+	assert.Contains(t, b.ok(t, b.args("archive", "verify")...), "right")
+	b.everywhere(t, b.ids[0], b.ids[49])
+}
+
 func TestArchive_RestoredPart_IsLeftAlone_UntilItIsReleased(t *testing.T) {
 	t.Parallel()
 	b := setupArchive(t, 30, 2)
@@ -345,6 +378,7 @@ func TestArchive_RefusesWrongSettings(t *testing.T) {
 	for args, want := range map[string]string{
 		"--keep=1h --archive=file:///x":                                  "--keep must be at least 1d",
 		"--keep=2w --archive=s3://u:secret@x":                            "must not have a password",
+		"--keep=2w --archive=s3://b?endpoint=http://u:secret@x":          "must not have a password",
 		"--keep=2w --archive=ftp://x":                                    "must be s3://",
 		"--keep=2w --archive=file:///x --by=" + strings.Repeat("x", 201): "--by has 201 bytes",
 	} {
@@ -355,4 +389,84 @@ func TestArchive_RefusesWrongSettings(t *testing.T) {
 	}
 	_, _, stderr := b.myticket(t, "archive", "run", "--keep=2w", "--apply", "--archive=file:///no/such/folder")
 	assert.Contains(t, stderr, "is no folder")
+}
+
+func TestArchive_StoreThatIsAway_LeavesPartitionsWhereListsShowThem(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 10, 0)
+	code, _, stderr := b.myticket(t, "archive", "run", "--keep=2w", "--apply", "--tmp=/no/such/folder", "--archive=file://"+b.folder)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, stderr, "no partition was detached")
+	assert.Equal(t, "10", b.text(t, `SELECT count(*)::text FROM tickets`))
+	assert.Empty(t, b.parts(t))
+
+	require.NoError(t, os.WriteFile(filepath.Join(b.folder, "probe"), nil, 0o600)) // so the folder for the probe cannot be made
+	code, _, stderr = b.myticket(t, b.args("archive", "run", "--keep=2w", "--apply")...)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, stderr, "no partition was detached")
+	assert.Equal(t, "10", b.text(t, `SELECT count(*)::text FROM tickets`))
+	require.NoError(t, os.Remove(filepath.Join(b.folder, "probe")))
+	assert.True(t, b.run(t).Parts[0].Archived)
+	assert.Empty(t, b.objects(t)["probe"])
+}
+
+func TestArchive_PartitionWithManyBytesThatAreUnfinished_StaysWhole(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 10, 70)
+	b.exec(t, `UPDATE tickets SET body = convert_to(repeat('x', 1 << 20), 'UTF8') WHERE status = 'ERROR'`)
+	assert.Contains(t, b.run(t).Parts[0].Verdict, "more than 64 MiB of them")
+	assert.Equal(t, "80", b.text(t, `SELECT count(*)::text FROM tickets`))
+}
+
+func TestArchive_PartOfAnotherURL_IsNeitherForgottenNorWrittenAgain(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 30, 0)
+	right, wrong := b.folder, t.TempDir()
+	b.killedAt(t, "drop:1")
+	b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`)
+	b.folder = wrong
+	code, _, stderr := b.myticket(t, b.args("archive", "run", "--keep=2w", "--apply")...)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, stderr, "was written to file://"+right)
+	b.folder = right
+	assert.True(t, b.run(t).Parts[0].Archived)
+
+	b.ok(t, b.args("archive", "restore", "20260801-20260802")...)
+	b.exec(t, `DELETE FROM tickets WHERE id = $1`, b.ids[5])
+	b.folder = wrong
+	code, _, stderr = b.myticket(t, b.args("archive", "release", "20260801-20260802")...)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, stderr, "was written to file://"+right)
+	assert.Equal(t, archive.Restored, b.parts(t)[0].State)
+	assert.Empty(t, b.objects(t))
+}
+
+func TestArchive_ManifestThatLostItsFiles_HidesNoTicket(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 10, 0)
+	b.run(t)
+	path := filepath.Join(b.folder, "manifests/20260801-20260802.json")
+	var m map[string]any
+	text, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.NoError(t, json.Unmarshal(text, &m))
+	m["files"] = []any{}
+	text, err = json.Marshal(m)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(path, text, 0o600))
+	code, _, stderr := b.myticket(t, b.args("tickets", "show", b.ids[0].String())...)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, stderr, "its manifest was changed")
+}
+
+func TestArchive_PartitionThatCouldNeverBeArchived_IsNotDetached(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 10, 0)
+	b.exec(t, `INSERT INTO audit (at, who, action, why, details, tickets, filter)
+		SELECT '2026-08-01 03:00Z', 'me', 'retry', 'why', '{}', 1, '{}' FROM generate_series(1, 100001)`)
+	code, _, stderr := b.myticket(t, b.args("archive", "run", "--keep=2w", "--apply")...)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, stderr, "more than 100000 corrections or rows of the audit")
+	assert.Equal(t, "10", b.text(t, `SELECT count(*)::text FROM tickets`))
+	assert.Empty(t, b.parts(t))
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -45,7 +46,10 @@ func (c ticketsShowCmd) fromArchive(ctx context.Context, std streams, store *pos
 	}
 	defer files.Bucket.Close()
 	for _, p := range in {
-		m, _, err := files.Manifest(ctx, p.Name)
+		m, sum, err := files.Manifest(ctx, p.Name)
+		if err == nil && !bytes.Equal(sum, p.ManifestSum) {
+			err = fmt.Errorf("part %s: %w: its manifest was changed", p.Name, archive.ErrDamaged)
+		}
 		if err != nil {
 			return false, err
 		}

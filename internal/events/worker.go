@@ -239,16 +239,21 @@ func (w *worker) read(ctx context.Context) error {
 // send sends what is read, until ctx ends.
 func (w *worker) send(ctx, sending context.Context) error {
 	for !over(ctx) {
+		var chunk Chunk
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-sending.Done():
 			return context.Cause(sending)
-		case chunk := <-w.chunks:
-			w.take(chunk)
+		case chunk = <-w.chunks:
 		}
+		start := time.Now()
+		w.take(chunk)
 		if err := w.deliver(ctx, sending); err != nil {
 			return err
+		}
+		if pause := w.sender.giveWay(chunk, chunk.Took+time.Since(start)); pause > 0 {
+			wait(ctx, pause)
 		}
 	}
 	return nil

@@ -17,14 +17,19 @@ import (
 // Why a partition was not detached.
 var (
 	// ErrManyUnfinished means that it holds more unfinished tickets than can be kept apart while everything waits.
-	ErrManyUnfinished = fmt.Errorf("the partition holds more than %d tickets that are TO_TREAT or ERROR", maxUnfinished)
+	ErrManyUnfinished = fmt.Errorf("the partition holds more than %d tickets that are TO_TREAT or ERROR, or more than %d MiB of them",
+		maxUnfinished, maxUnfinishedBytes>>20)
 
 	// ErrOnlyUnfinished means that there is nothing in it to archive.
 	ErrOnlyUnfinished = errors.New("the partition holds no tickets but those that are TO_TREAT or ERROR")
 )
 
-// maxUnfinished is how many tickets are moved out of a partition when it is detached.
-const maxUnfinished = 5000
+// maxUnfinished and maxUnfinishedBytes bound the tickets that are moved out of a partition when it is detached, because everything
+// waits meanwhile.
+const (
+	maxUnfinished      = 5000
+	maxUnfinishedBytes = 64 << 20 // of bodies
+)
 
 // ArchiveRun says how the archive is run.
 type ArchiveRun struct {
@@ -148,7 +153,8 @@ type Detached struct {
 // DetachPartition makes a partition a part of the archive: an ordinary table, whose tickets are in no query any more but that of
 // one ticket by its id. Its row in archives is written in the same transaction. Unless even says otherwise, the TO_TREAT and
 // ERROR tickets in it stay in tickets, in a new partition; if they are too many or all that there is, the partition stays as it
-// is (ErrManyUnfinished, ErrOnlyUnfinished). It returns ErrUndelivered and ErrNoPartition as DropPartition does, and waits for locks
+// is (ErrManyUnfinished, ErrOnlyUnfinished), as one does that could never be archived (ErrTooMuch). It returns ErrUndelivered and
+// ErrNoPartition as DropPartition does, and waits for locks
 // as that does.
 func (s *Store) DetachPartition(
 	ctx context.Context, by Person, holder uuid.UUID, p OldPartition, even DropEven,
@@ -156,6 +162,9 @@ func (s *Store) DetachPartition(
 	err = patiently(ctx, func() error {
 		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 			if err := stillHolds(ctx, tx, holder); err != nil {
+				return err
+			}
+			if err := archivable(ctx, tx, p); err != nil {
 				return err
 			}
 			name, err := newPart(ctx, tx, p)
@@ -181,12 +190,31 @@ func (s *Store) DetachPartition(
 			return err
 		})
 	})
-	for _, why := range []error{ErrNoPartition, ErrUndelivered, ErrManyUnfinished, ErrOnlyUnfinished, archive.ErrHeld} {
+	for _, why := range []error{ErrNoPartition, ErrUndelivered, ErrManyUnfinished, ErrOnlyUnfinished, ErrTooMuch, archive.ErrHeld} {
 		if errors.Is(err, why) {
 			return Detached{}, fmt.Errorf("partition %s: %w", p.Name, err)
 		}
 	}
 	return done, explain("detach partition "+p.Name, err)
+}
+
+// ErrTooMuch means that a partition has more corrections or audit than is archived at once.
+var ErrTooMuch = fmt.Errorf("its time has more than %d corrections or rows of the audit, which is more than is archived at once",
+	maxPartCorrections)
+
+// archivable returns ErrTooMuch for a partition that could be detached, but never archived.
+func archivable(ctx context.Context, tx pgx.Tx, p OldPartition) error {
+	var most int
+	err := tx.QueryRow(ctx, `SELECT greatest(
+		(SELECT count(*) FROM (SELECT FROM corrections
+			WHERE ($1::timestamptz IS NULL OR ticket_received_at >= $1) AND ticket_received_at < $2 LIMIT $3) c),
+		(SELECT count(*) FROM (SELECT FROM audit WHERE ($1::timestamptz IS NULL OR at >= $1) AND at < $2
+			AND NOT EXISTS (SELECT FROM archives o WHERE o.to_at = $2 AND o.from_at IS NOT DISTINCT FROM $1) LIMIT $3) a))`,
+		p.From, p.To, maxPartCorrections+1).Scan(&most)
+	if err == nil && most > maxPartCorrections {
+		return ErrTooMuch
+	}
+	return err
 }
 
 // newPart returns a name that no part has. Several parts of the same day have numbers from 2 on.
@@ -226,15 +254,15 @@ func detachPartition(ctx context.Context, tx pgx.Tx, p OldPartition, even DropEv
 	partition := locked.table
 	const unfinished = `status IN ('TO_TREAT', 'ERROR')`
 	if !even.Unfinished {
-		// By the two partial indexes, so it is fast.
-		err := tx.QueryRow(ctx, fmt.Sprintf(`SELECT
-			(SELECT count(*) FROM (SELECT FROM %[1]s WHERE %[2]s LIMIT %[4]d) a) +
-			(SELECT count(*) FROM (SELECT FROM %[1]s WHERE %[3]s LIMIT %[4]d) b)`,
-			partition, statusIs[ticket.ToTreat], statusIs[ticket.Error], maxUnfinished+1)).Scan(&kept)
+		// By the two partial indexes, so it is fast. The length of a large body is known without reading it.
+		var size int64
+		err := tx.QueryRow(ctx, fmt.Sprintf(`SELECT count(*), coalesce(sum(octet_length(body)), 0) FROM (
+			(SELECT body FROM %[1]s WHERE %[2]s LIMIT %[4]d) UNION ALL (SELECT body FROM %[1]s WHERE %[3]s LIMIT %[4]d)) u`,
+			partition, statusIs[ticket.ToTreat], statusIs[ticket.Error], maxUnfinished+1)).Scan(&kept, &size)
 		if err != nil {
 			return 0, err
 		}
-		if kept > maxUnfinished {
+		if kept > maxUnfinished || size > maxUnfinishedBytes {
 			return 0, ErrManyUnfinished
 		}
 	}

@@ -15,9 +15,9 @@ import (
 )
 
 // ErrRangeTaken means that a part cannot be put back, because too much of its time is in tickets.
-var ErrRangeTaken = fmt.Errorf("tickets has a partition for that time with more than %d tickets, or one that another part was "+
-	"restored to, so the part cannot be put back beside it; single tickets can be had with \"myticket archive restore --ticket ID\"",
-	maxUnfinished)
+var ErrRangeTaken = fmt.Errorf("tickets has a partition for that time with more than %d tickets or %d MiB, or one that another part "+
+	"was restored to, so the part cannot be put back beside it; single tickets can be had with "+
+	"\"myticket archive restore --ticket ID\"", maxUnfinished, maxUnfinishedBytes>>20)
 
 // restoredColumns are the columns of tickets that Restoring.Add writes.
 var restoredColumns = []string{
@@ -194,12 +194,13 @@ func (r *Restoring) attach(ctx context.Context, tx pgx.Tx, covers span, from str
 			fmt.Sprintf(`INSERT INTO %s (%s) SELECT %s FROM %s p WHERE %s`, r.table, columns, columns, table, which))
 	}
 	for _, p := range inside {
-		var n int
-		counted := fmt.Sprintf(`SELECT count(*) FROM (SELECT FROM %s LIMIT %d) t`, p.table, maxUnfinished+1)
-		if err := up.QueryRow(ctx, counted).Scan(&n); err != nil {
+		var n, size int64
+		counted := fmt.Sprintf(`SELECT count(*), coalesce(sum(octet_length(body)), 0) FROM (SELECT body FROM %s LIMIT %d) t`,
+			p.table, maxUnfinished+1)
+		if err := up.QueryRow(ctx, counted).Scan(&n, &size); err != nil {
 			return err
 		}
-		if n > maxUnfinished {
+		if n > maxUnfinished || size > maxUnfinishedBytes {
 			return ErrRangeTaken
 		}
 		if err := move(p.table, "true"); err != nil {

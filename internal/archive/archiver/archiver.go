@@ -106,11 +106,6 @@ func (a *Archiver) Write(ctx context.Context, p archive.Part) (m archive.Manifes
 		} else if !errors.Is(err, archive.ErrDamaged) {
 			return m, err
 		}
-		fallthrough
-	default:
-		if err := a.Bucket.Delete(ctx, archive.ManifestKey(p.Name)); err != nil { // first, so it never names files that are gone
-			return m, err
-		}
 	}
 	run, err := uuid.NewV7()
 	if err != nil {
@@ -122,7 +117,7 @@ func (a *Archiver) Write(ctx context.Context, p archive.Part) (m archive.Manifes
 	if err := a.Step(StepClean); err != nil {
 		return m, err
 	}
-	if err := a.deleteFiles(ctx, p); err != nil {
+	if err := a.Delete(ctx, p); err != nil {
 		return m, err
 	}
 	m, err = a.files(ctx, p, run, tickets)
@@ -136,6 +131,30 @@ func (a *Archiver) Write(ctx context.Context, p archive.Part) (m archive.Manifes
 		return m, err
 	}
 	return m, a.Source.PartVerified(ctx, a.Holder, p, m, sum, tableBytes)
+}
+
+// Ready tries whether a part can be written now: whether there is room for temporary files, and whether the archive takes an object
+// and gives it back. A partition is detached only then, because nobody finds its tickets in lists until it is archived.
+func (a *Archiver) Ready(ctx context.Context) error {
+	file, err := a.scratch(2 * parquetfile.MaxFileBytes)
+	if err != nil {
+		return err
+	}
+	if err := file.Close(); err != nil {
+		return err
+	}
+	key, content := "probe/"+a.Holder.String(), []byte("MyTicket tries whether it can write, read and delete here.\n")
+	if err := a.Bucket.Put(ctx, key, bytes.NewReader(content), false); err != nil {
+		return err
+	}
+	var back bytes.Buffer
+	if _, err := a.Bucket.Get(ctx, key, &back); err != nil {
+		return err
+	}
+	if !bytes.Equal(back.Bytes(), content) {
+		return fmt.Errorf("%w: %s has other bytes", archive.ErrDamaged, key)
+	}
+	return a.Bucket.Delete(ctx, key)
 }
 
 // Confirm checks a verified part once more before its table is dropped: that its manifest is there unchanged, and all its files
@@ -232,7 +251,8 @@ func (a *Archiver) present(ctx context.Context, m archive.Manifest) error {
 	return nil
 }
 
-// deleteFiles deletes all files of a part. Its manifest must be deleted before.
+// deleteFiles deletes the files of a part's attempts. Its manifest must be deleted before. Files of attempts that this process does
+// not know stay: another one may have taken the turn and written them while this one was stopped.
 func (a *Archiver) deleteFiles(ctx context.Context, p archive.Part) error {
 	for _, kind := range []string{archive.KindTickets, archive.KindCorrections, archive.KindChanges} {
 		prefixes := []string{kind + "/"} // a long or endless time: all files are looked at
@@ -245,7 +265,9 @@ func (a *Archiver) deleteFiles(ctx context.Context, p archive.Part) error {
 		for _, prefix := range prefixes {
 			var old []string
 			err := a.Bucket.List(ctx, prefix, func(key string, _ int64, _ time.Time) error {
-				if strings.Contains(key, "/part-"+p.Name+".") {
+				_, name, _ := strings.Cut(key, "/part-"+p.Name+".")
+				name, _, _ = strings.Cut(name, ".")
+				if run, err := uuid.Parse(name); err == nil && slices.Contains(p.Runs, run) {
 					old = append(old, key)
 				}
 				return nil
@@ -263,8 +285,16 @@ func (a *Archiver) deleteFiles(ctx context.Context, p archive.Part) error {
 	return nil
 }
 
-// Delete deletes a part from the archive, its manifest first. Postgres must have all its tickets.
+// Delete deletes what the attempts of a part wrote to the archive, its manifest first, so it never names files that are gone.
+// Postgres must have all its tickets. It returns archive.ErrHeld if the manifest is that of an attempt that this process does not
+// know: another one has taken the turn, and may have dropped the table already.
 func (a *Archiver) Delete(ctx context.Context, p archive.Part) error {
+	switch m, _, err := a.Manifest(ctx, p.Name); {
+	case err == nil && !slices.Contains(p.Runs, m.Run):
+		return fmt.Errorf("part %s: %w", p.Name, archive.ErrHeld)
+	case err != nil && !errors.Is(err, archive.ErrNoManifest) && !errors.Is(err, archive.ErrDamaged):
+		return err
+	}
 	if err := a.Bucket.Delete(ctx, archive.ManifestKey(p.Name)); err != nil {
 		return err
 	}

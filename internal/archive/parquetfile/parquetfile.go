@@ -25,7 +25,15 @@ import (
 // as much memory, or as much disk, as it has.
 const (
 	bufferTickets = 100_000
-	bufferBytes   = 32 << 20 // of bodies and texts
+	bufferBytes   = 32 << 20 // of bodies, texts and lines
+
+	// What a line and a field of it take besides their texts, here and in the columns. A ticket of 100 KiB may have ticket.MaxCells
+	// empty fields.
+	lineBytes  = 128
+	fieldBytes = 64
+
+	// readRows is how many tickets are read at once. Each may have a body of ticket.MaxTextBytes, or ticket.MaxCells fields.
+	readRows = 8
 
 	// sourceTickets is how many tickets of a source have a row group of their own. Readers that look for one source skip the
 	// others. Smaller sources share row groups.
@@ -121,7 +129,11 @@ func (w *TicketWriter) Add(t *archive.Ticket) error {
 	w.buffer = append(w.buffer, rowOf(t))
 	w.held += len(t.Body) + len(t.Text) + len(text(t.StoredLines)) + len(text(t.Extra)) + len(text(t.Problems))
 	for i := range t.Lines {
-		w.held += len(t.Lines[i].Product) + len(t.Lines[i].ProductID) + 64
+		line := &t.Lines[i]
+		w.held += len(line.Product) + len(line.ProductID) + lineBytes + len(line.Extra)*fieldBytes
+		for j := range line.Extra {
+			w.held += len(line.Extra[j].Value)
+		}
 	}
 	if len(w.buffer) >= bufferTickets || w.held >= bufferBytes {
 		return w.flush()
@@ -257,7 +269,7 @@ func eachFrom[R any](file io.ReaderAt, size, from int64, do func(n int64, row *R
 			return err
 		}
 	}
-	var rows [64]R
+	var rows [readRows]R
 	for n := from; ; {
 		read, err := reader.Read(rows[:])
 		for i := range read {
