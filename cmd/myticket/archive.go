@@ -335,8 +335,8 @@ func (t *archiveTurn) finish(ctx context.Context, by postgres.Person, p archive.
 	return r, nil
 }
 
-// confirm looks whether the archive still has a verified part. One that was written to another URL is not written again: it would be
-// in two manifests.
+// confirm looks whether the archive still has a verified part. One that was written to another URL is not written again: it would
+// be in two manifests.
 func (t *archiveTurn) confirm(ctx context.Context, p archive.Part) error {
 	if p.URL != t.run.URL {
 		_, _, err := t.files.Manifest(ctx, p.Name)
@@ -632,7 +632,8 @@ func (c archiveReleaseCmd) Run(ctx context.Context, std streams) error {
 
 // elsewhere says that a part was written to an archive of another URL, and is not in this one.
 func elsewhere(p archive.Part) error {
-	return fmt.Errorf("part %s is not in this archive: it was written to %s. Give that URL (--archive); nothing was changed", p.Name, p.URL)
+	return fmt.Errorf("part %s is not in this archive: it was written to %s. Give that URL (--archive); nothing was changed",
+		p.Name, p.URL)
 }
 
 // release deletes a restored part from the archive, once all its tickets were found in Postgres.

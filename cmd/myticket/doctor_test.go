@@ -254,8 +254,8 @@ func TestDoctor_SaysWhatIsWrongWithTheDatabase(t *testing.T) {
 			"partitions", isWarning, "1 tickets of a full default partition", "MyticketMaintenanceFailing",
 		},
 		{
-			"an old schema", []string{`UPDATE schema_migrations SET version = 9`}, []string{`UPDATE schema_migrations SET version = 15`}, nil,
-			"schema", isProblem, `the schema is at version 9 and this program needs 15: run "myticket migrate up"`, "MyticketSchemaBehind",
+			"an old schema", []string{`UPDATE schema_migrations SET version = 9`}, []string{`UPDATE schema_migrations SET version = 16`}, nil,
+			"schema", isProblem, `the schema is at version 9 and this program needs 16: run "myticket migrate up"`, "MyticketSchemaBehind",
 		},
 		{
 			"a dirty schema", []string{`UPDATE schema_migrations SET dirty = true`}, []string{`UPDATE schema_migrations SET dirty = false`}, nil,
@@ -263,8 +263,8 @@ func TestDoctor_SaysWhatIsWrongWithTheDatabase(t *testing.T) {
 		},
 		{
 			"a newer schema, dirty", []string{`UPDATE schema_migrations SET dirty = true, version = 99`},
-			[]string{`UPDATE schema_migrations SET dirty = false, version = 15`}, nil,
-			"schema", isWarning, "this program needs version 15 and can work", "MyticketSchemaBehind",
+			[]string{`UPDATE schema_migrations SET dirty = false, version = 16`}, nil,
+			"schema", isWarning, "this program needs version 16 and can work", "MyticketSchemaBehind",
 		},
 		{
 			"commits that are not awaited", []string{`ALTER ROLE till SET synchronous_commit = off`},
@@ -345,7 +345,7 @@ func TestDoctor_SaysWhatIsWrongWithTheDatabase(t *testing.T) {
 			d.says(t, name, isSkipped, "the schema is not the one")
 		}
 		require.Len(t, d.not(isOK, isSkipped), 1)
-		p.exec(t, `UPDATE schema_migrations SET version = 15`)
+		p.exec(t, `UPDATE schema_migrations SET version = 16`)
 	})
 	t.Run("a table that is locked", func(t *testing.T) {
 		tx, err := p.super.Begin(t.Context())

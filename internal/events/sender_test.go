@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -492,6 +493,9 @@ func TestSender_Replay_SendsATimeAgain_WithNewEventsBetween(t *testing.T) {
 	b.sink.failing(func(_ string, e events.Event) error { // called with the sink locked
 		if e.ID == ids[200] && between == nil {
 			between = b.orders(t, "live")
+			await(t, "its turn, behind transactions of other tests", func() bool {
+				return one[bool](t, b, `SELECT bool_and(xid < pg_snapshot_xmin(pg_current_snapshot())) FROM outbox`)
+			})
 		}
 		return nil
 	})
@@ -719,7 +723,9 @@ func TestSender_BatchesLargerThanAChunk_AreDelivered_WhereverTheSenderEnds(t *te
 		}
 		return nil
 	})
-	stop := b.run(t, b.config(t))
+	config := b.config(t)
+	config.Attempts = math.MaxInt // no dead letter
+	stop := b.run(t, config)
 	await(t, "the first chunk", func() bool { return b.sink.has("erp", ids[1499]) })
 	stop()
 	b.sink.failing(nil)

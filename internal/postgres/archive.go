@@ -17,15 +17,16 @@ import (
 // Why a partition was not detached.
 var (
 	// ErrManyUnfinished means that it holds more unfinished tickets than can be kept apart while everything waits.
-	ErrManyUnfinished = fmt.Errorf("the partition holds more than %d tickets that are TO_TREAT or ERROR, or more than %d MiB of them",
+	ErrManyUnfinished = fmt.Errorf("the partition holds more than %d tickets that are TO_TREAT or ERROR, or more than %d MiB of "+
+		"them",
 		maxUnfinished, maxUnfinishedBytes>>20)
 
 	// ErrOnlyUnfinished means that there is nothing in it to archive.
 	ErrOnlyUnfinished = errors.New("the partition holds no tickets but those that are TO_TREAT or ERROR")
 )
 
-// maxUnfinished and maxUnfinishedBytes bound the tickets that are moved out of a partition when it is detached, because everything
-// waits meanwhile.
+// maxUnfinished and maxUnfinishedBytes bound the tickets that are moved out of a partition when it is detached, because
+// everything waits meanwhile.
 const (
 	maxUnfinished      = 5000
 	maxUnfinishedBytes = 64 << 20 // of bodies

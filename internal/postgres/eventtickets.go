@@ -44,7 +44,8 @@ type eventTicket struct {
 }
 
 // readForEvents returns some tickets in the given order, and how many there are. They are left out from where what is
-// returned of them has more than $3 bytes, but never the first one. A text that is not the body is returned with the body if the body is wanted ($7).
+// returned of them has more than $3 bytes, but never the first one. A text that is not the body is returned with the body if the
+// body is wanted ($7).
 const readForEvents = `
 SELECT n, id, source, status, version, order_number, vat, total, lines, problems, content_type, corrected, body,
        text, ` + dialectSQL + `, tickets

@@ -133,8 +133,8 @@ func (a *Archiver) Write(ctx context.Context, p archive.Part) (m archive.Manifes
 	return m, a.Source.PartVerified(ctx, a.Holder, p, m, sum, tableBytes)
 }
 
-// Ready tries whether a part can be written now: whether there is room for temporary files, and whether the archive takes an object
-// and gives it back. A partition is detached only then, because nobody finds its tickets in lists until it is archived.
+// Ready tries whether a part can be written now: whether there is room for temporary files, and whether the archive takes an
+// object and gives it back. A partition is detached only then, because nobody finds its tickets in lists until it is archived.
 func (a *Archiver) Ready(ctx context.Context) error {
 	file, err := a.scratch(2 * parquetfile.MaxFileBytes)
 	if err != nil {
@@ -251,8 +251,8 @@ func (a *Archiver) present(ctx context.Context, m archive.Manifest) error {
 	return nil
 }
 
-// deleteFiles deletes the files of a part's attempts. Its manifest must be deleted before. Files of attempts that this process does
-// not know stay: another one may have taken the turn and written them while this one was stopped.
+// deleteFiles deletes the files of a part's attempts. Its manifest must be deleted before. Files of attempts that this process
+// does not know stay: another one may have taken the turn and written them while this one was stopped.
 func (a *Archiver) deleteFiles(ctx context.Context, p archive.Part) error {
 	for _, kind := range []string{archive.KindTickets, archive.KindCorrections, archive.KindChanges} {
 		prefixes := []string{kind + "/"} // a long or endless time: all files are looked at

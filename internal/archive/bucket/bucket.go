@@ -43,7 +43,8 @@ func Check(address string) error {
 	}
 	for _, value := range u.Query() { // such as endpoint=http://NAME:PASSWORD@HOST, which would be kept in Postgres
 		if inner, err := url.Parse(value[0]); err != nil || inner.User != nil {
-			return errors.New("an option in the URL of the archive must not have a password in it: see docs/archive.md for where credentials go")
+			return errors.New("an option in the URL of the archive must not have a password in it: see docs/archive.md for " +
+				"where credentials go")
 		}
 	}
 	for _, scheme := range schemes {
