@@ -150,13 +150,15 @@ func (b *bench) unsubscribe(url string) error {
 	return command.Wait()
 }
 
-// startSender starts a process that sends events, and returns when it is ready.
-func (b *bench) startSender(ctx context.Context, url string) (*process, error) {
+// startSender starts a process that sends events, with further arguments, and returns when it is ready.
+func (b *bench) startSender(ctx context.Context, url string, args ...string) (*process, error) {
 	admin, err := lab.FreeAddr(ctx)
 	if err != nil {
 		return nil, err
 	}
-	command := exec.Command(b.settings.server, "events", "--admin-addr", admin, "--database-url", url, "--log-level", "warn")
+	command := exec.Command(b.settings.server, slices.Concat([]string{
+		"events", "--admin-addr", admin, "--database-url", url, "--log-level", "warn",
+	}, args)...)
 	return start(ctx, command, "", admin, "http://"+admin+"/readyz")
 }
 
@@ -259,7 +261,7 @@ func (b *bench) deliverOnce(ctx context.Context, t *tickets) (d delivery, err er
 	if err = errors.Join(err, receiver.stop()); err != nil {
 		return d, err
 	}
-	s, err := b.startSender(ctx, db.url)
+	s, err := b.startSender(ctx, db.url, "--give-way", "0")
 	if err != nil {
 		return d, err
 	}
