@@ -20,6 +20,7 @@ import (
 	"myticket/internal/events"
 	"myticket/internal/postgres"
 	"myticket/internal/telemetry"
+	"myticket/internal/ticket"
 )
 
 // eventsCmd is `myticket events`. It has a process of its own, so that targets' secrets, and the time and memory that sending
@@ -209,16 +210,21 @@ type declarer struct {
 	logger *slog.Logger
 	file   string
 	wanted []events.Subscription // what the file says
+	away   bool                  // the database was away at the last attempt
 }
 
 // run declares what the file said at the start, and later what it says when it has changed. It tries again until it succeeds.
 func (d *declarer) run(ctx context.Context) {
-	done := d.declare(ctx)
+	done, away := d.declare(ctx)
 	for {
+		pause := fileInterval
+		if away { // a new subscription gets only what is stored after it is there
+			pause = time.Second
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(fileInterval):
+		case <-time.After(pause):
 		}
 		now, err := readSubscriptionsFile(d.file)
 		switch {
@@ -229,12 +235,13 @@ func (d *declarer) run(ctx context.Context) {
 			d.wanted, done = now, false
 		}
 		if !done {
-			done = d.declare(ctx)
+			done, away = d.declare(ctx)
 		}
 	}
 }
 
-func (d *declarer) declare(ctx context.Context) (done bool) {
+// declare reports whether the database is as the file says, and if not, whether the database is away.
+func (d *declarer) declare(ctx context.Context) (done, away bool) {
 	host, _ := os.Hostname()
 	by := postgres.Person{Who: "myticket events@" + host, Why: "the subscriptions file"}
 	changes, err := d.store.DeclareSubscriptions(ctx, by, d.wanted)
@@ -242,9 +249,11 @@ func (d *declarer) declare(ctx context.Context) (done bool) {
 		d.logger.Info("the subscriptions are now as the file says", "created", changes.Created, "changed", changes.Changed,
 			"resumed", changes.Resumed, "paused", changes.Paused)
 	}
-	if err != nil && ctx.Err() == nil {
+	away = errors.Is(err, ticket.ErrUnavailable)
+	if err != nil && ctx.Err() == nil && !(away && d.away) {
 		d.logger.Error("the subscriptions of the file are not all in the database; those that are there are served, and it is tried "+
 			"again", "error", err)
 	}
-	return err == nil
+	d.away = away
+	return err == nil, away
 }

@@ -50,6 +50,10 @@ func TestEventsAndArchive_ThroughAFailover(t *testing.T) {
 		"archive.enabled=true", "archive.url=s3://tickets?endpoint=http://s3:7070&region=us-east-1&use_path_style=true", "archive.keep=30d",
 		"archive.schedule=0 0 1 1 *", "archive.envFrom[0].secretRef.name=s3", "archive.resources.requests.cpu=20m")
 
+	r.until("the subscription is there, which gets what is stored from then on", func() (bool, string) {
+		n := r.sql("SELECT count(*) FROM subscriptions")
+		return strings.TrimSpace(n) == "1", n
+	})
 	began := time.Now()
 	l := r.startLoad()
 	r.until("events are in the stream", func() (bool, string) {
