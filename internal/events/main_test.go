@@ -221,6 +221,15 @@ func one[T any](t *testing.T, b *testBundle, sql string, args ...any) T {
 	return value
 }
 
+// awaitVisible waits until readers of the outbox may read all that is in it: transactions of other tests on the same server hold
+// them back, and a subscription begins behind what they hold back.
+func (b *testBundle) awaitVisible(t *testing.T) {
+	t.Helper()
+	await(t, "the transactions of other tests", func() bool {
+		return one[bool](t, b, `SELECT coalesce(bool_and(xid < pg_snapshot_xmin(pg_current_snapshot())), true) FROM outbox`)
+	})
+}
+
 func await(t *testing.T, what string, is func() bool) {
 	t.Helper()
 	require.Eventually(t, is, 2*time.Minute, 10*time.Millisecond, what)

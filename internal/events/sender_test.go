@@ -30,6 +30,7 @@ func TestSender_SendsWhatIsStored_InItsOrder_AndNotesIt(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	before := b.orders(t, "0")
+	b.awaitVisible(t)
 	b.subscribe(t, "erp", func(s *events.Subscription) { s.Body = true })
 	ids := b.orders(t, "1", "2", "3")
 	stop := b.run(t, b.config(t))
@@ -487,15 +488,14 @@ func TestSender_Replay_SendsATimeAgain_WithNewEventsBetween(t *testing.T) {
 		entries = append(entries, entryAt(t, start.Add(time.Duration(i)*time.Second), body(fmt.Sprint(i+1), "Café,a,2")))
 	}
 	ids := b.save(t, entries...)
+	b.awaitVisible(t)
 	b.subscribe(t, "erp", onlyTickets)
 	require.NoError(t, b.store.ReplaySubscription(t.Context(), tester, "erp", start.Add(100*time.Second), start.Add(2900*time.Second)))
 	var between []string
 	b.sink.failing(func(_ string, e events.Event) error { // called with the sink locked
 		if e.ID == ids[200] && between == nil {
 			between = b.orders(t, "live")
-			await(t, "its turn, behind transactions of other tests", func() bool {
-				return one[bool](t, b, `SELECT bool_and(xid < pg_snapshot_xmin(pg_current_snapshot())) FROM outbox`)
-			})
+			b.awaitVisible(t)
 		}
 		return nil
 	})
