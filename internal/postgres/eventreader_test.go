@@ -229,6 +229,7 @@ func TestEventReader_LongTicketsWithShortCorrections_AreSeveralChunks(t *testing
 	exec(t, b, `INSERT INTO corrections (ticket_received_at, ticket_id, number, text, who, why)
 		SELECT received_at, id, 1, 'abc', 'w', 'y' FROM tickets`)
 	exec(t, b, `UPDATE tickets SET correction = 1`)
+	awaitReadable(t, b)
 	reader := b.store.EventReader(subscribed(t, b, "erp"), uuid.New())
 	_, err := reader.Take(t.Context())
 	require.NoError(t, err)
