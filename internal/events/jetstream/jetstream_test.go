@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 	client "github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nkeys"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"myticket/internal/events"
@@ -109,6 +111,89 @@ func TestSend_ServerKilled_WhatWasAcknowledgedIsThere(t *testing.T) {
 	}
 	eventstest.RequireAll(t, target.Send(t.Context(), rest))
 	eventstest.RequireOrder(t, batch, bodies(s.stored("tickets")))
+}
+
+// TestSend_LeadersOfThreeKilled_NothingIsMissing kills the server that leads the stream, twice. Its place is taken by another one.
+func TestSend_LeadersOfThreeKilled_NothingIsMissing(t *testing.T) {
+	t.Parallel()
+	servers := startCluster(t)
+	addrs := servers[0].addr + "," + servers[1].addr + "," + servers[2].addr
+	conn, err := nats.Connect(addrs, nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond))
+	require.NoError(t, err)
+	t.Cleanup(conn.Close)
+	js, err := client.New(conn)
+	require.NoError(t, err)
+	require.NoError(t, lab.Await(t.Context(), patience, "the stream", func(ctx context.Context) error {
+		_, err := js.CreateStream(ctx, client.StreamConfig{
+			Name: "TICKETS", Subjects: []string{"tickets.>"}, Storage: client.FileStorage, Replicas: 3, Duplicates: 10 * time.Minute,
+		})
+		return err
+	}))
+	state := func(ctx context.Context) (*client.StreamInfo, error) {
+		stream, err := js.Stream(ctx, "TICKETS")
+		if err != nil {
+			return nil, err
+		}
+		return stream.Info(ctx)
+	}
+	// With the order strict, a new leader cannot take an event whose predecessor the old one refused.
+	target := open(t, eventstest.Address(t, "nats://"+addrs+"/tickets"), "timeout", "5s", "order", "strict")
+	batch := eventstest.Batch(9000, 700, "shop-1", "shop-2", "shop-3")
+	sending, stop := context.WithCancel(t.Context())
+	defer stop()
+	ended := make(chan struct{})
+	var failures int
+	go func() { // as a worker does: what failed is sent again
+		defer close(ended)
+		for rest := batch; len(rest) > 0 && sending.Err() == nil; lab.Pause(sending, 50*time.Millisecond) {
+			var failed []events.Event
+			for i, err := range target.Send(sending, rest) {
+				if err != nil {
+					assert.NotErrorIs(t, err, events.ErrRejected)
+					failed = append(failed, rest[i])
+				}
+			}
+			failures, rest = failures+len(failed), failed
+		}
+	}()
+	for _, stored := range []uint64{500, 3000} {
+		var leader string
+		require.NoError(t, lab.Await(t.Context(), patience, "some events in the stream", func(ctx context.Context) error {
+			info, err := state(ctx)
+			switch {
+			case err != nil:
+				return err
+			case info.Cluster == nil || info.Cluster.Leader == "" || info.State.Msgs < stored:
+				return errors.New("not yet")
+			}
+			leader = info.Cluster.Leader
+			return nil
+		}))
+		server := servers[slices.IndexFunc([]int{0, 1, 2}, func(i int) bool { return serverName(i) == leader })]
+		server.process.Kill()
+		server.start()
+	}
+	select {
+	case <-ended:
+	case <-time.After(patience):
+		require.Fail(t, "not all events are delivered")
+	}
+	require.NotZero(t, failures, "both servers were killed after the end")
+	require.NoError(t, lab.Await(t.Context(), patience, "all servers of the stream", func(ctx context.Context) error {
+		info, err := state(ctx)
+		switch {
+		case err != nil:
+			return err
+		case info.Cluster == nil || info.Cluster.Leader == "" || len(info.Cluster.Replicas) != 2:
+			return errors.New("no leader")
+		case slices.ContainsFunc(info.Cluster.Replicas, func(p *client.PeerInfo) bool { return !p.Current || p.Offline }):
+			return errors.New("a server has not all events yet")
+		}
+		return nil
+	}))
+	messages := servers[0].stored("tickets")
+	require.Len(t, messages, len(batch), "the stream drops what comes again")
+	eventstest.RequireOrder(t, batch, bodies(messages))
 }
 
 func TestSend_ServerHangs_FailsInTimeAndGoesOnLater(t *testing.T) {

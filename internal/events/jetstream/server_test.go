@@ -107,6 +107,25 @@ func (s *natsServer) start() {
 	}), s.log)
 }
 
+// startCluster starts three servers that share their streams.
+func startCluster(t testing.TB) []*natsServer {
+	t.Helper()
+	var routes [3]string
+	for i := range routes {
+		addr, err := lab.FreeAddr(t.Context())
+		require.NoError(t, err)
+		routes[i] = addr
+	}
+	servers := make([]*natsServer, len(routes))
+	for i, addr := range routes {
+		servers[i] = startServer(t, fmt.Sprintf("server_name: %q\ncluster: { name: tickets, listen: %q, routes: [%q, %q, %q] }",
+			serverName(i), addr, "nats://"+routes[0], "nats://"+routes[1], "nats://"+routes[2]))
+	}
+	return servers
+}
+
+func serverName(i int) string { return fmt.Sprint("nats-", i+1) }
+
 // jetStream is the test's own connection.
 func (s *natsServer) jetStream() client.JetStream {
 	s.t.Helper()

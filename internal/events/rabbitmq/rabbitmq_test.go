@@ -3,6 +3,9 @@ package rabbitmq_test
 import (
 	"context"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -56,6 +59,38 @@ func TestSend_QueuesEventsInOrderOfEachKey(t *testing.T) {
 		require.Len(t, messages[0].MessageId, 64, "an id that is too long is hashed")
 		require.WithinDuration(t, batch[0].Time, messages[0].Timestamp, 0)
 	}
+}
+
+// TestSend_AsThePageSays makes exchange, queue and user by the commands of docs/events.md.
+func TestSend_AsThePageSays(t *testing.T) {
+	t.Parallel()
+	r := shared(t)
+	page, err := os.ReadFile("../../../docs/events.md")
+	require.NoError(t, err)
+	part := regexp.MustCompile("(?s)`rabbitmqctl import_definitions FILE`:\n\n```json\n(.*?)```.*?`rabbitmqctl (set_permissions [^`]*)`").
+		FindStringSubmatch(string(page))
+	require.NotNil(t, part)
+	file := filepath.Join(t.TempDir(), "definitions.json")
+	require.NoError(t, os.WriteFile(file, []byte(part[1]), 0o644)) // the server's user reads it
+	r.control(t, "import_definitions", file)
+	r.control(t, "add_user", "myticket", password)
+	r.control(t, strings.Fields(strings.ReplaceAll(part[2], "'", ""))...)
+
+	address := eventstest.Address(t, "amqp://myticket@"+r.addr()+"/?exchange=tickets")
+	address.Secret = []byte(password)
+	target := open(t, address)
+	batch := eventstest.Batch(500, 700, "shop-1", "shop-2")
+	require.NoError(t, lab.Await(t.Context(), patience, "the queue's leader", func(ctx context.Context) error {
+		return target.Send(ctx, batch[:1])[0]
+	}))
+	eventstest.RequireAll(t, target.Send(t.Context(), batch[1:]))
+	messages := r.messages(t, "tickets")
+	require.Len(t, messages, len(batch))
+	eventstest.RequireOrder(t, batch, bodies(messages))
+
+	address.URL.RawQuery = "exchange=amq.topic"
+	require.ErrorContains(t, open(t, address).Send(t.Context(), batch[:1])[0], "ACCESS_REFUSED", "it may write nowhere else")
+	r.control(t, "delete_user", "myticket")
 }
 
 func TestSend_NoQueue_IsToBeTriedAgain(t *testing.T) {
