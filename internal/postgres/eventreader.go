@@ -286,17 +286,12 @@ func (r *eventReader) nextNew(ctx context.Context) (events.Chunk, error) {
 	if err != nil {
 		return events.Chunk{}, err
 	}
-	// Rows of one transaction must not be split, so the last one of the tickets counts only with its last ticket.
-	step := outboxStep{from: r.place}
-	last := len(r.rows) - 1
-	if n == len(r.tickets) {
-		step.to, step.at = r.rows[last].xid, r.rows[last].at
-	}
-	for i := n; i > 0 && n < len(r.tickets); i-- {
-		if done := r.tickets[i-1].row; r.tickets[i].row.xid != done.xid {
-			step.to, step.at = done.xid, done.at
-			break
-		}
+	var step outboxStep
+	if n < len(r.tickets) {
+		step = stepTo(r.tickets, n, r.place)
+	} else { // also over rows without tickets
+		last := &r.rows[len(r.rows)-1]
+		step = outboxStep{from: r.place, to: last.xid, at: last.at}
 	}
 	r.place = max(r.place, step.to)
 	if r.tickets = r.tickets[n:]; len(r.tickets) == 0 {
@@ -383,13 +378,11 @@ func (r *eventReader) nextAgain(ctx context.Context) (events.Chunk, error) {
 }
 
 // markDone moves the place as moveReader does, and with it everything else that is known of the chunk. If another process has
-// the turn, it changes nothing. Nor does it if the subscription was changed ($21): what was read with the filter before may have
-// been stored after the change. Nor if the row up to which the place would move is not there: Postgres then failed over, the
-// transactions that were read were lost, and others have their numbers.
+// the turn, or Postgres lost what was read, it changes nothing. Nor does it if the subscription was changed ($21): what was read
+// with the filter before may have been stored after the change.
 const markDone = `
 WITH moved AS (` + moveReader + `
     AND EXISTS (SELECT FROM subscriptions WHERE name = $8 AND changed_at = $21)
-    AND ($4::timestamptz IS NULL OR EXISTS (SELECT FROM outbox o WHERE o.xid = $3 AND o.at = $4))
     RETURNING r.name
 ), counted AS (
     UPDATE subscriptions s

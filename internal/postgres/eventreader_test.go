@@ -13,6 +13,7 @@ import (
 
 	"myticket/internal/devdb/pgtest"
 	"myticket/internal/events"
+	"myticket/internal/intake"
 	"myticket/internal/postgres"
 )
 
@@ -155,7 +156,30 @@ func TestEventReader_OfASubscriptionThatChanged_MovesNothing(t *testing.T) {
 	assert.Equal(t, []uuid.UUID{e.Ticket.ID}, readEvents(t, b, sub))
 }
 
-// TestEventReader_AfterAFailoverThatLostTransactions: the process goes on, with connections to the new primary.
+// loseTransactions stores tickets, has them read, and fails over to a standby that has none of them. There another ticket is
+// stored, in a transaction that has the number of one that was lost. The process that has read goes on, with connections to the
+// new primary.
+func loseTransactions(t *testing.T, p *pair, read func()) (b *testBundle, e *intake.Entry) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		return one[bool](t, p.testBundle, `SELECT bool_and(replay_lsn >= pg_current_wal_insert_lsn()) FROM pg_stat_replication`)
+	}, 20*time.Second, 10*time.Millisecond)
+	require.NoError(t, p.standby.Kill())
+	for i := range 50 {
+		save(t, p.testBundle, entry(t, body(fmt.Sprint(i), "Café,a,2")))
+	}
+	awaitReadable(t, p.testBundle)
+	read()
+	require.NoError(t, p.primary.Kill())
+	require.NoError(t, p.standby.Restart(t.Context()))
+	require.NoError(t, p.standby.Promote(t.Context()))
+	url := p.standby.URL(pgtest.Database)
+	b = &testBundle{url: url, store: open(t, url), pool: openPool(t, url)}
+	e = entry(t, body("99", "Café,a,2"))
+	save(t, b, e)
+	return b, e
+}
+
 func TestEventReader_AfterAFailoverThatLostTransactions_SkipsNothing(t *testing.T) {
 	t.Parallel()
 	p := setupPair(t)
@@ -168,25 +192,35 @@ func TestEventReader_AfterAFailoverThatLostTransactions_SkipsNothing(t *testing.
 	mine, err := reader.Take(t.Context())
 	require.NoError(t, err)
 	require.True(t, mine)
-	require.Eventually(t, func() bool {
-		return one[bool](t, p.testBundle, `SELECT bool_and(replay_lsn >= pg_current_wal_insert_lsn()) FROM pg_stat_replication`)
-	}, 20*time.Second, 10*time.Millisecond)
-	require.NoError(t, p.standby.Kill())
-	for i := range 50 { // these are lost
-		save(t, p.testBundle, entry(t, body(fmt.Sprint(i), "Café,a,2")))
-	}
-	chunk := nextChunk(t, reader)
-	require.NoError(t, p.primary.Kill())
-	require.NoError(t, p.standby.Restart(t.Context()))
-	require.NoError(t, p.standby.Promote(t.Context()))
-	url := p.standby.URL(pgtest.Database)
-	b := &testBundle{url: url, store: open(t, url), pool: openPool(t, url)}
-	e := entry(t, body("99", "Café,a,2")) // its transaction has the number of one that was lost
-	save(t, b, e)
+	var chunk events.Chunk
+	b, e := loseTransactions(t, p, func() { chunk = nextChunk(t, reader) })
 	err = b.store.EventReader(subscribed(t, b, "erp"), me).Done(t.Context(), chunk, events.Delivery{Delivered: len(chunk.Events)})
 	require.ErrorIs(t, err, events.ErrLost)
 	exec(t, b, `UPDATE outbox_readers SET held_until = '-infinity'`)
 	assert.Equal(t, []uuid.UUID{e.Ticket.ID}, readEvents(t, b, sub))
+}
+
+func TestOrderLines_AfterAFailoverThatLostTransactions_AreThoseOfTheTicketsThatAreThere(t *testing.T) {
+	t.Parallel()
+	p := setupPair(t)
+	require.NoError(t, p.primary.RequireStandby(t.Context(), false))
+	_, err := p.store.EnsurePartitions(t.Context(), postgres.Day, 1, time.Now())
+	require.NoError(t, err)
+	save(t, p.testBundle, entry(t, body("first", "Café,a,2")))
+	lines := postgres.NewOrderLines(postgres.OrderLinesConfig{}, p.store)
+	fillAll(t, p.testBundle, lines)
+	read, failOver, ended := make(chan struct{}), make(chan *postgres.Store), make(chan error, 1)
+	b, _ := loseTransactions(t, p, func() {
+		go func() {
+			ended <- lines.FillAfter(t.Context(), func() *postgres.Store { close(read); return <-failOver })
+		}()
+		<-read
+	})
+	failOver <- b.store
+	require.ErrorIs(t, <-ended, postgres.ErrNotReader)
+	assert.Equal(t, []string{"first/1 a Café 2"}, lineTexts(t, b), "none of tickets that are lost")
+	fillAll(t, b, lines)
+	assert.Equal(t, []string{"99/1 a Café 2", "first/1 a Café 2"}, lineTexts(t, b))
 }
 
 // TestEventReader_ManyLongTickets: a chunk has a bound in bytes, too.
