@@ -498,7 +498,7 @@ func (w *worker) other(ctx context.Context, failed *item) *item {
 		}
 		select {
 		case chunk := <-w.chunks:
-			w.take(chunk)
+			w.pass(chunk)
 			continue
 		default:
 		}
@@ -507,7 +507,7 @@ func (w *worker) other(ctx context.Context, failed *item) *item {
 		}
 		select {
 		case chunk := <-w.chunks:
-			w.take(chunk)
+			w.pass(chunk)
 		case <-ctx.Done():
 			return other
 		case <-enough:
@@ -515,6 +515,15 @@ func (w *worker) other(ctx context.Context, failed *item) *item {
 		case <-time.After(patience):
 			return other
 		}
+	}
+}
+
+// pass takes a chunk while another event is looked for. If it has none, the next one is larger, so that many tickets that the filter
+// leaves out are passed soon.
+func (w *worker) pass(chunk Chunk) {
+	w.take(chunk)
+	if len(chunk.Events) == 0 {
+		w.pace(&chunk, 0)
 	}
 }
 
