@@ -19,6 +19,13 @@ import (
 	"myticket/internal/lab"
 )
 
+func TestMain(m *testing.M) {
+	if isBroker() {
+		exit(serveBroker(os.Args[2], os.Args[3]))
+	}
+	os.Exit(m.Run())
+}
+
 // The scenarios follow each other on one Postgres, which they break.
 func TestChaos_Short(t *testing.T) { //nolint:paralleltest // it needs the machine for itself
 	if testing.Short() {

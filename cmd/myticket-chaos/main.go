@@ -23,9 +23,15 @@ type config struct {
 	markdown  bool
 	selfCheck bool
 	before    string
+	away      time.Duration
+	replayed  int
+	rate      int
 }
 
 func main() {
+	if isBroker() {
+		exit(serveBroker(os.Args[2], os.Args[3]))
+	}
 	var c config
 	flag.BoolVar(&c.short, "short", false, "seconds instead of minutes for each scenario")
 	flag.StringVar(&c.only, "only", "", "only these scenarios, by name, separated by commas: "+strings.Join(names(), ", "))
@@ -35,6 +41,9 @@ func main() {
 		"play faults that must be found, such as a server that answers before the commit, and fail unless they are")
 	flag.StringVar(&c.before, "before", "",
 		"`binary` of the version before, from which the scenario upgrade starts; without it, that is skipped")
+	flag.DurationVar(&c.away, "away", 10*time.Minute, "how long the broker is away in the scenario target-away, without -short")
+	flag.IntVar(&c.replayed, "replayed", 500_000, "tickets of a day that the scenario replay replays, without -short")
+	flag.IntVar(&c.rate, "rate", 300, "tickets per second in the scenarios target-away and replay, without -short")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()

@@ -40,6 +40,11 @@ var scenarios = []scenario{
 		"upgrade", "the schema is migrated, two servers are replaced by the new version, by the old one, and by the new one again",
 		upgraded,
 	},
+	{
+		"target-away", "the broker that takes events is killed (SIGKILL), stays away, and comes back, under a steady load",
+		targetAway,
+	},
+	{"replay", "a day of tickets is sent to a broker again, under a steady load", replayed},
 	{"steady", "nothing breaks: memory, goroutines and files of the server stay as they are", steady},
 }
 

@@ -152,8 +152,8 @@ func (u *upgradeTrial) run(ctx context.Context, program string, command ...strin
 	return err
 }
 
-func (u *upgradeTrial) output(ctx context.Context, program string, command ...string) ([]byte, error) {
-	c := exec.CommandContext(ctx, program, append(command, "--database-url", u.url)...)
+func (t *trial) output(ctx context.Context, program string, command ...string) ([]byte, error) {
+	c := exec.CommandContext(ctx, program, append(command, "--database-url", t.url)...)
 	printed, err := c.Output()
 	if failed := new(exec.ExitError); errors.As(err, &failed) {
 		err = fmt.Errorf("%w: %s", err, failed.Stderr)

@@ -2,12 +2,21 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"embed"
 	"fmt"
 	"io"
+	"log/slog"
+	"reflect"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/alecthomas/kong"
+	"github.com/google/uuid"
+
+	"myticket/internal/events"
+	"myticket/internal/postgres"
 )
 
 // completionCmd is `myticket completion`.
@@ -43,12 +52,14 @@ type completeCmd struct {
 	Words []string `arg:"" optional:"" help:"The words after the program's name. The last one is to be completed."`
 }
 
-func (c completeCmd) Run(std streams, command *kong.Context) error {
+func (c completeCmd) Run(ctx context.Context, std streams, command *kong.Context) error {
 	if len(c.Words) == 0 {
 		c.Words = []string{""}
 	}
 	var out bytes.Buffer
-	completionOf(command.Model.Node, c.Words).write(&out)
+	found := completionOf(command.Model.Node, c.Words)
+	found.words = append(found.words, found.ask.answer(ctx)...)
+	found.write(&out)
 	_, err := std.stdout.Write(out.Bytes())
 	return err
 }
@@ -58,13 +69,65 @@ type completion struct {
 	kind  string // "words", "files" or "dirs"
 	words [][2]string
 	begun string // what a word must begin with
+	ask   *completionQuestion
+}
+
+// completionQuestion is what only the database knows: the names of subscriptions, or the dead letters of one.
+type completionQuestion struct {
+	database databaseFlags
+	letters  string // of which subscription; empty for the names
+}
+
+// Limits of the answer. A person waits for it.
+const (
+	completionTimeout = 2 * time.Second
+	completionLetters = 100
+)
+
+// answer returns what the database says; nothing if it does not answer soon.
+func (q *completionQuestion) answer(ctx context.Context) (words [][2]string) {
+	if q == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, completionTimeout)
+	defer cancel()
+	url, err := q.database.orFromEnvironment().url()
+	if err != nil {
+		return nil
+	}
+	store, err := postgres.Open(ctx, postgres.Config{
+		URL: url, MaxConns: 1, ApplicationName: "myticket complete", Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		return nil
+	}
+	defer store.Close()
+	if q.letters != "" {
+		letters, err := store.DeadLetters(ctx, q.letters, 0, completionLetters)
+		if err != nil {
+			return nil
+		}
+		for i := range letters {
+			what := letters[i].Type + " " + letters[i].Event + ": " + letters[i].Reason
+			words = append(words, [2]string{strconv.FormatInt(letters[i].ID, 10), cut(what, 100)})
+		}
+		return words
+	}
+	subs, err := store.Subscribed(ctx, uuid.Nil)
+	if err != nil {
+		return nil
+	}
+	for i := range subs {
+		words = append(words, [2]string{subs[i].Name, withoutQuery(subs[i].Target)})
+	}
+	return words
 }
 
 func (c completion) write(w io.Writer) {
 	fmt.Fprintf(w, ":%s\n", c.kind)
 	for _, word := range c.words {
 		if strings.HasPrefix(word[0], c.begun) {
-			fmt.Fprintf(w, "%s\t%s\n", word[0], word[1])
+			fmt.Fprintf(w, "%s\t%s\n", word[0], strings.Join(strings.Fields(word[1]), " "))
 		}
 	}
 }
@@ -73,22 +136,27 @@ func (c completion) write(w io.Writer) {
 func completionOf(node *kong.Node, words []string) completion {
 	done, last := words[:len(words)-1], words[len(words)-1]
 	var pending *kong.Flag // waits for its value
-	arguments, noFlags := 0, false
+	var arguments []string
+	var database databaseFlags
+	noFlags := false
 	for _, word := range done {
 		switch {
 		case pending != nil:
+			database.set(pending.Name, word)
 			pending = nil
 		case noFlags || !strings.HasPrefix(word, "-") || word == "-":
-			if child := childOf(node, word); child != nil && arguments == 0 {
+			if child := childOf(node, word); child != nil && len(arguments) == 0 {
 				node = child
 			} else {
-				arguments++
+				arguments = append(arguments, word)
 			}
 		case word == "--":
 			noFlags = true
 		default:
-			name, _, hasValue := strings.Cut(word, "=")
-			if flag := flagOf(node, name); flag != nil && !hasValue && !flag.IsBool() {
+			name, value, hasValue := strings.Cut(word, "=")
+			if flag := flagOf(node, name); flag != nil && hasValue {
+				database.set(flag.Name, value)
+			} else if flag != nil && !flag.IsBool() {
 				pending = flag
 			}
 		}
@@ -114,11 +182,23 @@ func completionOf(node *kong.Node, words []string) completion {
 		}
 		return found
 	}
-	if n := len(node.Positional); n > 0 && (arguments < n || node.Positional[n-1].IsCumulative()) {
-		argument := node.Positional[min(arguments, n-1)]
-		return completeValue(argument, strings.ToUpper(argument.Name), "", last)
+	if n := len(node.Positional); n > 0 && (len(arguments) < n || node.Positional[n-1].IsCumulative()) {
+		argument := node.Positional[min(len(arguments), n-1)]
+		found := completeValue(argument, strings.ToUpper(argument.Name), "", last)
+		switch ofSubscription := isSubscription(node.Positional[0]) && node.Name != "create"; {
+		case ofSubscription && len(arguments) == 0:
+			found.ask = &completionQuestion{database: database}
+		case ofSubscription && argument.IsCumulative(): // the ids of dead letters
+			found.ask = &completionQuestion{database: database, letters: arguments[0]}
+		}
+		return found
 	}
 	return completion{kind: "words"}
+}
+
+// isSubscription reports whether a value is the name of a subscription.
+func isSubscription(value *kong.Value) bool {
+	return value.Target.Type() == reflect.TypeFor[subscriptionName]()
 }
 
 func childOf(node *kong.Node, name string) *kong.Node {
@@ -166,6 +246,11 @@ func completeValue(value *kong.Value, placeholder, prefix, begun string) complet
 			prefix += begun[:i+1]
 		}
 		for _, word := range value.EnumSlice() {
+			found.words = append(found.words, [2]string{prefix + word, ""})
+		}
+	case value.IsCumulative() && value.Target.Type() == reflect.TypeFor[[]eventType]():
+		prefix += begun[:strings.LastIndexByte(begun, ',')+1]
+		for _, word := range events.Types() {
 			found.words = append(found.words, [2]string{prefix + word, ""})
 		}
 	case placeholder == "FILE":

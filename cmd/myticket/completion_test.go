@@ -67,6 +67,35 @@ func TestComplete_KnowsCommandsFlagsAndValues(t *testing.T) {
 	}
 }
 
+func TestComplete_KnowsSubscriptionsAndTheirDeadLetters(t *testing.T) {
+	t.Parallel()
+	b := setupOperator(t)
+	b.exec(t, `INSERT INTO subscriptions (name, target) VALUES ('erp', 'https://erp.example/?token=hunter2'), ('desk', 'nats://n/t')`)
+	b.exec(t, `INSERT INTO dead_letters (subscription, event, type, ticket_id, attempts, reason)
+		SELECT 'erp', n || '.1', 'ticket.treated', gen_random_uuid(), 1, E'it said\tno\n' FROM generate_series(1, 3) n`)
+	for line, want := range map[string]string{
+		"subscriptions show DB ":                         "desk erp",
+		"subscriptions pause DB e":                       "erp",
+		"subscriptions replay-dead-letters DB ":          "desk erp",
+		"subscriptions replay-dead-letters DB erp ":      "1 2 3",
+		"subscriptions delete-dead-letters erp 1 DB -- ": "1 2 3",
+		"subscriptions replay-dead-letters DB desk ":     "",
+		"subscriptions replay-dead-letters DB none ":     "",
+		"subscriptions create DB ":                       "",
+		"subscriptions show DB erp ":                     "",
+		"subscriptions create DB --type product":         "product.changed",
+		"subscriptions create DB --type=ticket.error,p":  "--type=ticket.error,product.changed",
+		"subscriptions show --database-url-file none ":   "",
+	} {
+		words := strings.Split(strings.ReplaceAll(line, "DB", "--database-url="+b.url), " ")
+		kind, found := complete(t, words...)
+		assert.Equal(t, ":words", kind, line)
+		assert.ElementsMatch(t, strings.Fields(want), found, line)
+	}
+	o := runCommand(t, nil, "complete", "--", "subscriptions", "show", "--database-url", b.url, "")
+	assert.Equal(t, ":words\ndesk\tnats://n/t\nerp\thttps://erp.example/?…\n", o.stdout)
+}
+
 func TestComplete_DoesNotDependOnTheEnvironment(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{{"complete", "--", "t"}, {"completion", "bash"}} {

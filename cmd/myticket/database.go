@@ -25,6 +25,28 @@ type databaseFlags struct {
 	DatabaseDir     string `name:"database-dir" env:"DATABASE_DIR" group:"Database" placeholder:"DIR" help:"Folder with the parts of the URI in a file each, instead of --database-url: host, dbname, username, password and, if it is not 5432, port. These are the keys of CloudNativePG's Secret. They are read again before each new connection."`
 }
 
+// set sets the flag of a name, if it is one of these.
+func (f *databaseFlags) set(name, value string) {
+	switch name {
+	case "database-url":
+		f.DatabaseURL = value
+	case "database-url-file":
+		f.DatabaseURLFile = value
+	case "database-dir":
+		f.DatabaseDir = value
+	}
+}
+
+// orFromEnvironment returns the flags, or those of the environment if none is set.
+func (f databaseFlags) orFromEnvironment() databaseFlags {
+	if f != (databaseFlags{}) {
+		return f
+	}
+	return databaseFlags{
+		DatabaseURL: os.Getenv("DATABASE_URL"), DatabaseURLFile: os.Getenv("DATABASE_URL_FILE"), DatabaseDir: os.Getenv("DATABASE_DIR"),
+	}
+}
+
 // url returns the connection URI from the flag, the environment or the present content of the files.
 func (f databaseFlags) url() (string, error) {
 	set := slices.DeleteFunc([]string{f.DatabaseURL, f.DatabaseURLFile, f.DatabaseDir}, func(s string) bool { return s == "" })

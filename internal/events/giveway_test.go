@@ -20,3 +20,24 @@ func TestSender_GivesWayToABurst_AndNotToAnEndlessLoad(t *testing.T) {
 	assert.Zero(t, NewSender(SenderConfig{GiveWay: -1}).giveWay(Chunk{More: true}, took))
 	assert.Equal(t, 180*time.Millisecond, NewSender(SenderConfig{}).giveWay(Chunk{More: true}, took))
 }
+
+func TestWorker_ASlowTarget_GetsSmallChunks(t *testing.T) {
+	t.Parallel()
+	w := &worker{}
+	w.most.Store(1)
+	full := &Chunk{Events: make([]Event, 1000), Full: true}
+	for range 20 {
+		w.pace(full, time.Millisecond)
+	}
+	assert.EqualValues(t, ChunkTickets, w.most.Load())
+	w.pace(full, 1000*5*time.Second)
+	assert.EqualValues(t, 1, w.most.Load())
+	one := &Chunk{Events: make([]Event, 1), Full: true}
+	w.pace(one, time.Hour)
+	assert.EqualValues(t, 1, w.most.Load(), "never less")
+	w.pace(&Chunk{Events: make([]Event, 1)}, time.Millisecond)
+	assert.EqualValues(t, 1, w.most.Load(), "a chunk that could have been larger shows nothing")
+	w.most.Store(1000)
+	w.pace(full, 20*time.Second)
+	assert.EqualValues(t, 250, w.most.Load(), "about five seconds")
+}

@@ -11,7 +11,7 @@ import (
 type metrics struct {
 	sent, failures, rejected, missing               *prometheus.CounterVec
 	lag, waiting, paused, failing, letters, replays *prometheus.GaugeVec
-	held                                            prometheus.Gauge
+	held                                            *prometheus.GaugeVec // without labels
 
 	shown map[string]bool // the subscriptions that have series
 }
@@ -44,11 +44,11 @@ func newMetrics(registry prometheus.Registerer) metrics {
 			"Dead letters that the subscription has. With more than 10000 it is paused."),
 		replays: gauge("replay_left_seconds",
 			"Time of receipt that a replay still has to go through; 0 if there is none."),
-		held: with.NewGauge(prometheus.GaugeOpts{
+		held: with.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "myticket_events_snapshot_held_seconds",
 			Help: "How long the oldest transaction of the database server has been under way, as seen by this process. Events about " +
 				"what was stored after it began wait for its end.",
-		}),
+		}, nil),
 		shown: map[string]bool{},
 	}
 }
@@ -108,7 +108,7 @@ func (m *metrics) show(subs []SubscriptionState) {
 
 // forget leaves out what is not known any more.
 func (m *metrics) forget() {
-	for _, vec := range []*prometheus.GaugeVec{m.lag, m.waiting, m.paused, m.failing, m.letters, m.replays} {
+	for _, vec := range []*prometheus.GaugeVec{m.lag, m.waiting, m.paused, m.failing, m.letters, m.replays, m.held} {
 		vec.Reset()
 	}
 }

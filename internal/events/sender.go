@@ -213,10 +213,10 @@ func (s *Sender) countOnce(ctx context.Context) error {
 	s.metrics.show(subs)
 	oldest, next, err := s.config.Store.Running(limited)
 	if err != nil {
-		s.metrics.held.Set(0)
+		s.metrics.held.Reset()
 		return err
 	}
-	s.metrics.held.Set(s.held.since(oldest, next, time.Now()).Seconds())
+	s.metrics.held.WithLabelValues().Set(s.held.since(oldest, next, time.Now()).Seconds())
 	return nil
 }
 

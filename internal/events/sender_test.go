@@ -15,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	dto "github.com/prometheus/client_model/go"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -427,7 +428,7 @@ func TestSender_ASubscriptionThatChanged_IsOpenedAnew(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	sub := events.Subscription{Name: "erp", Target: "https://one.example/"}
-	_, err := b.store.DeclareSubscriptions(t.Context(), tester, []events.Subscription{sub})
+	_, err := b.store.DeclareSubscriptions(t.Context(), tester, 0, []events.Subscription{sub})
 	require.NoError(t, err)
 	config := b.config(t)
 	config.Open = func(_ context.Context, sub events.Subscription) (events.Target, error) {
@@ -437,7 +438,7 @@ func TestSender_ASubscriptionThatChanged_IsOpenedAnew(t *testing.T) {
 	first := b.orders(t, "1")
 	await(t, "the first target", func() bool { return b.sink.has("https://one.example/", first...) })
 	sub.Target = "https://two.example/"
-	_, err = b.store.DeclareSubscriptions(t.Context(), tester, []events.Subscription{sub})
+	_, err = b.store.DeclareSubscriptions(t.Context(), tester, 0, []events.Subscription{sub})
 	require.NoError(t, err)
 	require.Eventually(t, func() bool {
 		b.orders(t, "2")
@@ -578,6 +579,85 @@ func TestSender_TicketsWithOldIDs_ArriveLikeOthers(t *testing.T) {
 	await(t, "an old one", func() bool { return b.sink.has("erp", ids...) })
 }
 
+// held is the metric of the transaction that delays events, or -1 if it is not there.
+func held(families []*dto.MetricFamily) float64 {
+	for _, family := range families {
+		if family.GetName() == "myticket_events_snapshot_held_seconds" {
+			return family.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	return -1
+}
+
+// neverAnswers is a store that does not say which transactions run.
+type neverAnswers struct{ events.Store }
+
+func (neverAnswers) Running(context.Context) (oldest, next uint64, err error) {
+	return 0, 0, errors.New("no answer")
+}
+
+func TestSender_WhatIsNotKnownOfOpenTransactions_IsNoMetric(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.subscribe(t, "erp")
+	config := b.config(t)
+	registry := prometheus.NewRegistry()
+	config.Store, config.Registry = neverAnswers{b.store}, registry
+	b.run(t, config)
+	await(t, "the other metrics", func() bool {
+		families, err := registry.Gather()
+		require.NoError(t, err)
+		return slices.ContainsFunc(families, func(f *dto.MetricFamily) bool { return f.GetName() == "myticket_events_lag_seconds" }) &&
+			held(families) == -1
+	})
+}
+
+// TestSender_KilledAgainAndAgain: with a target that is so slow that no process lives until it has a thousand events, each process
+// still notes some.
+func TestSender_KilledAgainAndAgainWithASlowTarget_RepeatsLittle_AndEnds(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.subscribe(t, "erp", onlyTickets)
+	const tickets = 12
+	var entries []*intake.Entry
+	for i := range tickets {
+		entries = append(entries, entry(t, ticket.DefaultSource, body(fmt.Sprint(i), "Café,a,2")))
+	}
+	var ids []string
+	for _, e := range entries {
+		ids = append(ids, b.save(t, e)...)
+	}
+	b.awaitVisible(t)
+	lives := 0
+	for ; !b.sink.has("erp", ids...); lives++ {
+		require.Less(t, lives, tickets, "it ends")
+		store, sent := &killable{Store: b.store}, 0
+		config := b.config(t)
+		config.Store, config.Grace = store, time.Millisecond
+		ctx, kill := context.WithCancel(t.Context())
+		b.sink.failing(func(string, events.Event) error {
+			if sent++; sent > 2 { // after the first chunk
+				store.dead.Store(true)
+				kill()
+				return errKilled
+			}
+			return nil
+		})
+		ended := make(chan struct{})
+		go func() { defer close(ended); events.NewSender(config).Run(ctx) }()
+		await(t, "the end of a process, or of the events", func() bool {
+			if b.sink.has("erp", ids...) {
+				kill()
+			}
+			return ctx.Err() != nil
+		})
+		<-ended
+		b.exec(t, `UPDATE outbox_readers SET held_until = '-infinity'`)
+	}
+	assert.Greater(t, lives, 1)
+	assert.Less(t, len(b.sink.of("erp")), 2*tickets)
+}
+
 func TestSender_ATransactionThatIsOpenForLong_DelaysEvents_AndLosesNone(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -597,11 +677,7 @@ func TestSender_ATransactionThatIsOpenForLong_DelaysEvents_AndLosesNone(t *testi
 	assert.Equal(t, 2, b.state(t, "erp").Waiting)
 	families, err := registry.Gather()
 	require.NoError(t, err)
-	for _, family := range families {
-		if family.GetName() == "myticket_events_snapshot_held_seconds" {
-			assert.Positive(t, family.GetMetric()[0].GetGauge().GetValue())
-		}
-	}
+	assert.Positive(t, held(families))
 	require.NoError(t, tx.Commit(t.Context()))
 	await(t, "the events", func() bool { return b.sink.has("erp", ids...) })
 }

@@ -51,8 +51,9 @@ type Reader interface {
 	// Keep has the lease last for Lease again. It reports false if it is lost.
 	Keep(ctx context.Context) (bool, error)
 
-	// Next returns what comes after the chunks that it returned before, or a chunk with a nil Place if there is nothing now.
-	Next(ctx context.Context) (Chunk, error)
+	// Next returns what comes after the chunks that it returned before, or a chunk with a nil Place if there is nothing now. The
+	// chunk is about at most so many tickets, which are at least one.
+	Next(ctx context.Context, most int) (Chunk, error)
 
 	// Done notes what became of a chunk, in the order of Next. It returns ErrLost, also if the subscription was changed since it was
 	// found, or ErrTooManyDeadLetters, and then notes nothing.
@@ -77,11 +78,15 @@ const NotRead = "its events cannot be read or noted: "
 // Lease is how long a process keeps a subscription without a sign of life.
 const Lease = 10 * time.Second
 
+// ChunkTickets is the most tickets that a chunk is ever about.
+const ChunkTickets = 1000
+
 // Chunk is some events, and where they were read.
 type Chunk struct {
 	Events  []Event
-	Missing int // tickets that are not there any more, or cannot be read
-	Place   any // for the Reader; nil if nothing was read
+	Missing int  // tickets that are not there any more, or cannot be read
+	Full    bool // there may be more, but it is about as many tickets as were asked for
+	Place   any  // for the Reader; nil if nothing was read
 
 	// Age is how long the first of these events has waited, More whether others wait behind them, and Took how long it took to read
 	// them. Events of a replay, or that are sent again, have no Age, and nothing waits behind them.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -22,7 +23,8 @@ type worker struct {
 	reader Reader
 	target Target
 	logger *slog.Logger
-	chunks chan Chunk // that were read
+	chunks chan Chunk   // that were read
+	most   atomic.Int64 // tickets that the next chunk is about at most: see pace
 
 	// Only send and what it calls use these.
 	flying  []*flight // chunks that are being sent, in the order of Next
@@ -60,6 +62,10 @@ const (
 	passBytes = 2 << 20
 	passFor   = 10 * time.Second
 	passWait  = time.Second
+
+	// A chunk that takes longer than slowChunk is followed by smaller ones. One that took less than quickChunk may be followed by one
+	// that is twice as large.
+	slowChunk, quickChunk = 5 * time.Second, 500 * time.Millisecond
 )
 
 // startWorker starts a worker, which ends when ctx does.
@@ -72,6 +78,7 @@ func (s *Sender) startWorker(ctx context.Context, sub Subscribed) *worker {
 		sender: s, sub: sub, stop: stop, ended: make(chan struct{}), chunks: make(chan Chunk), back: back,
 		logger: s.config.Logger.With("subscription", sub.Name),
 	}
+	w.most.Store(1)
 	go func() {
 		defer close(w.ended)
 		defer stop()
@@ -212,7 +219,7 @@ func (w *worker) keep(ctx context.Context, kept time.Time, lost context.CancelCa
 func (w *worker) read(ctx context.Context) error {
 	pause := w.sender.config.Poll
 	for begun := false; ; begun = true {
-		chunk, err := w.reader.Next(ctx)
+		chunk, err := w.reader.Next(ctx, int(w.most.Load()))
 		if err == nil && !begun {
 			err = w.reader.Begun(ctx)
 		}
@@ -252,11 +259,27 @@ func (w *worker) send(ctx, sending context.Context) error {
 		if err := w.deliver(ctx, sending); err != nil {
 			return err
 		}
-		if pause := w.sender.giveWay(chunk, chunk.Took+time.Since(start)); pause > 0 {
+		took := time.Since(start)
+		w.pace(&chunk, took)
+		if pause := w.sender.giveWay(chunk, chunk.Took+took); pause > 0 {
 			wait(ctx, pause)
 		}
 	}
 	return nil
+}
+
+// pace sets how many tickets the next chunk is about. How far the subscription has come is noted once per chunk, so a process that
+// is stopped or killed repeats what it sent of a chunk. With a slow target a chunk is thus a few events, or one. It begins with one,
+// so that a process that never lives long delivers some.
+func (w *worker) pace(chunk *Chunk, took time.Duration) {
+	most := w.most.Load()
+	switch {
+	case took > slowChunk:
+		fit := int64(float64(len(chunk.Events)) * slowChunk.Seconds() / took.Seconds())
+		w.most.Store(max(min(most, fit), 1))
+	case took < quickChunk && chunk.Full:
+		w.most.Store(min(2*most, ChunkTickets))
+	}
 }
 
 // over reports whether ctx has ended.
@@ -475,7 +498,7 @@ func (w *worker) other(ctx context.Context, failed *item) *item {
 		}
 		select {
 		case chunk := <-w.chunks:
-			w.take(chunk)
+			w.pass(chunk)
 			continue
 		default:
 		}
@@ -484,7 +507,7 @@ func (w *worker) other(ctx context.Context, failed *item) *item {
 		}
 		select {
 		case chunk := <-w.chunks:
-			w.take(chunk)
+			w.pass(chunk)
 		case <-ctx.Done():
 			return other
 		case <-enough:
@@ -492,6 +515,15 @@ func (w *worker) other(ctx context.Context, failed *item) *item {
 		case <-time.After(patience):
 			return other
 		}
+	}
+}
+
+// pass takes a chunk while another event is looked for. If it has none, the next one is larger, so that many tickets that the filter
+// leaves out are passed soon.
+func (w *worker) pass(chunk Chunk) {
+	w.take(chunk)
+	if len(chunk.Events) == 0 {
+		w.pace(&chunk, 0)
 	}
 }
 

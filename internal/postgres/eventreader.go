@@ -18,9 +18,8 @@ import (
 // Limits of what an eventReader reads at once, and so of a chunk of events. A sender holds two chunks of each subscription.
 const (
 	eventRows     = 64      // of the outbox, with all rows of the last transaction; only their ids are held
-	eventTickets  = 1000    // that a chunk is about
-	eventBytes    = 2 << 20 // of the texts of these tickets, unless it is a single ticket
-	eventProducts = 4000    // that a chunk is about, unless a single ticket has more
+	eventBytes    = 2 << 20 // of the texts of a chunk's tickets, unless it is a single ticket
+	eventProducts = 4000    // that a chunk is about
 	eventTimeout  = 10 * time.Second
 	eventLook     = time.Second // how often it looks for a replay and for dead letters to send again
 )
@@ -38,6 +37,7 @@ type eventReader struct {
 	rowsAt  time.Time      // when they were read
 	more    bool           // there were others behind them
 	tickets []outboxTicket // of these rows, without those that were read
+	product string         // of the first of these tickets, up to which it was read; empty if it was not
 	turn    int
 	looked  time.Time
 	replay  *replayPlace // how far the replay was read; nil for none
@@ -60,10 +60,15 @@ const (
 type replayPlace struct {
 	from, until time.Time
 	after       *uuid.UUID // nil at its beginning
+	product     string     // of the ticket after that, up to which it was read; empty if it was not
 }
 
 func (p replayPlace) same(other replayPlace) bool {
 	return p.from.Equal(other.from) && p.until.Equal(other.until)
+}
+
+func (p replayPlace) at(other replayPlace) bool {
+	return p.same(other) && (p.after == nil) == (other.after == nil) && (p.after == nil || *p.after == *other.after)
 }
 
 // chunkPlace is the place of a chunk.
@@ -74,6 +79,7 @@ type chunkPlace struct {
 	last    *uuid.UUID  // up to which the replay has come with it
 	over    bool        // the replay has ended with it
 	letters []letter    // dead letters that it has
+	rest    bool        // it has further products of a ticket
 }
 
 // letter is a dead letter that is sent again.
@@ -202,19 +208,19 @@ func (r *eventReader) Begun(ctx context.Context) error {
 }
 
 // Next implements events.Reader.
-func (r *eventReader) Next(ctx context.Context) (events.Chunk, error) {
+func (r *eventReader) Next(ctx context.Context, most int) (events.Chunk, error) {
 	ctx, cancel := context.WithTimeout(ctx, eventTimeout)
 	defer cancel()
 	if err := r.look(ctx); err != nil {
 		return events.Chunk{}, explain("look for a replay", err)
 	}
-	kinds := [kindsOfChunks]func(context.Context) (events.Chunk, error){
+	kinds := [kindsOfChunks]func(context.Context, int) (events.Chunk, error){
 		chunkNew: r.nextNew, chunkReplay: r.nextReplay, chunkAgain: r.nextAgain,
 	}
 	for range kinds {
 		kind := kindOfChunk(r.turn % len(kinds))
 		r.turn++
-		chunk, err := kinds[kind](ctx)
+		chunk, err := kinds[kind](ctx, min(max(most, 1), events.ChunkTickets))
 		if err != nil {
 			return events.Chunk{}, explain("read what is to be sent", err)
 		}
@@ -253,15 +259,15 @@ func (r *eventReader) look(ctx context.Context) error {
 		r.replay = nil
 		return nil
 	}
-	there := replayPlace{*from, *until, after}
-	if !flying || r.replay != nil && !r.replay.same(there) {
+	there := replayPlace{from: *from, until: *until, after: after}
+	if r.replay == nil && !flying || r.replay != nil && (!r.replay.same(there) || !flying && !r.replay.at(there)) {
 		r.replay = &there
 	}
 	return nil
 }
 
 // nextNew reads new tickets.
-func (r *eventReader) nextNew(ctx context.Context) (events.Chunk, error) {
+func (r *eventReader) nextNew(ctx context.Context, most int) (events.Chunk, error) {
 	if len(r.rows) == 0 {
 		err := r.store.steady(ctx, func(tx pgx.Tx) (err error) {
 			r.rows, err = readOutbox(ctx, tx, r.place, eventRows)
@@ -277,32 +283,29 @@ func (r *eventReader) nextNew(ctx context.Context) (events.Chunk, error) {
 	if len(r.tickets) > 0 {
 		age = r.tickets[0].row.age + start.Sub(r.rowsAt)
 	}
-	refs := make([]eventTicket, min(len(r.tickets), eventTickets))
+	refs := make([]eventTicket, min(len(r.tickets), most))
 	for i := range refs {
 		t := r.tickets[i]
 		refs[i] = eventTicket{id: t.id, at: t.row.at, ticket: t.row.kind != kindProducts, products: t.row.kind != kindChanged}
 	}
-	chunk, n, err := r.read.read(ctx, refs)
+	chunk, to, err := r.read.read(ctx, refs, r.product)
 	if err != nil {
 		return events.Chunk{}, err
 	}
-	// Rows of one transaction must not be split, so the last one of the tickets counts only with its last ticket.
 	step := outboxStep{from: r.place}
-	last := len(r.rows) - 1
-	if n == len(r.tickets) {
-		step.to, step.at = r.rows[last].xid, r.rows[last].at
+	switch n := to.n; {
+	case n == len(r.tickets): // also over rows without tickets
+		last := &r.rows[len(r.rows)-1]
+		step.to, step.at = last.xid, last.at
+	case n > 0:
+		step = stepTo(r.tickets, n, r.place)
 	}
-	for i := n; i > 0 && n < len(r.tickets); i-- {
-		if done := r.tickets[i-1].row; r.tickets[i].row.xid != done.xid {
-			step.to, step.at = done.xid, done.at
-			break
-		}
-	}
-	r.place = max(r.place, step.to)
-	if r.tickets = r.tickets[n:]; len(r.tickets) == 0 {
+	chunk.Place = &chunkPlace{kind: chunkNew, step: step, rest: r.product != ""}
+	chunk.Full = len(refs) == most
+	r.place, r.product = max(r.place, step.to), to.after
+	if r.tickets = r.tickets[to.n:]; len(r.tickets) == 0 {
 		r.rows = nil
 	}
-	chunk.Place = &chunkPlace{kind: chunkNew, step: step}
 	chunk.Age, chunk.More, chunk.Took = age, r.more || len(r.tickets) > 0, time.Since(start)
 	return chunk, nil
 }
@@ -314,7 +317,7 @@ WHERE received_at >= $1 AND received_at < $2 AND (received_at, id) > ($1, $3)
 ORDER BY received_at, id LIMIT $4`
 
 // nextReplay reads tickets of a replay.
-func (r *eventReader) nextReplay(ctx context.Context) (events.Chunk, error) {
+func (r *eventReader) nextReplay(ctx context.Context, most int) (events.Chunk, error) {
 	if r.replay == nil {
 		return events.Chunk{}, nil
 	}
@@ -323,7 +326,7 @@ func (r *eventReader) nextReplay(ctx context.Context) (events.Chunk, error) {
 	if place.after != nil {
 		from, after = ticket.IDTime(*place.after), *place.after
 	}
-	rows, err := r.store.pool.Query(ctx, ticketsToReplay, from, place.until, after, eventTickets)
+	rows, err := r.store.pool.Query(ctx, ticketsToReplay, from, place.until, after, most)
 	if err != nil {
 		return events.Chunk{}, err
 	}
@@ -335,20 +338,22 @@ func (r *eventReader) nextReplay(ctx context.Context) (events.Chunk, error) {
 	for i, id := range ids {
 		refs[i] = eventTicket{id: id, at: ticket.IDTime(id), ticket: true, products: true}
 	}
-	chunk, n, err := r.read.read(ctx, refs)
+	chunk, to, err := r.read.read(ctx, refs, place.product)
 	if err != nil {
 		return events.Chunk{}, err
 	}
-	at := &chunkPlace{kind: chunkReplay, step: outboxStep{from: r.place}, replay: place, last: place.after}
-	if n > 0 {
-		at.last = &ids[n-1]
+	at := &chunkPlace{
+		kind: chunkReplay, step: outboxStep{from: r.place}, replay: place, last: place.after, rest: place.product != "",
 	}
-	if at.over = n == len(ids) && n < eventTickets; at.over {
+	if to.n > 0 {
+		at.last = &ids[to.n-1]
+	}
+	if at.over = to.n == len(ids) && to.n < most; at.over {
 		r.replay = nil
 	} else {
-		r.replay = &replayPlace{place.from, place.until, at.last}
+		r.replay = &replayPlace{place.from, place.until, at.last, to.after}
 	}
-	chunk.Place = at
+	chunk.Place, chunk.Full = at, len(ids) == most
 	return chunk, nil
 }
 
@@ -358,11 +363,11 @@ SELECT id, event, ticket_id, product_id FROM dead_letters WHERE subscription = $
 
 // nextAgain reads dead letters that are to be sent again, one chunk at a time. The filter does not count, because a person wants
 // these.
-func (r *eventReader) nextAgain(ctx context.Context) (events.Chunk, error) {
+func (r *eventReader) nextAgain(ctx context.Context, most int) (events.Chunk, error) {
 	if !r.again || r.flying[chunkAgain].Load() > 0 {
 		return events.Chunk{}, nil
 	}
-	rows, err := r.store.pool.Query(ctx, deadLettersToSend, r.sub.Name, eventTickets)
+	rows, err := r.store.pool.Query(ctx, deadLettersToSend, r.sub.Name, most)
 	if err != nil {
 		return events.Chunk{}, err
 	}
@@ -378,18 +383,16 @@ func (r *eventReader) nextAgain(ctx context.Context) (events.Chunk, error) {
 	if err != nil {
 		return events.Chunk{}, err
 	}
-	chunk.Place = &chunkPlace{kind: chunkAgain, step: outboxStep{from: r.place}, letters: letters[:n]}
+	chunk.Place, chunk.Full = &chunkPlace{kind: chunkAgain, step: outboxStep{from: r.place}, letters: letters[:n]}, len(letters) == most
 	return chunk, nil
 }
 
 // markDone moves the place as moveReader does, and with it everything else that is known of the chunk. If another process has
-// the turn, it changes nothing. Nor does it if the subscription was changed ($21): what was read with the filter before may have
-// been stored after the change. Nor if the row up to which the place would move is not there: Postgres then failed over, the
-// transactions that were read were lost, and others have their numbers.
+// the turn, or Postgres lost what was read, it changes nothing. Nor does it if the subscription was changed ($21): what was read
+// with the filter before may have been stored after the change.
 const markDone = `
 WITH moved AS (` + moveReader + `
     AND EXISTS (SELECT FROM subscriptions WHERE name = $8 AND changed_at = $21)
-    AND ($4::timestamptz IS NULL OR EXISTS (SELECT FROM outbox o WHERE o.xid = $3 AND o.at = $4))
     RETURNING r.name
 ), counted AS (
     UPDATE subscriptions s
@@ -420,7 +423,8 @@ func (r *eventReader) Done(ctx context.Context, chunk events.Chunk, delivery eve
 	if !ok {
 		return fmt.Errorf("a chunk of another reader: %T", chunk.Place)
 	}
-	if len(delivery.Dead) > 0 {
+	// A ticket that was begun is ended, so that one with more products than dead letters are kept does not stop a subscription for ever.
+	if len(delivery.Dead) > 0 && !at.rest {
 		var letters int
 		err := r.store.pool.QueryRow(ctx, `SELECT count(*) FROM dead_letters WHERE subscription = $1 AND attempts > 0`, r.sub.Name).
 			Scan(&letters)

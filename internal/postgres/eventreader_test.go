@@ -13,7 +13,9 @@ import (
 
 	"myticket/internal/devdb/pgtest"
 	"myticket/internal/events"
+	"myticket/internal/intake"
 	"myticket/internal/postgres"
+	"myticket/internal/ticket"
 )
 
 // readEvents reads and notes all that a subscription is to get, and returns the ids of the tickets. Transactions of other tests
@@ -52,7 +54,7 @@ func nextChunk(t *testing.T, reader events.Reader) (chunk events.Chunk) {
 	t.Helper()
 	require.Eventually(t, func() bool {
 		var err error
-		chunk, err = reader.Next(t.Context())
+		chunk, err = reader.Next(t.Context(), events.ChunkTickets)
 		require.NoError(t, err)
 		return chunk.Place != nil
 	}, 20*time.Second, 10*time.Millisecond)
@@ -128,7 +130,7 @@ func TestEventReader_OfAnotherProcess_MovesNothing(t *testing.T) {
 	mine, err = second.Keep(t.Context())
 	require.NoError(t, err)
 	assert.False(t, mine)
-	_, err = second.Next(t.Context())
+	_, err = second.Next(t.Context(), 1)
 	require.ErrorIs(t, err, events.ErrLost)
 }
 
@@ -137,14 +139,14 @@ func TestEventReader_OfASubscriptionThatChanged_MovesNothing(t *testing.T) {
 	b := setup(t)
 	sub := subscription("erp")
 	sub.Filter.Types = []string{events.TicketError}
-	_, err := b.store.DeclareSubscriptions(t.Context(), tester, []events.Subscription{sub})
+	_, err := b.store.DeclareSubscriptions(t.Context(), tester, 0, []events.Subscription{sub})
 	require.NoError(t, err)
 	reader := b.store.EventReader(subscribed(t, b, "erp"), uuid.New())
 	mine, err := reader.Take(t.Context())
 	require.NoError(t, err)
 	require.True(t, mine)
 	sub.Filter.Types = []string{events.TicketTreated}
-	_, err = b.store.DeclareSubscriptions(t.Context(), tester, []events.Subscription{sub})
+	_, err = b.store.DeclareSubscriptions(t.Context(), tester, 0, []events.Subscription{sub})
 	require.NoError(t, err)
 	e := entry(t, body("1", "Café,a,2"))
 	save(t, b, e)
@@ -155,7 +157,30 @@ func TestEventReader_OfASubscriptionThatChanged_MovesNothing(t *testing.T) {
 	assert.Equal(t, []uuid.UUID{e.Ticket.ID}, readEvents(t, b, sub))
 }
 
-// TestEventReader_AfterAFailoverThatLostTransactions: the process goes on, with connections to the new primary.
+// loseTransactions stores tickets, has them read, and fails over to a standby that has none of them. There another ticket is
+// stored, in a transaction that has the number of one that was lost. The process that has read goes on, with connections to the
+// new primary.
+func loseTransactions(t *testing.T, p *pair, read func()) (b *testBundle, e *intake.Entry) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		return one[bool](t, p.testBundle, `SELECT bool_and(replay_lsn >= pg_current_wal_insert_lsn()) FROM pg_stat_replication`)
+	}, 20*time.Second, 10*time.Millisecond)
+	require.NoError(t, p.standby.Kill())
+	for i := range 50 {
+		save(t, p.testBundle, entry(t, body(fmt.Sprint(i), "Café,a,2")))
+	}
+	awaitReadable(t, p.testBundle)
+	read()
+	require.NoError(t, p.primary.Kill())
+	require.NoError(t, p.standby.Restart(t.Context()))
+	require.NoError(t, p.standby.Promote(t.Context()))
+	url := p.standby.URL(pgtest.Database)
+	b = &testBundle{url: url, store: open(t, url), pool: openPool(t, url)}
+	e = entry(t, body("99", "Café,a,2"))
+	save(t, b, e)
+	return b, e
+}
+
 func TestEventReader_AfterAFailoverThatLostTransactions_SkipsNothing(t *testing.T) {
 	t.Parallel()
 	p := setupPair(t)
@@ -168,25 +193,35 @@ func TestEventReader_AfterAFailoverThatLostTransactions_SkipsNothing(t *testing.
 	mine, err := reader.Take(t.Context())
 	require.NoError(t, err)
 	require.True(t, mine)
-	require.Eventually(t, func() bool {
-		return one[bool](t, p.testBundle, `SELECT bool_and(replay_lsn >= pg_current_wal_insert_lsn()) FROM pg_stat_replication`)
-	}, 20*time.Second, 10*time.Millisecond)
-	require.NoError(t, p.standby.Kill())
-	for i := range 50 { // these are lost
-		save(t, p.testBundle, entry(t, body(fmt.Sprint(i), "Café,a,2")))
-	}
-	chunk := nextChunk(t, reader)
-	require.NoError(t, p.primary.Kill())
-	require.NoError(t, p.standby.Restart(t.Context()))
-	require.NoError(t, p.standby.Promote(t.Context()))
-	url := p.standby.URL(pgtest.Database)
-	b := &testBundle{url: url, store: open(t, url), pool: openPool(t, url)}
-	e := entry(t, body("99", "Café,a,2")) // its transaction has the number of one that was lost
-	save(t, b, e)
+	var chunk events.Chunk
+	b, e := loseTransactions(t, p, func() { chunk = nextChunk(t, reader) })
 	err = b.store.EventReader(subscribed(t, b, "erp"), me).Done(t.Context(), chunk, events.Delivery{Delivered: len(chunk.Events)})
 	require.ErrorIs(t, err, events.ErrLost)
 	exec(t, b, `UPDATE outbox_readers SET held_until = '-infinity'`)
 	assert.Equal(t, []uuid.UUID{e.Ticket.ID}, readEvents(t, b, sub))
+}
+
+func TestOrderLines_AfterAFailoverThatLostTransactions_AreThoseOfTheTicketsThatAreThere(t *testing.T) {
+	t.Parallel()
+	p := setupPair(t)
+	require.NoError(t, p.primary.RequireStandby(t.Context(), false))
+	_, err := p.store.EnsurePartitions(t.Context(), postgres.Day, 1, time.Now())
+	require.NoError(t, err)
+	save(t, p.testBundle, entry(t, body("first", "Café,a,2")))
+	lines := postgres.NewOrderLines(postgres.OrderLinesConfig{}, p.store)
+	fillAll(t, p.testBundle, lines)
+	read, failOver, ended := make(chan struct{}), make(chan *postgres.Store), make(chan error, 1)
+	b, _ := loseTransactions(t, p, func() {
+		go func() {
+			ended <- lines.FillAfter(t.Context(), func() *postgres.Store { close(read); return <-failOver })
+		}()
+		<-read
+	})
+	failOver <- b.store
+	require.ErrorIs(t, <-ended, postgres.ErrNotReader)
+	assert.Equal(t, []string{"first/1 a Café 2"}, lineTexts(t, b), "none of tickets that are lost")
+	fillAll(t, b, lines)
+	assert.Equal(t, []string{"99/1 a Café 2", "first/1 a Café 2"}, lineTexts(t, b))
 }
 
 // TestEventReader_ManyLongTickets: a chunk has a bound in bytes, too.
@@ -237,6 +272,121 @@ func TestEventReader_LongTicketsWithShortCorrections_AreSeveralChunks(t *testing
 	assert.Len(t, chunk.Events, 2)
 	require.NoError(t, reader.Leave(t.Context()))
 	assert.Len(t, readEvents(t, b, sub), 5)
+}
+
+// TestEventReader_LongTicketsWithProducts: each ticket has one event, and so has each of its products, although a chunk ends early.
+func TestEventReader_LongTicketsWithProducts_HaveEachOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	sub := subscription("erp")
+	sub.Body = true
+	require.NoError(t, b.store.CreateSubscription(t.Context(), tester, sub))
+	var want []string
+	for i := range 5 {
+		line := fmt.Sprintf("%s,a%d,2", strings.Repeat("x", 500), i)
+		e := entry(t, body(fmt.Sprint(i+1), slices.Repeat([]string{line}, 2000)...))
+		save(t, b, e)
+		want = append(want, e.Ticket.ID.String()+" ", e.Ticket.ID.String()+" "+fmt.Sprintf("a%d", i))
+	}
+	awaitReadable(t, b)
+	reader := b.store.EventReader(subscribed(t, b, "erp"), uuid.New())
+	_, err := reader.Take(t.Context())
+	require.NoError(t, err)
+	var got []string
+	for len(got) < len(want) {
+		chunk := nextChunk(t, reader)
+		tickets := map[uuid.UUID]bool{}
+		for _, e := range chunk.Events {
+			got = append(got, e.Ticket.String()+" "+e.Product)
+			tickets[e.Ticket] = true
+		}
+		assert.Len(t, chunk.Events, 2*len(tickets), "each with its product")
+		assert.Less(t, len(tickets), 5)
+		require.NoError(t, reader.Done(t.Context(), chunk, events.Delivery{Delivered: len(chunk.Events)}))
+	}
+	assert.ElementsMatch(t, want, got)
+}
+
+// manyProducts stores a ticket with n products.
+func manyProducts(t *testing.T, b *testBundle, n int) *intake.Entry {
+	t.Helper()
+	lines := make([]string, n)
+	for i := range lines {
+		lines[i] = fmt.Sprintf("Café,p%d,2", i)
+	}
+	e := entry(t, body("1", lines...))
+	save(t, b, e)
+	settle(t, b)
+	require.Equal(t, n, one[int](t, b, `SELECT count(*) FROM products`))
+	return e
+}
+
+// TestEventReader_TicketWithManyProducts: each chunk has a bound, whether the ticket is new, replayed, or its products are dead
+// letters. A target that refuses more events of one ticket than dead letters are kept does not stop the subscription for ever.
+func TestEventReader_TicketWithManyProducts_IsSeveralChunks(t *testing.T) {
+	t.Parallel()
+	const n = ticket.MaxLines // and so as many as dead letters are kept
+	b := setup(t)
+	sub := subscription("erp")
+	require.NoError(t, b.store.CreateSubscription(t.Context(), tester, sub))
+	manyProducts(t, b, n)
+	after := entry(t, body("2", "Thé,other,2"))
+	save(t, b, after)
+	awaitReadable(t, b)
+	reader := b.store.EventReader(subscribed(t, b, "erp"), uuid.New())
+	_, err := reader.Take(t.Context())
+	require.NoError(t, err)
+
+	read := func(done func(events.Chunk)) map[string]int {
+		got := map[string]int{}
+		for got[after.Ticket.ID.String()+".1"] == 0 {
+			chunk := nextChunk(t, reader)
+			assert.LessOrEqual(t, len(chunk.Events), 5000)
+			for _, e := range chunk.Events {
+				got[e.ID]++
+			}
+			done(chunk)
+		}
+		return got
+	}
+	refused := func(chunk events.Chunk) {
+		var d events.Delivery
+		for _, e := range chunk.Events {
+			d.Dead = append(d.Dead, events.DeadLetter{
+				Event: e.ID, Type: e.Type, Ticket: e.Ticket, Product: e.Product, Attempts: 1, Reason: strings.Repeat("é", 1000),
+			})
+		}
+		if err := reader.Done(t.Context(), chunk, d); err != nil { // of the ticket after it
+			require.ErrorIs(t, err, events.ErrTooManyDeadLetters)
+		}
+	}
+	got := read(refused)
+	assert.Len(t, got, n+3)
+	letters := subscriptionState(t, b, "erp").DeadLetters
+	assert.Equal(t, n+1, letters, "those of the first ticket")
+	require.NoError(t, reader.Leave(t.Context()))
+
+	_, err = b.store.ReplayDeadLetters(t.Context(), tester, "erp", nil)
+	require.NoError(t, err)
+	reader = b.store.EventReader(subscribed(t, b, "erp"), uuid.New())
+	_, err = reader.Take(t.Context())
+	require.NoError(t, err)
+	for letters > 0 {
+		chunk := nextChunk(t, reader)
+		assert.LessOrEqual(t, len(chunk.Events), 5000)
+		require.NoError(t, reader.Done(t.Context(), chunk, events.Delivery{Delivered: len(chunk.Events)}))
+		letters = subscriptionState(t, b, "erp").DeadLetters
+	}
+	require.NoError(t, reader.Leave(t.Context()))
+
+	require.NoError(t, b.store.ReplaySubscription(t.Context(), tester, "erp", time.Now().Add(-time.Hour), time.Now().Add(time.Hour)))
+	reader = b.store.EventReader(subscribed(t, b, "erp"), uuid.New())
+	_, err = reader.Take(t.Context())
+	require.NoError(t, err)
+	again := read(func(chunk events.Chunk) {
+		require.NoError(t, reader.Done(t.Context(), chunk, events.Delivery{Delivered: len(chunk.Events)}))
+	})
+	assert.Equal(t, got, again)
 }
 
 func TestOrderLines_OfTicketsThatPeopleChanged_StayAsTheyAre(t *testing.T) {

@@ -72,14 +72,15 @@ JOIN tickets t ON t.received_at = i.received_at AND t.id = i.id`
 // productColumns are what an event says of a product p, of which the ticket t says what it is.
 const productColumns = `p.product_id, p.name, p.price::text, p.ticket_id, t.source, p.changed_at, p.first_seen_at`
 
-// productsOfTickets finds the products that are as one of some tickets says. Its tickets are found by their primary key.
+// productsOfTickets finds the products that are as one of some tickets says, of the first ticket only those after $5. The tickets are
+// found by their primary key.
 const productsOfTickets = `
 SELECT i.n, ` + productColumns + `
 FROM unnest($1::uuid[]) WITH ORDINALITY AS i (id, n)
 JOIN products p ON p.ticket_id = i.id
 JOIN tickets t ON t.received_at = p.changed_at AND t.id = p.ticket_id
-WHERE ($2::text[] IS NULL OR t.source = ANY ($2)) AND t.source <> ALL ($3)
-ORDER BY i.n LIMIT $4`
+WHERE ($2::text[] IS NULL OR t.source = ANY ($2)) AND t.source <> ALL ($3) AND (i.n > 1 OR p.product_id > $5)
+ORDER BY i.n, p.product_id LIMIT $4`
 
 // productsByID finds products.
 const productsByID = `
@@ -88,69 +89,96 @@ FROM unnest($1::text[]) AS i (id)
 JOIN products p ON p.product_id = i.id
 JOIN tickets t ON t.received_at = p.changed_at AND t.id = p.ticket_id`
 
-// read makes a chunk of events about the first of some tickets and their products, and returns how many tickets these are.
-func (r *ticketReader) read(ctx context.Context, refs []eventTicket) (chunk events.Chunk, n int, err error) {
-	n = len(refs)
-	var products []events.Event
-	if r.sub.Filter.WantsProducts() {
-		if products, n, err = r.products(ctx, refs); err != nil {
-			return events.Chunk{}, 0, err
-		}
-	}
-	if r.sub.Filter.WantsTickets() {
-		var end int
-		if chunk, end, err = r.tickets(ctx, refs[:n]); err != nil {
-			return events.Chunk{}, 0, err
-		}
-		if end < n { // the products belong to other tickets, too
-			if n = end; products != nil {
-				if products, _, err = r.products(ctx, refs[:n]); err != nil {
-					return events.Chunk{}, 0, err
-				}
-			}
-		}
-	}
-	chunk.Events = append(chunk.Events, products...)
-	return chunk, n, nil
+// reach is how far a chunk goes.
+type reach struct {
+	n     int    // tickets that are read
+	after string // the ticket after these has more products than fit: it and they are read up to this one; empty for none
 }
 
-// products returns the events about the products of the first of some tickets, and how many tickets these are.
-func (r *ticketReader) products(ctx context.Context, refs []eventTicket) (found []events.Event, n int, err error) {
+// read makes a chunk of events about the first of some tickets and their products, and returns how far it goes. Of the first ticket
+// it reads only products, and only those after one, if that is not empty.
+func (r *ticketReader) read(ctx context.Context, refs []eventTicket, after string) (chunk events.Chunk, to reach, err error) {
+	to = reach{n: len(refs)}
+	var products productsFound
+	if r.sub.Filter.WantsProducts() {
+		if products, to, err = r.products(ctx, refs, after); err != nil {
+			return events.Chunk{}, reach{}, err
+		}
+	}
+	if r.sub.Filter.WantsTickets() && after == "" {
+		var end int
+		if chunk, end, err = r.tickets(ctx, refs[:min(max(to.n, 1), len(refs))]); err != nil {
+			return events.Chunk{}, reach{}, err
+		}
+		if end < to.n { // the products belong to other tickets, too
+			to = reach{n: end}
+			products.cut(end)
+		}
+	}
+	chunk.Events = append(chunk.Events, products.events...)
+	return chunk, to, nil
+}
+
+// productsFound are the events about products of some tickets, and which of these tickets each is of, in their order.
+type productsFound struct {
+	events []events.Event
+	places []int
+}
+
+// cut leaves those of the first n tickets.
+func (p *productsFound) cut(n int) {
+	end, _ := slices.BinarySearch(p.places, n)
+	p.events, p.places = p.events[:end], p.places[:end]
+}
+
+// products returns the events about the products of the first of some tickets, and how far they go. A single ticket may have tens of
+// thousands of products, which are several chunks.
+func (r *ticketReader) products(ctx context.Context, refs []eventTicket, after string) (found productsFound, to reach, err error) {
+	if after != "" {
+		refs = refs[:1]
+	}
 	ids, at := make([][16]byte, 0, len(refs)), make([]time.Time, 0, len(refs))
+	places := make([]int, 0, len(refs)) // where in refs they are
 	seen := make(map[uuid.UUID]bool, len(refs))
 	for i := range refs {
 		if refs[i].products && !seen[refs[i].id] {
 			seen[refs[i].id] = true
-			ids, at = append(ids, refs[i].id), append(at, refs[i].at)
+			ids, at, places = append(ids, refs[i].id), append(at, refs[i].at), append(places, i)
 		}
 	}
 	if len(ids) == 0 {
-		return nil, len(refs), nil
+		return productsFound{}, reach{n: len(refs)}, nil
 	}
-	limit := eventProducts
-	if len(refs) == 1 {
-		limit = 1 << 30
-	}
-	rows, err := r.store.pool.Query(ctx, productsOfTickets, ids, r.sources, r.tests, limit)
+	rows, err := r.store.pool.Query(ctx, productsOfTickets, ids, r.sources, r.tests, eventProducts, after)
 	if err != nil {
-		return nil, 0, err
+		return productsFound{}, reach{}, err
 	}
-	found, err = productEvents(rows, at)
-	if err == nil && len(found) == limit {
-		return r.products(ctx, refs[:len(refs)/2])
+	all, err := productEvents(rows, at)
+	switch {
+	case err != nil:
+		return productsFound{}, reach{}, err
+	case len(all.events) == eventProducts && len(refs) > 1:
+		return r.products(ctx, refs[:len(refs)/2], after)
+	case len(all.events) == eventProducts:
+		to.after = all.events[eventProducts-1].Product
+	default:
+		to.n = len(refs)
 	}
-	return found, len(refs), err
+	for i, n := range all.places {
+		all.places[i] = places[n]
+	}
+	return all, to, nil
 }
 
 // productEvents makes events of products, of which the first column says at which time.
-func productEvents(rows pgx.Rows, at []time.Time) (found []events.Event, err error) {
+func productEvents(rows pgx.Rows, at []time.Time) (found productsFound, err error) {
 	var n int
 	var p events.Product
 	columns := []any{&n, &p.ID, &p.Name, &p.Price, &p.Ticket, &p.Source, &p.ChangedAt, &p.FirstSeenAt}
 	_, err = pgx.ForEachRow(rows, columns, func() error {
 		p.ChangedAt, p.FirstSeenAt = p.ChangedAt.UTC(), p.FirstSeenAt.UTC()
 		event, err := events.EncodeProduct(&p, at[n-1].UTC())
-		found = append(found, event)
+		found.events, found.places = append(found.events, event), append(found.places, n-1)
 		return err
 	})
 	return found, err
@@ -304,7 +332,7 @@ func (r *ticketReader) again(ctx context.Context, letters []letter) (chunk event
 		if err != nil {
 			return events.Chunk{}, 0, err
 		}
-		chunk.Events = append(chunk.Events, found...)
+		chunk.Events = append(chunk.Events, found.events...)
 	}
 	return chunk, n, nil
 }

@@ -71,22 +71,28 @@ func ticketsOf(rows []outboxRow, wanted func(kind string) bool) []outboxTicket {
 // fill fills the first of some tickets in one transaction, and returns how many. That transaction moves the reader's place, which
 // is from, over those rows of the outbox whose tickets are all filled.
 func (f *lineFiller) fill(ctx context.Context, tickets []outboxTicket, from uint64) (n int, place uint64, err error) {
-	// Rows of one transaction must not be split, so the last one of the tickets counts only with its last ticket.
-	step := outboxStep{from: from}
 	rows, n, err := f.read(ctx, tickets[:min(len(tickets), fillTickets)])
 	if err != nil {
 		return 0, from, err
 	}
+	step := stepTo(tickets, n, from)
+	if err := f.write(ctx, rows, withoutLines(tickets[:n], rows), step); err != nil {
+		return 0, from, err
+	}
+	return n, max(step.to, from), nil
+}
+
+// stepTo returns the step from a place over the first n of some tickets. Rows of one transaction must not be split, so the last
+// one of the tickets counts only with its last ticket.
+func stepTo(tickets []outboxTicket, n int, from uint64) outboxStep {
+	step := outboxStep{from: from, of: tickets[n-1].row}
 	for i := n; i > 0; i-- {
 		if done := tickets[i-1].row; i == len(tickets) || tickets[i].row.xid != done.xid {
 			step.to, step.at = done.xid, done.at
 			break
 		}
 	}
-	if err := f.write(ctx, rows, withoutLines(tickets[:n], rows), step); err != nil {
-		return 0, from, err
-	}
-	return n, max(step.to, from), nil
+	return step
 }
 
 // withoutLines returns those tickets that were treated again and have no rows. They may have had lines before they were
@@ -243,16 +249,19 @@ func (f *lineFiller) write(ctx context.Context, rows []lineRow, gone []uuid.UUID
 		f.stepOver(rows[0].id, err)
 		return f.write(ctx, nil, gone, step)
 	default:
-		if err := f.write(ctx, rows[:half], nil, outboxStep{from: step.from}); err != nil {
+		if err := f.write(ctx, rows[:half], nil, outboxStep{from: step.from, of: step.of}); err != nil {
 			return err
 		}
 		return f.write(ctx, rows[half:], gone, step)
 	}
 }
 
+// insertLines inserts nothing if Postgres failed over since the tickets were read, and lost the row of the outbox ($6, $7) that they
+// are of, and so the tickets.
 const insertLines = `
 INSERT INTO ticket_lines (received_at, ticket_id, source, order_number, lines)
-SELECT unnest($1::timestamptz[]), unnest($2::uuid[]), unnest($3::text[]), unnest($4::text[]), unnest($5::text[])`
+SELECT unnest($1::timestamptz[]), unnest($2::uuid[]), unnest($3::text[]), unnest($4::text[]), unnest($5::text[])
+WHERE EXISTS (SELECT FROM outbox WHERE xid = $6 AND at = $7)`
 
 // insertLinesAgain is for rows of which some are there already, because they are read again.
 const insertLinesAgain = insertLines + `
@@ -261,9 +270,7 @@ WHERE (ticket_lines.lines, ticket_lines.order_number) IS DISTINCT FROM (excluded
 
 const deleteLines = `
 DELETE FROM ticket_lines l USING unnest($1::timestamptz[], $2::uuid[]) AS gone (received_at, id)
-WHERE l.received_at = gone.received_at AND l.ticket_id = gone.id`
-
-var lineFormats = []int16{formatBinary, formatBinary, formatBinary, formatBinary, formatBinary}
+WHERE l.received_at = gone.received_at AND l.ticket_id = gone.id AND EXISTS (SELECT FROM outbox WHERE xid = $3 AND at = $4)`
 
 // insert is write in one transaction and one round trip.
 func (f *lineFiller) insert(ctx context.Context, rows []lineRow, gone []uuid.UUID, step outboxStep) error {
@@ -304,14 +311,14 @@ func (f *lineFiller) send(ctx context.Context, sql string, rows []lineRow, gone 
 			if err != nil {
 				return err
 			}
-			batch.ExecPrepared(remove.Name, goneParams(gone), []int16{formatBinary, formatBinary}, nil)
+			batch.ExecPrepared(remove.Name, append(goneParams(gone), step.of.params()...), []int16{formatBinary}, nil)
 		}
 		if len(rows) > 0 {
 			insert, err := conn.Prepare(ctx, sql, sql)
 			if err != nil {
 				return err
 			}
-			batch.ExecPrepared(insert.Name, lineParams(rows), lineFormats, nil)
+			batch.ExecPrepared(insert.Name, append(lineParams(rows), step.of.params()...), []int16{formatBinary}, nil)
 		}
 		results := conn.PgConn().ExecBatch(ctx, batch)
 		moved := results.NextResult()
@@ -346,6 +353,9 @@ func lineParams(rows []lineRow) [][]byte {
 	}
 	return [][]byte{times.param(), ids.param(), sources.param(), orders.param(), lines.param()}
 }
+
+// params are the parameters that find the row again.
+func (o *outboxRow) params() [][]byte { return [][]byte{appendXID(o.xid), appendTime(nil, o.at)} }
 
 func goneParams(gone []uuid.UUID) [][]byte {
 	times, ids := newArray(pgtype.TimestamptzOID, 12*len(gone)), newArray(pgtype.UUIDOID, 20*len(gone))

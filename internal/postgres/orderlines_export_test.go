@@ -14,6 +14,30 @@ func (l *OrderLines) Yield(took, age time.Duration) time.Duration { return l.yie
 // SetClock replaces the clock, before the first Round.
 func (l *OrderLines) SetClock(now func() time.Time) { l.now = now }
 
+// FillAfter reads what is next, and writes its lines to the store that failOver returns.
+func (l *OrderLines) FillAfter(ctx context.Context, failOver func() *Store) error {
+	f := &l.filler
+	chunk, err := f.reader.next(ctx, linesRows, linesTimeout)
+	if err != nil {
+		return err
+	}
+	tickets := chunk.tickets()
+	rows, n, err := f.read(ctx, tickets)
+	if err != nil {
+		return err
+	}
+	f.store = failOver()
+	f.reader.store = f.store
+	step := stepTo(tickets, n, chunk.after)
+	if err := f.write(ctx, rows, nil, outboxStep{from: step.from, of: step.of}); err != nil {
+		return err
+	}
+	return f.write(ctx, rows, nil, step)
+}
+
+// ErrNotReader is what a step returns that changed nothing.
+var ErrNotReader = errNotReader
+
 // What OrderLines asks.
 const (
 	NextInOutboxSQL  = nextInOutbox

@@ -46,7 +46,8 @@ type outboxChunk struct {
 // outboxStep is a move of a reader's place. A step of the zero xid only keeps the turn.
 type outboxStep struct {
 	from, to uint64
-	at       time.Time // the newest row that was read
+	at       time.Time  // of the last row that was read
+	of       *outboxRow // which the last of the tickets is of; nil for none
 }
 
 // notHeld reports whether no process has the turn. A time far ahead was set while Postgres' clock was wrong: until then no other
@@ -135,16 +136,20 @@ func readOutbox(ctx context.Context, tx pgx.Tx, after uint64, limit int) ([]outb
 
 // moveReader is part of the transaction that makes use of what was read. That transaction does not wait for the disk or a
 // standby: if it is lost, the place is lost with it, and the rows are read again.
+//
+// The place moves only to a row that is there. If it is not, Postgres failed over, the transactions that were read were lost, and
+// others have their numbers. The reader then goes on from its place, and reads those.
 const moveReader = `
 UPDATE outbox_readers r
 SET xid = $3, own_xid = $3, at = greatest(at, $4), holder = $5, held_until = clock_timestamp() + $6::interval
 WHERE name = $1 AND ` + ownPlace + ` = $2 AND (holder = $5 OR ` + notHeld + `)
+  AND ($4::timestamptz IS NULL OR EXISTS (SELECT FROM outbox o WHERE o.xid = $3 AND o.at = $4))
   AND set_config('synchronous_commit', 'off', true) <> ''`
 
 var moveFormats = []int16{formatText, formatBinary, formatBinary, formatBinary, formatBinary, formatBinary}
 
-// errNotReader means that another process reads now.
-var errNotReader = errors.New("another process reads the outbox")
+// errNotReader means that another process reads now, or that Postgres lost what was read.
+var errNotReader = errors.New("another process reads the outbox, or Postgres failed over and lost what was read")
 
 // queue adds the statement for a step to a batch. If it then changes no row, another process has the turn.
 func (r outboxReader) queue(ctx context.Context, conn *pgx.Conn, batch *pgconn.Batch, step outboxStep) error {
@@ -156,12 +161,13 @@ func (r outboxReader) queue(ctx context.Context, conn *pgx.Conn, batch *pgconn.B
 	if step.to != 0 {
 		to, at = step.to, appendTime(nil, step.at)
 	}
-	xid := func(x uint64) []byte { return binary.BigEndian.AppendUint64(nil, x) }
 	batch.ExecPrepared(move.Name, [][]byte{
-		[]byte(r.name), xid(step.from), xid(to), at, r.me[:], appendInterval(nil, outboxHold),
+		[]byte(r.name), appendXID(step.from), appendXID(to), at, r.me[:], appendInterval(nil, outboxHold),
 	}, moveFormats, nil)
 	return nil
 }
+
+func appendXID(xid uint64) []byte { return binary.BigEndian.AppendUint64(nil, xid) }
 
 // leave lets another process follow at once.
 func (r outboxReader) leave(ctx context.Context) error {

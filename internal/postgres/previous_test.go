@@ -897,6 +897,144 @@ func TestPreviousOfMending_LinesThatItSteppedOver_AreFilled(t *testing.T) {
 	assert.Equal(t, 1, one[int](t, b, `SELECT count(*) FROM outbox_readers WHERE xid = own_xid`))
 }
 
+// The statements with which the version before migration 7 fills ticket_lines. It knows no kinds of rows of the outbox.
+const (
+	previousNextInOutbox = `
+SELECT xid, at, extract(epoch FROM clock_timestamp() - at)::float8, tickets FROM outbox
+WHERE xid > $1 AND xid < pg_snapshot_xmin(pg_current_snapshot())
+ORDER BY xid FETCH FIRST ($2) ROWS WITH TIES`
+
+	previousReadForLines = `
+SELECT n, id, source, order_number, body, tickets FROM (
+    SELECT i.n, t.id, t.source, coalesce(t.order_number, '') AS order_number, t.body, count(*) OVER () AS tickets,
+           sum(octet_length(t.body)) OVER (ORDER BY i.n ROWS UNBOUNDED PRECEDING) AS bytes
+    FROM unnest($1::timestamptz[], $2::uuid[]) WITH ORDINALITY AS i (received_at, id, n)
+    JOIN tickets t ON t.received_at = i.received_at AND t.id = i.id
+    WHERE t.status = 'TREATED' AND t.lines IS NULL) f
+WHERE bytes <= $3 OR bytes = octet_length(body)
+ORDER BY n`
+
+	previousInsertLinesAgain = `
+INSERT INTO ticket_lines (received_at, ticket_id, source, order_number, lines)
+SELECT unnest($1::timestamptz[]), unnest($2::uuid[]), unnest($3::text[]), unnest($4::text[]), unnest($5::text[])
+ON CONFLICT (received_at, ticket_id) DO UPDATE SET lines = excluded.lines WHERE ticket_lines.lines <> excluded.lines`
+
+	previousMoveReader = `
+UPDATE outbox_readers
+SET xid = $3, at = greatest(at, $4), holder = $5, held_until = clock_timestamp() + $6::interval
+WHERE name = $1 AND xid = $2
+  AND (holder = $5 OR held_until NOT BETWEEN clock_timestamp() AND clock_timestamp() + interval '1 minute')
+  AND set_config('synchronous_commit', 'off', true) <> ''`
+)
+
+// fillLines fills the lines of all that may be read, a row of the outbox at a time. It returns how many rows these were, and the
+// tickets that it stepped over.
+func (p previous) fillLines() (rows int, steppedOver []uuid.UUID) {
+	p.t.Helper()
+	ctx, me := p.t.Context(), uuid.New()
+	for {
+		var place, to uint64
+		require.NoError(p.t, p.pool.QueryRow(ctx, `SELECT xid FROM outbox_readers WHERE name = 'order_lines'`).Scan(&place))
+		type row struct {
+			xid     uint64
+			at      time.Time
+			age     float64
+			tickets []byte
+		}
+		found, err := p.pool.Query(ctx, previousNextInOutbox, place, 1)
+		require.NoError(p.t, err)
+		chunk, err := pgx.CollectRows(found, func(r pgx.CollectableRow) (o row, err error) {
+			err = r.Scan(&o.xid, &o.at, &o.age, &o.tickets)
+			return o, err
+		})
+		require.NoError(p.t, err)
+		if len(chunk) == 0 {
+			return rows, steppedOver
+		}
+		var times []time.Time
+		var ids []uuid.UUID
+		var at time.Time
+		for _, o := range chunk {
+			for ; len(o.tickets) >= 16; o.tickets = o.tickets[16:] {
+				ids = append(ids, uuid.UUID(o.tickets[:16]))
+				times = append(times, ticket.IDTime(ids[len(ids)-1]))
+			}
+			to, at = o.xid, o.at
+		}
+		rows += len(chunk)
+		found, err = p.pool.Query(ctx, previousReadForLines, times, ids, 1<<20)
+		require.NoError(p.t, err)
+		var n, tickets int
+		var id uuid.UUID
+		var source, order string
+		var content []byte
+		var says [5][]string
+		_, err = pgx.ForEachRow(found, []any{&n, &id, &source, &order, &content, &tickets}, func() error {
+			read, problems := ticket.Parse(content)
+			if len(problems) > 0 {
+				steppedOver = append(steppedOver, id)
+				return nil
+			}
+			var lines []string
+			for _, l := range read.Lines {
+				lines = append(lines, l.ProductID+"\t"+string(l.Price.AppendText(nil))+"\t"+l.Name)
+			}
+			for i, text := range []string{
+				ticket.IDTime(id).Format(time.RFC3339Nano), id.String(), source, order, strings.Join(lines, "\n"),
+			} {
+				says[i] = append(says[i], text)
+			}
+			return nil
+		})
+		require.NoError(p.t, err)
+		p.tx(func(ctx context.Context, tx pgx.Tx) {
+			tag, err := tx.Exec(ctx, previousMoveReader, "order_lines", place, to, at, me, 10*time.Second)
+			require.NoError(p.t, err)
+			require.EqualValues(p.t, 1, tag.RowsAffected())
+			_, err = tx.Exec(ctx, previousInsertLinesAgain, says[0], says[1], says[2], says[3], says[4])
+			require.NoError(p.t, err)
+		})
+	}
+}
+
+// While this version tells in the outbox of what people changed, and of products, the filler of the version before goes through
+// these rows: it changes no line that is right, and what it cannot read this version fills.
+func TestPrevious_FillsLinesBesideRowsOfChanges(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	old := newPrevious(t, b)
+	_, err := b.store.EnsurePartitions(t.Context(), postgres.Day, 1, time.Now())
+	require.NoError(t, err)
+	save(t, b, entry(t, body("0", "Café,a,2")))
+	fill(t, b)
+	good, junk, wrong, again := entry(t, body("1", "Café,a,2")), entry(t, "junk"), entry(t, "wrong"), entry(t, body("4", "Thé,t,3"))
+	save(t, b, good, junk, wrong, again)
+	require.NoError(t, b.store.ChangeTicket(t.Context(), tester, postgres.Dismiss, junk.Ticket.ID))
+	require.NoError(t, b.store.ChangeTicket(t.Context(), tester, postgres.Reopen, junk.Ticket.ID))
+	require.NoError(t, b.store.ChangeTicket(t.Context(), tester, postgres.Dismiss, junk.Ticket.ID))
+	require.NoError(t, b.store.CorrectTicket(t.Context(), tester, wrong.Ticket.ID, postgres.NewText{Text: []byte(body("3", "Eau,e,1"))}))
+	treat(t, b)
+	exec(t, b, `INSERT INTO outbox (kind, tickets) SELECT 'products', string_agg(uuid_send(id), '') FROM tickets WHERE status = 'TREATED'`)
+	kinds := one[string](t, b, `SELECT string_agg(DISTINCT kind, ' ' ORDER BY kind) FROM outbox`)
+	require.Equal(t, "changed products stored treated", kinds)
+	awaitReadable(t, b)
+
+	exec(t, b, `UPDATE outbox_readers SET held_until = '-infinity'`)
+	rows, steppedOver := old.fillLines()
+	assert.Equal(t, one[int](t, b, `SELECT count(*) - 1 FROM outbox`), rows, "it stops at none")
+	assert.True(t, one[bool](t, b, `SELECT xid = (SELECT max(xid) FROM outbox) FROM outbox_readers WHERE name = 'order_lines'`))
+	right := []string{"0/1 a Café 2", "1/1 a Café 2", "4/1 t Thé 3"}
+	assert.Equal(t, right, lineTexts(t, b))
+	assert.Contains(t, steppedOver, wrong.Ticket.ID, "it reads no corrections")
+	assert.NotContains(t, steppedOver, good.Ticket.ID)
+
+	fill(t, b)
+	assert.Equal(t, []string{"0/1 a Café 2", "1/1 a Café 2", "3/1 e Eau 1", "4/1 t Thé 3"}, lineTexts(t, b))
+	assert.Equal(t, 4, one[int](t, b, `SELECT count(*) FROM ticket_lines`), "none twice")
+	old.fillLines()
+	assert.Len(t, lineTexts(t, b), 4)
+}
+
 // Neither version takes away the other's mark, because the other one may see a ticket that it does not.
 func TestPrevious_MarkOfThisVersion_Stays(t *testing.T) {
 	t.Parallel()

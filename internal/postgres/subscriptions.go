@@ -19,6 +19,9 @@ var (
 	// ErrSubscriptionExists means that there is a subscription of the same name.
 	ErrSubscriptionExists = errors.New("there is a subscription of this name already; nothing was changed")
 
+	// ErrOlderDeclaration means that what is declared is older than what was declared before.
+	ErrOlderDeclaration = errors.New("the subscriptions are those of a newer file already, so nothing was changed")
+
 	// ErrNoSubscription means that there is no subscription of this name.
 	ErrNoSubscription = errors.New("there is no such subscription; nothing was changed")
 )
@@ -258,7 +261,13 @@ type declaredSubscription struct {
 }
 
 const selectDeclared = `
-SELECT name, target, settings, filter, body, declared, paused_at IS NOT NULL, paused_why FROM subscriptions ORDER BY name`
+SELECT name, target, settings, filter, body, declared, paused_at IS NOT NULL, paused_why, coalesce((settings ->> 'revision')::bigint, 0)
+FROM subscriptions ORDER BY name`
+
+// noteRevision keeps the revision of the file beside the settings, which no older version compares with those of its file.
+const noteRevision = `
+UPDATE subscriptions SET settings = jsonb_set(settings, '{revision}', to_jsonb($1::bigint))
+WHERE declared AND settings -> 'revision' IS DISTINCT FROM to_jsonb($1::bigint)`
 
 // changeSubscription also has its senders open the target anew.
 const changeSubscription = `
@@ -267,7 +276,12 @@ UPDATE subscriptions SET target = $2, settings = $3, filter = $4, body = $5, cha
 // DeclareSubscriptions makes subscriptions what a file says: it creates and changes those that are in it, and pauses those that
 // were in it and are not any more. It never deletes one, because its place would be lost. It resumes those that it paused.
 // Subscriptions of people are left alone: one of the same name is an error, and the others are declared all the same.
-func (s *Store) DeclareSubscriptions(ctx context.Context, by Person, subs []events.Subscription) (DeclaredChanges, error) {
+//
+// It returns ErrOlderDeclaration, and changes nothing, if a file with a higher revision was declared before. Of files with the same
+// revision the last one counts.
+func (s *Store) DeclareSubscriptions(
+	ctx context.Context, by Person, revision int64, subs []events.Subscription,
+) (DeclaredChanges, error) {
 	wanted := make(map[string]events.Subscription, len(subs))
 	for i := range subs {
 		if err := subs[i].Validate(); err != nil {
@@ -287,6 +301,9 @@ func (s *Store) DeclareSubscriptions(ctx context.Context, by Person, subs []even
 			if err := d.load(ctx); err != nil {
 				return err
 			}
+			if revision < d.revision {
+				return fmt.Errorf("%w: their revision is %d, and that of this file %d", ErrOlderDeclaration, d.revision, revision)
+			}
 			for i := range subs {
 				if is, ok := d.there[subs[i].Name]; ok && !is.declared {
 					foreign = errors.Join(foreign, fmt.Errorf("subscription %s: a person made it, so the file does not change it: "+
@@ -298,7 +315,9 @@ func (s *Store) DeclareSubscriptions(ctx context.Context, by Person, subs []even
 				}
 			}
 			err := d.pauseOthers(ctx, wanted)
-			changes = d.changes
+			if changes = d.changes; err == nil && revision > 0 {
+				_, err = tx.Exec(ctx, noteRevision, revision)
+			}
 			return err
 		})
 	})
@@ -315,6 +334,8 @@ type declaration struct {
 	there   map[string]declaredSubscription
 	names   []string // of those that are there, in their order
 	changes DeclaredChanges
+
+	revision int64 // of the newest file that was declared; 0 for none
 }
 
 func (d *declaration) load(ctx context.Context) error {
@@ -330,12 +351,13 @@ func (d *declaration) load(ctx context.Context) error {
 	var is declaredSubscription
 	for rows.Next() {
 		is = declaredSubscription{}
-		err := rows.Scan(&is.Name, &is.Target, &is.Settings, &is.Filter, &is.Body, &is.declared, &is.paused, &is.why)
+		var revision int64
+		err := rows.Scan(&is.Name, &is.Target, &is.Settings, &is.Filter, &is.Body, &is.declared, &is.paused, &is.why, &revision)
 		if err != nil {
 			rows.Close()
 			return err
 		}
-		d.there[is.Name], d.names = is, append(d.names, is.Name)
+		d.there[is.Name], d.names, d.revision = is, append(d.names, is.Name), max(d.revision, revision)
 	}
 	return rows.Err()
 }

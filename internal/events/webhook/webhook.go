@@ -1,4 +1,4 @@
-// Package webhook sends events to a server by HTTP: each is the body of one POST, signed as Standard Webhooks says.
+// Package webhook sends events to a server by HTTP: each is the body of one POST, or several are, signed as Standard Webhooks says.
 package webhook
 
 import (
@@ -41,6 +41,9 @@ const (
 const (
 	optionTimeout  = "timeout"  // longest time of a request with its answer, 100ms to 5m; 10s if it is not given
 	optionParallel = "parallel" // requests at once, 1 to 16; 16 if it is not given
+
+	optionBatch      = "batch"       // events of a request, 1 to 100; if it is not given, a request is an event and no batch
+	optionBatchBytes = "batch-bytes" // bytes of a batch with more than one event, 1024 to 16777216; 1048576 if it is not given
 )
 
 // target is an events.Target.
@@ -50,13 +53,16 @@ type target struct {
 	keys     [][]byte
 	timeout  time.Duration
 	parallel int
+
+	batch      int // events of a batch; 0 for none
+	batchBytes int
 }
 
 // Open returns the target of an http or https URL. It does not connect. The secret is one of Standard Webhooks ("whsec_" and
 // base64), or several with white space between: then each request has a signature by each of them. Without a secret requests are
 // not signed. A proxy is used as HTTPS_PROXY, HTTP_PROXY and NO_PROXY say.
 func Open(_ context.Context, address events.Address, logger *slog.Logger) (events.Target, error) {
-	t := &target{url: address.URL.String(), timeout: defaultTimeout, parallel: maxParallel}
+	t := &target{url: address.URL.String(), timeout: defaultTimeout, parallel: maxParallel, batchBytes: defaultBatchBytes}
 	switch {
 	case address.URL.Scheme != "http" && address.URL.Scheme != "https" || address.URL.Hostname() == "":
 		return nil, errors.New("the URL of a webhook is http://HOST/PATH or https://HOST/PATH")
@@ -115,9 +121,21 @@ func (t *target) setOptions(options map[string]string) (err error) {
 			if t.parallel, err = strconv.Atoi(value); err != nil || t.parallel < 1 || t.parallel > maxParallel {
 				return fmt.Errorf("the option parallel is %q: it is a number of requests from 1 to %d", value, maxParallel)
 			}
+		case optionBatch:
+			if t.batch, err = strconv.Atoi(value); err != nil || t.batch < 1 || t.batch > maxBatch {
+				return fmt.Errorf("the option batch is %q: it is a number of events from 1 to %d", value, maxBatch)
+			}
+		case optionBatchBytes:
+			if t.batchBytes, err = strconv.Atoi(value); err != nil || t.batchBytes < minBatchBytes || t.batchBytes > maxBatchBytes {
+				return fmt.Errorf("the option batch-bytes is %q: it is a number of bytes from %d to %d", value, minBatchBytes, maxBatchBytes)
+			}
 		default:
-			return fmt.Errorf("a webhook has no option %q: its options are %s and %s", name, optionParallel, optionTimeout)
+			return fmt.Errorf("a webhook has no option %q: its options are %s", name,
+				strings.Join([]string{optionBatch, optionBatchBytes, optionParallel, optionTimeout}, ", "))
 		}
+	}
+	if _, ok := options[optionBatchBytes]; ok && t.batch == 0 {
+		return errors.New("the option batch-bytes needs the option batch, which says how many events a request has at most")
 	}
 	return nil
 }
@@ -141,7 +159,10 @@ func (t *target) Close() { t.client.CloseIdleConnections() }
 // alone, no further request is begun, so that a target which hangs is waited for only once.
 func (t *target) Send(ctx context.Context, all []events.Event) []error {
 	outcomes := make([]error, len(all))
-	keys := byKey(all)
+	send, keys := t.sendInOrder, byKey(all)
+	if t.batch > 0 {
+		send, keys = t.sendBatches, lanes(keys, min(t.parallel, (len(all)+t.batch-1)/t.batch))
+	}
 	var next atomic.Int64
 	var down atomic.Bool
 	var senders sync.WaitGroup
@@ -152,7 +173,7 @@ func (t *target) Send(ctx context.Context, all []events.Event) []error {
 				if n >= len(keys) {
 					return
 				}
-				t.sendInOrder(ctx, all, keys[n], outcomes, &down)
+				send(ctx, all, keys[n], outcomes, &down)
 			}
 		})
 	}
@@ -183,7 +204,7 @@ func (t *target) sendInOrder(ctx context.Context, all []events.Event, key []int,
 			outcomes[i] = events.ErrNotSent
 			continue
 		}
-		whole, err := t.post(ctx, &all[i])
+		whole, err := t.post(ctx, message{all[i].ID, events.ContentType, all[i].JSON})
 		outcomes[i] = err
 		failed = err != nil && !errors.Is(err, events.ErrRejected)
 		if whole {
@@ -192,21 +213,27 @@ func (t *target) sendInOrder(ctx context.Context, all []events.Event, key []int,
 	}
 }
 
-// post sends one event. It reports whether the target as a whole fails, not only for this event.
-func (t *target) post(ctx context.Context, e *events.Event) (targetFails bool, err error) {
+// message is what one request brings.
+type message struct {
+	id, contentType string
+	body            []byte
+}
+
+// post sends one message. It reports whether the target as a whole fails, not only for what this message has.
+func (t *target) post(ctx context.Context, m message) (targetFails bool, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, t.timeout, fmt.Errorf("no answer within %s (option timeout)", t.timeout))
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, t.url, bytes.NewReader(e.JSON))
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, t.url, bytes.NewReader(m.body))
 	if err != nil {
 		return true, withoutURL(err)
 	}
 	timestamp := strconv.FormatInt(time.Now().Unix(), 10)
-	request.Header.Set("Content-Type", events.ContentType)
+	request.Header.Set("Content-Type", m.contentType)
 	request.Header.Set("User-Agent", "MyTicket")
-	request.Header.Set("Webhook-Id", e.ID)
+	request.Header.Set("Webhook-Id", m.id)
 	request.Header.Set("Webhook-Timestamp", timestamp)
 	if len(t.keys) > 0 {
-		request.Header.Set("Webhook-Signature", signature.Header(t.keys, e.ID, timestamp, e.JSON))
+		request.Header.Set("Webhook-Signature", signature.Header(t.keys, m.id, timestamp, m.body))
 	}
 	// An empty list sends no header, and has net/http repeat a request whose idle connection was just closed.
 	request.Header["Idempotency-Key"] = []string{}
@@ -220,6 +247,9 @@ func (t *target) post(ctx context.Context, e *events.Event) (targetFails bool, e
 	defer response.Body.Close()
 	// What the target says counts from its status on, even if the rest does not come.
 	answer, _ := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
+	if response.StatusCode == http.StatusUnsupportedMediaType && t.batch > 0 { // which would be true of each event
+		return true, errors.New("it answered 415 Unsupported Media Type: it takes no batches of events; leave the option batch out")
+	}
 	return outcome(response, answer)
 }
 
