@@ -10,7 +10,7 @@ import (
 	"myticket/internal/archive"
 )
 
-// ticketRow is a row of a file with tickets. An optional text that is empty is null. JSON is a plain text: not all readers know
+// ticketRow is a row of a file with tickets. It is written by ticketColumns. An optional text that is empty is null. JSON is a plain text: not all readers know
 // the type JSON, and the library fails on those that are null.
 type ticketRow struct {
 	ID            uuid.UUID  `parquet:"id,uuid"`
@@ -41,9 +41,9 @@ type ticketRow struct {
 }
 
 type lineRow struct {
-	ProductID string     `parquet:"product_id"`
-	Product   string     `parquet:"product"`
-	Price     *int64     `parquet:"price,optional,decimal(6:18)"`
+	ProductID string     `parquet:"product_id,dict"`
+	Product   string     `parquet:"product,dict"`
+	Price     *int64     `parquet:"price,optional,decimal(6:18),dict"`
 	PriceText string     `parquet:"price_text,optional"` // if it does not fit into price
 	Extra     []fieldRow `parquet:"extra,list"`
 }
@@ -51,13 +51,6 @@ type lineRow struct {
 type fieldRow struct {
 	Name  string `parquet:"name,dict"`
 	Value string `parquet:"value"`
-}
-
-// contentRow is what the check of a file reads of a ticket.
-type contentRow struct {
-	ID         uuid.UUID `parquet:"id,uuid"`
-	ReceivedAt int64     `parquet:"received_at,timestamp(microsecond),delta"`
-	Body       []byte    `parquet:"body"`
 }
 
 type correctionRow struct {
@@ -85,40 +78,6 @@ type changeRow struct {
 func micros(at time.Time) int64 { return at.UnixMicro() }
 
 func fromMicros(micros int64) time.Time { return time.UnixMicro(micros).UTC() }
-
-func rowOf(t *archive.Ticket) ticketRow {
-	r := ticketRow{
-		ID: t.ID, ReceivedAt: micros(t.ReceivedAt), Source: t.Source, Status: t.Status, OrderNumber: t.OrderNumber,
-		Problems: text(t.Problems), Extra: text(t.Extra), StoredLines: text(t.StoredLines), ContentType: t.ContentType,
-		Traceparent: t.Traceparent, Version: int32(t.Version), ParserVersion: int32(t.ParserVersion), Dialect: int32(t.Dialect),
-		Attempts: int32(t.Attempts), Claims: int32(t.Claims), NextAttemptAt: t.NextAttemptAt, ProblemGroup: t.ProblemGroup,
-		Text: t.Text, Body: t.Body,
-	}
-	if t.Correction != nil {
-		number := int32(*t.Correction)
-		r.Correction = &number
-	}
-	r.VAT, r.VATText = keepAmount(t.VAT)
-	r.Total, r.TotalText = keepAmount(t.Total)
-	if len(t.Lines) > 0 {
-		r.Lines = make([]lineRow, len(t.Lines))
-	}
-	for i := range t.Lines {
-		from, to := &t.Lines[i], &r.Lines[i]
-		to.ProductID, to.Product = from.ProductID, from.Product
-		if from.Price != nil {
-			if units, ok := parseDecimal(*from.Price); ok {
-				to.Price = &units
-			} else {
-				to.PriceText = *from.Price
-			}
-		}
-		for _, f := range from.Extra {
-			to.Extra = append(to.Extra, fieldRow(f))
-		}
-	}
-	return r
-}
 
 func (r *ticketRow) ticket() archive.Ticket {
 	t := archive.Ticket{
@@ -194,6 +153,14 @@ func restoreAmount(units *int64, written string) *string {
 	}
 	amount := formatDecimal(*units)
 	return &amount
+}
+
+// parseOptional is parseDecimal for a text that may be missing.
+func parseOptional(amount *string) (units int64, ok bool) {
+	if amount == nil {
+		return 0, false
+	}
+	return parseDecimal(*amount)
 }
 
 // parseDecimal returns a decimal number in millionths. It fails if that does not hold it exactly.
