@@ -71,6 +71,17 @@ func (c *column) optionalInt64(n *int64) {
 	}
 }
 
+// amount adds an amount, and how it is written to another column.
+func (c *column) amount(writing *column, amount *string) {
+	units, fits, written := keepAmount(amount)
+	if fits {
+		c.add(parquet.Int64Value(units), 0)
+	} else {
+		c.null()
+	}
+	writing.filled(written)
+}
+
 func (c *column) write() error {
 	if len(c.values) == 0 {
 		return nil
@@ -131,12 +142,8 @@ func (c *ticketColumns) add(t *archive.Ticket) error {
 	c.source.text(t.Source)
 	c.status.text(t.Status)
 	c.orderNumber.optional(t.OrderNumber)
-	units, written := keepAmount(t.VAT)
-	c.vat.optionalInt64(units)
-	c.vatText.filled(written)
-	units, written = keepAmount(t.Total)
-	c.total.optionalInt64(units)
-	c.totalText.filled(written)
+	c.vat.amount(c.vatText, t.VAT)
+	c.total.amount(c.totalText, t.Total)
 	c.problems.filled(text(t.Problems))
 	c.extra.filled(text(t.Extra))
 	c.storedLines.filled(text(t.StoredLines))

@@ -3,15 +3,14 @@ package parquetfile
 
 import (
 	"bytes"
-	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
+	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -54,7 +53,9 @@ func options(codec compress.Codec) []parquet.WriterOption {
 	return []parquet.WriterOption{
 		parquet.Compression(codec), parquet.CreatedBy("myticket", "1", ""), parquet.PageBufferSize(512 << 10),
 		parquet.SkipPageBounds("body"), parquet.SkipPageBounds("text"), parquet.SkipPageBounds(inLines("product_id")...),
-		parquet.SkipPageBounds(inLines("product")...), parquet.SkipPageBounds(inLines("price")...), parquet.DictionaryMaxBytes(1 << 20),
+		parquet.SkipPageBounds(inLines("product")...), parquet.SkipPageBounds(inLines("price")...),
+		parquet.DataPageStatistics(false), // the column index has them, which is read first
+		parquet.DictionaryMaxBytes(1 << 20),
 	}
 }
 
@@ -153,22 +154,22 @@ func (w *TicketWriter) Add(t *archive.Ticket) error {
 
 // flush writes the buffer, as one or more row groups.
 func (w *TicketWriter) flush() error {
-	slices.SortFunc(w.buffer, func(a, b *archive.Ticket) int {
-		return cmp.Or(strings.Compare(a.Source, b.Source), bytes.Compare(a.ID[:], b.ID[:]))
-	})
+	// By source first: of one source, tickets usually come in the order of their ids, which is found at once.
+	sources := map[string][]*archive.Ticket{}
+	for _, t := range w.buffer {
+		sources[t.Source] = append(sources[t.Source], t)
+	}
 	pending := false // rows that are in no row group yet
-	for start := 0; start < len(w.buffer); {
-		source, end := w.buffer[start].Source, start
-		for end < len(w.buffer) && w.buffer[end].Source == source {
-			end++
-		}
-		large := end-start >= sourceTickets
+	for _, source := range slices.Sorted(maps.Keys(sources)) {
+		tickets := sources[source]
+		slices.SortFunc(tickets, func(a, b *archive.Ticket) int { return bytes.Compare(a.ID[:], b.ID[:]) })
+		large := len(tickets) >= sourceTickets
 		if large && pending {
 			if err := w.group(); err != nil {
 				return err
 			}
 		}
-		for _, t := range w.buffer[start:end] {
+		for _, t := range tickets {
 			w.sum.add(t.ID[:], micros(t.ReceivedAt), t.Body)
 			if err := w.columns.add(t); err != nil {
 				return err
@@ -180,7 +181,6 @@ func (w *TicketWriter) flush() error {
 				return err
 			}
 		}
-		start = end
 	}
 	clear(w.buffer)
 	w.buffer, w.held = w.buffer[:0], 0

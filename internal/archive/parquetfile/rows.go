@@ -41,7 +41,7 @@ type ticketRow struct {
 }
 
 type lineRow struct {
-	ProductID string     `parquet:"product_id,dict"`
+	ProductID string     `parquet:"product_id,dict"` // most products are on many tickets
 	Product   string     `parquet:"product,dict"`
 	Price     *int64     `parquet:"price,optional,decimal(6:18),dict"`
 	PriceText string     `parquet:"price_text,optional"` // if it does not fit into price
@@ -130,18 +130,18 @@ const (
 
 // keepAmount returns an amount for a DECIMAL column; and as a text, if it does not fit, or if formatDecimal would write it in
 // another way than it is stored, such as 16.900.
-func keepAmount(amount *string) (units *int64, written string) {
+func keepAmount(amount *string) (units int64, fits bool, written string) {
 	if amount == nil {
-		return nil, ""
+		return 0, false, ""
 	}
-	n, ok := parseDecimal(*amount)
-	if !ok {
-		return nil, *amount
+	if units, fits = parseDecimal(*amount); !fits {
+		return 0, false, *amount
 	}
-	if formatDecimal(n) != *amount {
+	var room [32]byte
+	if string(appendDecimal(room[:0], units)) != *amount {
 		written = *amount
 	}
-	return &n, written
+	return units, true, written
 }
 
 func restoreAmount(units *int64, written string) *string {
@@ -187,15 +187,19 @@ func parseDecimal(s string) (units int64, ok bool) {
 	return units, true
 }
 
-// formatDecimal writes millionths with two digits after the point, or with as many as it needs.
-func formatDecimal(units int64) string {
-	sign := ""
+func formatDecimal(units int64) string { return string(appendDecimal(nil, units)) }
+
+// appendDecimal writes millionths with two digits after the point, or with as many as it needs.
+func appendDecimal(b []byte, units int64) []byte {
 	if units < 0 {
-		sign, units = "-", -units
+		b, units = append(b, '-'), -units
 	}
-	fraction := strconv.FormatInt(decimalUnit+units%decimalUnit, 10)[1:]
-	for len(fraction) > 2 && fraction[len(fraction)-1] == '0' {
-		fraction = fraction[:len(fraction)-1]
+	b = strconv.AppendInt(b, units/decimalUnit, 10)
+	point := len(b)
+	b = strconv.AppendInt(b, decimalUnit+units%decimalUnit, 10)
+	b[point] = '.' // instead of the 1 of decimalUnit
+	for len(b)-point > 3 && b[len(b)-1] == '0' {
+		b = b[:len(b)-1]
 	}
-	return sign + strconv.FormatInt(units/decimalUnit, 10) + "." + fraction
+	return b
 }
