@@ -230,11 +230,11 @@ func TestArchive_KilledAtEachStep_LosesNothing_AndIsFinishedByTheNextRun(t *test
 }
 
 // killedAt runs the real program, which ends itself at a step.
-func (b *archiveBundle) killedAt(t *testing.T, step string) {
+func (b *archiveBundle) killedAt(t *testing.T, step string, more ...string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	p := exec.CommandContext(ctx, os.Args[0], b.args("archive", "run", "--keep=2w", "--apply")...)
+	p := exec.CommandContext(ctx, os.Args[0], b.args(append([]string{"archive", "run", "--keep=2w", "--apply"}, more...)...)...)
 	p.Env = []string{runMain + "=1", "DATABASE_URL=" + b.url, killAt + "=" + step, "PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}
 	out, err := p.CombinedOutput()
 	require.Error(t, err, string(out))

@@ -35,7 +35,7 @@ func BenchmarkTickets(b *testing.B) {
 				for b.Loop() {
 					file.Reset()
 					before := processorTime(b)
-					w := newTicketWriter(&file, c.codec)
+					w := newTicketWriter(&file, 0, c.codec)
 					for i := range tickets {
 						if err := w.Add(&tickets[i]); err != nil {
 							b.Fatal(err)

@@ -40,11 +40,12 @@ const (
 	sourceTickets = 10_000
 )
 
-// MaxFileBytes bounds a file. A ticket has at most some 16 MiB more than a full buffer.
-const MaxFileBytes = 256 << 20
+// DefaultFileBytes is how large a file is at most, if nothing else is said. A smaller one has smaller buffers, too.
+const DefaultFileBytes = 8 * bufferBytes
 
-// Full reports whether a file is so large that one more buffer could exceed MaxFileBytes.
-func (w *TicketWriter) Full() bool { return w.out.n >= MaxFileBytes-3*bufferBytes }
+// Full reports whether a file is so large that one more buffer could exceed its limit. A ticket has at most some 16 MiB more than a
+// full buffer.
+func (w *TicketWriter) Full() bool { return w.out.n >= w.most-3*int64(w.buffered) }
 
 // codec is what the readers of docs/archive.md all read. Snappy was not compared with it.
 var codec compress.Codec = &zstd.Codec{Level: zstd.SpeedFastest, Concurrency: 1}
@@ -120,16 +121,24 @@ type TicketWriter struct {
 	buffer  []*archive.Ticket
 	held    int // bytes in buffer
 	sum     *summer
+
+	most     int64 // bytes of the file
+	buffered int   // bytes that are buffered at most
 }
 
-// NewTicketWriter begins a file.
-func NewTicketWriter(w io.Writer) *TicketWriter { return newTicketWriter(w, codec) }
+// NewTicketWriter begins a file that is to have at most a number of bytes: see Full. Zero is DefaultFileBytes.
+func NewTicketWriter(w io.Writer, most int64) *TicketWriter { return newTicketWriter(w, most, codec) }
 
-func newTicketWriter(w io.Writer, codec compress.Codec) *TicketWriter {
+func newTicketWriter(w io.Writer, most int64, codec compress.Codec) *TicketWriter {
+	if most == 0 {
+		most = DefaultFileBytes
+	}
 	out := &counter{w: w}
 	sorted := parquet.SortingWriterConfig(parquet.SortingColumns(parquet.Ascending("source"), parquet.Ascending("id")))
 	file := parquet.NewGenericWriter[ticketRow](out, append(options(codec), sorted)...)
-	return &TicketWriter{out: out, file: file, columns: newTicketColumns(file), sum: newSummer()}
+	return &TicketWriter{
+		out: out, file: file, columns: newTicketColumns(file), sum: newSummer(), most: most, buffered: int(min(most/8, bufferBytes)),
+	}
 }
 
 // Columns returns the schema of a file with tickets, as Parquet writes it.
@@ -146,7 +155,7 @@ func (w *TicketWriter) Add(t *archive.Ticket) error {
 			w.held += len(line.Extra[j].Value)
 		}
 	}
-	if len(w.buffer) >= bufferTickets || w.held >= bufferBytes {
+	if len(w.buffer) >= bufferTickets || w.held >= w.buffered {
 		return w.flush()
 	}
 	return nil

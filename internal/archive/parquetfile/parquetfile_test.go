@@ -53,7 +53,7 @@ func TestTickets_ComeBackAsTheyWere_SortedBySourceAndID(t *testing.T) {
 	t.Parallel()
 	all := tickets(1000)
 	var file bytes.Buffer
-	w := parquetfile.NewTicketWriter(&file)
+	w := parquetfile.NewTicketWriter(&file, 0)
 	byID := map[uuid.UUID]archive.Ticket{}
 	for i := range all {
 		byID[all[i].ID] = all[i]
@@ -135,7 +135,7 @@ func TestTickets_LinesAreReadFromTheText_WhenTheyAreWritten(t *testing.T) {
 		{ID: uuid.New(), Body: []byte("nothing"), Unread: true},
 	}
 	var file bytes.Buffer
-	w := parquetfile.NewTicketWriter(&file)
+	w := parquetfile.NewTicketWriter(&file, 0)
 	for i := range all {
 		all[i].Source = fmt.Sprint(i)
 		require.NoError(t, w.Add(&all[i]))
@@ -157,7 +157,7 @@ func TestTickets_LinesAreReadFromTheText_WhenTheyAreWritten(t *testing.T) {
 func TestTickets_OfWildShapes_ComeBackAsTheyWere(t *testing.T) {
 	t.Parallel()
 	chance := rand.New(rand.NewPCG(3, 4))
-	all := tickets(3000)
+	all := tickets(800)
 	byID := map[uuid.UUID]*archive.Ticket{}
 	for i := range all {
 		one := &all[i]
@@ -176,7 +176,7 @@ func TestTickets_OfWildShapes_ComeBackAsTheyWere(t *testing.T) {
 		}
 	}
 	var file bytes.Buffer
-	w := parquetfile.NewTicketWriter(&file)
+	w := parquetfile.NewTicketWriter(&file, 0)
 	for i := range all {
 		require.NoError(t, w.Add(&all[i]))
 	}
@@ -200,7 +200,7 @@ func TestSummarize_OfADamagedFile_SaysSo(t *testing.T) {
 	t.Parallel()
 	all := tickets(50)
 	var file bytes.Buffer
-	w := parquetfile.NewTicketWriter(&file)
+	w := parquetfile.NewTicketWriter(&file, 0)
 	for i := range all {
 		require.NoError(t, w.Add(&all[i]))
 	}
