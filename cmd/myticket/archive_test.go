@@ -242,6 +242,15 @@ func (b *archiveBundle) killedAt(t *testing.T, step string, more ...string) {
 	require.True(t, ok && status.Signaled() && status.Signal() == syscall.SIGKILL, "%v: %s", err, out)
 }
 
+// waitStopped waits until a process has stopped itself.
+func waitStopped(t *testing.T, pid int) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+		return err == nil && strings.Contains(string(stat), ") T ")
+	}, 30*time.Second, 10*time.Millisecond)
+}
+
 func TestArchive_ProcessThatSleptThroughItsTurn_DeletesNothingOfTheNextOne(t *testing.T) {
 	t.Parallel()
 	b := setupArchive(t, 50, 0)
@@ -250,10 +259,7 @@ func TestArchive_ProcessThatSleptThroughItsTurn_DeletesNothingOfTheNextOne(t *te
 	slept := exec.CommandContext(ctx, os.Args[0], b.args("archive", "run", "--keep=2w", "--apply")...)
 	slept.Env = []string{runMain + "=1", "DATABASE_URL=" + b.url, stopAt + "=clean:1", "PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}
 	require.NoError(t, slept.Start())
-	require.Eventually(t, func() bool {
-		stat, err := os.ReadFile("/proc/" + strconv.Itoa(slept.Process.Pid) + "/stat")
-		return err == nil && strings.Contains(string(stat), ") T ")
-	}, 30*time.Second, 10*time.Millisecond)
+	waitStopped(t, slept.Process.Pid)
 	b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`) // a minute later
 
 	assert.True(t, b.run(t).Parts[0].Archived)

@@ -189,6 +189,9 @@ func (a *Archiver) Manifest(ctx context.Context, part string) (m archive.Manifes
 	if errors.Is(err, bucket.ErrNotFound) {
 		return m, nil, fmt.Errorf("part %s: %w", part, archive.ErrNoManifest)
 	}
+	if errors.Is(err, bucket.ErrChecksum) {
+		return m, nil, fmt.Errorf("%w: %w", archive.ErrDamaged, err)
+	}
 	if err != nil {
 		return m, nil, err
 	}
@@ -534,7 +537,7 @@ func (a *Archiver) Fetch(ctx context.Context, f archive.File) (*Scratch, error) 
 	n, err := a.Bucket.Get(ctx, f.Key, file)
 	err = a.full(err)
 	switch {
-	case errors.Is(err, bucket.ErrNotFound):
+	case errors.Is(err, bucket.ErrNotFound), errors.Is(err, bucket.ErrChecksum):
 		err = fmt.Errorf("%w: %w", archive.ErrDamaged, err)
 	case err == nil && (n != f.Bytes || hex.EncodeToString(file.hash.Sum(nil)) != f.SHA256):
 		err = fmt.Errorf("%w: %s has other bytes", archive.ErrDamaged, f.Key)

@@ -20,8 +20,13 @@ import (
 	"gocloud.dev/gcerrors"
 )
 
-// ErrNotFound means that there is no such object.
-var ErrNotFound = errors.New("no such object")
+var (
+	// ErrNotFound means that there is no such object.
+	ErrNotFound = errors.New("no such object")
+
+	// ErrChecksum means that the store gave other bytes than it was given, by its own checksum.
+	ErrChecksum = errors.New("the bytes do not match the checksum that the store has of them")
+)
 
 // Bucket is a store of objects. It is safe for use by several goroutines.
 type Bucket struct{ blobs *blob.Bucket }
@@ -166,6 +171,14 @@ func explain(doing, key string, err error) error {
 	}
 	if gcerrors.Code(err) == gcerrors.NotFound {
 		return fmt.Errorf("%s %s in the archive: %w", doing, key, ErrNotFound)
+	}
+	if strings.Contains(err.Error(), "checksum did not match") { // the client of S3 does not export a type for it
+		return fmt.Errorf("%s %s in the archive: %w: %w", doing, key, ErrChecksum, err)
+	}
+	var coded interface{ ErrorCode() string } // the errors of the clients of S3
+	if errors.As(err, &coded) && strings.HasPrefix(coded.ErrorCode(), "RequestTimeTooSkewed") {
+		return fmt.Errorf("%s %s in the archive: the clocks of this machine and of the store differ by so much that the store refuses "+
+			"everything: set them by NTP: %w", doing, key, err)
 	}
 	return fmt.Errorf("%s %s in the archive: %w", doing, key, err)
 }
