@@ -76,9 +76,28 @@ func Open(ctx context.Context, address string) (*Bucket, error) {
 	}
 	blobs, err := blob.OpenBucket(ctx, address)
 	if err != nil {
-		return nil, fmt.Errorf("open the archive: %w", err)
+		return nil, fmt.Errorf("open the archive: %s", withoutOptions(err.Error(), u))
 	}
 	return &Bucket{blobs}, nil
+}
+
+// longOption is how long an option's value is from which on it may be a secret. Shorter ones are words such as true.
+const longOption = 6
+
+// withoutOptions takes the values of a URL's options out of an error of the library, which has the whole URL in it. An option that
+// nobody knows may be a secret at the wrong place.
+func withoutOptions(text string, u *url.URL) string {
+	if u.RawQuery != "" {
+		text = strings.ReplaceAll(text, u.RawQuery, "(options)")
+	}
+	for _, values := range u.Query() {
+		for _, value := range values {
+			if len(value) >= longOption {
+				text = strings.ReplaceAll(strings.ReplaceAll(text, url.QueryEscape(value), "(hidden)"), value, "(hidden)")
+			}
+		}
+	}
+	return text
 }
 
 // openFolder opens a folder. What is written gets its name only when all of it is there, so a killed process leaves no half
