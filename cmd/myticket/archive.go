@@ -287,6 +287,8 @@ func (c archiveRunCmd) apply(ctx context.Context, turn *archiveTurn, by postgres
 				continue
 			case errors.Is(err, postgres.ErrNoPartition):
 				why, err = "gone: another process has dropped it", nil
+			case errors.Is(err, postgres.ErrLargeDefault):
+				why, err = "kept: "+err.Error(), nil
 			case errors.Is(err, postgres.ErrUndelivered): // a subscription was made or restored in the meantime
 				why, err = "kept: "+err.Error(), nil
 			case errors.Is(err, postgres.ErrManyUnfinished), errors.Is(err, postgres.ErrOnlyUnfinished):

@@ -476,3 +476,21 @@ func TestArchive_PartitionThatCouldNeverBeArchived_IsNotDetached(t *testing.T) {
 	assert.Equal(t, "10", b.text(t, `SELECT count(*)::text FROM tickets`))
 	assert.Empty(t, b.parts(t))
 }
+
+func TestArchive_UnfinishedTicketsBesideALargeDefaultPartition_StayWhereTheyAre(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 10, 2)
+	b.exec(t, `ALTER TABLE tickets_default ALTER body SET STORAGE PLAIN`)
+	b.exec(t, `INSERT INTO tickets (id, received_at, source, status, body)
+		SELECT gen_random_uuid(), '2031-01-01', 'till', 'TREATED', convert_to(repeat('x', 7500), 'UTF8') FROM generate_series(1, 5000)`)
+	report := b.run(t)
+	assert.Contains(t, report.Parts[0].Verdict, "that has more than 32 MiB: the servers empty it in the background")
+	assert.Empty(t, b.parts(t))
+	assert.Equal(t, "5012", b.text(t, `SELECT count(*)::text FROM tickets`))
+
+	b.exec(t, `DELETE FROM tickets WHERE received_at = '2031-01-01'`)
+	b.exec(t, `VACUUM (TRUNCATE) tickets_default`)
+	report = b.run(t)
+	assert.True(t, report.Parts[0].Archived, report.Parts[0].Verdict)
+	assert.Equal(t, "2", b.text(t, `SELECT count(*)::text FROM tickets`))
+}

@@ -23,6 +23,11 @@ var (
 
 	// ErrOnlyUnfinished means that there is nothing in it to archive.
 	ErrOnlyUnfinished = errors.New("the partition holds no tickets but those that are TO_TREAT or ERROR")
+
+	// ErrLargeDefault means that the default partition is too large to make a partition beside it for the unfinished tickets.
+	ErrLargeDefault = fmt.Errorf("it holds unfinished tickets, which need a partition of their own; to make that, Postgres reads the "+
+		"default partition while all tickets wait, and that has more than %d MiB: the servers empty it in the background, and the next "+
+		"run tries again", maxDefaultSize>>20)
 )
 
 // maxUnfinished and maxUnfinishedBytes bound the tickets that are moved out of a partition when it is detached, because
@@ -153,8 +158,9 @@ type Detached struct {
 
 // DetachPartition makes a partition a part of the archive: an ordinary table, whose tickets are in no query any more but that of
 // one ticket by its id. Its row in archives is written in the same transaction. Unless even says otherwise, the TO_TREAT and
-// ERROR tickets in it stay in tickets, in a new partition; if they are too many or all that there is, the partition stays as it
-// is (ErrManyUnfinished, ErrOnlyUnfinished), as one does that could never be archived (ErrTooMuch). It returns ErrUndelivered and
+// ERROR tickets in it stay in tickets, in a new partition; if they are too many or all that there is, or the default partition is
+// large, the partition stays as it is (ErrManyUnfinished, ErrOnlyUnfinished, ErrLargeDefault), as one does that could never be
+// archived (ErrTooMuch). It returns ErrUndelivered and
 // ErrNoPartition as DropPartition does, and waits for locks
 // as that does.
 func (s *Store) DetachPartition(
@@ -191,7 +197,9 @@ func (s *Store) DetachPartition(
 			return err
 		})
 	})
-	for _, why := range []error{ErrNoPartition, ErrUndelivered, ErrManyUnfinished, ErrOnlyUnfinished, ErrTooMuch, archive.ErrHeld} {
+	for _, why := range []error{
+		ErrNoPartition, ErrUndelivered, ErrManyUnfinished, ErrOnlyUnfinished, ErrLargeDefault, ErrTooMuch, archive.ErrHeld,
+	} {
 		if errors.Is(err, why) {
 			return Detached{}, fmt.Errorf("partition %s: %w", p.Name, err)
 		}
@@ -281,6 +289,15 @@ func detachPartition(ctx context.Context, tx pgx.Tx, p OldPartition, even DropEv
 	up := upkeep{Tx: tx}
 	if err := up.QueryRow(ctx, defaultPartition).Scan(&up.schema, &up.partition, &up.defaultName); err != nil {
 		return 0, err
+	}
+	if kept > 0 && up.partition != "" {
+		var size int64
+		if err := up.QueryRow(ctx, `SELECT pg_relation_size($1::text::regclass)`, up.partition).Scan(&size); err != nil {
+			return 0, err
+		}
+		if size > maxDefaultSize {
+			return 0, ErrLargeDefault
+		}
 	}
 	if err := up.run(ctx, `ALTER TABLE tickets DETACH PARTITION `+partition); err != nil {
 		return 0, err
