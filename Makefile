@@ -46,12 +46,12 @@ run: build ## build, then serve with a throwaway Postgres, on this machine only;
 GO_TEST_FLAGS = $(RACE) -shuffle=on -timeout=20m $(ARGS)
 GOTESTSUM := $(TOOL) gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg
 .PHONY: test
-test: ## run all tests against a throwaway Postgres; ARGS='-run TestX' narrows them. The first time it builds two Helms meanwhile
+test: bin/e2e/versitygw ## run all tests against a throwaway Postgres; ARGS='-run TestX' narrows them. The first time it builds two Helms meanwhile
 	@$(GO) build -o bin/withpg ./internal/devdb/withpg
 	@MAKE='$(MAKE_COMMAND)' GO='$(GO)' bin/withpg -- $(GOTESTSUM) --raw-command -- .ci/test-json $(GO_TEST_FLAGS) 3>&2
 
 .PHONY: test-go
-test-go: ## run all tests but those of the chart, which need Helm and its generators
+test-go: bin/e2e/versitygw ## run all tests but those of the chart, which need Helm and its generators
 	@$(GO) build -o bin/withpg ./internal/devdb/withpg
 	@bin/withpg -- $(GOTESTSUM) -- $(GO_TEST_FLAGS) $$($(GO) list ./... | grep -v '/charts$$')
 
@@ -210,7 +210,7 @@ tilt-ci: ## bring everything up with Tilt once, on the context kind-myticket, an
 
 # What events and archives are sent to. They are the only things in their images, so they are static.
 bin/e2e/nats-server bin/e2e/versitygw &: .ci/e2e/go.mod
-	@echo "Building bin/e2e/nats-server and bin/e2e/versitygw, which the end-to-end tests send events and archives to"
+	@echo "Building bin/e2e/nats-server and bin/e2e/versitygw, which tests send events and archives to, once"
 	@mkdir -p bin/e2e
 	@CGO_ENABLED=0 $(GO) -C .ci/e2e build -trimpath -ldflags '-s -w' -o ../../bin/e2e/ github.com/nats-io/nats-server/v2 github.com/versity/versitygw/cmd/versitygw
 

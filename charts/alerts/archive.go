@@ -14,6 +14,25 @@ func archiveBehind() alert {
 	}
 }
 
+// archiveNotRun is about what archiveBehind cannot see: a server says nothing of the archive before its first run ever. The rule begins
+// to count when it is loaded, so with the chart that turns the archive on.
+func archiveNotRun() alert {
+	return alert{
+		name:     "MyticketArchiveNotRun",
+		severity: warning,
+		when:     archives,
+		expr: lines(
+			`count by (namespace) (myticket_build_info{${servers}})`,
+			`  unless on (namespace) myticket_archive_lag_seconds{${servers}}`,
+		),
+		lasts:   "49h",
+		panel:   "myticket-events/30",
+		summary: "The archive is on, and was never run",
+		description: "Tickets stay in Postgres alone, where nothing drops them before they are archived. No ticket is lost, " +
+			"but the database grows.",
+	}
+}
+
 func archiveFailing() alert {
 	return alert{
 		name:     "MyticketArchiveFailing",

@@ -57,7 +57,7 @@ func groups() []group {
 		)},
 		{"${fullname}.events", alerts(
 			eventsDown(), eventsBehind(), subscriptionFailing(), subscriptionPaused(), deadLetters(), eventsHeldBack(), outboxHeld(),
-			archiveBehind(), archiveFailing(),
+			archiveBehind(), archiveNotRun(), archiveFailing(),
 		)},
 		{"${fullname}.database", alerts(
 			poolSaturated(), schemaBehind(), synchronousMissing(required), synchronousMissing(preferred), standbyMissing(),

@@ -112,7 +112,7 @@ func events() *dashboard.DashboardBuilder {
 			queries: []query{
 				{`max(myticket_archive_lag_seconds{namespace="$namespace"})`, "behind"},
 			},
-			alerts: []string{"MyticketArchiveBehind"},
+			alerts: []string{"MyticketArchiveBehind", "MyticketArchiveNotRun"},
 		},
 		panel{
 			id: 31, title: "Parts of the archive", look: stacked, unit: count,

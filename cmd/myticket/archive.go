@@ -120,16 +120,20 @@ type archiveRunCmd struct {
 	outputFlags
 	personFlags
 	archiveFlags
-	Keep        span   `required:"" env:"MYTICKET_ARCHIVE_KEEP" placeholder:"TIME" help:"How long tickets stay in Postgres, in days or weeks: 90d, 12w; at least 1d. There is no default. A partition is archived when its whole period is older."`
-	Unfinished  string `env:"MYTICKET_ARCHIVE_UNFINISHED" enum:"keep,archive" default:"keep" help:"What becomes of TO_TREAT and ERROR tickets: keep leaves them in Postgres, archive takes them along with their problems. Default: ${default}."`
-	Undelivered bool   `help:"Also archive partitions of a time that a subscription has not got all events about. It never gets those."`
-	Apply       bool   `help:"Archive and drop. Without this flag, only show what would be archived."`
+	Keep        span     `required:"" env:"MYTICKET_ARCHIVE_KEEP" placeholder:"TIME" help:"How long tickets stay in Postgres, in days or weeks: 90d, 12w; at least 1d. There is no default. A partition is archived when its whole period is older."`
+	Unfinished  string   `env:"MYTICKET_ARCHIVE_UNFINISHED" enum:"keep,archive" default:"keep" help:"What becomes of TO_TREAT and ERROR tickets: keep leaves them in Postgres, archive takes them along with their problems. Default: ${default}."`
+	Undelivered bool     `help:"Also archive partitions of a time that a subscription has not got all events about. It never gets those."`
+	FileSize    byteSize `env:"MYTICKET_ARCHIVE_FILE_SIZE" default:"256MiB" help:"Maximum size of a file with tickets, from 1MiB to 1GiB. The folder for temporary files needs twice that. Default: ${default}."`
+	Apply       bool     `help:"Archive and drop. Without this flag, only show what would be archived."`
 }
 
 // Validate is called by kong.
 func (c archiveRunCmd) Validate() error {
 	if time.Duration(c.Keep) < 24*time.Hour {
 		return errors.New("--keep must be at least 1d")
+	}
+	if c.FileSize < 1<<20 || c.FileSize > 1<<30 {
+		return errors.New("--file-size must be from 1MiB to 1GiB")
 	}
 	return errors.Join(c.personFlags.check(), c.archiveFlags.check())
 }
@@ -169,6 +173,7 @@ func (c archiveRunCmd) Run(ctx context.Context, std streams) error {
 	if err != nil {
 		return err
 	}
+	turn.files.FileBytes = int64(c.FileSize)
 	report, err := c.apply(working, turn, by)
 	newProgress(std.stderr).end()
 	if cause := context.Cause(working); errors.Is(cause, archive.ErrHeld) {
@@ -282,6 +287,8 @@ func (c archiveRunCmd) apply(ctx context.Context, turn *archiveTurn, by postgres
 				continue
 			case errors.Is(err, postgres.ErrNoPartition):
 				why, err = "gone: another process has dropped it", nil
+			case errors.Is(err, postgres.ErrLargeDefault):
+				why, err = "kept: "+err.Error(), nil
 			case errors.Is(err, postgres.ErrUndelivered): // a subscription was made or restored in the meantime
 				why, err = "kept: "+err.Error(), nil
 			case errors.Is(err, postgres.ErrManyUnfinished), errors.Is(err, postgres.ErrOnlyUnfinished):

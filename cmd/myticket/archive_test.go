@@ -230,16 +230,25 @@ func TestArchive_KilledAtEachStep_LosesNothing_AndIsFinishedByTheNextRun(t *test
 }
 
 // killedAt runs the real program, which ends itself at a step.
-func (b *archiveBundle) killedAt(t *testing.T, step string) {
+func (b *archiveBundle) killedAt(t *testing.T, step string, more ...string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	p := exec.CommandContext(ctx, os.Args[0], b.args("archive", "run", "--keep=2w", "--apply")...)
+	p := exec.CommandContext(ctx, os.Args[0], b.args(append([]string{"archive", "run", "--keep=2w", "--apply"}, more...)...)...)
 	p.Env = []string{runMain + "=1", "DATABASE_URL=" + b.url, killAt + "=" + step, "PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}
 	out, err := p.CombinedOutput()
 	require.Error(t, err, string(out))
 	status, ok := p.ProcessState.Sys().(syscall.WaitStatus)
 	require.True(t, ok && status.Signaled() && status.Signal() == syscall.SIGKILL, "%v: %s", err, out)
+}
+
+// waitStopped waits until a process has stopped itself.
+func waitStopped(t *testing.T, pid int) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+		return err == nil && strings.Contains(string(stat), ") T ")
+	}, 30*time.Second, 10*time.Millisecond)
 }
 
 func TestArchive_ProcessThatSleptThroughItsTurn_DeletesNothingOfTheNextOne(t *testing.T) {
@@ -250,10 +259,7 @@ func TestArchive_ProcessThatSleptThroughItsTurn_DeletesNothingOfTheNextOne(t *te
 	slept := exec.CommandContext(ctx, os.Args[0], b.args("archive", "run", "--keep=2w", "--apply")...)
 	slept.Env = []string{runMain + "=1", "DATABASE_URL=" + b.url, stopAt + "=clean:1", "PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}
 	require.NoError(t, slept.Start())
-	require.Eventually(t, func() bool {
-		stat, err := os.ReadFile("/proc/" + strconv.Itoa(slept.Process.Pid) + "/stat")
-		return err == nil && strings.Contains(string(stat), ") T ")
-	}, 30*time.Second, 10*time.Millisecond)
+	waitStopped(t, slept.Process.Pid)
 	b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`) // a minute later
 
 	assert.True(t, b.run(t).Parts[0].Archived)
@@ -469,4 +475,22 @@ func TestArchive_PartitionThatCouldNeverBeArchived_IsNotDetached(t *testing.T) {
 	assert.Contains(t, stderr, "more than 100000 corrections or rows of the audit")
 	assert.Equal(t, "10", b.text(t, `SELECT count(*)::text FROM tickets`))
 	assert.Empty(t, b.parts(t))
+}
+
+func TestArchive_UnfinishedTicketsBesideALargeDefaultPartition_StayWhereTheyAre(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 10, 2)
+	b.exec(t, `ALTER TABLE tickets_default ALTER body SET STORAGE PLAIN`)
+	b.exec(t, `INSERT INTO tickets (id, received_at, source, status, body)
+		SELECT gen_random_uuid(), '2031-01-01', 'till', 'TREATED', convert_to(repeat('x', 7500), 'UTF8') FROM generate_series(1, 5000)`)
+	report := b.run(t)
+	assert.Contains(t, report.Parts[0].Verdict, "that has more than 32 MiB: the servers empty it in the background")
+	assert.Empty(t, b.parts(t))
+	assert.Equal(t, "5012", b.text(t, `SELECT count(*)::text FROM tickets`))
+
+	b.exec(t, `DELETE FROM tickets WHERE received_at = '2031-01-01'`)
+	b.exec(t, `VACUUM (TRUNCATE) tickets_default`)
+	report = b.run(t)
+	assert.True(t, report.Parts[0].Archived, report.Parts[0].Verdict)
+	assert.Equal(t, "2", b.text(t, `SELECT count(*)::text FROM tickets`))
 }

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"myticket/internal/ticket"
 )
 
 // State is how far a part has come.
@@ -63,7 +65,7 @@ type Ticket struct {
 	OrderNumber            *string
 	VAT, Total             *string // decimal
 	Problems, Extra        *string // JSON, as stored
-	Lines                  []Line  // as read from the text
+	Lines                  []Line  // as read from the text; none while Unread
 	StoredLines            *string // JSON, as an older version has stored it
 	ContentType            string
 	Traceparent            *string
@@ -75,6 +77,11 @@ type Ticket struct {
 	Correction             *int   // which correction is read instead of the body
 	Text                   []byte // its text; nil if the body is read
 	Body                   []byte
+
+	// Unread means that the lines are yet to be read from the text, by Reader. Up to 100,000 tickets wait to be written, and their
+	// lines would take more memory than their texts, so they are read only then.
+	Unread bool
+	Reader *ticket.Reader // nil for the dialect of everyone
 }
 
 // Line is a product line.

@@ -23,6 +23,11 @@ var (
 
 	// ErrOnlyUnfinished means that there is nothing in it to archive.
 	ErrOnlyUnfinished = errors.New("the partition holds no tickets but those that are TO_TREAT or ERROR")
+
+	// ErrLargeDefault means that the default partition is too large to make a partition beside it for the unfinished tickets.
+	ErrLargeDefault = fmt.Errorf("it holds unfinished tickets, which need a partition of their own; to make that, Postgres reads the "+
+		"default partition while all tickets wait, and that has more than %d MiB: the servers empty it in the background, and the next "+
+		"run tries again", maxDefaultSize>>20)
 )
 
 // maxUnfinished and maxUnfinishedBytes bound the tickets that are moved out of a partition when it is detached, because
@@ -153,8 +158,9 @@ type Detached struct {
 
 // DetachPartition makes a partition a part of the archive: an ordinary table, whose tickets are in no query any more but that of
 // one ticket by its id. Its row in archives is written in the same transaction. Unless even says otherwise, the TO_TREAT and
-// ERROR tickets in it stay in tickets, in a new partition; if they are too many or all that there is, the partition stays as it
-// is (ErrManyUnfinished, ErrOnlyUnfinished), as one does that could never be archived (ErrTooMuch). It returns ErrUndelivered and
+// ERROR tickets in it stay in tickets, in a new partition; if they are too many or all that there is, or the default partition is
+// large, the partition stays as it is (ErrManyUnfinished, ErrOnlyUnfinished, ErrLargeDefault), as one does that could never be
+// archived (ErrTooMuch). It returns ErrUndelivered and
 // ErrNoPartition as DropPartition does, and waits for locks
 // as that does.
 func (s *Store) DetachPartition(
@@ -191,7 +197,9 @@ func (s *Store) DetachPartition(
 			return err
 		})
 	})
-	for _, why := range []error{ErrNoPartition, ErrUndelivered, ErrManyUnfinished, ErrOnlyUnfinished, ErrTooMuch, archive.ErrHeld} {
+	for _, why := range []error{
+		ErrNoPartition, ErrUndelivered, ErrManyUnfinished, ErrOnlyUnfinished, ErrLargeDefault, ErrTooMuch, archive.ErrHeld,
+	} {
 		if errors.Is(err, why) {
 			return Detached{}, fmt.Errorf("partition %s: %w", p.Name, err)
 		}
@@ -282,6 +290,15 @@ func detachPartition(ctx context.Context, tx pgx.Tx, p OldPartition, even DropEv
 	if err := up.QueryRow(ctx, defaultPartition).Scan(&up.schema, &up.partition, &up.defaultName); err != nil {
 		return 0, err
 	}
+	if kept > 0 && up.partition != "" {
+		var size int64
+		if err := up.QueryRow(ctx, `SELECT pg_relation_size($1::text::regclass)`, up.partition).Scan(&size); err != nil {
+			return 0, err
+		}
+		if size > maxDefaultSize {
+			return 0, ErrLargeDefault
+		}
+	}
 	if err := up.run(ctx, `ALTER TABLE tickets DETACH PARTITION `+partition); err != nil {
 		return 0, err
 	}
@@ -362,93 +379,6 @@ func (s *Store) CountPart(ctx context.Context, p archive.Part) (tickets, bytes i
 		return tx.QueryRow(ctx, `SELECT count(*), pg_total_relation_size($1::text::regclass) FROM `+table, table).Scan(&tickets, &bytes)
 	})
 	return tickets, bytes, explain("count the tickets of "+p.Table, err)
-}
-
-// archivedColumns are what ReadPart reads of a ticket t.
-const archivedColumns = `id, received_at, source, status, order_number, vat::text, total::text, problems::text, extra::text,
-	lines::text, content_type, traceparent, version, parser_version, attempts, claims, next_attempt_at, problem_group, correction,
-	body, ` + readTextSQL
-
-// pageTickets is how many tickets of a detached table one transaction reads: a long one would hold back vacuum in the whole
-// database. Nobody writes to that table, so the pages fit together.
-const pageTickets = 50_000
-
-// ReadPart calls do with each ticket of a detached table, in the order of time. The ticket's texts and bytes are its own.
-func (s *Store) ReadPart(ctx context.Context, p archive.Part, do func(*archive.Ticket) error) error {
-	var after place
-	for {
-		n := 0
-		err := pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-			table, err := s.partTable(ctx, tx, p)
-			if err != nil {
-				return err
-			}
-			// While the archive is slow, the transaction is idle for longer than prepareSession allows.
-			if _, err := tx.Exec(ctx, `SET LOCAL idle_in_transaction_session_timeout = 0`); err != nil {
-				return err
-			}
-			rows, err := tx.Query(ctx, `SELECT `+archivedColumns+` FROM `+table+` t WHERE (received_at, id) > ($1, $2)
-				ORDER BY received_at, id LIMIT $3`, after.at, after.id, pageTickets)
-			if err != nil {
-				return err
-			}
-			defer rows.Close()
-			for rows.Next() {
-				t, err := s.scanArchived(rows)
-				if err != nil {
-					return err
-				}
-				if err := do(t); err != nil {
-					return err
-				}
-				after = place{t.ReceivedAt, t.ID}
-				n++
-			}
-			return rows.Err()
-		})
-		if err != nil || n < pageTickets {
-			return err
-		}
-	}
-}
-
-func (s *Store) scanArchived(row pgx.Rows) (*archive.Ticket, error) {
-	var t archive.Ticket
-	var text text
-	err := row.Scan(append([]any{
-		&t.ID, &t.ReceivedAt, &t.Source, &t.Status, &t.OrderNumber, &t.VAT, &t.Total, &t.Problems, &t.Extra, &t.StoredLines,
-		&t.ContentType, &t.Traceparent, &t.Version, &t.ParserVersion, &t.Attempts, &t.Claims, &t.NextAttemptAt, &t.ProblemGroup,
-		&t.Correction, &t.Body,
-	}, text.scan()...)...)
-	if err != nil {
-		return nil, err
-	}
-	t.Dialect = text.version
-	if t.Correction != nil {
-		t.Text = append([]byte{}, text.body...)
-	}
-	if t.ParserVersion == 0 {
-		return &t, nil
-	}
-	order, _, unknown := s.parse(text)
-	if unknown != nil {
-		return nil, fmt.Errorf("ticket %s: %w", t.ID, unknown)
-	}
-	shown := StoredTicket{}
-	shown.readLines(&order)
-	for i := range shown.Lines {
-		from := &shown.Lines[i]
-		line := archive.Line{ProductID: from.ProductID, Product: from.Product}
-		if from.Price != "" {
-			price := from.Price.String()
-			line.Price = &price
-		}
-		for _, f := range from.Extra {
-			line.Extra = append(line.Extra, archive.Field(f))
-		}
-		t.Lines = append(t.Lines, line)
-	}
-	return &t, nil
 }
 
 // maxPartCorrections bounds what PartCorrections and PartChanges return, so that it fits into memory.

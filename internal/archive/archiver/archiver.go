@@ -14,6 +14,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/google/uuid"
@@ -40,8 +41,11 @@ type Config struct {
 	Source Source    // only for Write
 	Holder uuid.UUID // this process; only for Write
 
-	// Tmp is the folder for temporary files: at most two of parquetfile.MaxFileBytes at once. Defaults to the system's.
+	// Tmp is the folder for temporary files: at most two of FileBytes at once. Defaults to the system's.
 	Tmp string
+
+	// FileBytes bounds a file with tickets. Defaults to parquetfile.DefaultFileBytes.
+	FileBytes int64
 
 	Program string // the version of this program, for manifests
 
@@ -62,6 +66,9 @@ func New(config Config) *Archiver {
 	}
 	if config.Step == nil {
 		config.Step = func(string) error { return nil }
+	}
+	if config.FileBytes == 0 {
+		config.FileBytes = parquetfile.DefaultFileBytes
 	}
 	if config.Tmp == "" {
 		config.Tmp = os.TempDir()
@@ -136,7 +143,7 @@ func (a *Archiver) Write(ctx context.Context, p archive.Part) (m archive.Manifes
 // Ready tries whether a part can be written now: whether there is room for temporary files, and whether the archive takes an
 // object and gives it back. A partition is detached only then, because nobody finds its tickets in lists until it is archived.
 func (a *Archiver) Ready(ctx context.Context) error {
-	file, err := a.scratch(2 * parquetfile.MaxFileBytes)
+	file, err := a.scratch(2 * a.FileBytes)
 	if err != nil {
 		return err
 	}
@@ -181,6 +188,9 @@ func (a *Archiver) Manifest(ctx context.Context, part string) (m archive.Manifes
 	_, err = a.Bucket.Get(ctx, archive.ManifestKey(part), &text)
 	if errors.Is(err, bucket.ErrNotFound) {
 		return m, nil, fmt.Errorf("part %s: %w", part, archive.ErrNoManifest)
+	}
+	if errors.Is(err, bucket.ErrChecksum) {
+		return m, nil, fmt.Errorf("%w: %w", archive.ErrDamaged, err)
 	}
 	if err != nil {
 		return m, nil, err
@@ -385,16 +395,16 @@ func (w *partWriter) add(ctx context.Context, t *archive.Ticket) error {
 			return err
 		}
 		var err error
-		if w.file, err = w.scratch(2 * parquetfile.MaxFileBytes); err != nil {
+		if w.file, err = w.scratch(2 * w.FileBytes); err != nil {
 			return err
 		}
-		w.to, w.day = parquetfile.NewTicketWriter(w.file), day
+		w.to, w.day = parquetfile.NewTicketWriter(w.file, w.FileBytes), day
 	}
 	w.manifest.Tickets++
 	if w.manifest.Tickets%10_000 == 0 {
 		w.Progress("write", w.manifest.Tickets, w.of)
 	}
-	return w.to.Add(t)
+	return w.full(w.to.Add(t))
 }
 
 // end ends the present file, uploads it and reads it back.
@@ -405,7 +415,7 @@ func (w *partWriter) end(ctx context.Context) error {
 	defer w.discard()
 	sum, err := w.to.Close()
 	if err != nil {
-		return fmt.Errorf("write a temporary file: %w", err)
+		return w.full(fmt.Errorf("write a temporary file: %w", err))
 	}
 	f := archive.File{
 		Kind: archive.KindTickets, Rows: sum.Rows, RowsSHA256: hex.EncodeToString(sum.SHA256[:]), First: &sum.First, Last: &sum.Last,
@@ -438,7 +448,7 @@ func (w *partWriter) small(ctx context.Context, kind string, day time.Time, rows
 	}
 	defer file.Close()
 	if err := write(file); err != nil {
-		return fmt.Errorf("write a temporary file: %w", err)
+		return w.full(fmt.Errorf("write a temporary file: %w", err))
 	}
 	return w.send(ctx, day, archive.File{Kind: kind, Rows: rows}, file)
 }
@@ -525,8 +535,9 @@ func (a *Archiver) Fetch(ctx context.Context, f archive.File) (*Scratch, error) 
 		return nil, err
 	}
 	n, err := a.Bucket.Get(ctx, f.Key, file)
+	err = a.full(err)
 	switch {
-	case errors.Is(err, bucket.ErrNotFound):
+	case errors.Is(err, bucket.ErrNotFound), errors.Is(err, bucket.ErrChecksum):
 		err = fmt.Errorf("%w: %w", archive.ErrDamaged, err)
 	case err == nil && (n != f.Bytes || hex.EncodeToString(file.hash.Sum(nil)) != f.SHA256):
 		err = fmt.Errorf("%w: %s has other bytes", archive.ErrDamaged, f.Key)
@@ -616,13 +627,22 @@ func (a *Archiver) scratch(need int64) (*Scratch, error) {
 	}
 	file, err := os.CreateTemp(a.Tmp, "myticket-archive-*")
 	if err != nil {
-		return nil, fmt.Errorf("make a temporary file: %w", err)
+		return nil, a.full(fmt.Errorf("make a temporary file: %w", err))
 	}
 	if err := os.Remove(file.Name()); err != nil {
 		_ = file.Close()
 		return nil, fmt.Errorf("make a temporary file: %w", err)
 	}
 	return &Scratch{File: file, hash: sha256.New()}, nil
+}
+
+// full adds what to do to an error that says that the disk is full.
+func (a *Archiver) full(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w: the folder for temporary files, %s, is full: make room, or give another one (--tmp). The tickets stay in "+
+			"Postgres", err, a.Tmp)
+	}
+	return err
 }
 
 func (s *Scratch) Write(b []byte) (int, error) {

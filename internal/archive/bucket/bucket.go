@@ -20,8 +20,13 @@ import (
 	"gocloud.dev/gcerrors"
 )
 
-// ErrNotFound means that there is no such object.
-var ErrNotFound = errors.New("no such object")
+var (
+	// ErrNotFound means that there is no such object.
+	ErrNotFound = errors.New("no such object")
+
+	// ErrChecksum means that the store gave other bytes than it was given, by its own checksum.
+	ErrChecksum = errors.New("the bytes do not match the checksum that the store has of them")
+)
 
 // Bucket is a store of objects. It is safe for use by several goroutines.
 type Bucket struct{ blobs *blob.Bucket }
@@ -71,9 +76,28 @@ func Open(ctx context.Context, address string) (*Bucket, error) {
 	}
 	blobs, err := blob.OpenBucket(ctx, address)
 	if err != nil {
-		return nil, fmt.Errorf("open the archive: %w", err)
+		return nil, fmt.Errorf("open the archive: %s", withoutOptions(err.Error(), u))
 	}
 	return &Bucket{blobs}, nil
+}
+
+// longOption is how long an option's value is from which on it may be a secret. Shorter ones are words such as true.
+const longOption = 6
+
+// withoutOptions takes the values of a URL's options out of an error of the library, which has the whole URL in it. An option that
+// nobody knows may be a secret at the wrong place.
+func withoutOptions(text string, u *url.URL) string {
+	if u.RawQuery != "" {
+		text = strings.ReplaceAll(text, u.RawQuery, "(options)")
+	}
+	for _, values := range u.Query() {
+		for _, value := range values {
+			if len(value) >= longOption {
+				text = strings.ReplaceAll(strings.ReplaceAll(text, url.QueryEscape(value), "(hidden)"), value, "(hidden)")
+			}
+		}
+	}
+	return text
 }
 
 // openFolder opens a folder. What is written gets its name only when all of it is there, so a killed process leaves no half
@@ -166,6 +190,14 @@ func explain(doing, key string, err error) error {
 	}
 	if gcerrors.Code(err) == gcerrors.NotFound {
 		return fmt.Errorf("%s %s in the archive: %w", doing, key, ErrNotFound)
+	}
+	if strings.Contains(err.Error(), "checksum did not match") { // the client of S3 does not export a type for it
+		return fmt.Errorf("%s %s in the archive: %w: %w", doing, key, ErrChecksum, err)
+	}
+	var coded interface{ ErrorCode() string } // the errors of the clients of S3
+	if errors.As(err, &coded) && strings.HasPrefix(coded.ErrorCode(), "RequestTimeTooSkewed") {
+		return fmt.Errorf("%s %s in the archive: the clocks of this machine and of the store differ by so much that the store refuses "+
+			"everything: set them by NTP: %w", doing, key, err)
 	}
 	return fmt.Errorf("%s %s in the archive: %w", doing, key, err)
 }

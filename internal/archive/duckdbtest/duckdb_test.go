@@ -39,7 +39,7 @@ func write(t *testing.T) (folder string) {
 		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o750))
 		file, err := os.Create(path)
 		require.NoError(t, err)
-		w := parquetfile.NewTicketWriter(file)
+		w := parquetfile.NewTicketWriter(file, 0)
 		for n := range perDay {
 			vat, total, price := "-0.10", "16.90", "1.500001"
 			ticket := archive.Ticket{

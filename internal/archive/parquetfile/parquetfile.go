@@ -3,13 +3,13 @@ package parquetfile
 
 import (
 	"bytes"
-	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
+	"maps"
 	"slices"
 	"time"
 
@@ -40,19 +40,23 @@ const (
 	sourceTickets = 10_000
 )
 
-// MaxFileBytes bounds a file. A ticket has at most some 16 MiB more than a full buffer.
-const MaxFileBytes = 256 << 20
+// DefaultFileBytes is how large a file is at most, if nothing else is said. A smaller one has smaller buffers, too.
+const DefaultFileBytes = 8 * bufferBytes
 
-// Full reports whether a file is so large that one more buffer could exceed MaxFileBytes.
-func (w *TicketWriter) Full() bool { return w.out.n >= MaxFileBytes-3*bufferBytes }
+// Full reports whether a file is so large that one more buffer could exceed its limit. A ticket has at most some 16 MiB more than a
+// full buffer.
+func (w *TicketWriter) Full() bool { return w.out.n >= w.most-3*int64(w.buffered) }
 
 // codec is what the readers of docs/archive.md all read. Snappy was not compared with it.
 var codec compress.Codec = &zstd.Codec{Level: zstd.SpeedFastest, Concurrency: 1}
 
-func options() []parquet.WriterOption {
+func options(codec compress.Codec) []parquet.WriterOption {
 	return []parquet.WriterOption{
 		parquet.Compression(codec), parquet.CreatedBy("myticket", "1", ""), parquet.PageBufferSize(512 << 10),
-		parquet.SkipPageBounds("body"), parquet.SkipPageBounds("text"), parquet.DictionaryMaxBytes(1 << 20),
+		parquet.SkipPageBounds("body"), parquet.SkipPageBounds("text"), parquet.SkipPageBounds(inLines("product_id")...),
+		parquet.SkipPageBounds(inLines("product")...), parquet.SkipPageBounds(inLines("price")...),
+		parquet.DataPageStatistics(false), // the column index has them, which is read first
+		parquet.DictionaryMaxBytes(1 << 20),
 	}
 }
 
@@ -65,29 +69,34 @@ type Summary struct {
 
 // summer makes a Summary, row by row, in the order of the file.
 type summer struct {
-	summary Summary
-	hash    hash.Hash
+	summary     Summary
+	rows        int64
+	first, last int64    // microseconds
+	head        [24]byte // a field, because what is given to an interface is allocated otherwise
+	hash        hash.Hash
 }
 
 func newSummer() *summer { return &summer{hash: sha256.New()} }
 
-func (s *summer) add(id uuid.UUID, receivedAt int64, body []byte) {
-	at := fromMicros(receivedAt)
-	if s.summary.Rows == 0 || at.Before(s.summary.First) {
-		s.summary.First = at
+func (s *summer) add(id []byte, receivedAt int64, body []byte) {
+	if s.rows == 0 || receivedAt < s.first {
+		s.first = receivedAt
 	}
-	if s.summary.Rows == 0 || at.After(s.summary.Last) {
-		s.summary.Last = at
+	if s.rows == 0 || receivedAt > s.last {
+		s.last = receivedAt
 	}
-	s.summary.Rows++
-	var head [24]byte
-	copy(head[:], id[:])
-	binary.BigEndian.PutUint64(head[16:], uint64(len(body)))
-	s.hash.Write(head[:])
+	s.rows++
+	copy(s.head[:], id)
+	binary.BigEndian.PutUint64(s.head[16:], uint64(len(body)))
+	s.hash.Write(s.head[:])
 	s.hash.Write(body)
 }
 
 func (s *summer) sum() Summary {
+	s.summary.Rows = s.rows
+	if s.rows > 0 {
+		s.summary.First, s.summary.Last = fromMicros(s.first), fromMicros(s.last)
+	}
 	s.hash.Sum(s.summary.SHA256[:0])
 	return s.summary
 }
@@ -106,27 +115,38 @@ func (c *counter) Write(b []byte) (int, error) {
 
 // TicketWriter writes a file with tickets.
 type TicketWriter struct {
-	out    *counter
-	file   *parquet.GenericWriter[ticketRow]
-	buffer []ticketRow
-	order  []int
-	held   int // bytes in buffer
-	sum    *summer
+	out     *counter
+	file    *parquet.GenericWriter[ticketRow]
+	columns *ticketColumns
+	buffer  []*archive.Ticket
+	held    int // bytes in buffer
+	sum     *summer
+
+	most     int64 // bytes of the file
+	buffered int   // bytes that are buffered at most
 }
 
-// NewTicketWriter begins a file.
-func NewTicketWriter(w io.Writer) *TicketWriter {
+// NewTicketWriter begins a file that is to have at most a number of bytes: see Full. Zero is DefaultFileBytes.
+func NewTicketWriter(w io.Writer, most int64) *TicketWriter { return newTicketWriter(w, most, codec) }
+
+func newTicketWriter(w io.Writer, most int64, codec compress.Codec) *TicketWriter {
+	if most == 0 {
+		most = DefaultFileBytes
+	}
 	out := &counter{w: w}
 	sorted := parquet.SortingWriterConfig(parquet.SortingColumns(parquet.Ascending("source"), parquet.Ascending("id")))
-	return &TicketWriter{out: out, file: parquet.NewGenericWriter[ticketRow](out, append(options(), sorted)...), sum: newSummer()}
+	file := parquet.NewGenericWriter[ticketRow](out, append(options(codec), sorted)...)
+	return &TicketWriter{
+		out: out, file: file, columns: newTicketColumns(file), sum: newSummer(), most: most, buffered: int(min(most/8, bufferBytes)),
+	}
 }
 
 // Columns returns the schema of a file with tickets, as Parquet writes it.
 func Columns() string { return parquet.SchemaOf(ticketRow{}).String() }
 
-// Add adds a ticket, and keeps what it refers to until it is written.
+// Add adds a ticket, and keeps it until it is written.
 func (w *TicketWriter) Add(t *archive.Ticket) error {
-	w.buffer = append(w.buffer, rowOf(t))
+	w.buffer = append(w.buffer, t)
 	w.held += len(t.Body) + len(t.Text) + len(text(t.StoredLines)) + len(text(t.Extra)) + len(text(t.Problems))
 	for i := range t.Lines {
 		line := &t.Lines[i]
@@ -135,7 +155,7 @@ func (w *TicketWriter) Add(t *archive.Ticket) error {
 			w.held += len(line.Extra[j].Value)
 		}
 	}
-	if len(w.buffer) >= bufferTickets || w.held >= bufferBytes {
+	if len(w.buffer) >= bufferTickets || w.held >= w.buffered {
 		return w.flush()
 	}
 	return nil
@@ -143,56 +163,45 @@ func (w *TicketWriter) Add(t *archive.Ticket) error {
 
 // flush writes the buffer, as one or more row groups.
 func (w *TicketWriter) flush() error {
-	w.order = w.order[:0]
-	for i := range w.buffer {
-		w.order = append(w.order, i)
+	// By source first: of one source, tickets usually come in the order of their ids, which is found at once.
+	sources := map[string][]*archive.Ticket{}
+	for _, t := range w.buffer {
+		sources[t.Source] = append(sources[t.Source], t)
 	}
-	slices.SortFunc(w.order, func(a, b int) int {
-		x, y := &w.buffer[a], &w.buffer[b]
-		return cmp.Or(cmp.Compare(x.Source, y.Source), bytes.Compare(x.ID[:], y.ID[:]))
-	})
 	pending := false // rows that are in no row group yet
-	for start := 0; start < len(w.order); {
-		source, end := w.buffer[w.order[start]].Source, start
-		for end < len(w.order) && w.buffer[w.order[end]].Source == source {
-			end++
-		}
-		large := end-start >= sourceTickets
+	for _, source := range slices.Sorted(maps.Keys(sources)) {
+		tickets := sources[source]
+		slices.SortFunc(tickets, func(a, b *archive.Ticket) int { return bytes.Compare(a.ID[:], b.ID[:]) })
+		large := len(tickets) >= sourceTickets
 		if large && pending {
-			if err := w.file.Flush(); err != nil {
+			if err := w.group(); err != nil {
 				return err
 			}
 		}
-		if err := w.write(w.order[start:end]); err != nil {
-			return err
+		for _, t := range tickets {
+			w.sum.add(t.ID[:], micros(t.ReceivedAt), t.Body)
+			if err := w.columns.add(t); err != nil {
+				return err
+			}
 		}
 		pending = !large
 		if large {
-			if err := w.file.Flush(); err != nil {
+			if err := w.group(); err != nil {
 				return err
 			}
 		}
-		start = end
 	}
 	clear(w.buffer)
 	w.buffer, w.held = w.buffer[:0], 0
-	return w.file.Flush()
+	return w.group()
 }
 
-func (w *TicketWriter) write(order []int) error {
-	var rows [128]ticketRow
-	for len(order) > 0 {
-		n := min(len(order), len(rows))
-		for i, at := range order[:n] {
-			rows[i] = w.buffer[at]
-			w.sum.add(rows[i].ID, rows[i].ReceivedAt, rows[i].Body)
-		}
-		if _, err := w.file.Write(rows[:n]); err != nil {
-			return err
-		}
-		order = order[n:]
+// group ends a row group.
+func (w *TicketWriter) group() error {
+	if err := w.columns.write(); err != nil {
+		return err
 	}
-	return nil
+	return w.file.Flush()
 }
 
 // Close ends the file, and returns what is in it. It does not close the writer below.
@@ -205,8 +214,8 @@ func (w *TicketWriter) Close() (Summary, error) {
 // Summarize reads ids, times and bodies of a file with tickets.
 func Summarize(file io.ReaderAt, size int64) (Summary, error) {
 	sum := newSummer()
-	err := each(file, size, func(_ int64, row *contentRow) error {
-		sum.add(row.ID, row.ReceivedAt, row.Body)
+	err := eachContent(file, size, func(id []byte, receivedAt int64, body []byte) error {
+		sum.add(id, receivedAt, body)
 		return nil
 	})
 	return sum.sum(), err
@@ -252,7 +261,12 @@ func each[R any](file io.ReaderAt, size int64, do func(n int64, row *R) error) e
 	return eachFrom(file, size, 0, do)
 }
 
-func eachFrom[R any](file io.ReaderAt, size, from int64, do func(n int64, row *R) error) (err error) {
+func eachFrom[R any](file io.ReaderAt, size, from int64, do func(n int64, row *R) error) error {
+	return open(file, size, func(opened *parquet.File) error { return eachOf(opened, from, do) })
+}
+
+// open opens a file, and calls do with it.
+func open(file io.ReaderAt, size int64, do func(*parquet.File) error) (err error) {
 	defer func() {
 		if p := recover(); p != nil { // the library panics on some files that are no Parquet
 			err = fmt.Errorf("%w: %v", archive.ErrDamaged, p)
@@ -262,6 +276,10 @@ func eachFrom[R any](file io.ReaderAt, size, from int64, do func(n int64, row *R
 	if err != nil {
 		return fmt.Errorf("%w: %w", archive.ErrDamaged, err)
 	}
+	return do(opened)
+}
+
+func eachOf[R any](opened *parquet.File, from int64, do func(n int64, row *R) error) error {
 	reader := parquet.NewGenericReader[R](opened)
 	defer reader.Close()
 	if from > 0 {

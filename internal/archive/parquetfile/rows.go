@@ -10,7 +10,7 @@ import (
 	"myticket/internal/archive"
 )
 
-// ticketRow is a row of a file with tickets. An optional text that is empty is null. JSON is a plain text: not all readers know
+// ticketRow is a row of a file with tickets. It is written by ticketColumns. An optional text that is empty is null. JSON is a plain text: not all readers know
 // the type JSON, and the library fails on those that are null.
 type ticketRow struct {
 	ID            uuid.UUID  `parquet:"id,uuid"`
@@ -41,9 +41,9 @@ type ticketRow struct {
 }
 
 type lineRow struct {
-	ProductID string     `parquet:"product_id"`
-	Product   string     `parquet:"product"`
-	Price     *int64     `parquet:"price,optional,decimal(6:18)"`
+	ProductID string     `parquet:"product_id,dict"` // most products are on many tickets
+	Product   string     `parquet:"product,dict"`
+	Price     *int64     `parquet:"price,optional,decimal(6:18),dict"`
 	PriceText string     `parquet:"price_text,optional"` // if it does not fit into price
 	Extra     []fieldRow `parquet:"extra,list"`
 }
@@ -51,13 +51,6 @@ type lineRow struct {
 type fieldRow struct {
 	Name  string `parquet:"name,dict"`
 	Value string `parquet:"value"`
-}
-
-// contentRow is what the check of a file reads of a ticket.
-type contentRow struct {
-	ID         uuid.UUID `parquet:"id,uuid"`
-	ReceivedAt int64     `parquet:"received_at,timestamp(microsecond),delta"`
-	Body       []byte    `parquet:"body"`
 }
 
 type correctionRow struct {
@@ -85,40 +78,6 @@ type changeRow struct {
 func micros(at time.Time) int64 { return at.UnixMicro() }
 
 func fromMicros(micros int64) time.Time { return time.UnixMicro(micros).UTC() }
-
-func rowOf(t *archive.Ticket) ticketRow {
-	r := ticketRow{
-		ID: t.ID, ReceivedAt: micros(t.ReceivedAt), Source: t.Source, Status: t.Status, OrderNumber: t.OrderNumber,
-		Problems: text(t.Problems), Extra: text(t.Extra), StoredLines: text(t.StoredLines), ContentType: t.ContentType,
-		Traceparent: t.Traceparent, Version: int32(t.Version), ParserVersion: int32(t.ParserVersion), Dialect: int32(t.Dialect),
-		Attempts: int32(t.Attempts), Claims: int32(t.Claims), NextAttemptAt: t.NextAttemptAt, ProblemGroup: t.ProblemGroup,
-		Text: t.Text, Body: t.Body,
-	}
-	if t.Correction != nil {
-		number := int32(*t.Correction)
-		r.Correction = &number
-	}
-	r.VAT, r.VATText = keepAmount(t.VAT)
-	r.Total, r.TotalText = keepAmount(t.Total)
-	if len(t.Lines) > 0 {
-		r.Lines = make([]lineRow, len(t.Lines))
-	}
-	for i := range t.Lines {
-		from, to := &t.Lines[i], &r.Lines[i]
-		to.ProductID, to.Product = from.ProductID, from.Product
-		if from.Price != nil {
-			if units, ok := parseDecimal(*from.Price); ok {
-				to.Price = &units
-			} else {
-				to.PriceText = *from.Price
-			}
-		}
-		for _, f := range from.Extra {
-			to.Extra = append(to.Extra, fieldRow(f))
-		}
-	}
-	return r
-}
 
 func (r *ticketRow) ticket() archive.Ticket {
 	t := archive.Ticket{
@@ -171,18 +130,18 @@ const (
 
 // keepAmount returns an amount for a DECIMAL column; and as a text, if it does not fit, or if formatDecimal would write it in
 // another way than it is stored, such as 16.900.
-func keepAmount(amount *string) (units *int64, written string) {
+func keepAmount(amount *string) (units int64, fits bool, written string) {
 	if amount == nil {
-		return nil, ""
+		return 0, false, ""
 	}
-	n, ok := parseDecimal(*amount)
-	if !ok {
-		return nil, *amount
+	if units, fits = parseDecimal(*amount); !fits {
+		return 0, false, *amount
 	}
-	if formatDecimal(n) != *amount {
+	var room [32]byte
+	if string(appendDecimal(room[:0], units)) != *amount {
 		written = *amount
 	}
-	return &n, written
+	return units, true, written
 }
 
 func restoreAmount(units *int64, written string) *string {
@@ -194,6 +153,14 @@ func restoreAmount(units *int64, written string) *string {
 	}
 	amount := formatDecimal(*units)
 	return &amount
+}
+
+// parseOptional is parseDecimal for a text that may be missing.
+func parseOptional(amount *string) (units int64, ok bool) {
+	if amount == nil {
+		return 0, false
+	}
+	return parseDecimal(*amount)
 }
 
 // parseDecimal returns a decimal number in millionths. It fails if that does not hold it exactly.
@@ -220,15 +187,19 @@ func parseDecimal(s string) (units int64, ok bool) {
 	return units, true
 }
 
-// formatDecimal writes millionths with two digits after the point, or with as many as it needs.
-func formatDecimal(units int64) string {
-	sign := ""
+func formatDecimal(units int64) string { return string(appendDecimal(nil, units)) }
+
+// appendDecimal writes millionths with two digits after the point, or with as many as it needs.
+func appendDecimal(b []byte, units int64) []byte {
 	if units < 0 {
-		sign, units = "-", -units
+		b, units = append(b, '-'), -units
 	}
-	fraction := strconv.FormatInt(decimalUnit+units%decimalUnit, 10)[1:]
-	for len(fraction) > 2 && fraction[len(fraction)-1] == '0' {
-		fraction = fraction[:len(fraction)-1]
+	b = strconv.AppendInt(b, units/decimalUnit, 10)
+	point := len(b)
+	b = strconv.AppendInt(b, decimalUnit+units%decimalUnit, 10)
+	b[point] = '.' // instead of the 1 of decimalUnit
+	for len(b)-point > 3 && b[len(b)-1] == '0' {
+		b = b[:len(b)-1]
 	}
-	return sign + strconv.FormatInt(units/decimalUnit, 10) + "." + fraction
+	return b
 }
