@@ -74,8 +74,9 @@ func targetAway(ctx context.Context, t *trial) error {
 	lab.Pause(ctx, warmUp)
 	stop()
 	t.ended = time.Now()
-	t.notef("the broker was away for %.0f s, and then the oldest of the events that waited was from %.0f s before; %.1f s after it was "+
-		"back none was older than %s", back.Sub(killed).Seconds(), backlog.Behind.Seconds(), drained.Sub(back).Seconds(), lateEvents)
+	t.notef("the broker was away for %.0f s, and then the oldest of the events that waited was from %.0f s before; %.1f s after it "+
+		"was back none was older than %s",
+		back.Sub(killed).Seconds(), backlog.Behind.Seconds(), drained.Sub(back).Seconds(), lateEvents)
 	e.noteAnswers("before", begin, killed)
 	e.noteAnswers("while the broker was away", killed, back)
 	e.noteAnswers("while the backlog was sent", back, drained)
