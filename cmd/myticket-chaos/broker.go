@@ -30,7 +30,9 @@ func serveBroker(addr, folder string) error {
 	if err != nil {
 		return err
 	}
-	s, err := natsserver.NewServer(&natsserver.Options{Host: at.Addr().String(), Port: int(at.Port()), JetStream: true, StoreDir: folder})
+	s, err := natsserver.NewServer(&natsserver.Options{
+		Host: at.Addr().String(), Port: int(at.Port()), JetStream: true, StoreDir: folder,
+	})
 	if err != nil {
 		return err
 	}
@@ -63,7 +65,7 @@ func (b *broker) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	command := exec.Command(program, brokerCommand, b.addr, b.folder)
+	command := exec.CommandContext(context.WithoutCancel(ctx), program, brokerCommand, b.addr, b.folder)
 	command.Stdout, command.Stderr = &b.log, &b.log
 	if b.process, err = lab.Start(command, syscall.SIGKILL); err != nil {
 		return err
@@ -104,7 +106,8 @@ func (b *broker) ask(ctx context.Context, question func(context.Context, jetstre
 func (b *broker) makeStream(ctx context.Context) error {
 	return b.ask(ctx, func(ctx context.Context, js jetstream.JetStream) error {
 		_, err := js.CreateStream(ctx, jetstream.StreamConfig{
-			Name: eventsStream, Subjects: []string{eventsStream + ".>"}, Storage: jetstream.FileStorage, Duplicates: 100 * time.Millisecond,
+			Name: eventsStream, Subjects: []string{eventsStream + ".>"}, Storage: jetstream.FileStorage,
+			Duplicates: 100 * time.Millisecond, // the least
 		})
 		return err
 	})

@@ -74,8 +74,9 @@ func targetAway(ctx context.Context, t *trial) error {
 	lab.Pause(ctx, warmUp)
 	stop()
 	t.ended = time.Now()
-	t.notef("the broker was away for %.0f s; %d tickets waited (those of at most 10000 batches are counted), and %.1f s after it was "+
-		"back the subscription was less than %s behind", back.Sub(killed).Seconds(), backlog.Waiting, drained.Sub(back).Seconds(), lateEvents)
+	t.notef("the broker was away for %.0f s, and then the oldest of the events that waited was from %.0f s before; %.1f s after it "+
+		"was back none was older than %s",
+		back.Sub(killed).Seconds(), backlog.Behind.Seconds(), drained.Sub(back).Seconds(), lateEvents)
 	e.noteAnswers("before", begin, killed)
 	e.noteAnswers("while the broker was away", killed, back)
 	e.noteAnswers("while the backlog was sent", back, drained)
@@ -132,7 +133,8 @@ func replayed(ctx context.Context, t *trial) error {
 	stop()
 	t.ended = time.Now()
 	took := over.Sub(start)
-	t.notef("%d tickets of a day were replayed in %.1f s (%.0f tickets/s)", len(old), took.Seconds(), float64(len(old))/took.Seconds())
+	t.notef("%d tickets of a day were replayed in %.1f s (%.0f tickets/s)",
+		len(old), took.Seconds(), float64(len(old))/took.Seconds())
 	e.noteAnswers("before the replay", begin, start)
 	e.noteAnswers("during the replay", start, over)
 	told, err := e.finish(ctx)

@@ -142,7 +142,7 @@ func completionOf(node *kong.Node, words []string) completion {
 	for _, word := range done {
 		switch {
 		case pending != nil:
-			database.set(pending.Name, word)
+			database = database.with(pending.Name, word)
 			pending = nil
 		case noFlags || !strings.HasPrefix(word, "-") || word == "-":
 			if child := childOf(node, word); child != nil && len(arguments) == 0 {
@@ -155,7 +155,7 @@ func completionOf(node *kong.Node, words []string) completion {
 		default:
 			name, value, hasValue := strings.Cut(word, "=")
 			if flag := flagOf(node, name); flag != nil && hasValue {
-				database.set(flag.Name, value)
+				database = database.with(flag.Name, value)
 			} else if flag != nil && !flag.IsBool() {
 				pending = flag
 			}

@@ -25,8 +25,8 @@ type databaseFlags struct {
 	DatabaseDir     string `name:"database-dir" env:"DATABASE_DIR" group:"Database" placeholder:"DIR" help:"Folder with the parts of the URI in a file each, instead of --database-url: host, dbname, username, password and, if it is not 5432, port. These are the keys of CloudNativePG's Secret. They are read again before each new connection."`
 }
 
-// set sets the flag of a name, if it is one of these.
-func (f *databaseFlags) set(name, value string) {
+// with returns the flags with a value for that of a name, if it is one of these.
+func (f databaseFlags) with(name, value string) databaseFlags {
 	switch name {
 	case "database-url":
 		f.DatabaseURL = value
@@ -35,6 +35,7 @@ func (f *databaseFlags) set(name, value string) {
 	case "database-dir":
 		f.DatabaseDir = value
 	}
+	return f
 }
 
 // orFromEnvironment returns the flags, or those of the environment if none is set.

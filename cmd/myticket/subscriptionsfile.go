@@ -87,7 +87,8 @@ func parseSubscriptions(content []byte) (declaration, error) {
 		return declaration{}, errors.New("it has more than one document")
 	}
 	if len(file.Subscriptions) > maxSubscriptions {
-		return declaration{}, fmt.Errorf("it has %d subscriptions, and at most %d are allowed", len(file.Subscriptions), maxSubscriptions)
+		return declaration{}, fmt.Errorf("it has %d subscriptions, and at most %d are allowed",
+			len(file.Subscriptions), maxSubscriptions)
 	}
 	if file.Revision < 0 {
 		return declaration{}, errors.New("its revision is negative")

@@ -63,8 +63,8 @@ const (
 	passFor   = 10 * time.Second
 	passWait  = time.Second
 
-	// A chunk that takes longer than slowChunk is followed by smaller ones. One that took less than quickChunk may be followed by one
-	// that is twice as large.
+	// A chunk that takes longer than slowChunk is followed by smaller ones. One that took less than quickChunk may be followed by
+	// one that is twice as large.
 	slowChunk, quickChunk = 5 * time.Second, 500 * time.Millisecond
 )
 
@@ -268,9 +268,9 @@ func (w *worker) send(ctx, sending context.Context) error {
 	return nil
 }
 
-// pace sets how many tickets the next chunk is about. How far the subscription has come is noted once per chunk, so a process that
-// is stopped or killed repeats what it sent of a chunk. With a slow target a chunk is thus a few events, or one. It begins with one,
-// so that a process that never lives long delivers some.
+// pace sets how many tickets the next chunk is about. How far the subscription has come is noted once per chunk, so a process
+// that is stopped or killed repeats what it sent of a chunk. With a slow target a chunk is thus a few events, or one. It begins
+// with one, so that a process that never lives long delivers some.
 func (w *worker) pace(chunk *Chunk, took time.Duration) {
 	most := w.most.Load()
 	switch {
@@ -518,8 +518,8 @@ func (w *worker) other(ctx context.Context, failed *item) *item {
 	}
 }
 
-// pass takes a chunk while another event is looked for. If it has none, the next one is larger, so that many tickets that the filter
-// leaves out are passed soon.
+// pass takes a chunk while another event is looked for. If it has none, the next one is larger, so that many tickets that the
+// filter leaves out are passed soon.
 func (w *worker) pass(chunk Chunk) {
 	w.take(chunk)
 	if len(chunk.Events) == 0 {

@@ -156,12 +156,12 @@ func TestParams_AreTheJSONThatTheyShouldBe(t *testing.T) {
 	}
 	all.WriteString("\u2028\u2029\ufffd😀")
 	var got string
-	require.NoError(t, json.Unmarshal(ticket.AppendJSON(nil, all.String()), &got))
+	require.NoError(t, json.Unmarshal(appendJSON(nil, all.String()), &got))
 	assert.Equal(t, all.String(), got)
 
 	problems := []ticket.Problem{{Line: 12, Code: "a", Message: all.String()}, {Code: "b"}}
 	var read []ticket.Problem
-	require.NoError(t, json.Unmarshal(ticket.AppendProblems(nil, problems), &read))
+	require.NoError(t, json.Unmarshal(appendProblems(nil, problems), &read))
 	assert.Equal(t, problems, read)
 }
 

@@ -383,7 +383,8 @@ func (r *eventReader) nextAgain(ctx context.Context, most int) (events.Chunk, er
 	if err != nil {
 		return events.Chunk{}, err
 	}
-	chunk.Place, chunk.Full = &chunkPlace{kind: chunkAgain, step: outboxStep{from: r.place}, letters: letters[:n]}, len(letters) == most
+	chunk.Place = &chunkPlace{kind: chunkAgain, step: outboxStep{from: r.place}, letters: letters[:n]}
+	chunk.Full = len(letters) == most
 	return chunk, nil
 }
 
@@ -423,7 +424,8 @@ func (r *eventReader) Done(ctx context.Context, chunk events.Chunk, delivery eve
 	if !ok {
 		return fmt.Errorf("a chunk of another reader: %T", chunk.Place)
 	}
-	// A ticket that was begun is ended, so that one with more products than dead letters are kept does not stop a subscription for ever.
+	// A ticket that was begun is ended, so that one with more products than dead letters are kept does not stop a subscription
+	// for ever.
 	if len(delivery.Dead) > 0 && !at.rest {
 		var letters int
 		err := r.store.pool.QueryRow(ctx, `SELECT count(*) FROM dead_letters WHERE subscription = $1 AND attempts > 0`, r.sub.Name).

@@ -72,8 +72,8 @@ JOIN tickets t ON t.received_at = i.received_at AND t.id = i.id`
 // productColumns are what an event says of a product p, of which the ticket t says what it is.
 const productColumns = `p.product_id, p.name, p.price::text, p.ticket_id, t.source, p.changed_at, p.first_seen_at`
 
-// productsOfTickets finds the products that are as one of some tickets says, of the first ticket only those after $5. The tickets are
-// found by their primary key.
+// productsOfTickets finds the products that are as one of some tickets says, of the first ticket only those after $5. The tickets
+// are found by their primary key.
 const productsOfTickets = `
 SELECT i.n, ` + productColumns + `
 FROM unnest($1::uuid[]) WITH ORDINALITY AS i (id, n)
@@ -95,8 +95,8 @@ type reach struct {
 	after string // the ticket after these has more products than fit: it and they are read up to this one; empty for none
 }
 
-// read makes a chunk of events about the first of some tickets and their products, and returns how far it goes. Of the first ticket
-// it reads only products, and only those after one, if that is not empty.
+// read makes a chunk of events about the first of some tickets and their products, and returns how far it goes. If after is not
+// empty, it reads only products of the first ticket, and only those after that one.
 func (r *ticketReader) read(ctx context.Context, refs []eventTicket, after string) (chunk events.Chunk, to reach, err error) {
 	to = reach{n: len(refs)}
 	var products productsFound
@@ -131,9 +131,11 @@ func (p *productsFound) cut(n int) {
 	p.events, p.places = p.events[:end], p.places[:end]
 }
 
-// products returns the events about the products of the first of some tickets, and how far they go. A single ticket may have tens of
-// thousands of products, which are several chunks.
-func (r *ticketReader) products(ctx context.Context, refs []eventTicket, after string) (found productsFound, to reach, err error) {
+// products returns the events about the products of the first of some tickets, and how far they go. A single ticket may have more
+// than fit into a chunk.
+func (r *ticketReader) products(
+	ctx context.Context, refs []eventTicket, after string,
+) (found productsFound, to reach, err error) {
 	if after != "" {
 		refs = refs[:1]
 	}

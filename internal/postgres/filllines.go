@@ -256,8 +256,8 @@ func (f *lineFiller) write(ctx context.Context, rows []lineRow, gone []uuid.UUID
 	}
 }
 
-// insertLines inserts nothing if Postgres failed over since the tickets were read, and lost the row of the outbox ($6, $7) that they
-// are of, and so the tickets.
+// insertLines inserts nothing if Postgres failed over since the tickets were read, and lost the row of the outbox ($6, $7) that
+// the last of them is of, and so the ticket.
 const insertLines = `
 INSERT INTO ticket_lines (received_at, ticket_id, source, order_number, lines)
 SELECT unnest($1::timestamptz[]), unnest($2::uuid[]), unnest($3::text[]), unnest($4::text[]), unnest($5::text[])

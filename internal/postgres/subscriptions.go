@@ -261,7 +261,8 @@ type declaredSubscription struct {
 }
 
 const selectDeclared = `
-SELECT name, target, settings, filter, body, declared, paused_at IS NOT NULL, paused_why, coalesce((settings ->> 'revision')::bigint, 0)
+SELECT name, target, settings, filter, body, declared, paused_at IS NOT NULL, paused_why,
+       coalesce((settings ->> 'revision')::bigint, 0)
 FROM subscriptions ORDER BY name`
 
 // noteRevision keeps the revision of the file beside the settings, which no older version compares with those of its file.
@@ -277,8 +278,8 @@ UPDATE subscriptions SET target = $2, settings = $3, filter = $4, body = $5, cha
 // were in it and are not any more. It never deletes one, because its place would be lost. It resumes those that it paused.
 // Subscriptions of people are left alone: one of the same name is an error, and the others are declared all the same.
 //
-// It returns ErrOlderDeclaration, and changes nothing, if a file with a higher revision was declared before. Of files with the same
-// revision the last one counts.
+// It returns ErrOlderDeclaration, and changes nothing, if a file with a higher revision was declared before. Of files with the
+// same revision the last one counts.
 func (s *Store) DeclareSubscriptions(
 	ctx context.Context, by Person, revision int64, subs []events.Subscription,
 ) (DeclaredChanges, error) {

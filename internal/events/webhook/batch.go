@@ -43,8 +43,8 @@ func lanes(keys [][]int, n int) [][]int {
 }
 
 // sendBatches sends the events of a lane, one batch after the other, and sets their outcomes. If a batch fails, but perhaps only
-// because of one of its events, each is sent by itself, as a batch of one, to find that one. If the target as a whole fails, nothing
-// behind it is sent, and only the first event of the batch counts as tried.
+// because of one of its events, each is sent by itself, as a batch of one, to find that one. If the target as a whole fails,
+// nothing behind it is sent, and only the first event of the batch counts as tried.
 func (t *target) sendBatches(ctx context.Context, all []events.Event, lane []int, outcomes []error, down *atomic.Bool) {
 	failed, single := false, 0 // so many events are to be sent by themselves
 	for len(lane) > 0 {

@@ -1,4 +1,4 @@
-// Package webhook sends events to a server by HTTP: each is the body of one POST, or several are, signed as Standard Webhooks says.
+// Package webhook sends events to a server by HTTP: one or several are the body of a POST, signed as Standard Webhooks says.
 package webhook
 
 import (
