@@ -60,6 +60,12 @@ test-go: bin/e2e/versitygw ## run all tests but those of the chart, which need H
 test-duckdb: ## read files of the archive with DuckDB
 	CGO_ENABLED=1 $(GO) -C internal/archive/duckdbtest test ./...
 
+# With MYTICKET_BENCH_TICKETS=5000000 and ARGS='-bench=Archive/lines=2$$ -benchtime=1x' it takes seven minutes, 2 GB of memory for Postgres, and
+# shows the most memory that a large partition takes.
+.PHONY: bench-archive
+bench-archive: ## measure how fast tickets are archived and verified, per core, and the codecs; ARGS are flags of go test
+	$(GO) test -run '^$$' -bench . -benchtime 4x -timeout 30m ./internal/archive/archiver ./internal/archive/parquetfile $(ARGS)
+
 # Apart from `make test`, because it needs Prometheus, which many machines do not have.
 .PHONY: observe
 observe: bin/helm ## let a Prometheus evaluate every expression of dashboards and alerts, on a server under load

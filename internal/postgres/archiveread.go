@@ -113,7 +113,8 @@ var archivedSizes = [archivedFields]int{
 	archivedProblemGroup: sizeOfBigint, archivedCorrection: sizeOfInt, archivedDialectVersion: sizeOfInt,
 }
 
-// archivedReader makes tickets of rows. It decodes them itself, and makes many of what it needs at once: millions of tickets are read
+// archivedReader makes tickets of rows. It decodes them itself, and makes many of what it needs at once: millions of tickets
+// are read
 // one after the other, and scanning them took more time than writing them.
 type archivedReader struct {
 	store *Store

@@ -11,7 +11,8 @@ import (
 	"myticket/internal/ticket"
 )
 
-// Shop makes tickets that differ as those of shops do: their order numbers count up, and each line names one of 5,000 products, the
+// Shop makes tickets that differ as those of shops do: their order numbers count up, and each line names one of 5,000
+// products, the
 // first ones more often. The same Shop makes the same tickets in every run.
 type Shop struct {
 	lines  int
@@ -31,8 +32,9 @@ func NewShop(lines int, from time.Time, every time.Duration) *Shop {
 // Next returns the next ticket. It was treated, and has its own body.
 func (s *Shop) Next() archive.Ticket {
 	t := archive.Ticket{
-		ReceivedAt: s.from.Add(time.Duration(s.n) * s.every).Truncate(time.Millisecond), Source: fmt.Sprintf("till-%d", s.chance.IntN(40)),
-		Status: "TREATED", ContentType: "text/plain; charset=utf-8", Version: 1, ParserVersion: ticket.ParserVersion,
+		ReceivedAt: s.from.Add(time.Duration(s.n) * s.every).Truncate(time.Millisecond),
+		Source:     fmt.Sprintf("till-%d", s.chance.IntN(40)),
+		Status:     "TREATED", ContentType: "text/plain; charset=utf-8", Version: 1, ParserVersion: ticket.ParserVersion,
 	}
 	binary.BigEndian.PutUint64(t.ID[:], uint64(t.ReceivedAt.UnixMilli())<<16|0x7000|uint64(s.chance.IntN(1<<12)))
 	binary.BigEndian.PutUint64(t.ID[8:], s.chance.Uint64()>>2|1<<63)

@@ -84,7 +84,8 @@ func Open(ctx context.Context, address string) (*Bucket, error) {
 // longOption is how long an option's value is from which on it may be a secret. Shorter ones are words such as true.
 const longOption = 6
 
-// withoutOptions takes the values of a URL's options out of an error of the library, which has the whole URL in it. An option that
+// withoutOptions takes the values of a URL's options out of an error of the library, which has the whole URL in it. An option
+// that
 // nobody knows may be a secret at the wrong place.
 func withoutOptions(text string, u *url.URL) string {
 	if u.RawQuery != "" {

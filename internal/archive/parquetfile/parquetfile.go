@@ -43,7 +43,8 @@ const (
 // DefaultFileBytes is how large a file is at most, if nothing else is said. A smaller one has smaller buffers, too.
 const DefaultFileBytes = 8 * bufferBytes
 
-// Full reports whether a file is so large that one more buffer could exceed its limit. A ticket has at most some 16 MiB more than a
+// Full reports whether a file is so large that one more buffer could exceed its limit. A ticket has at most some 16 MiB more
+// than a
 // full buffer.
 func (w *TicketWriter) Full() bool { return w.out.n >= w.most-3*int64(w.buffered) }
 

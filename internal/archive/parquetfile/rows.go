@@ -10,7 +10,8 @@ import (
 	"myticket/internal/archive"
 )
 
-// ticketRow is a row of a file with tickets. It is written by ticketColumns. An optional text that is empty is null. JSON is a plain text: not all readers know
+// ticketRow is a row of a file with tickets. It is written by ticketColumns. An optional text that is empty is null. JSON is a
+// plain text: not all readers know
 // the type JSON, and the library fails on those that are null.
 type ticketRow struct {
 	ID            uuid.UUID  `parquet:"id,uuid"`
@@ -41,7 +42,7 @@ type ticketRow struct {
 }
 
 type lineRow struct {
-	ProductID string     `parquet:"product_id,dict"` // most products are on many tickets
+	ProductID string     `parquet:"product_id,dict"`
 	Product   string     `parquet:"product,dict"`
 	Price     *int64     `parquet:"price,optional,decimal(6:18),dict"`
 	PriceText string     `parquet:"price_text,optional"` // if it does not fit into price
