@@ -25,9 +25,9 @@ var (
 	ErrOnlyUnfinished = errors.New("the partition holds no tickets but those that are TO_TREAT or ERROR")
 
 	// ErrLargeDefault means that the default partition is too large to make a partition beside it for the unfinished tickets.
-	ErrLargeDefault = fmt.Errorf("it holds unfinished tickets, which need a partition of their own; to make that, Postgres reads the "+
-		"default partition while all tickets wait, and that has more than %d MiB: the servers empty it in the background, and the next "+
-		"run tries again", maxDefaultSize>>20)
+	ErrLargeDefault = fmt.Errorf("it holds unfinished tickets, which need a partition of their own; to make that, Postgres reads "+
+		"the default partition while all tickets wait, and that has more than %d MiB: the servers empty it in the background, and the "+
+		"next run tries again", maxDefaultSize>>20)
 )
 
 // maxUnfinished and maxUnfinishedBytes bound the tickets that are moved out of a partition when it is detached, because

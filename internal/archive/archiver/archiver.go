@@ -639,8 +639,8 @@ func (a *Archiver) scratch(need int64) (*Scratch, error) {
 // full adds what to do to an error that says that the disk is full.
 func (a *Archiver) full(err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return fmt.Errorf("%w: the folder for temporary files, %s, is full: make room, or give another one (--tmp). The tickets stay in "+
-			"Postgres", err, a.Tmp)
+		return fmt.Errorf("%w: the folder for temporary files, %s, is full: make room, or give another one (--tmp). The tickets "+
+			"stay in Postgres", err, a.Tmp)
 	}
 	return err
 }

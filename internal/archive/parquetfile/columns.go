@@ -36,11 +36,11 @@ func (c *column) add(v parquet.Value, repeat int) {
 	c.values = append(c.values, v)
 }
 
-// miss adds a value that is null, although what is around it is there up to a definition level.
-func (c *column) miss(repeat, level int) {
+// miss adds a value that is null, although the line that it is of is there.
+func (c *column) miss(repeat int) {
 	var v parquet.Value
 	v.SetRepetitionLevel(repeat)
-	v.SetDefinitionLevel(level)
+	v.SetDefinitionLevel(lineLevel)
 	c.values = append(c.values, v)
 }
 
@@ -190,11 +190,11 @@ func (c *ticketColumns) lines(t *archive.Ticket) {
 			switch units, ok := parseOptional(line.Price); {
 			case ok:
 				c.price.add(parquet.Int64Value(units), at)
-				c.priceText.miss(at, lineLevel)
+				c.priceText.miss(at)
 			default:
-				c.price.miss(at, lineLevel)
+				c.price.miss(at)
 				if line.Price == nil {
-					c.priceText.miss(at, lineLevel)
+					c.priceText.miss(at)
 				} else {
 					c.priceText.add(parquet.ByteArrayValue(bytesOf(*line.Price)), at)
 				}
@@ -219,9 +219,9 @@ func (c *ticketColumns) lines(t *archive.Ticket) {
 		if units, ok := line.Price.Units(decimalScale); ok {
 			c.price.add(parquet.Int64Value(units), at)
 		} else {
-			c.price.miss(at, lineLevel)
+			c.price.miss(at)
 		}
-		c.priceText.miss(at, lineLevel) // every amount that is read fits
+		c.priceText.miss(at) // every amount that is read fits
 		for j, name := range order.Columns {
 			c.field(at, j, name, line.Extra[j])
 		}
@@ -253,8 +253,8 @@ func (c *ticketColumns) field(at, n int, name, value string) {
 
 func (c *ticketColumns) noField(at, fields int) {
 	if fields == 0 {
-		c.extraName.miss(at, lineLevel)
-		c.extraValue.miss(at, lineLevel)
+		c.extraName.miss(at)
+		c.extraValue.miss(at)
 	}
 }
 
