@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 
@@ -89,7 +91,7 @@ func EncodeTicket(t *Ticket, at time.Time) (Event, error) {
 	b = appendUnlessEmpty(b, `,"vat":`, t.VAT)
 	b = appendUnlessEmpty(b, `,"total":`, t.Total)
 	b = appendLines(append(b, `,"lines":`...), t.Lines)
-	b = ticket.AppendProblems(append(b, `,"problems":`...), t.Problems)
+	b = appendProblems(append(b, `,"problems":`...), t.Problems)
 	b = appendUnlessEmpty(b, `,"content_type":`, t.ContentType)
 	b = strconv.AppendBool(append(b, `,"corrected":`...), t.Corrected)
 	if t.Body != nil {
@@ -197,7 +199,25 @@ func appendUnlessEmpty(b []byte, name, value string) []byte {
 	return appendText(append(b, name...), value)
 }
 
-// appendText appends s as a JSON string. Bytes that are no UTF-8 become U+FFFD.
-func appendText(b []byte, s string) []byte {
-	return ticket.AppendJSON(b, strings.ToValidUTF8(s, "\uFFFD"))
+// appendText appends s as a JSON string.
+func appendText(b []byte, s string) []byte { return ticket.AppendJSON(b, valid(s)) }
+
+// valid returns s with U+FFFD for each byte that is no UTF-8, as encoding/json does.
+func valid(s string) string {
+	if utf8.ValidString(s) {
+		return s
+	}
+	return string([]rune(s))
+}
+
+// appendProblems appends problems, of which those that Postgres returns are always valid UTF-8.
+func appendProblems(b []byte, problems []ticket.Problem) []byte {
+	invalid := func(p ticket.Problem) bool { return !utf8.ValidString(p.Code) || !utf8.ValidString(p.Message) }
+	if slices.ContainsFunc(problems, invalid) {
+		problems = slices.Clone(problems)
+		for i := range problems {
+			problems[i].Code, problems[i].Message = valid(problems[i].Code), valid(problems[i].Message)
+		}
+	}
+	return ticket.AppendProblems(b, problems)
 }
