@@ -84,6 +84,7 @@ const ChunkTickets = 1000
 // Chunk is some events, and where they were read.
 type Chunk struct {
 	Events  []Event
+	Tickets int  // that it is about; of one of them it may have only some products
 	Missing int  // tickets that are not there any more, or cannot be read
 	Full    bool // there may be more, but it is about as many tickets as were asked for
 	Place   any  // for the Reader; nil if nothing was read

@@ -30,8 +30,9 @@ type worker struct {
 	flying  []*flight // chunks that are being sent, in the order of Next
 	waiting []*item   // events of these chunks that the target does not have yet, in their order
 	back    *backoff.ExponentialBackOff
-	probing bool // the target failed, so only one event is sent
-	others  bool // it took other events since then
+	single  time.Duration // that the last chunk of a single event took
+	probing bool          // the target failed, so only one event is sent
+	others  bool          // it took other events since then
 }
 
 // flight is a chunk that is being sent.
@@ -63,9 +64,11 @@ const (
 	passFor   = 10 * time.Second
 	passWait  = time.Second
 
-	// A chunk that takes longer than slowChunk is followed by smaller ones. One that took less than quickChunk may be followed by
-	// one that is twice as large.
-	slowChunk, quickChunk = 5 * time.Second, 500 * time.Millisecond
+	// A chunk that takes longer than slowChunk is followed by smaller ones. With a target that takes long for a single event it is
+	// slowSingles times as long, up to slowestChunk: it may take others at the same time, and then smaller chunks would only make it
+	// slower. A chunk that took less than half of that may be followed by one that is twice as large.
+	slowChunk, slowestChunk = 5 * time.Second, 30 * time.Second
+	slowSingles             = 3
 )
 
 // startWorker starts a worker, which ends when ctx does.
@@ -272,13 +275,17 @@ func (w *worker) send(ctx, sending context.Context) error {
 // that is stopped or killed repeats what it sent of a chunk. With a slow target a chunk is thus a few events, or one. It begins
 // with one, so that a process that never lives long delivers some.
 func (w *worker) pace(chunk *Chunk, took time.Duration) {
-	most := w.most.Load()
+	if len(chunk.Events) == 1 {
+		w.single = took
+	}
+	slow := min(max(slowChunk, slowSingles*w.single), slowestChunk)
+	most, tickets := w.most.Load(), int64(chunk.Tickets)
 	switch {
-	case took > slowChunk:
-		fit := int64(float64(len(chunk.Events)) * slowChunk.Seconds() / took.Seconds())
+	case took > slow:
+		fit := int64(float64(tickets) * slow.Seconds() / took.Seconds())
 		w.most.Store(max(min(most, fit), 1))
-	case took < quickChunk && chunk.Full:
-		w.most.Store(min(2*most, ChunkTickets))
+	case took < slow/2 && chunk.Full:
+		w.most.Store(min(max(most, 2*tickets), ChunkTickets)) // this one may be smaller than most, because it was read before
 	}
 }
 

@@ -301,7 +301,7 @@ func (r *eventReader) nextNew(ctx context.Context, most int) (events.Chunk, erro
 		step = stepTo(r.tickets, n, r.place)
 	}
 	chunk.Place = &chunkPlace{kind: chunkNew, step: step, rest: r.product != ""}
-	chunk.Full = len(refs) == most
+	chunk.Tickets, chunk.Full = min(max(to.n, 1), len(refs)), len(refs) == most
 	r.place, r.product = max(r.place, step.to), to.after
 	if r.tickets = r.tickets[to.n:]; len(r.tickets) == 0 {
 		r.rows = nil
@@ -353,7 +353,7 @@ func (r *eventReader) nextReplay(ctx context.Context, most int) (events.Chunk, e
 	} else {
 		r.replay = &replayPlace{place.from, place.until, at.last, to.after}
 	}
-	chunk.Place, chunk.Full = at, len(ids) == most
+	chunk.Place, chunk.Tickets, chunk.Full = at, min(max(to.n, 1), len(ids)), len(ids) == most
 	return chunk, nil
 }
 
@@ -384,7 +384,7 @@ func (r *eventReader) nextAgain(ctx context.Context, most int) (events.Chunk, er
 		return events.Chunk{}, err
 	}
 	chunk.Place = &chunkPlace{kind: chunkAgain, step: outboxStep{from: r.place}, letters: letters[:n]}
-	chunk.Full = len(letters) == most
+	chunk.Tickets, chunk.Full = n, len(letters) == most
 	return chunk, nil
 }
 

@@ -322,6 +322,9 @@ func (s *Store) DeclareSubscriptions(
 			return err
 		})
 	})
+	if errors.Is(err, ErrOlderDeclaration) {
+		return DeclaredChanges{}, err
+	}
 	if err != nil {
 		return DeclaredChanges{}, explain("declare subscriptions", err)
 	}

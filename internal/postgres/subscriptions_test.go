@@ -11,6 +11,7 @@ import (
 
 	"myticket/internal/events"
 	"myticket/internal/postgres"
+	"myticket/internal/ticket"
 )
 
 // subscription is one that gets all events.
@@ -184,7 +185,9 @@ func TestDeclareSubscriptions_OfAnOlderFile_ChangesNothing(t *testing.T) {
 	require.NoError(t, declare(1, first, subscription("loyalty")))
 	require.NoError(t, declare(2, second))
 	for range 2 {
-		require.ErrorIs(t, declare(1, first, subscription("loyalty")), postgres.ErrOlderDeclaration)
+		err := declare(1, first, subscription("loyalty"))
+		require.ErrorIs(t, err, postgres.ErrOlderDeclaration)
+		require.NotErrorIs(t, err, ticket.ErrUnavailable, "the database is there")
 		require.ErrorIs(t, declare(0, first), postgres.ErrOlderDeclaration)
 		require.Equal(t, second, target())
 		require.NotNil(t, subscriptionState(t, b, "loyalty").Paused)

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"slices"
+	"sync"
 	"sync/atomic"
 
 	"myticket/internal/events"
@@ -42,11 +43,49 @@ func lanes(keys [][]int, n int) [][]int {
 	return slices.DeleteFunc(all, func(lane []int) bool { return len(lane) == 0 })
 }
 
+// batchSize is how many events a batch has at most. A receiver may be too slow for as many as the option allows, or a gateway may
+// refuse so many bytes. Then batches become shorter. Else all of a batch would be sent again after each single event of it.
+type batchSize struct {
+	limit int // by the option; 0 if there are no batches
+
+	mu    sync.Mutex
+	most  int // now
+	taken int // batches of so many that were taken since the last one that was not
+}
+
+// tryMore is after how many batches one that is twice as long is tried again.
+const tryMore = 100
+
+func (s *batchSize) now() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.most
+}
+
+// took notes that a batch of n events was taken.
+func (s *batchSize) took(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n < s.most || s.most == s.limit {
+		return
+	}
+	if s.taken++; s.taken >= tryMore {
+		s.most, s.taken = min(2*s.most, s.limit), 0
+	}
+}
+
+// failed notes that a batch of n events was not taken, which no event alone is known to have caused.
+func (s *batchSize) failed(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.most, s.taken = max(min(s.most, n/2), 1), 0
+}
+
 // sendBatches sends the events of a lane, one batch after the other, and sets their outcomes. If a batch fails, but perhaps only
 // because of one of its events, each is sent by itself, as a batch of one, to find that one. If the target as a whole fails,
 // nothing behind it is sent, and only the first event of the batch counts as tried.
 func (t *target) sendBatches(ctx context.Context, all []events.Event, lane []int, outcomes []error, down *atomic.Bool) {
-	failed, single := false, 0 // so many events are to be sent by themselves
+	failed := false
 	for len(lane) > 0 {
 		if failed || down.Load() {
 			for _, i := range lane {
@@ -54,15 +93,17 @@ func (t *target) sendBatches(ctx context.Context, all []events.Event, lane []int
 			}
 			return
 		}
-		n := 1
-		if single == 0 {
-			n = t.fits(all, lane)
-		}
-		part := lane[:n]
+		part := lane[:t.fits(all, lane)]
 		whole, err := t.post(ctx, batchOf(all, part))
-		if err != nil && !whole && n > 1 {
-			single = n
+		switch {
+		case err == nil:
+			t.batch.took(len(part))
+		case len(part) > 1 && !whole:
+			failed = t.sendSingly(ctx, all, part, outcomes, down)
+			lane = lane[len(part):]
 			continue
+		case len(part) > 1:
+			t.batch.failed(len(part))
 		}
 		if err != nil {
 			for _, i := range part[1:] {
@@ -74,16 +115,41 @@ func (t *target) sendBatches(ctx context.Context, all []events.Event, lane []int
 		if whole {
 			down.Store(true)
 		}
-		lane, single = lane[n:], max(single-1, 0)
+		lane = lane[len(part):]
 	}
+}
+
+// sendSingly sends the events of a batch that failed one by one. It reports whether one of them failed, too, and is not refused.
+func (t *target) sendSingly(
+	ctx context.Context, all []events.Event, part []int, outcomes []error, down *atomic.Bool,
+) (failed bool) {
+	refused := false
+	for n, i := range part {
+		if failed || down.Load() {
+			outcomes[i] = events.ErrNotSent
+			failed = true
+			continue
+		}
+		whole, err := t.post(ctx, batchOf(all, part[n:n+1]))
+		outcomes[i] = err
+		refused = refused || errors.Is(err, events.ErrRejected)
+		failed = err != nil && !errors.Is(err, events.ErrRejected)
+		if whole {
+			down.Store(true)
+		}
+	}
+	if !failed && !refused {
+		t.batch.failed(len(part))
+	}
+	return failed
 }
 
 // fits returns how many of the first events are a batch: at least one.
 func (t *target) fits(all []events.Event, lane []int) int {
-	size := len("[]")
+	size, most := len("[]"), t.batch.now()
 	for n, i := range lane {
 		size += len(all[i].JSON) + len(",")
-		if n > 0 && (n == t.batch || size > t.batchBytes) {
+		if n > 0 && (n == most || size > t.batchBytes) {
 			return n
 		}
 	}

@@ -149,6 +149,45 @@ func TestSend_InBatches_FindsTheEventThatIsRefused(t *testing.T) {
 	}
 }
 
+// TestSend_InBatches_FindsOutHowManyAreTaken: a gateway refuses long requests, or the receiver is too slow for so many events.
+func TestSend_InBatches_FindsOutHowManyAreTaken(t *testing.T) {
+	t.Parallel()
+	for _, status := range []int{http.StatusRequestEntityTooLarge, http.StatusGatewayTimeout, http.StatusInternalServerError} {
+		t.Run(http.StatusText(status), func(t *testing.T) {
+			t.Parallel()
+			var took, requests int
+			r := receive(t, nil)
+			r.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
+				var all []json.RawMessage
+				assert.NoError(t, json.NewDecoder(request.Body).Decode(&all))
+				requests++
+				if len(all) > 20 {
+					w.WriteHeader(status)
+					return
+				}
+				took += len(all)
+			})
+			waiting := made(t, slices.Repeat([]string{"shop"}, 1000)...)
+			target := open(t, r.URL, batches(100, "parallel", "1"))
+			for some := waiting; len(waiting) > 0; {
+				var left []events.Event
+				all := true
+				for i, err := range target.Send(t.Context(), some) {
+					if err != nil {
+						left, all = append(left, some[i]), false
+					}
+				}
+				waiting = append(left, waiting[len(some):]...)
+				if some = waiting; !all {
+					some = waiting[:1] // as a sender does
+				}
+				require.Less(t, requests, 300, "%d of 1000 events were taken", took)
+			}
+			require.Equal(t, 1000, took, "each once")
+		})
+	}
+}
+
 func outcomeOf(err error) string {
 	switch {
 	case err == nil:

@@ -54,7 +54,7 @@ type target struct {
 	timeout  time.Duration
 	parallel int
 
-	batch      int // events of a batch; 0 for none
+	batch      batchSize
 	batchBytes int
 }
 
@@ -122,9 +122,11 @@ func (t *target) setOptions(options map[string]string) (err error) {
 				return fmt.Errorf("the option parallel is %q: it is a number of requests from 1 to %d", value, maxParallel)
 			}
 		case optionBatch:
-			if t.batch, err = strconv.Atoi(value); err != nil || t.batch < 1 || t.batch > maxBatch {
+			n, err := strconv.Atoi(value)
+			if err != nil || n < 1 || n > maxBatch {
 				return fmt.Errorf("the option batch is %q: it is a number of events from 1 to %d", value, maxBatch)
 			}
+			t.batch.limit, t.batch.most = n, n
 		case optionBatchBytes:
 			if t.batchBytes, err = strconv.Atoi(value); err != nil || t.batchBytes < minBatchBytes || t.batchBytes > maxBatchBytes {
 				return fmt.Errorf("the option batch-bytes is %q: it is a number of bytes from %d to %d", value, minBatchBytes, maxBatchBytes)
@@ -134,7 +136,7 @@ func (t *target) setOptions(options map[string]string) (err error) {
 				strings.Join([]string{optionBatch, optionBatchBytes, optionParallel, optionTimeout}, ", "))
 		}
 	}
-	if _, ok := options[optionBatchBytes]; ok && t.batch == 0 {
+	if _, ok := options[optionBatchBytes]; ok && t.batch.limit == 0 {
 		return errors.New("the option batch-bytes needs the option batch, which says how many events a request has at most")
 	}
 	return nil
@@ -160,8 +162,9 @@ func (t *target) Close() { t.client.CloseIdleConnections() }
 func (t *target) Send(ctx context.Context, all []events.Event) []error {
 	outcomes := make([]error, len(all))
 	send, keys := t.sendInOrder, byKey(all)
-	if t.batch > 0 {
-		send, keys = t.sendBatches, lanes(keys, min(t.parallel, (len(all)+t.batch-1)/t.batch))
+	if t.batch.limit > 0 {
+		most := t.batch.now()
+		send, keys = t.sendBatches, lanes(keys, min(t.parallel, (len(all)+most-1)/most))
 	}
 	var next atomic.Int64
 	var down atomic.Bool
@@ -247,7 +250,7 @@ func (t *target) post(ctx context.Context, m message) (targetFails bool, err err
 	defer response.Body.Close()
 	// What the target says counts from its status on, even if the rest does not come.
 	answer, _ := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
-	if response.StatusCode == http.StatusUnsupportedMediaType && t.batch > 0 { // which would be true of each event
+	if response.StatusCode == http.StatusUnsupportedMediaType && t.batch.limit > 0 { // which would be true of each event
 		return true, errors.New("it answered 415 Unsupported Media Type: it takes no batches of events; leave the option batch out")
 	}
 	return outcome(response, answer)
