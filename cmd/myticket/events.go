@@ -68,7 +68,7 @@ func (c *eventsCmd) Run(ctx context.Context, std streams, command *kong.Context)
 	}
 	logSettings(logger, command, url)
 	warnSecretsInArgs(logger, command.Args)
-	var declared declaration
+	var declared []events.Subscription
 	if c.SubscriptionsFile != "" {
 		if declared, err = readSubscriptionsFile(c.SubscriptionsFile); err != nil {
 			return err
@@ -86,7 +86,7 @@ func (c *eventsCmd) Run(ctx context.Context, std streams, command *kong.Context)
 }
 
 // send runs the parts of the process until ctx ends.
-func (c *eventsCmd) send(ctx context.Context, store *postgres.Store, declared declaration, logger *slog.Logger) error {
+func (c *eventsCmd) send(ctx context.Context, store *postgres.Store, declared []events.Subscription, logger *slog.Logger) error {
 	registry := telemetry.NewRegistry(version)
 	health := &eventsHealth{store: store}
 	internal := admin.NewServer(registry, health.checks, nil)
@@ -209,8 +209,8 @@ type declarer struct {
 	store  *postgres.Store
 	logger *slog.Logger
 	file   string
-	wanted declaration // what the file says
-	away   bool        // the database was away at the last attempt
+	wanted []events.Subscription // what the file says
+	away   bool                  // the database was away at the last attempt
 }
 
 // run declares what the file said at the start, and later what it says when it has changed. It tries again until it succeeds.
@@ -244,15 +244,10 @@ func (d *declarer) run(ctx context.Context) {
 func (d *declarer) declare(ctx context.Context) (done, away bool) {
 	host, _ := os.Hostname()
 	by := postgres.Person{Who: "myticket events@" + host, Why: "the subscriptions file"}
-	changes, err := d.store.DeclareSubscriptions(ctx, by, d.wanted.revision, d.wanted.subs)
+	changes, err := d.store.DeclareSubscriptions(ctx, by, d.wanted)
 	if len(changes.Created)+len(changes.Changed)+len(changes.Resumed)+len(changes.Paused) > 0 {
 		d.logger.Info("the subscriptions are now as the file says", "created", changes.Created, "changed", changes.Changed,
 			"resumed", changes.Resumed, "paused", changes.Paused)
-	}
-	if errors.Is(err, postgres.ErrOlderDeclaration) { // of a process that is about to be replaced
-		d.logger.Warn("the subscriptions file is not used, because another process had a newer one; it is read again, and counts when "+
-			"its revision is as high", "error", err)
-		return true, false
 	}
 	away = errors.Is(err, ticket.ErrUnavailable)
 	if err != nil && ctx.Err() == nil && !(away && d.away) {

@@ -20,9 +20,6 @@ const (
 
 // subscriptionsFile is a file that says who gets events, as YAML or JSON.
 type subscriptionsFile struct {
-	// Revision says which of two files is newer: a process whose file has a lower one than was declared changes nothing.
-	Revision int64 `yaml:"revision"`
-
 	Subscriptions []declaredSubscription `yaml:"subscriptions"`
 }
 
@@ -47,17 +44,11 @@ func (d *declaredSubscription) subscription() events.Subscription {
 	}
 }
 
-// declaration is what a file says.
-type declaration struct {
-	revision int64
-	subs     []events.Subscription
-}
-
 // readSubscriptionsFile reads a file. An unknown field is an error, and so is a name that is there twice.
-func readSubscriptionsFile(name string) (declaration, error) {
+func readSubscriptionsFile(name string) ([]events.Subscription, error) {
 	file, err := os.Open(name)
 	if err != nil {
-		return declaration{}, fmt.Errorf("--subscriptions-file: %w", err)
+		return nil, fmt.Errorf("--subscriptions-file: %w", err)
 	}
 	defer file.Close()
 	content, err := io.ReadAll(io.LimitReader(file, maxSubscriptionsFile+1))
@@ -65,45 +56,41 @@ func readSubscriptionsFile(name string) (declaration, error) {
 		err = fmt.Errorf("it has more than %d bytes", maxSubscriptionsFile)
 	}
 	if err == nil {
-		var found declaration
-		if found, err = parseSubscriptions(content); err == nil {
-			return found, nil
+		var subs []events.Subscription
+		if subs, err = parseSubscriptions(content); err == nil {
+			return subs, nil
 		}
 	}
-	return declaration{}, fmt.Errorf("--subscriptions-file %s: %w", name, err)
+	return nil, fmt.Errorf("--subscriptions-file %s: %w", name, err)
 }
 
-func parseSubscriptions(content []byte) (declaration, error) {
+func parseSubscriptions(content []byte) ([]events.Subscription, error) {
 	var file subscriptionsFile
 	decoder := yaml.NewDecoder(bytes.NewReader(content))
 	decoder.KnownFields(true)
 	if err := decoder.Decode(&file); err != nil {
 		if errors.Is(err, io.EOF) { // to take it for a list of none would pause all
-			return declaration{}, errors.New("it is empty: write \"subscriptions: []\" for none")
+			return nil, errors.New("it is empty: write \"subscriptions: []\" for none")
 		}
-		return declaration{}, err
+		return nil, err
 	}
 	if err := decoder.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
-		return declaration{}, errors.New("it has more than one document")
+		return nil, errors.New("it has more than one document")
 	}
 	if len(file.Subscriptions) > maxSubscriptions {
-		return declaration{}, fmt.Errorf("it has %d subscriptions, and at most %d are allowed",
-			len(file.Subscriptions), maxSubscriptions)
-	}
-	if file.Revision < 0 {
-		return declaration{}, errors.New("its revision is negative")
+		return nil, fmt.Errorf("it has %d subscriptions, and at most %d are allowed", len(file.Subscriptions), maxSubscriptions)
 	}
 	subs, names := []events.Subscription{}, map[string]bool{}
 	for i := range file.Subscriptions {
 		sub := file.Subscriptions[i].subscription()
 		if err := sub.Validate(); err != nil {
-			return declaration{}, err
+			return nil, err
 		}
 		if names[sub.Name] {
-			return declaration{}, fmt.Errorf("the subscription %s is there twice", sub.Name)
+			return nil, fmt.Errorf("the subscription %s is there twice", sub.Name)
 		}
 		names[sub.Name] = true
 		subs = append(subs, sub)
 	}
-	return declaration{file.Revision, subs}, nil
+	return subs, nil
 }

@@ -428,7 +428,7 @@ func TestSender_ASubscriptionThatChanged_IsOpenedAnew(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	sub := events.Subscription{Name: "erp", Target: "https://one.example/"}
-	_, err := b.store.DeclareSubscriptions(t.Context(), tester, 0, []events.Subscription{sub})
+	_, err := b.store.DeclareSubscriptions(t.Context(), tester, []events.Subscription{sub})
 	require.NoError(t, err)
 	config := b.config(t)
 	config.Open = func(_ context.Context, sub events.Subscription) (events.Target, error) {
@@ -438,7 +438,7 @@ func TestSender_ASubscriptionThatChanged_IsOpenedAnew(t *testing.T) {
 	first := b.orders(t, "1")
 	await(t, "the first target", func() bool { return b.sink.has("https://one.example/", first...) })
 	sub.Target = "https://two.example/"
-	_, err = b.store.DeclareSubscriptions(t.Context(), tester, 0, []events.Subscription{sub})
+	_, err = b.store.DeclareSubscriptions(t.Context(), tester, []events.Subscription{sub})
 	require.NoError(t, err)
 	require.Eventually(t, func() bool {
 		b.orders(t, "2")

@@ -139,14 +139,14 @@ func TestEventReader_OfASubscriptionThatChanged_MovesNothing(t *testing.T) {
 	b := setup(t)
 	sub := subscription("erp")
 	sub.Filter.Types = []string{events.TicketError}
-	_, err := b.store.DeclareSubscriptions(t.Context(), tester, 0, []events.Subscription{sub})
+	_, err := b.store.DeclareSubscriptions(t.Context(), tester, []events.Subscription{sub})
 	require.NoError(t, err)
 	reader := b.store.EventReader(subscribed(t, b, "erp"), uuid.New())
 	mine, err := reader.Take(t.Context())
 	require.NoError(t, err)
 	require.True(t, mine)
 	sub.Filter.Types = []string{events.TicketTreated}
-	_, err = b.store.DeclareSubscriptions(t.Context(), tester, 0, []events.Subscription{sub})
+	_, err = b.store.DeclareSubscriptions(t.Context(), tester, []events.Subscription{sub})
 	require.NoError(t, err)
 	e := entry(t, body("1", "Café,a,2"))
 	save(t, b, e)

@@ -19,9 +19,6 @@ var (
 	// ErrSubscriptionExists means that there is a subscription of the same name.
 	ErrSubscriptionExists = errors.New("there is a subscription of this name already; nothing was changed")
 
-	// ErrOlderDeclaration means that what is declared is older than what was declared before.
-	ErrOlderDeclaration = errors.New("the subscriptions are those of a newer file already, so nothing was changed")
-
 	// ErrNoSubscription means that there is no subscription of this name.
 	ErrNoSubscription = errors.New("there is no such subscription; nothing was changed")
 )
@@ -261,14 +258,7 @@ type declaredSubscription struct {
 }
 
 const selectDeclared = `
-SELECT name, target, settings, filter, body, declared, paused_at IS NOT NULL, paused_why,
-       coalesce((settings ->> 'revision')::bigint, 0)
-FROM subscriptions ORDER BY name`
-
-// noteRevision keeps the revision of the file beside the settings, which no older version compares with those of its file.
-const noteRevision = `
-UPDATE subscriptions SET settings = jsonb_set(settings, '{revision}', to_jsonb($1::bigint))
-WHERE declared AND settings -> 'revision' IS DISTINCT FROM to_jsonb($1::bigint)`
+SELECT name, target, settings, filter, body, declared, paused_at IS NOT NULL, paused_why FROM subscriptions ORDER BY name`
 
 // changeSubscription also has its senders open the target anew.
 const changeSubscription = `
@@ -277,12 +267,7 @@ UPDATE subscriptions SET target = $2, settings = $3, filter = $4, body = $5, cha
 // DeclareSubscriptions makes subscriptions what a file says: it creates and changes those that are in it, and pauses those that
 // were in it and are not any more. It never deletes one, because its place would be lost. It resumes those that it paused.
 // Subscriptions of people are left alone: one of the same name is an error, and the others are declared all the same.
-//
-// It returns ErrOlderDeclaration, and changes nothing, if a file with a higher revision was declared before. Of files with the
-// same revision the last one counts.
-func (s *Store) DeclareSubscriptions(
-	ctx context.Context, by Person, revision int64, subs []events.Subscription,
-) (DeclaredChanges, error) {
+func (s *Store) DeclareSubscriptions(ctx context.Context, by Person, subs []events.Subscription) (DeclaredChanges, error) {
 	wanted := make(map[string]events.Subscription, len(subs))
 	for i := range subs {
 		if err := subs[i].Validate(); err != nil {
@@ -302,9 +287,6 @@ func (s *Store) DeclareSubscriptions(
 			if err := d.load(ctx); err != nil {
 				return err
 			}
-			if revision < d.revision {
-				return fmt.Errorf("%w: their revision is %d, and that of this file %d", ErrOlderDeclaration, d.revision, revision)
-			}
 			for i := range subs {
 				if is, ok := d.there[subs[i].Name]; ok && !is.declared {
 					foreign = errors.Join(foreign, fmt.Errorf("subscription %s: a person made it, so the file does not change it: "+
@@ -316,15 +298,10 @@ func (s *Store) DeclareSubscriptions(
 				}
 			}
 			err := d.pauseOthers(ctx, wanted)
-			if changes = d.changes; err == nil && revision > 0 {
-				_, err = tx.Exec(ctx, noteRevision, revision)
-			}
+			changes = d.changes
 			return err
 		})
 	})
-	if errors.Is(err, ErrOlderDeclaration) {
-		return DeclaredChanges{}, err
-	}
 	if err != nil {
 		return DeclaredChanges{}, explain("declare subscriptions", err)
 	}
@@ -338,8 +315,6 @@ type declaration struct {
 	there   map[string]declaredSubscription
 	names   []string // of those that are there, in their order
 	changes DeclaredChanges
-
-	revision int64 // of the newest file that was declared; 0 for none
 }
 
 func (d *declaration) load(ctx context.Context) error {
@@ -355,13 +330,12 @@ func (d *declaration) load(ctx context.Context) error {
 	var is declaredSubscription
 	for rows.Next() {
 		is = declaredSubscription{}
-		var revision int64
-		err := rows.Scan(&is.Name, &is.Target, &is.Settings, &is.Filter, &is.Body, &is.declared, &is.paused, &is.why, &revision)
+		err := rows.Scan(&is.Name, &is.Target, &is.Settings, &is.Filter, &is.Body, &is.declared, &is.paused, &is.why)
 		if err != nil {
 			rows.Close()
 			return err
 		}
-		d.there[is.Name], d.names, d.revision = is, append(d.names, is.Name), max(d.revision, revision)
+		d.there[is.Name], d.names = is, append(d.names, is.Name)
 	}
 	return rows.Err()
 }

@@ -11,7 +11,6 @@ import (
 
 	"myticket/internal/events"
 	"myticket/internal/postgres"
-	"myticket/internal/ticket"
 )
 
 // subscription is one that gets all events.
@@ -133,72 +132,38 @@ func TestDeclareSubscriptions_CreatesChangesAndPauses_ButNeverDeletes(t *testing
 	mine := subscription("mine")
 	require.NoError(t, b.store.CreateSubscription(t.Context(), tester, mine))
 	erp, loyalty := subscription("erp"), subscription("loyalty")
-	changes, err := b.store.DeclareSubscriptions(t.Context(), tester, 0, []events.Subscription{erp, loyalty})
+	changes, err := b.store.DeclareSubscriptions(t.Context(), tester, []events.Subscription{erp, loyalty})
 	require.NoError(t, err)
 	assert.Equal(t, postgres.DeclaredChanges{Created: []string{"erp", "loyalty"}}, changes)
 	assert.True(t, subscriptionState(t, b, "erp").Declared)
 
 	erp.Filter.Types = []string{} // the same as none
-	changes, err = b.store.DeclareSubscriptions(t.Context(), tester, 0, []events.Subscription{erp, loyalty})
+	changes, err = b.store.DeclareSubscriptions(t.Context(), tester, []events.Subscription{erp, loyalty})
 	require.NoError(t, err)
 	assert.Equal(t, postgres.DeclaredChanges{}, changes)
 
 	erp.Target = "nats://nats.example:4222/tickets"
-	changes, err = b.store.DeclareSubscriptions(t.Context(), tester, 0, []events.Subscription{erp})
+	changes, err = b.store.DeclareSubscriptions(t.Context(), tester, []events.Subscription{erp})
 	require.NoError(t, err)
 	assert.Equal(t, postgres.DeclaredChanges{Changed: []string{"erp"}, Paused: []string{"loyalty"}}, changes)
 	assert.Equal(t, erp.Target, subscriptionState(t, b, "erp").Target)
 	assert.NotNil(t, subscriptionState(t, b, "loyalty").Paused)
 
-	changes, err = b.store.DeclareSubscriptions(t.Context(), tester, 0, []events.Subscription{erp, loyalty, mine})
+	changes, err = b.store.DeclareSubscriptions(t.Context(), tester, []events.Subscription{erp, loyalty, mine})
 	require.ErrorContains(t, err, "subscription mine: a person made it")
 	assert.Equal(t, postgres.DeclaredChanges{Resumed: []string{"loyalty"}}, changes, "the others are declared all the same")
 	assert.Nil(t, subscriptionState(t, b, "loyalty").Paused)
 
 	// What a person paused stays paused.
 	require.NoError(t, b.store.PauseSubscription(t.Context(), tester, "erp"))
-	_, err = b.store.DeclareSubscriptions(t.Context(), tester, 0, nil)
+	_, err = b.store.DeclareSubscriptions(t.Context(), tester, nil)
 	require.NoError(t, err)
-	_, err = b.store.DeclareSubscriptions(t.Context(), tester, 0, []events.Subscription{erp})
+	_, err = b.store.DeclareSubscriptions(t.Context(), tester, []events.Subscription{erp})
 	require.NoError(t, err)
 	assert.NotNil(t, subscriptionState(t, b, "erp").Paused)
 	assert.Nil(t, subscriptionState(t, b, "mine").Paused)
-	_, err = b.store.DeclareSubscriptions(t.Context(), tester, 0, []events.Subscription{erp, erp})
+	_, err = b.store.DeclareSubscriptions(t.Context(), tester, []events.Subscription{erp, erp})
 	require.ErrorContains(t, err, "twice")
-}
-
-// TestDeclareSubscriptions_OfAnOlderFile: while a chart is upgraded, a process with the file before may be started again after one
-// with the new file.
-func TestDeclareSubscriptions_OfAnOlderFile_ChangesNothing(t *testing.T) {
-	t.Parallel()
-	b := setup(t)
-	declare := func(revision int64, target string, more ...events.Subscription) error {
-		sub := subscription("erp")
-		sub.Target = target
-		_, err := b.store.DeclareSubscriptions(t.Context(), tester, revision, append(more, sub))
-		return err
-	}
-	const first, second = "https://first.example/", "https://second.example/"
-	target := func() string { return subscriptionState(t, b, "erp").Target }
-	require.NoError(t, declare(0, second))
-	require.NoError(t, declare(0, first), "without revisions the last one counts")
-	require.NoError(t, declare(1, first, subscription("loyalty")))
-	require.NoError(t, declare(2, second))
-	for range 2 {
-		err := declare(1, first, subscription("loyalty"))
-		require.ErrorIs(t, err, postgres.ErrOlderDeclaration)
-		require.NotErrorIs(t, err, ticket.ErrUnavailable, "the database is there")
-		require.ErrorIs(t, declare(0, first), postgres.ErrOlderDeclaration)
-		require.Equal(t, second, target())
-		require.NotNil(t, subscriptionState(t, b, "loyalty").Paused)
-		require.NoError(t, declare(2, second))
-	}
-	require.NoError(t, declare(3, first), "the way back has a revision of its own")
-	require.Equal(t, first, target())
-	_, err := b.store.DeclareSubscriptions(t.Context(), tester, 4, nil)
-	require.NoError(t, err)
-	require.ErrorIs(t, declare(3, first), postgres.ErrOlderDeclaration, "a file may also have none")
-	require.Equal(t, events.Settings{}, subscribed(t, b, "erp").Settings)
 }
 
 func TestDeclareSubscriptions_TheLargestFilterThatIsValid_IsStored(t *testing.T) {
@@ -212,7 +177,7 @@ func TestDeclareSubscriptions_TheLargestFilterThatIsValid_IsStored(t *testing.T)
 	for i := range 50 {
 		sub.Settings.Options[fmt.Sprintf("%02d", i)] = strings.Repeat(`"`, 998)
 	}
-	_, err := b.store.DeclareSubscriptions(t.Context(), tester, 0, []events.Subscription{subscription("a"), sub})
+	_, err := b.store.DeclareSubscriptions(t.Context(), tester, []events.Subscription{subscription("a"), sub})
 	require.NoError(t, err)
 }
 
