@@ -133,7 +133,7 @@ func TestFileThatSaysItsFooterIsLargerThanItself_IsDamaged(t *testing.T) {
 		require.ErrorIs(t, err, archive.ErrDamaged)
 	}
 	_, err := parquetfile.Summarize(bytes.NewReader(file), int64(len(file)))
-	require.ErrorContains(t, err, "footer")
+	require.ErrorContains(t, err, "its footer is to have")
 }
 
 func TestFileOfTheVersionBefore_IsReadAndVerified(t *testing.T) {
