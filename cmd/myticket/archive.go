@@ -652,8 +652,10 @@ func (t *archiveTurn) release(ctx context.Context, by postgres.Person, name stri
 	if p.State != archive.Restored {
 		return fmt.Errorf("part %s is %s, and only a restored one can be released: nothing was changed", p.Name, p.State)
 	}
-	m, _, err := t.files.Manifest(ctx, p.Name)
+	m, sum, err := t.files.Manifest(ctx, p.Name)
 	switch {
+	case err == nil && string(sum) != string(p.ManifestSum): // it may not name all tickets
+		return fmt.Errorf("part %s: %w: its manifest was changed; nothing was deleted", p.Name, archive.ErrDamaged)
 	case errors.Is(err, archive.ErrNoManifest) && p.URL != t.run.URL:
 		return elsewhere(p)
 	case errors.Is(err, archive.ErrNoManifest): // it was killed after that was deleted; all tickets were found before

@@ -218,6 +218,7 @@ func (r *archivedReader) name(value []byte) string {
 // binaryTimeZero is what Postgres counts the microseconds of a timestamp from, as Unix microseconds.
 var binaryTimeZero = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
 
+// binaryTime decodes a timestamp. Infinity becomes a time that nothing else has, and is infinity again when it is restored.
 func binaryTime(value []byte) time.Time {
 	return time.UnixMicro(binaryTimeZero + int64(binary.BigEndian.Uint64(value))).UTC()
 }

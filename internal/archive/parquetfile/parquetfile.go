@@ -273,11 +273,30 @@ func open(file io.ReaderAt, size int64, do func(*parquet.File) error) (err error
 			err = fmt.Errorf("%w: %v", archive.ErrDamaged, p)
 		}
 	}()
+	if err := checkFooter(file, size); err != nil {
+		return err
+	}
 	opened, err := parquet.OpenFile(file, size, parquet.SkipBloomFilters(true), parquet.ReadBufferSize(256<<10))
 	if err != nil {
 		return fmt.Errorf("%w: %w", archive.ErrDamaged, err)
 	}
 	return do(opened)
+}
+
+// checkFooter makes sure that a file has the footer whose length it says: the library would make memory for up to 4 GiB.
+func checkFooter(file io.ReaderAt, size int64) error {
+	const tail = 8 // the length and "PAR1" (https://parquet.apache.org/docs/file-format/)
+	var end [tail]byte
+	if size < tail {
+		return fmt.Errorf("%w: it has %d bytes, which is no Parquet", archive.ErrDamaged, size)
+	}
+	if _, err := file.ReadAt(end[:], size-tail); err != nil {
+		return err
+	}
+	if footer := int64(binary.LittleEndian.Uint32(end[:])); footer > size-tail {
+		return fmt.Errorf("%w: its footer is to have %d bytes, and the file has %d", archive.ErrDamaged, footer, size)
+	}
+	return nil
 }
 
 func eachOf[R any](opened *parquet.File, from int64, do func(n int64, row *R) error) error {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"strings"
@@ -97,6 +98,42 @@ func TestTickets_ComeBackAsTheyWere_SortedBySourceAndID(t *testing.T) {
 	found, err = parquetfile.FindTicket(bytes.NewReader(file.Bytes()), int64(file.Len()), uuid.New())
 	require.NoError(t, err)
 	require.Nil(t, found)
+}
+
+func TestTickets_TimesThatOnlyPostgresHas_ComeBackAsTheyWere(t *testing.T) {
+	t.Parallel()
+	var all []archive.Ticket
+	for _, micros := range []int64{
+		math.MaxInt64, math.MinInt64, time.Date(9999, 12, 31, 23, 59, 59, 999_999_000, time.UTC).UnixMicro(),
+		time.Date(-4712, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro(), time.Date(2262, 4, 12, 0, 0, 0, 0, time.UTC).UnixMicro(), -1, 0,
+	} {
+		all = append(all, archive.Ticket{ID: uuid.Must(uuid.NewV7()), Source: "a", NextAttemptAt: ptr(time.UnixMicro(micros).UTC())})
+	}
+	var file bytes.Buffer
+	w := parquetfile.NewTicketWriter(&file, 0)
+	for i := range all {
+		require.NoError(t, w.Add(&all[i]))
+	}
+	_, err := w.Close()
+	require.NoError(t, err)
+	read := 0
+	require.NoError(t, parquetfile.ReadTickets(bytes.NewReader(file.Bytes()), int64(file.Len()), func(got *archive.Ticket) error {
+		require.Equal(t, all[read].NextAttemptAt.UnixMicro(), got.NextAttemptAt.UnixMicro())
+		read++
+		return nil
+	}))
+	require.Equal(t, len(all), read)
+}
+
+func TestFileThatSaysItsFooterIsLargerThanItself_IsDamaged(t *testing.T) {
+	t.Parallel()
+	file := append(append([]byte("PAR1"), 0xf0, 0xff, 0xff, 0xff), "PAR1"...)
+	for _, file := range [][]byte{file, file[5:], nil} {
+		_, err := parquetfile.Summarize(bytes.NewReader(file), int64(len(file)))
+		require.ErrorIs(t, err, archive.ErrDamaged)
+	}
+	_, err := parquetfile.Summarize(bytes.NewReader(file), int64(len(file)))
+	require.ErrorContains(t, err, "its footer is to have")
 }
 
 func TestFileOfTheVersionBefore_IsReadAndVerified(t *testing.T) {

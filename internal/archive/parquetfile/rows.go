@@ -10,35 +10,34 @@ import (
 	"myticket/internal/archive"
 )
 
-// ticketRow is a row of a file with tickets. It is written by ticketColumns. An optional text that is empty is null. JSON is a
-// plain text: not all readers know
-// the type JSON, and the library fails on those that are null.
+// ticketRow is a row of a file with tickets. It is written by ticketColumns. An optional text that is empty is null. JSON is a plain
+// text: not all readers know the type JSON, and the library fails on those that are null.
 type ticketRow struct {
-	ID            uuid.UUID  `parquet:"id,uuid"`
-	ReceivedAt    int64      `parquet:"received_at,timestamp(microsecond),delta"`
-	Source        string     `parquet:"source,dict"`
-	Status        string     `parquet:"status,dict"`
-	OrderNumber   *string    `parquet:"order_number,optional"`
-	VAT           *int64     `parquet:"vat,optional,decimal(6:18)"`
-	Total         *int64     `parquet:"total,optional,decimal(6:18)"`
-	VATText       string     `parquet:"vat_text,optional"`   // if vat does not say how it is stored: see restoreAmount
-	TotalText     string     `parquet:"total_text,optional"` // the same
-	Problems      string     `parquet:"problems,optional"`
-	Extra         string     `parquet:"extra,optional"`
-	Lines         []lineRow  `parquet:"lines,list"`
-	StoredLines   string     `parquet:"stored_lines,optional"`
-	ContentType   string     `parquet:"content_type,dict"`
-	Traceparent   *string    `parquet:"traceparent,optional"`
-	Version       int32      `parquet:"version"`
-	ParserVersion int32      `parquet:"parser_version"`
-	Dialect       int32      `parquet:"dialect"`
-	Attempts      int32      `parquet:"attempts"`
-	Claims        int32      `parquet:"claims"`
-	NextAttemptAt *time.Time `parquet:"next_attempt_at,optional,timestamp(microsecond)"`
-	ProblemGroup  *int64     `parquet:"problem_group,optional"`
-	Correction    *int32     `parquet:"correction,optional"`
-	Text          []byte     `parquet:"text,optional"` // what is read instead of the body
-	Body          []byte     `parquet:"body"`
+	ID            uuid.UUID `parquet:"id,uuid"`
+	ReceivedAt    int64     `parquet:"received_at,timestamp(microsecond),delta"`
+	Source        string    `parquet:"source,dict"`
+	Status        string    `parquet:"status,dict"`
+	OrderNumber   *string   `parquet:"order_number,optional"`
+	VAT           *int64    `parquet:"vat,optional,decimal(6:18)"`
+	Total         *int64    `parquet:"total,optional,decimal(6:18)"`
+	VATText       string    `parquet:"vat_text,optional"`   // if vat does not say how it is stored: see restoreAmount
+	TotalText     string    `parquet:"total_text,optional"` // the same
+	Problems      string    `parquet:"problems,optional"`
+	Extra         string    `parquet:"extra,optional"`
+	Lines         []lineRow `parquet:"lines,list"`
+	StoredLines   string    `parquet:"stored_lines,optional"`
+	ContentType   string    `parquet:"content_type,dict"`
+	Traceparent   *string   `parquet:"traceparent,optional"`
+	Version       int32     `parquet:"version"`
+	ParserVersion int32     `parquet:"parser_version"`
+	Dialect       int32     `parquet:"dialect"`
+	Attempts      int32     `parquet:"attempts"`
+	Claims        int32     `parquet:"claims"`
+	NextAttemptAt *int64    `parquet:"next_attempt_at,optional,timestamp(microsecond)"` // the library's time.Time ends in 2262
+	ProblemGroup  *int64    `parquet:"problem_group,optional"`
+	Correction    *int32    `parquet:"correction,optional"`
+	Text          []byte    `parquet:"text,optional"` // what is read instead of the body
+	Body          []byte    `parquet:"body"`
 }
 
 type lineRow struct {
@@ -86,8 +85,12 @@ func (r *ticketRow) ticket() archive.Ticket {
 		VAT: restoreAmount(r.VAT, r.VATText), Total: restoreAmount(r.Total, r.TotalText),
 		Problems: optional(r.Problems), Extra: optional(r.Extra), StoredLines: optional(r.StoredLines), ContentType: r.ContentType,
 		Traceparent: r.Traceparent, Version: int(r.Version), ParserVersion: int(r.ParserVersion), Dialect: int(r.Dialect),
-		Attempts: int(r.Attempts), Claims: int(r.Claims), NextAttemptAt: r.NextAttemptAt, ProblemGroup: r.ProblemGroup,
+		Attempts: int(r.Attempts), Claims: int(r.Claims), ProblemGroup: r.ProblemGroup,
 		Text: r.Text, Body: r.Body,
+	}
+	if r.NextAttemptAt != nil {
+		next := fromMicros(*r.NextAttemptAt)
+		t.NextAttemptAt = &next
 	}
 	if r.Correction != nil {
 		number := int(*r.Correction)
