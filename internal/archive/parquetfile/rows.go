@@ -10,8 +10,8 @@ import (
 	"myticket/internal/archive"
 )
 
-// ticketRow is a row of a file with tickets. It is written by ticketColumns. An optional text that is empty is null. JSON is a plain
-// text: not all readers know the type JSON, and the library fails on those that are null.
+// ticketRow is a row of a file with tickets. It is written by ticketColumns. An optional text that is empty is null. JSON is a
+// plain text: not all readers know the type JSON, and the library fails on those that are null.
 type ticketRow struct {
 	ID            uuid.UUID `parquet:"id,uuid"`
 	ReceivedAt    int64     `parquet:"received_at,timestamp(microsecond),delta"`
