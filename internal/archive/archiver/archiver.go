@@ -155,7 +155,7 @@ func (a *Archiver) Ready(ctx context.Context) error {
 		return err
 	}
 	var back bytes.Buffer
-	if _, err := a.Bucket.Get(ctx, key, &back); err != nil {
+	if _, err := a.Bucket.Get(ctx, key, &back, int64(len(content))); err != nil {
 		return err
 	}
 	if !bytes.Equal(back.Bytes(), content) {
@@ -181,15 +181,23 @@ func (a *Archiver) Confirm(ctx context.Context, p archive.Part) error {
 	return err
 }
 
+// altered reports whether an object is not the one that was written.
+func altered(err error) bool {
+	return errors.Is(err, bucket.ErrChecksum) || errors.Is(err, bucket.ErrTooLarge)
+}
+
+// maxManifest is the most bytes of a manifest. One of a part of 10,000 files has about 5 MB.
+const maxManifest = 32 << 20
+
 // Manifest reads the manifest of a part, and returns the SHA-256 of it, too. It returns archive.ErrNoManifest or
 // archive.ErrDamaged.
 func (a *Archiver) Manifest(ctx context.Context, part string) (m archive.Manifest, sum []byte, err error) {
 	var text bytes.Buffer
-	_, err = a.Bucket.Get(ctx, archive.ManifestKey(part), &text)
+	_, err = a.Bucket.Get(ctx, archive.ManifestKey(part), &text, maxManifest)
 	if errors.Is(err, bucket.ErrNotFound) {
 		return m, nil, fmt.Errorf("part %s: %w", part, archive.ErrNoManifest)
 	}
-	if errors.Is(err, bucket.ErrChecksum) {
+	if altered(err) {
 		return m, nil, fmt.Errorf("%w: %w", archive.ErrDamaged, err)
 	}
 	if err != nil {
@@ -534,10 +542,10 @@ func (a *Archiver) Fetch(ctx context.Context, f archive.File) (*Scratch, error) 
 	if err != nil {
 		return nil, err
 	}
-	n, err := a.Bucket.Get(ctx, f.Key, file)
+	n, err := a.Bucket.Get(ctx, f.Key, file, f.Bytes)
 	err = a.full(err)
 	switch {
-	case errors.Is(err, bucket.ErrNotFound), errors.Is(err, bucket.ErrChecksum):
+	case errors.Is(err, bucket.ErrNotFound), altered(err):
 		err = fmt.Errorf("%w: %w", archive.ErrDamaged, err)
 	case err == nil && (n != f.Bytes || hex.EncodeToString(file.hash.Sum(nil)) != f.SHA256):
 		err = fmt.Errorf("%w: %s has other bytes", archive.ErrDamaged, f.Key)

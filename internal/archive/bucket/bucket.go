@@ -26,6 +26,9 @@ var (
 
 	// ErrChecksum means that the store gave other bytes than it was given, by its own checksum.
 	ErrChecksum = errors.New("the bytes do not match the checksum that the store has of them")
+
+	// ErrTooLarge means that an object is larger than it can have been when it was written.
+	ErrTooLarge = errors.New("it is larger than it was")
 )
 
 // Bucket is a store of objects. It is safe for use by several goroutines.
@@ -85,8 +88,7 @@ func Open(ctx context.Context, address string) (*Bucket, error) {
 const longOption = 6
 
 // withoutOptions takes the values of a URL's options out of an error of the library, which has the whole URL in it. An option
-// that
-// nobody knows may be a secret at the wrong place.
+// that nobody knows may be a secret at the wrong place.
 func withoutOptions(text string, u *url.URL) string {
 	if u.RawQuery != "" {
 		text = strings.ReplaceAll(text, u.RawQuery, "(options)")
@@ -148,14 +150,20 @@ func (b *Bucket) Put(ctx context.Context, key string, content io.Reader, fresh b
 	return explain("write", key, w.Close())
 }
 
-// Get copies an object, and returns its size.
-func (b *Bucket) Get(ctx context.Context, key string, to io.Writer) (int64, error) {
+// Get copies an object of at most so many bytes, and returns its size. Of a larger one it copies no more, and returns ErrTooLarge.
+func (b *Bucket) Get(ctx context.Context, key string, to io.Writer, most int64) (int64, error) {
 	r, err := b.blobs.NewReader(ctx, key, nil)
 	if err != nil {
 		return 0, explain("read", key, err)
 	}
 	defer r.Close()
-	n, err := io.Copy(to, r)
+	if r.Size() > most {
+		return 0, explain("read", key, ErrTooLarge)
+	}
+	n, err := io.Copy(to, io.LimitReader(r, most+1)) // a store may say another size than it sends
+	if err == nil && n > most {
+		err = ErrTooLarge
+	}
 	return n, explain("read", key, err)
 }
 

@@ -1,6 +1,8 @@
 package bucket_test
 
 import (
+	"bytes"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -25,4 +27,20 @@ func TestOpen_ShowsNoSecretOfAnUnknownOption(t *testing.T) {
 	}
 	_, err := bucket.Open(t.Context(), "s3://receipts?secret_access_key=Tr0ub4dor")
 	require.ErrorContains(t, err, "secret_access_key", "the name of the option is shown")
+}
+
+func TestGet_OfALargerObject_IsBounded(t *testing.T) {
+	t.Parallel()
+	b, err := bucket.Open(t.Context(), "file://"+t.TempDir())
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, b.Close()) })
+	require.NoError(t, b.Put(t.Context(), "manifests/a.json", strings.NewReader(strings.Repeat("x", 1<<20)), true))
+	var got bytes.Buffer
+	_, err = b.Get(t.Context(), "manifests/a.json", &got, 1<<20-1)
+	require.ErrorIs(t, err, bucket.ErrTooLarge)
+	require.LessOrEqual(t, got.Len(), 1<<20)
+	got.Reset()
+	n, err := b.Get(t.Context(), "manifests/a.json", &got, 1<<20)
+	require.NoError(t, err)
+	require.EqualValues(t, 1<<20, n)
 }
