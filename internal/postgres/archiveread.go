@@ -114,8 +114,7 @@ var archivedSizes = [archivedFields]int{
 }
 
 // archivedReader makes tickets of rows. It decodes them itself, and makes many of what it needs at once: millions of tickets
-// are read
-// one after the other, and scanning them took more time than writing them.
+// are read one after the other, and scanning them took more time than writing them.
 type archivedReader struct {
 	store *Store
 
