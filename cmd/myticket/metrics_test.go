@@ -98,7 +98,7 @@ func eventsMetrics(t *testing.T, b *testBundle) map[string]*dto.MetricFamily {
 		for _, family := range gathered {
 			families[family.GetName()] = family
 		}
-		return families["myticket_events_lag_seconds"] != nil
+		return families["myticket_events_lag_seconds"] != nil && families["myticket_events_snapshot_held_seconds"] != nil
 	})
 	cancel()
 	<-done
