@@ -150,7 +150,8 @@ func (b *Bucket) Put(ctx context.Context, key string, content io.Reader, fresh b
 	return explain("write", key, w.Close())
 }
 
-// Get copies an object of at most so many bytes, and returns its size. Of a larger one it copies no more, and returns ErrTooLarge.
+// Get copies an object of at most so many bytes, and returns its size. Of a larger one it copies hardly more, and returns
+// ErrTooLarge.
 func (b *Bucket) Get(ctx context.Context, key string, to io.Writer, most int64) (int64, error) {
 	r, err := b.blobs.NewReader(ctx, key, nil)
 	if err != nil {
