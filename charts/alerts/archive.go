@@ -15,8 +15,7 @@ func archiveBehind() alert {
 }
 
 // archiveNotRun is about what archiveBehind cannot see: a server says nothing of the archive before its first run ever. The
-// rule begins
-// to count when it is loaded, so with the chart that turns the archive on.
+// rule begins to count when it is loaded, so with the chart that turns the archive on.
 func archiveNotRun() alert {
 	return alert{
 		name:     "MyticketArchiveNotRun",

@@ -469,10 +469,7 @@ func (c archiveVerifyCmd) Run(ctx context.Context, std streams) error {
 			continue // Postgres has it
 		}
 		v := archiveVerdict{Part: p.Name, Tickets: p.Tickets, Bytes: p.FileBytes, Right: true, Verdict: "right"}
-		m, sum, err := files.Manifest(ctx, p.Name)
-		if err == nil && string(sum) != string(p.ManifestSum) {
-			err = fmt.Errorf("%w: its manifest was changed", archive.ErrDamaged)
-		}
+		m, err := files.ManifestOf(ctx, p)
 		if err == nil {
 			err = files.Check(ctx, m)
 		}
@@ -568,12 +565,9 @@ func (t *archiveTurn) restore(ctx context.Context, by postgres.Person, name stri
 	if p.State != archive.Archived {
 		return p, fmt.Errorf("part %s is %s: its tickets are in Postgres, and nothing was changed", p.Name, p.State)
 	}
-	m, sum, err := t.files.Manifest(ctx, p.Name)
+	m, err := t.files.ManifestOf(ctx, p)
 	if err != nil {
 		return p, err
-	}
-	if string(sum) != string(p.ManifestSum) {
-		return p, fmt.Errorf("part %s: %w: its manifest was changed", p.Name, archive.ErrDamaged)
 	}
 	corrections, err := t.files.Corrections(ctx, m)
 	if err != nil {
@@ -652,10 +646,10 @@ func (t *archiveTurn) release(ctx context.Context, by postgres.Person, name stri
 	if p.State != archive.Restored {
 		return fmt.Errorf("part %s is %s, and only a restored one can be released: nothing was changed", p.Name, p.State)
 	}
-	m, sum, err := t.files.Manifest(ctx, p.Name)
+	m, err := t.files.ManifestOf(ctx, p)
 	switch {
-	case err == nil && string(sum) != string(p.ManifestSum): // it may not name all tickets
-		return fmt.Errorf("part %s: %w: its manifest was changed; nothing was deleted", p.Name, archive.ErrDamaged)
+	case errors.Is(err, archive.ErrDamaged): // it may not name all tickets
+		return fmt.Errorf("%w; nothing was deleted", err)
 	case errors.Is(err, archive.ErrNoManifest) && p.URL != t.run.URL:
 		return elsewhere(p)
 	case errors.Is(err, archive.ErrNoManifest): // it was killed after that was deleted; all tickets were found before

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -46,10 +45,7 @@ func (c ticketsShowCmd) fromArchive(ctx context.Context, std streams, store *pos
 	}
 	defer files.Bucket.Close()
 	for _, p := range in {
-		m, sum, err := files.Manifest(ctx, p.Name)
-		if err == nil && !bytes.Equal(sum, p.ManifestSum) {
-			err = fmt.Errorf("part %s: %w: its manifest was changed", p.Name, archive.ErrDamaged)
-		}
+		m, err := files.ManifestOf(ctx, p)
 		if err != nil {
 			return false, err
 		}

@@ -161,8 +161,7 @@ type Detached struct {
 // ERROR tickets in it stay in tickets, in a new partition; if they are too many or all that there is, or the default partition is
 // large, the partition stays as it is (ErrManyUnfinished, ErrOnlyUnfinished, ErrLargeDefault), as one does that could never be
 // archived (ErrTooMuch). It returns ErrUndelivered and
-// ErrNoPartition as DropPartition does, and waits for locks
-// as that does.
+// ErrNoPartition as DropPartition does, and waits for locks as that does.
 func (s *Store) DetachPartition(
 	ctx context.Context, by Person, holder uuid.UUID, p OldPartition, even DropEven,
 ) (done Detached, err error) {

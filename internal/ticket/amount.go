@@ -64,8 +64,7 @@ func (a Amount) AppendText(b []byte) []byte {
 func (a Amount) String() string { return string(a.AppendText(nil)) }
 
 // Units returns the amount as a number of its smallest units at a scale, such as 16900000 for 16.90 at scale 6. It fails if
-// the amount
-// is not set, or has more digits after the point. At a scale of at most MaxAmountScale it does not overflow.
+// the amount is not set, or has more digits after the point. At a scale of at most MaxAmountScale it does not overflow.
 func (a Amount) Units(scale uint8) (units int64, ok bool) {
 	if !a.set || a.scale > scale {
 		return 0, false

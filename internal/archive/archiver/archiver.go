@@ -168,10 +168,7 @@ func (a *Archiver) Ready(ctx context.Context) error {
 // with their sizes. It takes a moment, whatever the sizes are. If the archive does not have them, the part is not verified any
 // more.
 func (a *Archiver) Confirm(ctx context.Context, p archive.Part) error {
-	m, sum, err := a.Manifest(ctx, p.Name)
-	if err == nil && !bytes.Equal(sum, p.ManifestSum) {
-		err = fmt.Errorf("%w: the manifest of %s was changed", archive.ErrDamaged, p.Name)
-	}
+	m, err := a.ManifestOf(ctx, p)
 	if err == nil {
 		err = a.present(ctx, m)
 	}
@@ -218,6 +215,16 @@ func (a *Archiver) Manifest(ctx context.Context, part string) (m archive.Manifes
 	}
 	all := sha256.Sum256(text.Bytes())
 	return m, all[:], nil
+}
+
+// ManifestOf is Manifest for a part that was verified. A manifest that is not the one that was written is
+// archive.ErrDamaged, too.
+func (a *Archiver) ManifestOf(ctx context.Context, p archive.Part) (archive.Manifest, error) {
+	m, sum, err := a.Manifest(ctx, p.Name)
+	if err == nil && !bytes.Equal(sum, p.ManifestSum) {
+		err = fmt.Errorf("part %s: %w: its manifest was changed", p.Name, archive.ErrDamaged)
+	}
+	return m, err
 }
 
 func (a *Archiver) writeManifest(ctx context.Context, m archive.Manifest) (sum []byte, err error) {

@@ -12,8 +12,7 @@ import (
 )
 
 // Shop makes tickets that differ as those of shops do: their order numbers count up, and each line names one of 5,000
-// products, the
-// first ones more often. The same Shop makes the same tickets in every run.
+// products, the first ones more often. The same Shop makes the same tickets in every run.
 type Shop struct {
 	lines  int
 	from   time.Time

@@ -11,10 +11,8 @@ import (
 )
 
 // Tickets are written column by column, in blocks. The library would write rows, too, but then it looks at each field of each
-// row and of
-// each line by reflection, and each line must be made a row before: that takes more time than all the rest. A block bounds
-// what is
-// held besides the tickets: their lines.
+// row and of each line by reflection, and each line must be made a row before: that takes more time than all the rest. A block
+// bounds what is held besides the tickets: their lines.
 const (
 	blockTickets = 128
 	blockBytes   = 128 << 10 // of bodies and texts

@@ -44,8 +44,7 @@ const (
 const DefaultFileBytes = 8 * bufferBytes
 
 // Full reports whether a file is so large that one more buffer could exceed its limit. A ticket has at most some 16 MiB more
-// than a
-// full buffer.
+// than a full buffer.
 func (w *TicketWriter) Full() bool { return w.out.n >= w.most-3*int64(w.buffered) }
 
 // codec is what the readers of docs/archive.md all read. Snappy was not compared with it.
