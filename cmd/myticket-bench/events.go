@@ -157,7 +157,7 @@ func (b *bench) startSender(ctx context.Context, url string, args ...string) (*p
 		return nil, err
 	}
 	command := exec.Command(b.settings.server, slices.Concat([]string{
-		"events", "--admin-addr", admin, "--database-url", url, "--log-level", "warn",
+		"events", "--admin-addr", admin, "--database-url", url, "--log-level", "error", "--shutdown-timeout", "1s",
 	}, args)...)
 	return start(ctx, command, "", admin, "http://"+admin+"/readyz")
 }

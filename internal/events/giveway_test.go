@@ -1,7 +1,10 @@
 package events
 
 import (
+	"context"
+	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -11,14 +14,65 @@ func TestSender_GivesWayToABurst_AndNotToAnEndlessLoad(t *testing.T) {
 	t.Parallel()
 	s := NewSender(SenderConfig{GiveWay: 10 * time.Second})
 	const took = 20 * time.Millisecond
-	assert.Equal(t, 180*time.Millisecond, s.giveWay(Chunk{More: true}, took))
-	assert.Equal(t, 90*time.Millisecond, s.giveWay(Chunk{More: true, Age: 5 * time.Second}, took))
-	assert.Zero(t, s.giveWay(Chunk{More: true, Age: 10 * time.Second}, took))
-	assert.Zero(t, s.giveWay(Chunk{More: true, Age: time.Hour}, took))
-	assert.Zero(t, s.giveWay(Chunk{}, took), "nothing waits behind them")
-	assert.Equal(t, yieldMost, s.giveWay(Chunk{More: true}, time.Minute))
-	assert.Zero(t, NewSender(SenderConfig{GiveWay: -1}).giveWay(Chunk{More: true}, took))
-	assert.Equal(t, 180*time.Millisecond, NewSender(SenderConfig{}).giveWay(Chunk{More: true}, took))
+	burst := func(age time.Duration) Chunk { return Chunk{More: true, Tickets: ChunkTickets, Age: age} }
+	assert.Equal(t, 780*time.Millisecond, s.giveWay(burst(0), took))
+	assert.Equal(t, 390*time.Millisecond, s.giveWay(burst(5*time.Second), took))
+	assert.Zero(t, s.giveWay(burst(10*time.Second), took))
+	assert.Zero(t, s.giveWay(burst(time.Hour), took))
+	assert.Zero(t, s.giveWay(Chunk{Tickets: ChunkTickets}, took), "nothing waits behind them")
+	assert.Zero(t, s.giveWay(Chunk{More: true, Tickets: yieldTickets - 1}, took), "the chunks grow")
+	assert.Equal(t, yieldMost, s.giveWay(burst(0), time.Minute))
+	assert.Zero(t, NewSender(SenderConfig{GiveWay: -1}).giveWay(burst(0), took))
+	assert.Equal(t, 780*time.Millisecond, NewSender(SenderConfig{}).giveWay(burst(0), took))
+}
+
+// storing is a Reader that only knows how many tickets are being stored.
+type storing struct {
+	Reader
+
+	rates []float64
+	err   error
+}
+
+func (s *storing) Storing(context.Context) (rate float64, err error) {
+	rate = s.rates[0]
+	if len(s.rates) > 1 {
+		s.rates = s.rates[1:]
+	}
+	return rate, s.err
+}
+
+func TestWorker_ThePause_EndsWithTheBurst(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		paused := func(ctx context.Context, s *storing, pause time.Duration) time.Duration {
+			start := time.Now()
+			(&worker{reader: s}).yield(ctx, pause)
+			return time.Since(start)
+		}
+		assert.Zero(t, paused(t.Context(), nil, 0), "nothing is asked")
+		assert.Zero(t, paused(t.Context(), &storing{rates: []float64{burstRate - 1}}, time.Second))
+		assert.Equal(t, time.Second, paused(t.Context(), &storing{rates: []float64{burstRate}}, time.Second))
+		assert.Equal(t, 2*yieldLook, paused(t.Context(), &storing{rates: []float64{30_000, 20_000, 0}}, time.Second))
+		assert.Equal(t, time.Second, paused(t.Context(), &storing{rates: []float64{0}, err: errors.New("away")}, time.Second))
+		stopped, cancel := context.WithCancel(t.Context())
+		cancel()
+		assert.Zero(t, paused(stopped, &storing{rates: []float64{burstRate}}, time.Second))
+	})
+}
+
+// Small chunks cost much more for each event, so a fast target soon gets large ones.
+func TestWorker_AFastTarget_GetsAFullChunkAfterFiveOthers(t *testing.T) {
+	t.Parallel()
+	w := &worker{}
+	w.most.Store(1)
+	var sizes []int64
+	for range 6 {
+		n := w.most.Load()
+		sizes = append(sizes, n)
+		w.pace(&Chunk{Events: make([]Event, n), Tickets: int(n), Full: true}, 20*time.Millisecond)
+	}
+	assert.Equal(t, []int64{1, 4, 16, 64, 256, ChunkTickets}, sizes)
 }
 
 func TestWorker_ASlowTarget_GetsSmallChunks(t *testing.T) {

@@ -59,6 +59,9 @@ type Reader interface {
 	// found, or ErrTooManyDeadLetters, and then notes nothing.
 	Done(ctx context.Context, chunk Chunk, delivery Delivery) error
 
+	// Storing returns how many tickets a second were stored last, by all servers.
+	Storing(ctx context.Context) (float64, error)
+
 	// Failing notes why the target takes no events. The next Done takes it back.
 	Failing(ctx context.Context, why string) error
 

@@ -66,9 +66,14 @@ const (
 
 	// A chunk that takes longer than slowChunk is followed by smaller ones. With a target that takes long for a single event it is
 	// slowSingles times as long, up to slowestChunk: it may take others at the same time, and then smaller chunks would only make it
-	// slower. A chunk that took less than half of that may be followed by one that is twice as large.
+	// slower. A chunk that took less than half of that may be followed by one that is twice as large, or four times after a much
+	// faster one.
 	slowChunk, slowestChunk = 5 * time.Second, 30 * time.Second
 	slowSingles             = 3
+
+	// burstRate is how many tickets are stored a second, at least, for sending to give way to them. Fewer are far from what two
+	// cores take (docs/benchmarks.md).
+	burstRate = 1000
 )
 
 // startWorker starts a worker, which ends when ctx does.
@@ -264,11 +269,23 @@ func (w *worker) send(ctx, sending context.Context) error {
 		}
 		took := time.Since(start)
 		w.pace(&chunk, took)
-		if pause := w.sender.giveWay(chunk, chunk.Took+took); pause > 0 {
-			wait(ctx, pause)
-		}
+		w.yield(ctx, w.sender.giveWay(chunk, chunk.Took+took))
 	}
 	return nil
+}
+
+// yield pauses for a time, or until no burst of tickets is being stored.
+func (w *worker) yield(ctx context.Context, pause time.Duration) {
+	end := time.Now().Add(pause)
+	for left := pause; left > 0 && !over(ctx); left = time.Until(end) {
+		short, cancel := context.WithTimeout(ctx, storeTimeout)
+		rate, err := w.reader.Storing(short)
+		cancel()
+		if err == nil && rate < burstRate {
+			return
+		}
+		wait(ctx, min(left, yieldLook))
+	}
 }
 
 // pace sets how many tickets the next chunk is about. How far the subscription has come is noted once per chunk, so a process
@@ -284,8 +301,10 @@ func (w *worker) pace(chunk *Chunk, took time.Duration) {
 	case took > slow:
 		fit := int64(float64(tickets) * slow.Seconds() / took.Seconds())
 		w.most.Store(max(min(most, fit), 1))
+	case took < slow/8 && chunk.Full:
+		w.most.Store(min(max(most, 4*tickets), ChunkTickets)) // this one may be smaller than most, because it was read before
 	case took < slow/2 && chunk.Full:
-		w.most.Store(min(max(most, 2*tickets), ChunkTickets)) // this one may be smaller than most, because it was read before
+		w.most.Store(min(max(most, 2*tickets), ChunkTickets))
 	}
 }
 

@@ -199,6 +199,17 @@ func (r *eventReader) Failing(ctx context.Context, why string) error {
 	return explain("note that a target fails", err)
 }
 
+// storingRate looks at the last batches. Their length is known without reading them.
+const storingRate = `
+SELECT coalesce(sum(octet_length(tickets)) / 16 / greatest(extract(epoch FROM clock_timestamp() - min(at)), 0.001), 0)::float8
+FROM (SELECT at, tickets FROM outbox ORDER BY xid DESC LIMIT 16) o`
+
+// Storing implements events.Reader.
+func (r *eventReader) Storing(ctx context.Context) (rate float64, err error) {
+	err = r.store.steady(ctx, func(tx pgx.Tx) error { return tx.QueryRow(ctx, storingRate).Scan(&rate) })
+	return rate, explain("look how many tickets are being stored", err)
+}
+
 // Begun implements events.Reader.
 func (r *eventReader) Begun(ctx context.Context) error {
 	_, err := r.store.pool.Exec(ctx, `

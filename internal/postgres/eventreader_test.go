@@ -307,6 +307,30 @@ func TestEventReader_LongTicketsWithProducts_HaveEachOnce(t *testing.T) {
 	assert.ElementsMatch(t, want, got)
 }
 
+func TestEventReader_KnowsHowManyTicketsAreBeingStored(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	require.NoError(t, b.store.CreateSubscription(t.Context(), tester, subscription("erp")))
+	reader := b.store.EventReader(subscribed(t, b, "erp"), uuid.New())
+	rate := func() float64 {
+		is, err := reader.Storing(t.Context())
+		require.NoError(t, err)
+		return is
+	}
+	assert.Zero(t, rate(), "none was ever stored")
+	batches := func(n, tickets int, ago string) {
+		_, err := b.pool.Exec(t.Context(), `INSERT INTO outbox (kind, at, tickets)
+			SELECT 'stored', clock_timestamp() - $1::interval, decode(repeat('00', 16 * $2), 'hex') FROM generate_series(1, $3)`, ago, tickets, n)
+		require.NoError(t, err)
+	}
+	batches(16, 5000, "10 minutes")
+	assert.InDelta(t, 80_000/600, rate(), 20)
+	batches(16, 5000, "0")
+	assert.Greater(t, rate(), 1000.0, "80,000 in the last moments")
+	batches(16, 1, "0.1 s")
+	assert.Less(t, rate(), 200.0, "the last batches have one ticket each")
+}
+
 // manyProducts stores a ticket with n products.
 func manyProducts(t *testing.T, b *testBundle, n int) *intake.Entry {
 	t.Helper()
