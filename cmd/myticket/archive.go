@@ -22,7 +22,7 @@ type archiveCmd struct {
 	Run     archiveRunCmd     `cmd:"" help:"Take old partitions into the archive, check them there, and drop them. Without --apply it only shows what it would do."`
 	List    archiveListCmd    `cmd:"" help:"List the parts of the archive, and how far they have come."`
 	Verify  archiveVerifyCmd  `cmd:"" help:"Read parts of the archive again, and compare them with their manifests."`
-	Restore archiveRestoreCmd `cmd:"" help:"Put a part back into Postgres, or show one ticket of the archive."`
+	Restore archiveRestoreCmd `cmd:"" help:"Put a part back into tickets, or show one ticket of the archive."`
 	Release archiveReleaseCmd `cmd:"" help:"Delete a restored part from the archive, so that the next run archives it again as it is now."`
 }
 
@@ -465,8 +465,8 @@ func (c archiveVerifyCmd) Run(ctx context.Context, std streams) error {
 	verdicts := []archiveVerdict{}
 	damaged := 0
 	for _, p := range parts {
-		if p.State == archive.Detached {
-			continue // Postgres has it
+		if p.State != archive.Verified && !p.InArchive() {
+			continue // only Postgres has it
 		}
 		v := archiveVerdict{Part: p.Name, Tickets: p.Tickets, Bytes: p.FileBytes, Right: true, Verdict: "right"}
 		m, err := files.ManifestOf(ctx, p)
@@ -504,7 +504,7 @@ type archiveRestoreCmd struct {
 	outputFlags
 	personFlags
 	archiveFlags
-	Part   string    `arg:"" optional:"" help:"The part that is put back into tickets. No run archives it again until it is released."`
+	Part   string    `arg:"" optional:"" help:"The part that is put back into tickets: from the archive, or its table if that is only detached. No run archives it again until it is released."`
 	Ticket uuid.UUID `placeholder:"ID" help:"Show this ticket of the archive instead. Nothing is changed."`
 	Raw    bool      `help:"With --ticket: write only the bytes that were sent."`
 }
@@ -552,8 +552,12 @@ func (c archiveRestoreCmd) Run(ctx context.Context, std streams) error {
 	if c.Output == "json" {
 		return printJSON(std.stdout, p)
 	}
-	_, err = fmt.Fprintf(std.stdout, "%d tickets are in tickets again, in the partition %s. No run archives or drops it until: "+
-		"myticket archive release %s\n", p.Tickets, p.Table, p.Name)
+	what := "The tickets"
+	if p.Tickets > 0 {
+		what = strconv.FormatInt(p.Tickets, 10) + " tickets"
+	}
+	_, err = fmt.Fprintf(std.stdout, "%s are in tickets again, in the partition %s. No run archives or drops it until: "+
+		"myticket archive release %s\n", what, p.Table, p.Name)
 	return err
 }
 
@@ -562,8 +566,18 @@ func (t *archiveTurn) restore(ctx context.Context, by postgres.Person, name stri
 	if err != nil {
 		return p, err
 	}
-	if p.State != archive.Archived {
+	switch p.State {
+	case archive.Restored:
 		return p, fmt.Errorf("part %s is %s: its tickets are in Postgres, and nothing was changed", p.Name, p.State)
+	case archive.Detached, archive.Verified: // the archive is not needed
+		table, err := t.store.DetachedPart(ctx, p)
+		if err != nil {
+			return p, err
+		}
+		if err := table.Attach(ctx, by, t.run.Holder, nil); err != nil {
+			return p, err
+		}
+		return t.store.ArchivePart(ctx, name)
 	}
 	m, err := t.files.ManifestOf(ctx, p)
 	if err != nil {
@@ -645,6 +659,12 @@ func (t *archiveTurn) release(ctx context.Context, by postgres.Person, name stri
 	}
 	if p.State != archive.Restored {
 		return fmt.Errorf("part %s is %s, and only a restored one can be released: nothing was changed", p.Name, p.State)
+	}
+	if !p.InArchive() { // its table was never dropped
+		if err := t.files.Delete(ctx, p); err != nil {
+			return err
+		}
+		return t.store.ReleasePart(ctx, by, t.run.Holder, p)
 	}
 	m, err := t.files.ManifestOf(ctx, p)
 	switch {

@@ -310,6 +310,53 @@ func TestArchive_RestoredPart_IsLeftAlone_UntilItIsReleased(t *testing.T) {
 	assert.Equal(t, "2", b2.text(t, `SELECT count(*)::text FROM tickets`))
 }
 
+// The archive may be gone for good while a part is only detached. Then nothing but this brings its tickets back into lists.
+func TestArchive_PartThatIsOnlyDetached_IsRestoredWithoutTheArchive(t *testing.T) {
+	t.Parallel()
+	for step, state := range map[string]archive.State{
+		"file:1": archive.Detached, "manifest:1": archive.Detached, "written:1": archive.Detached, "drop:1": archive.Verified,
+	} {
+		t.Run(step, func(t *testing.T) {
+			t.Parallel()
+			b := setupArchive(t, 30, 2)
+			before := b.text(t, allTickets)
+			b.killedAt(t, step)
+			b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`)
+			require.Equal(t, state, b.parts(t)[0].State)
+			require.Equal(t, "2", b.text(t, `SELECT count(*)::text FROM tickets`))
+			b.exec(t, `ALTER TABLE `+b.parts(t)[0].Table+` ADD CONSTRAINT restored CHECK (true)`) // of an attempt that was killed
+			there := b.folder
+			b.folder = filepath.Join(t.TempDir(), "gone")
+			require.NoError(t, os.Mkdir(b.folder, 0o700))
+
+			assert.Contains(t, b.ok(t, b.args("archive", "restore", "20260801-20260802")...), "tickets are in tickets again")
+			assert.Equal(t, before, b.text(t, allTickets))
+			p := b.parts(t)[0]
+			assert.Equal(t, archive.Restored, p.State)
+			assert.Empty(t, b.text(t, `SELECT coalesce(obj_description('`+p.Table+`'::regclass), '')`))
+			code, _, stderr := b.myticket(t, b.args("archive", "restore", "20260801-20260802")...)
+			assert.Equal(t, 1, code)
+			assert.Contains(t, stderr, "is restored")
+			b.folder = there
+			assert.Contains(t, b.run(t).Parts[0].Verdict, "left alone")
+			b.ok(t, b.args("archive", "verify")...)
+			missing := b.ids[0]
+			missing[15]++
+			code, _, stderr = b.myticket(t, b.args("tickets", "show", missing.String())...)
+			assert.Equal(t, 1, code)
+			assert.NotContains(t, stderr, "manifest")
+
+			b.ok(t, b.args("archive", "release", "20260801-20260802")...)
+			assert.Empty(t, b.objects(t)["manifests"])
+			assert.Empty(t, b.objects(t)["tickets"])
+			assert.True(t, b.run(t).Parts[0].Archived)
+			b.everywhere(t, b.ids[0], b.ids[29])
+		})
+	}
+}
+
+const allTickets = `SELECT md5(string_agg(t::text, ',' ORDER BY received_at, id)) FROM tickets t`
+
 func TestArchive_StoreThatChangesOrLosesBytes_IsNoticed(t *testing.T) {
 	t.Parallel()
 	b := setupArchive(t, 30, 0)

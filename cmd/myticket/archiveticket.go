@@ -23,7 +23,7 @@ func (c ticketsShowCmd) fromArchive(ctx context.Context, std streams, store *pos
 	}
 	var in []archive.Part
 	for _, p := range parts {
-		if p.State == archive.Archived || p.State == archive.Restored {
+		if p.InArchive() {
 			in = append(in, p)
 		}
 	}

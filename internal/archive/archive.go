@@ -23,7 +23,7 @@ const (
 	Detached State = "detached" // the table has the tickets; the archive may have files, but no manifest that counts
 	Verified State = "verified" // the table and the archive have them
 	Archived State = "archived" // the archive has them, and the table is dropped
-	Restored State = "restored" // the archive has them, and so has tickets again; no run archives them until they are released
+	Restored State = "restored" // tickets has them again, and no run archives them until they are released; see InArchive
 )
 
 // Part is a partition that was detached, as Postgres keeps it.
@@ -51,6 +51,10 @@ type Part struct {
 	FailedAt    *time.Time  `json:"failed_at"`
 	Failure     string      `json:"failure,omitempty"`
 }
+
+// InArchive reports whether the archive has the part, too, while tickets has it or no table has it. A part that was restored from
+// its detached table may never have been there.
+func (p *Part) InArchive() bool { return p.State == Archived || p.State == Restored && p.VerifiedAt != nil }
 
 // Contains reports whether a ticket that was received at a time may be in the part.
 func (p *Part) Contains(at time.Time) bool {

@@ -63,6 +63,15 @@ func (s *Store) HoldArchive(ctx context.Context, run ArchiveRun, begin bool) err
 	return explain("take the turn to archive", err)
 }
 
+// KeepArchive has the turn to archive last for archiveHold, a minute, from now. It returns archive.ErrHeld if another process has it.
+func (s *Store) KeepArchive(ctx context.Context, holder uuid.UUID) error {
+	done, err := s.pool.Exec(ctx, `UPDATE archive_runs SET held_until = clock_timestamp() + $2 WHERE holder = $1`, holder, archiveHold)
+	if err == nil && done.RowsAffected() == 0 {
+		return archive.ErrHeld
+	}
+	return explain("keep the turn to archive", err)
+}
+
 // LeaveArchive ends the turn. Failure says what went wrong; empty if nothing did.
 func (s *Store) LeaveArchive(ctx context.Context, holder uuid.UUID, failure string) error {
 	_, err := s.pool.Exec(ctx, `UPDATE archive_runs SET holder = NULL, held_until = '-infinity', failure = $2,

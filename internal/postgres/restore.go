@@ -54,6 +54,16 @@ func (s *Store) BeginRestore(ctx context.Context, holder uuid.UUID, p archive.Pa
 	return r, explainArchive("make a table to restore part "+p.Name, err)
 }
 
+// DetachedPart returns the table of a part that was detached and is not dropped yet, which Attach puts back. It is not changed.
+func (s *Store) DetachedPart(ctx context.Context, p archive.Part) (r *Restoring, err error) {
+	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		table, err := s.partTable(ctx, tx, p)
+		r = &Restoring{store: s, part: p, name: p.Table, table: table}
+		return err
+	})
+	return r, explainArchive("restore part "+p.Name, err)
+}
+
 // Add adds a ticket.
 func (r *Restoring) Add(ctx context.Context, t *archive.Ticket) error {
 	asJSON := func(text *string) any {
@@ -91,7 +101,7 @@ func (r *Restoring) Attach(ctx context.Context, by Person, holder uuid.UUID, cor
 	if err := r.flush(ctx); err != nil {
 		return err
 	}
-	if r.n != r.part.Tickets {
+	if r.part.State == archive.Archived && r.n != r.part.Tickets {
 		return fmt.Errorf("part %s has %d tickets, and %d were restored: nothing was attached", r.part.Name, r.part.Tickets, r.n)
 	}
 	s, p := r.store, r.part
@@ -104,7 +114,8 @@ func (r *Restoring) Attach(ctx context.Context, by Person, holder uuid.UUID, cor
 		covers.from = *p.From
 	}
 	// With this, attaching it does not read it while everything waits.
-	_, err := s.pool.Exec(ctx, `ALTER TABLE `+r.table+` ADD CONSTRAINT restored CHECK (`+bounds+`)`)
+	_, err := s.pool.Exec(ctx, `ALTER TABLE `+r.table+` DROP CONSTRAINT IF EXISTS restored, ADD CONSTRAINT restored CHECK (`+
+		bounds+`)`)
 	if err != nil {
 		return explain("restore part "+p.Name, err)
 	}
@@ -231,8 +242,8 @@ func (r *Restoring) attach(ctx context.Context, tx pgx.Tx, covers span, from str
 		return err
 	}
 	done, err := tx.Exec(ctx, `UPDATE archives SET state = 'restored', restored_at = now(), table_name = $2
-		WHERE part = $1 AND state = 'archived'`,
-		r.part.Name, name)
+		WHERE part = $1 AND state = $3`,
+		r.part.Name, name, r.part.State)
 	if err == nil && done.RowsAffected() == 0 {
 		return archive.ErrHeld
 	}
@@ -240,6 +251,7 @@ func (r *Restoring) attach(ctx context.Context, tx pgx.Tx, covers span, from str
 		return err
 	}
 	return up.run(ctx,
+		`COMMENT ON TABLE `+r.table+` IS NULL`,
 		`ALTER TABLE `+r.table+` RENAME TO `+pgx.Identifier{name}.Sanitize(),
 		fmt.Sprintf(`ALTER TABLE tickets ATTACH PARTITION %s FOR VALUES FROM (%s) TO ('%s')`, up.table(name), from,
 			covers.to.UTC().Format(time.RFC3339Nano)),

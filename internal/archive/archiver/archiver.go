@@ -33,6 +33,7 @@ type Source interface {
 	PartChanges(ctx context.Context, p archive.Part) ([]archive.Change, error)
 	PartVerified(ctx context.Context, holder uuid.UUID, p archive.Part, m archive.Manifest, sum []byte, tableBytes int64) error
 	PartUnverified(ctx context.Context, holder uuid.UUID, p archive.Part) error
+	KeepArchive(ctx context.Context, holder uuid.UUID) error
 }
 
 // Config says where an Archiver works.
@@ -314,17 +315,34 @@ func (a *Archiver) deleteFiles(ctx context.Context, p archive.Part) error {
 // Postgres must have all its tickets. It returns archive.ErrHeld if the manifest is that of an attempt that this process does not
 // know: another one has taken the turn, and may have dropped the table already.
 func (a *Archiver) Delete(ctx context.Context, p archive.Part) error {
-	switch m, _, err := a.Manifest(ctx, p.Name); {
+	m, _, err := a.Manifest(ctx, p.Name)
+	switch {
+	case errors.Is(err, archive.ErrNoManifest): // one that appears now is another process's
 	case err == nil && !slices.Contains(p.Runs, m.Run):
 		return fmt.Errorf("part %s: %w", p.Name, archive.ErrHeld)
-	case err != nil && !errors.Is(err, archive.ErrNoManifest) && !errors.Is(err, archive.ErrDamaged):
-		return err
-	}
-	if err := a.Bucket.Delete(ctx, archive.ManifestKey(p.Name)); err != nil {
+	case err == nil || errors.Is(err, archive.ErrDamaged):
+		if err := a.deleteManifest(ctx, p); err != nil {
+			return err
+		}
+	default:
 		return err
 	}
 	return a.deleteFiles(ctx, p)
 }
+
+// deleteManifest deletes a manifest at the beginning of a turn that lasts longer than that may take: all manifests of a part have
+// the same key, and after the turn it may be that of another process.
+func (a *Archiver) deleteManifest(ctx context.Context, p archive.Part) error {
+	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
+	defer cancel()
+	if err := a.Source.KeepArchive(ctx, a.Holder); err != nil {
+		return err
+	}
+	return a.Bucket.Delete(ctx, archive.ManifestKey(p.Name))
+}
+
+// deleteTimeout is less than a turn has left after it was kept.
+const deleteTimeout = 30 * time.Second
 
 // files writes and checks all files of a part, and returns the manifest that is to be written.
 func (a *Archiver) files(ctx context.Context, p archive.Part, run uuid.UUID, tickets int64) (archive.Manifest, error) {
