@@ -63,7 +63,8 @@ func (f archiveFlags) archiver(
 // archiveStep is called before each step. Tests end the process there.
 var archiveStep func(step string) error
 
-// turn takes the turn. The context that it returns ends if another process has taken it.
+// turn takes the turn. The context that it returns ends if another process has taken it. A turn that another one had in the
+// meantime is not taken again, even if that one is done with it: what this process knows of parts is out of date then.
 func (f archiveFlags) turn(
 	ctx context.Context, std streams, store *postgres.Store, keep time.Duration, begin bool,
 ) (context.Context, *archiveTurn, error) {
@@ -93,7 +94,7 @@ func (f archiveFlags) turn(
 			select {
 			case <-ctx.Done():
 			case <-time.After(10 * time.Second):
-				if err := store.HoldArchive(ctx, t.run, false); errors.Is(err, archive.ErrHeld) {
+				if err := store.KeepArchive(ctx, holder); errors.Is(err, archive.ErrHeld) {
 					cancel(err)
 				}
 			}

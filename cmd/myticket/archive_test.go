@@ -271,6 +271,37 @@ func TestArchive_ProcessThatSleptThroughItsTurn_DeletesNothingOfTheNextOne(t *te
 	b.everywhere(t, b.ids[0], b.ids[49])
 }
 
+// Another process had the turn, and was done with it, while this one was stopped. What this one knows of parts is out of date then:
+// it archived a partition again that had been restored in the meantime.
+func TestArchive_ProcessThatSleptThroughItsTurn_DoesNotTakeItAgain(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 50, 0)
+	b.run(t)
+	b.exec(t, `CREATE TABLE tickets_20260802_20260803 PARTITION OF tickets FOR VALUES FROM ('2026-08-02') TO ('2026-08-03')`)
+	b.exec(t, `INSERT INTO tickets (id, received_at, source, body, status, order_number, vat, total, parser_version)
+		VALUES (gen_random_uuid(), '2026-08-02 01:00Z', 'till', 'x', 'TREATED', '1', 1, 1, 1)`)
+	b.killedAt(t, "begin:1")
+	b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`)
+
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	slept := exec.CommandContext(ctx, os.Args[0], b.args("archive", "run", "--keep=2w", "--apply")...)
+	slept.Env = []string{runMain + "=1", "DATABASE_URL=" + b.url, stopAt + "=file:1", "PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}
+	require.NoError(t, slept.Start())
+	waitStopped(t, slept.Process.Pid)
+	time.Sleep(10 * time.Second) // so it keeps its turn at once when it wakes
+	b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`)
+	b.ok(t, b.args("archive", "restore", "20260801-20260802")...)
+	require.NoError(t, slept.Process.Signal(syscall.SIGCONT))
+	require.Error(t, slept.Wait())
+
+	parts := b.parts(t)
+	require.Len(t, parts, 2)
+	assert.Equal(t, archive.Restored, parts[0].State)
+	assert.Equal(t, "51", b.text(t, `SELECT ((SELECT count(*) FROM tickets) + (SELECT count(*) FROM `+parts[1].Table+`))::text`))
+	assert.Equal(t, []string{"manifests/20260801-20260802.json"}, b.objects(t)["manifests"])
+}
+
 func TestArchive_RestoredPart_IsLeftAlone_UntilItIsReleased(t *testing.T) {
 	t.Parallel()
 	b := setupArchive(t, 30, 2)
