@@ -662,7 +662,14 @@ func (t *archiveTurn) release(ctx context.Context, by postgres.Person, name stri
 		return fmt.Errorf("part %s is %s, and only a restored one can be released: nothing was changed", p.Name, p.State)
 	}
 	if !p.InArchive() { // its table was never dropped
-		if err := t.files.Delete(ctx, p); err != nil {
+		if p.URL != t.run.URL && p.URL != "" { // what attempts wrote would stay there, perhaps with a manifest
+			return elsewhere(p)
+		}
+		err := t.files.Delete(ctx, p)
+		if errors.Is(err, archive.ErrHeld) && ctx.Err() == nil {
+			err = fmt.Errorf("part %s: %w", p.Name, archive.ErrForeign) // an attempt that was stopped wrote it after a release
+		}
+		if err != nil {
 			return err
 		}
 		return t.store.ReleasePart(ctx, by, t.run.Holder, p)

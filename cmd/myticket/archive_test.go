@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -384,6 +385,56 @@ func TestArchive_PartThatIsOnlyDetached_IsRestoredWithoutTheArchive(t *testing.T
 			b.everywhere(t, b.ids[0], b.ids[29])
 		})
 	}
+}
+
+// What an attempt wrote to another URL would stay there when the part is released: a manifest of tickets that are archived once more.
+func TestArchive_PartThatWasOnlyDetached_IsReleasedOnlyWhereItsAttemptsWrote(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 30, 0)
+	b.killedAt(t, "written:1")
+	b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`)
+	b.ok(t, b.args("archive", "restore", "20260801-20260802")...)
+	there := b.folder
+	b.folder = t.TempDir()
+	code, _, stderr := b.myticket(t, b.args("archive", "release", "20260801-20260802")...)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, stderr, "it was written to file://"+there)
+	b.folder = there
+
+	runs := b.text(t, `SELECT runs::text FROM archives`)
+	b.exec(t, `UPDATE archives SET runs = '{}'`) // as one that a stopped process wrote, whose part was released meanwhile
+	code, _, stderr = b.myticket(t, b.args("archive", "release", "20260801-20260802")...)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, stderr, archive.ErrForeign.Error(), "to wait a minute would not help")
+	assert.Len(t, b.objects(t)["manifests"], 1)
+
+	b.exec(t, `UPDATE archives SET runs = $1`, runs)
+	b.ok(t, b.args("archive", "release", "20260801-20260802")...)
+	assert.Empty(t, b.objects(t)["manifests"])
+	assert.True(t, b.run(t).Parts[0].Archived)
+}
+
+// A process that was stopped while it read the table has it locked.
+func TestArchive_RestoreOfADetachedPart_DoesNotWaitLongForOneWhoReadsIt(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 30, 0)
+	b.killedAt(t, "begin:1")
+	b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`)
+	reader, err := pgx.Connect(t.Context(), b.url)
+	require.NoError(t, err)
+	_, err = reader.Exec(t.Context(), `BEGIN; SELECT FROM `+b.parts(t)[0].Table)
+	require.NoError(t, err)
+
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	p := exec.CommandContext(ctx, os.Args[0], b.args("archive", "restore", "20260801-20260802")...)
+	p.Env = []string{runMain + "=1", "DATABASE_URL=" + b.url, "PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}
+	out, err := p.CombinedOutput()
+	require.Error(t, err)
+	assert.Contains(t, string(out), "lock timeout")
+	b.everywhere(t, b.ids[0])
+	require.NoError(t, reader.Close(t.Context()))
+	b.ok(t, b.args("archive", "restore", "20260801-20260802")...)
 }
 
 const allTickets = `SELECT md5(string_agg(t::text, ',' ORDER BY received_at, id)) FROM tickets t`
