@@ -143,8 +143,8 @@ func (r *Restoring) Attach(ctx context.Context, by Person, holder uuid.UUID, cor
 	return explainArchive("restore part "+p.Name, err)
 }
 
-// constrain adds the constraint with which attaching the table does not read it while everything waits. A process that was stopped
-// while it read a detached table may still have it locked, and whoever looks for a ticket in it would wait behind this, too.
+// constrain adds the constraint with which attaching the table does not read it while everything waits. A process that was
+// stopped while it read a detached table may still have it locked, and whoever looks for a ticket there would wait behind this.
 func (r *Restoring) constrain(ctx context.Context, holder uuid.UUID, bounds string) error {
 	err := patiently(ctx, func() error {
 		return pgx.BeginFunc(ctx, r.store.pool, func(tx pgx.Tx) error {
@@ -258,7 +258,8 @@ func (r *Restoring) attach(ctx context.Context, tx pgx.Tx, covers span, from str
 	if err != nil {
 		return err
 	}
-	done, err := tx.Exec(ctx, `UPDATE archives SET state = 'restored', restored_at = now(), table_name = $2
+	done, err := tx.Exec(ctx, `UPDATE archives SET state = 'restored', restored_at = now(), table_name = $2,
+			verified_at = CASE WHEN state = 'archived' THEN verified_at END -- see archive.Part.InArchive
 		WHERE part = $1 AND state = $3`,
 		r.part.Name, name, r.part.State)
 	if err == nil && done.RowsAffected() == 0 {
