@@ -63,7 +63,8 @@ func (f archiveFlags) archiver(
 // archiveStep is called before each step. Tests end the process there.
 var archiveStep func(step string) error
 
-// turn takes the turn. The context that it returns ends if another process has taken it.
+// turn takes the turn. The context that it returns ends if another process has taken it. A turn that another one had in the
+// meantime is not taken again, even if that one is done with it: what this process knows of parts is out of date then.
 func (f archiveFlags) turn(
 	ctx context.Context, std streams, store *postgres.Store, keep time.Duration, begin bool,
 ) (context.Context, *archiveTurn, error) {
@@ -93,7 +94,7 @@ func (f archiveFlags) turn(
 			select {
 			case <-ctx.Done():
 			case <-time.After(10 * time.Second):
-				if err := store.HoldArchive(ctx, t.run, false); errors.Is(err, archive.ErrHeld) {
+				if err := store.KeepArchive(ctx, holder); errors.Is(err, archive.ErrHeld) {
 					cancel(err)
 				}
 			}
@@ -661,7 +662,14 @@ func (t *archiveTurn) release(ctx context.Context, by postgres.Person, name stri
 		return fmt.Errorf("part %s is %s, and only a restored one can be released: nothing was changed", p.Name, p.State)
 	}
 	if !p.InArchive() { // its table was never dropped
-		if err := t.files.Delete(ctx, p); err != nil {
+		if p.URL != t.run.URL && p.URL != "" { // what attempts wrote would stay there, perhaps with a manifest
+			return elsewhere(p)
+		}
+		err := t.files.Delete(ctx, p)
+		if errors.Is(err, archive.ErrHeld) && ctx.Err() == nil {
+			err = fmt.Errorf("part %s: %w", p.Name, archive.ErrForeign) // an attempt that was stopped wrote it after a release
+		}
+		if err != nil {
 			return err
 		}
 		return t.store.ReleasePart(ctx, by, t.run.Holder, p)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -271,6 +272,39 @@ func TestArchive_ProcessThatSleptThroughItsTurn_DeletesNothingOfTheNextOne(t *te
 	b.everywhere(t, b.ids[0], b.ids[49])
 }
 
+// Another process had the turn, and was done with it, while this one was stopped. What this one knows of parts is out of date
+// then: it archived a partition again that had been restored in the meantime.
+func TestArchive_ProcessThatSleptThroughItsTurn_DoesNotTakeItAgain(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 50, 0)
+	b.run(t)
+	b.exec(t, `CREATE TABLE tickets_20260802_20260803 PARTITION OF tickets FOR VALUES FROM ('2026-08-02') TO ('2026-08-03')`)
+	b.exec(t, `INSERT INTO tickets (id, received_at, source, body, status, order_number, vat, total, parser_version)
+		VALUES (gen_random_uuid(), '2026-08-02 01:00Z', 'till', 'x', 'TREATED', '1', 1, 1, 1)`)
+	b.killedAt(t, "begin:1")
+	b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`)
+
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	slept := exec.CommandContext(ctx, os.Args[0], b.args("archive", "run", "--keep=2w", "--apply")...)
+	slept.Env = []string{
+		runMain + "=1", "DATABASE_URL=" + b.url, stopAt + "=file:1", "PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(),
+	}
+	require.NoError(t, slept.Start())
+	waitStopped(t, slept.Process.Pid)
+	time.Sleep(10 * time.Second) // so it keeps its turn at once when it wakes
+	b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`)
+	b.ok(t, b.args("archive", "restore", "20260801-20260802")...)
+	require.NoError(t, slept.Process.Signal(syscall.SIGCONT))
+	require.Error(t, slept.Wait())
+
+	parts := b.parts(t)
+	require.Len(t, parts, 2)
+	assert.Equal(t, archive.Restored, parts[0].State)
+	assert.Equal(t, "51", b.text(t, `SELECT ((SELECT count(*) FROM tickets) + (SELECT count(*) FROM `+parts[1].Table+`))::text`))
+	assert.NotContains(t, b.objects(t)["manifests"], "manifests/20260801-20260802-2.json", "its tickets are in two manifests")
+}
+
 func TestArchive_RestoredPart_IsLeftAlone_UntilItIsReleased(t *testing.T) {
 	t.Parallel()
 	b := setupArchive(t, 30, 2)
@@ -353,6 +387,77 @@ func TestArchive_PartThatIsOnlyDetached_IsRestoredWithoutTheArchive(t *testing.T
 			b.everywhere(t, b.ids[0], b.ids[29])
 		})
 	}
+}
+
+// What an attempt wrote to another URL would stay there when the part is released: a manifest of tickets that are archived again.
+func TestArchive_PartThatWasOnlyDetached_IsReleasedOnlyWhereItsAttemptsWrote(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 30, 0)
+	b.killedAt(t, "written:1")
+	b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`)
+	b.ok(t, b.args("archive", "restore", "20260801-20260802")...)
+	there := b.folder
+	b.folder = t.TempDir()
+	code, _, stderr := b.myticket(t, b.args("archive", "release", "20260801-20260802")...)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, stderr, "it was written to file://"+there)
+	b.folder = there
+
+	runs := b.text(t, `SELECT runs::text FROM archives`)
+	b.exec(t, `UPDATE archives SET runs = '{}'`) // as one that a stopped process wrote, whose part was released meanwhile
+	code, _, stderr = b.myticket(t, b.args("archive", "release", "20260801-20260802")...)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, stderr, archive.ErrForeign.Error(), "to wait a minute would not help")
+	assert.Len(t, b.objects(t)["manifests"], 1)
+
+	b.exec(t, `UPDATE archives SET runs = $1`, runs)
+	b.ok(t, b.args("archive", "release", "20260801-20260802")...)
+	assert.Empty(t, b.objects(t)["manifests"])
+	assert.True(t, b.run(t).Parts[0].Archived)
+}
+
+// Its table was never dropped, so what became of the archive does not matter.
+func TestArchive_PartThatWasOnlyVerified_IsReleasedEvenIfTheArchiveIsDamaged(t *testing.T) {
+	t.Parallel()
+	for _, damage := range []string{"manifests", "tickets"} {
+		t.Run(damage, func(t *testing.T) {
+			t.Parallel()
+			b := setupArchive(t, 30, 0)
+			b.killedAt(t, "drop:1")
+			b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`)
+			require.NoError(t, os.WriteFile(filepath.Join(b.folder, b.objects(t)[damage][0]), []byte("{"), 0o600))
+			b.ok(t, b.args("archive", "restore", "20260801-20260802")...)
+			b.ok(t, b.args("archive", "verify")...)
+			b.ok(t, b.args("archive", "release", "20260801-20260802")...)
+			assert.Empty(t, b.objects(t)["manifests"])
+			assert.True(t, b.run(t).Parts[0].Archived)
+			b.ok(t, b.args("archive", "verify")...)
+			b.everywhere(t, b.ids[0], b.ids[29])
+		})
+	}
+}
+
+// A process that was stopped while it read the table has it locked.
+func TestArchive_RestoreOfADetachedPart_DoesNotWaitLongForOneWhoReadsIt(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 30, 0)
+	b.killedAt(t, "begin:1")
+	b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`)
+	reader, err := pgx.Connect(t.Context(), b.url)
+	require.NoError(t, err)
+	_, err = reader.Exec(t.Context(), `BEGIN; SELECT FROM `+b.parts(t)[0].Table)
+	require.NoError(t, err)
+
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	p := exec.CommandContext(ctx, os.Args[0], b.args("archive", "restore", "20260801-20260802")...)
+	p.Env = []string{runMain + "=1", "DATABASE_URL=" + b.url, "PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}
+	out, err := p.CombinedOutput()
+	require.Error(t, err)
+	assert.Contains(t, string(out), "lock timeout")
+	b.everywhere(t, b.ids[0])
+	require.NoError(t, reader.Close(t.Context()))
+	b.ok(t, b.args("archive", "restore", "20260801-20260802")...)
 }
 
 const allTickets = `SELECT md5(string_agg(t::text, ',' ORDER BY received_at, id)) FROM tickets t`

@@ -367,8 +367,8 @@ func (s *Store) BeginPart(ctx context.Context, holder uuid.UUID, p archive.Part,
 		if err := stillHolds(ctx, tx, holder); err != nil {
 			return err
 		}
-		done, err := tx.Exec(ctx, `UPDATE archives SET runs = ($2::uuid || runs)[1:$3] WHERE part = $1 AND state = 'detached'`,
-			p.Name, run, maxAttempts)
+		done, err := tx.Exec(ctx, `UPDATE archives SET runs = ($2::uuid || runs)[1:$3], url = (SELECT url FROM archive_runs)
+			WHERE part = $1 AND state = 'detached'`, p.Name, run, maxAttempts)
 		if err == nil && done.RowsAffected() == 0 {
 			return archive.ErrHeld
 		}

@@ -113,13 +113,10 @@ func (r *Restoring) Attach(ctx context.Context, by Person, holder uuid.UUID, cor
 		bounds += ` AND received_at >= ` + from
 		covers.from = *p.From
 	}
-	// With this, attaching it does not read it while everything waits.
-	_, err := s.pool.Exec(ctx, `ALTER TABLE `+r.table+` DROP CONSTRAINT IF EXISTS restored, ADD CONSTRAINT restored CHECK (`+
-		bounds+`)`)
-	if err != nil {
-		return explain("restore part "+p.Name, err)
+	if err := r.constrain(ctx, holder, bounds); err != nil {
+		return explainArchive("restore part "+p.Name, err)
 	}
-	err = patiently(ctx, func() error {
+	err := patiently(ctx, func() error {
 		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 			if err := stillHolds(ctx, tx, holder); err != nil {
 				return err
@@ -144,6 +141,26 @@ func (r *Restoring) Attach(ctx context.Context, by Person, holder uuid.UUID, cor
 		return fmt.Errorf("part %s: %w", p.Name, err)
 	}
 	return explainArchive("restore part "+p.Name, err)
+}
+
+// constrain adds the constraint with which attaching the table does not read it while everything waits. A process that was
+// stopped while it read a detached table may still have it locked, and whoever looks for a ticket there would wait behind this.
+func (r *Restoring) constrain(ctx context.Context, holder uuid.UUID, bounds string) error {
+	err := patiently(ctx, func() error {
+		return pgx.BeginFunc(ctx, r.store.pool, func(tx pgx.Tx) error {
+			if err := stillHolds(ctx, tx, holder); err != nil {
+				return err
+			}
+			return upkeep{Tx: tx}.run(ctx,
+				fmt.Sprintf(`SET LOCAL lock_timeout = '%dms'`, dropLockTimeout.Milliseconds()),
+				`ALTER TABLE `+r.table+` DROP CONSTRAINT IF EXISTS restored, ADD CONSTRAINT restored CHECK (`+bounds+`) NOT VALID`)
+		})
+	})
+	if err != nil {
+		return err
+	}
+	_, err = r.store.pool.Exec(ctx, `ALTER TABLE `+r.table+` VALIDATE CONSTRAINT restored`) // others may read it meanwhile
+	return err
 }
 
 func (r *Restoring) attach(ctx context.Context, tx pgx.Tx, covers span, from string) error {
@@ -241,7 +258,8 @@ func (r *Restoring) attach(ctx context.Context, tx pgx.Tx, covers span, from str
 	if err != nil {
 		return err
 	}
-	done, err := tx.Exec(ctx, `UPDATE archives SET state = 'restored', restored_at = now(), table_name = $2
+	done, err := tx.Exec(ctx, `UPDATE archives SET state = 'restored', restored_at = now(), table_name = $2,
+			verified_at = CASE WHEN state = 'archived' THEN verified_at END -- see archive.Part.InArchive
 		WHERE part = $1 AND state = $3`,
 		r.part.Name, name, r.part.State)
 	if err == nil && done.RowsAffected() == 0 {
