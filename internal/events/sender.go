@@ -133,13 +133,13 @@ const (
 
 // giveWay returns the pause after a chunk that took some time. If more events wait, many tickets are being stored, and Postgres
 // and the machine are busy with them. So at first sending takes a fortieth of the time, which leaves a burst nearly undisturbed,
-// and more the older the events are; once they are as old as SenderConfig.GiveWay, it takes what it needs.
+// and more the older the events are; once they are as old as SenderConfig.GiveWay, it takes what it needs. The pause ends then.
 func (s *Sender) giveWay(chunk Chunk, took time.Duration) time.Duration {
 	if !chunk.More || chunk.Tickets < yieldTickets || s.config.GiveWay <= 0 {
 		return 0
 	}
 	fresh := 1 - chunk.Age.Seconds()/s.config.GiveWay.Seconds()
-	return min(time.Duration(max(fresh, 0)*yieldFactor*float64(took)), yieldMost)
+	return min(time.Duration(max(fresh, 0)*yieldFactor*float64(took)), yieldMost, max(s.config.GiveWay-chunk.Age, 0))
 }
 
 // wait waits, or until ctx ends.
