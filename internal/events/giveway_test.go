@@ -21,7 +21,10 @@ func TestSender_GivesWayToABurst_AndNotToAnEndlessLoad(t *testing.T) {
 	assert.Zero(t, s.giveWay(burst(time.Hour), took))
 	assert.Zero(t, s.giveWay(Chunk{Tickets: ChunkTickets}, took), "nothing waits behind them")
 	assert.Zero(t, s.giveWay(Chunk{More: true, Tickets: yieldTickets - 1}, took), "the chunks grow")
-	assert.Equal(t, yieldMost, s.giveWay(burst(0), time.Minute))
+	assert.Equal(t, yieldMost, s.giveWay(burst(0), 8*time.Second))
+	assert.Equal(t, time.Second, s.giveWay(burst(9*time.Second), 8*time.Second), "then they are old enough")
+	assert.Equal(t, 100*time.Millisecond, NewSender(SenderConfig{GiveWay: 100 * time.Millisecond}).giveWay(burst(0), took))
+	assert.Zero(t, s.giveWay(burst(0), 20*time.Second), "the target is slow")
 	assert.Zero(t, NewSender(SenderConfig{GiveWay: -1}).giveWay(burst(0), took))
 	assert.Equal(t, 780*time.Millisecond, NewSender(SenderConfig{}).giveWay(burst(0), took))
 }

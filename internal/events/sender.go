@@ -122,24 +122,25 @@ func (s *Sender) Run(ctx context.Context) {
 
 // yieldFactor is how long sending pauses after a chunk, as a multiple of the time that the chunk took, while events are new.
 // yieldMost bounds the pause, and every yieldLook it is looked whether the burst is over. There is none after a chunk of fewer
-// tickets than yieldTickets: either the next one is larger, which costs less for each event, or the target is so slow that the
-// pause would spare nobody.
+// tickets than yieldTickets, because the next one is larger, which costs less for each event. Nor is there after one that took
+// longer than yieldSlow for each ticket: the target is so slow that the pause would spare nobody, and only lose the target's time.
 const (
 	yieldFactor  = 39
 	yieldMost    = 3 * time.Second
 	yieldLook    = 250 * time.Millisecond
 	yieldTickets = 64
+	yieldSlow    = 10 * time.Millisecond
 )
 
 // giveWay returns the pause after a chunk that took some time. If more events wait, many tickets are being stored, and Postgres
 // and the machine are busy with them. So at first sending takes a fortieth of the time, which leaves a burst nearly undisturbed,
-// and more the older the events are; once they are as old as SenderConfig.GiveWay, it takes what it needs.
+// and more the older the events are; once they are as old as SenderConfig.GiveWay, it takes what it needs. The pause ends then.
 func (s *Sender) giveWay(chunk Chunk, took time.Duration) time.Duration {
-	if !chunk.More || chunk.Tickets < yieldTickets || s.config.GiveWay <= 0 {
+	if !chunk.More || chunk.Tickets < yieldTickets || took > time.Duration(chunk.Tickets)*yieldSlow || s.config.GiveWay <= 0 {
 		return 0
 	}
 	fresh := 1 - chunk.Age.Seconds()/s.config.GiveWay.Seconds()
-	return min(time.Duration(max(fresh, 0)*yieldFactor*float64(took)), yieldMost)
+	return min(time.Duration(max(fresh, 0)*yieldFactor*float64(took)), yieldMost, max(s.config.GiveWay-chunk.Age, 0))
 }
 
 // wait waits, or until ctx ends.

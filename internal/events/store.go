@@ -59,7 +59,7 @@ type Reader interface {
 	// found, or ErrTooManyDeadLetters, and then notes nothing.
 	Done(ctx context.Context, chunk Chunk, delivery Delivery) error
 
-	// Storing returns how many tickets a second were stored last, by all servers.
+	// Storing returns how many tickets a second are being stored, by all servers; 0 if none was in the last second.
 	Storing(ctx context.Context) (float64, error)
 
 	// Failing notes why the target takes no events. The next Done takes it back.
