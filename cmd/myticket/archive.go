@@ -335,7 +335,7 @@ func (t *archiveTurn) finish(ctx context.Context, by postgres.Person, p archive.
 	if err != nil {
 		r.Verdict = "in Postgres as table " + p.Table + ", and tried again by the next run: " + err.Error()
 		if ctx.Err() == nil {
-			err = errors.Join(err, t.store.PartFailed(ctx, p, err.Error()))
+			err = errors.Join(err, t.store.PartFailed(ctx, t.run.Holder, p, err.Error()))
 		}
 		return r, fmt.Errorf("part %s: %w", p.Name, err)
 	}
@@ -568,29 +568,39 @@ func (t *archiveTurn) restore(ctx context.Context, by postgres.Person, name stri
 		return p, err
 	}
 	switch p.State {
-	case archive.Restored:
-		return p, fmt.Errorf("part %s is %s: its tickets are in Postgres, and nothing was changed", p.Name, p.State)
 	case archive.Detached, archive.Verified: // the archive is not needed
-		table, err := t.store.DetachedPart(ctx, p)
-		if err != nil {
-			return p, err
-		}
-		if err := table.Attach(ctx, by, t.run.Holder, nil); err != nil {
-			return p, err
-		}
-		return t.store.ArchivePart(ctx, name)
+		err = t.restoreTable(ctx, by, p)
+	case archive.Archived:
+		err = t.restoreFiles(ctx, by, p)
+	case archive.Restored:
+		err = fmt.Errorf("part %s is %s: its tickets are in Postgres, and nothing was changed", p.Name, p.State)
 	}
-	m, err := t.files.ManifestOf(ctx, p)
 	if err != nil {
 		return p, err
+	}
+	return t.store.ArchivePart(ctx, name)
+}
+
+func (t *archiveTurn) restoreTable(ctx context.Context, by postgres.Person, p archive.Part) error {
+	table, err := t.store.DetachedPart(ctx, p)
+	if err != nil {
+		return err
+	}
+	return table.Attach(ctx, by, t.run.Holder, nil)
+}
+
+func (t *archiveTurn) restoreFiles(ctx context.Context, by postgres.Person, p archive.Part) error {
+	m, err := t.files.ManifestOf(ctx, p)
+	if err != nil {
+		return err
 	}
 	corrections, err := t.files.Corrections(ctx, m)
 	if err != nil {
-		return p, err
+		return err
 	}
 	into, err := t.store.BeginRestore(ctx, t.run.Holder, p)
 	if err != nil {
-		return p, err
+		return err
 	}
 	n := int64(0)
 	err = t.files.Tickets(ctx, m, func(ticket *archive.Ticket) error {
@@ -600,19 +610,17 @@ func (t *archiveTurn) restore(ctx context.Context, by postgres.Person, name stri
 		return into.Add(ctx, ticket)
 	})
 	if err != nil {
-		return p, err
+		return err
 	}
-	if err := into.Attach(ctx, by, t.run.Holder, corrections); err != nil {
-		return p, err
-	}
-	return t.store.ArchivePart(ctx, name)
+	return into.Attach(ctx, by, t.run.Holder, corrections)
 }
 
 type archiveReleaseCmd struct {
 	databaseFlags
 	personFlags
 	archiveFlags
-	Part string `arg:"" help:"The part, which must be restored."`
+	Part        string `arg:"" help:"The part, which must be restored."`
+	ArchiveGone bool   `help:"The archive that the part was written to is gone for good: forget what it may have. Only for a part that was restored from its own table, of which Postgres has always had all tickets."`
 }
 
 // Validate is called by kong.
@@ -634,7 +642,7 @@ func (c archiveReleaseCmd) Run(ctx context.Context, std streams) error {
 	if err != nil {
 		return err
 	}
-	err = turn.release(working, by, c.Part)
+	err = turn.release(working, by, c.Part, c.ArchiveGone)
 	newProgress(std.stderr).end()
 	turn.stop()
 	err = errors.Join(err, store.LeaveArchiveQuietly(context.WithoutCancel(ctx), turn.run.Holder), turn.files.Bucket.Close())
@@ -648,18 +656,29 @@ func (c archiveReleaseCmd) Run(ctx context.Context, std streams) error {
 
 // elsewhere says that a part was written to an archive of another URL, and is not in this one.
 func elsewhere(p archive.Part) error {
-	return fmt.Errorf("part %s is not in this archive: it was written to %s. Give that URL (--archive); nothing was changed",
-		p.Name, p.URL)
+	hint := ""
+	if p.State == archive.Restored && !p.InArchive() {
+		hint = ", or --archive-gone if that is gone for good"
+	}
+	return fmt.Errorf("part %s is not in this archive: it was written to %s. Give that URL (--archive)%s; nothing was changed",
+		p.Name, p.URL, hint)
 }
 
 // release deletes a restored part from the archive, once all its tickets were found in Postgres.
-func (t *archiveTurn) release(ctx context.Context, by postgres.Person, name string) error {
+func (t *archiveTurn) release(ctx context.Context, by postgres.Person, name string, gone bool) error {
 	p, err := t.store.ArchivePart(ctx, name)
 	if err != nil {
 		return err
 	}
 	if p.State != archive.Restored {
 		return fmt.Errorf("part %s is %s, and only a restored one can be released: nothing was changed", p.Name, p.State)
+	}
+	if gone && p.InArchive() {
+		return fmt.Errorf("part %s was in the archive alone. That must be read to know that Postgres has all its tickets again: "+
+			"nothing was changed", p.Name)
+	}
+	if gone {
+		return t.store.ReleasePart(ctx, by, t.run.Holder, p)
 	}
 	if !p.InArchive() { // its table was never dropped
 		if p.URL != t.run.URL && p.URL != "" { // what attempts wrote would stay there, perhaps with a manifest

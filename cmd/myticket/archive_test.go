@@ -389,6 +389,29 @@ func TestArchive_PartThatIsOnlyDetached_IsRestoredWithoutTheArchive(t *testing.T
 	}
 }
 
+func TestArchive_PartWhoseArchiveIsGone_IsReleasedIfItsTableWasNeverDropped(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 30, 0)
+	b.killedAt(t, "written:1")
+	b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`)
+	b.ok(t, b.args("archive", "restore", "20260801-20260802")...)
+	b.folder = t.TempDir()
+	code, _, stderr := b.myticket(t, b.args("archive", "release", "20260801-20260802")...)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, stderr, "or --archive-gone")
+	b.ok(t, b.args("archive", "release", "20260801-20260802", "--archive-gone")...)
+	assert.Empty(t, b.parts(t))
+	assert.True(t, b.run(t).Parts[0].Archived)
+	b.everywhere(t, b.ids[0], b.ids[29])
+
+	b.ok(t, b.args("archive", "restore", "20260801-20260802")...)
+	b.exec(t, `DELETE FROM tickets WHERE id = $1`, b.ids[5])
+	code, _, stderr = b.myticket(t, b.args("archive", "release", "20260801-20260802", "--archive-gone")...)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, stderr, "was in the archive alone")
+	assert.Len(t, b.objects(t)["manifests"], 1)
+}
+
 // What an attempt wrote to another URL would stay there when the part is released: a manifest of tickets that are archived again.
 func TestArchive_PartThatWasOnlyDetached_IsReleasedOnlyWhereItsAttemptsWrote(t *testing.T) {
 	t.Parallel()

@@ -54,7 +54,9 @@ type Part struct {
 
 // InArchive reports whether the archive has the part, too, while tickets has it or no table has it. Of a part that was restored
 // from its detached table, the archive does not count, whatever is there.
-func (p *Part) InArchive() bool { return p.State == Archived || p.State == Restored && p.VerifiedAt != nil }
+func (p *Part) InArchive() bool {
+	return p.State == Archived || p.State == Restored && p.VerifiedAt != nil
+}
 
 // Contains reports whether a ticket that was received at a time may be in the part.
 func (p *Part) Contains(at time.Time) bool {

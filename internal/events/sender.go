@@ -123,7 +123,7 @@ func (s *Sender) Run(ctx context.Context) {
 // yieldFactor is how long sending pauses after a chunk, as a multiple of the time that the chunk took, while events are new.
 // yieldMost bounds the pause, and every yieldLook it is looked whether the burst is over. There is none after a chunk of fewer
 // tickets than yieldTickets, because the next one is larger, which costs less for each event. Nor is there after one that took
-// longer than yieldSlow for each ticket: the target is so slow that the pause would spare nobody, and only lose the target's time.
+// longer than yieldSlow for each ticket: the target is so slow that the pause would spare nobody, and only lose its time.
 const (
 	yieldFactor  = 39
 	yieldMost    = 3 * time.Second

@@ -63,9 +63,11 @@ func (s *Store) HoldArchive(ctx context.Context, run ArchiveRun, begin bool) err
 	return explain("take the turn to archive", err)
 }
 
-// KeepArchive has the turn to archive last for archiveHold, a minute, from now. It returns archive.ErrHeld if another process has it.
+// KeepArchive has the turn to archive last for archiveHold, a minute, from now. It returns archive.ErrHeld if another process
+// has it, or has had it meanwhile.
 func (s *Store) KeepArchive(ctx context.Context, holder uuid.UUID) error {
-	done, err := s.pool.Exec(ctx, `UPDATE archive_runs SET held_until = clock_timestamp() + $2 WHERE holder = $1`, holder, archiveHold)
+	done, err := s.pool.Exec(ctx, `UPDATE archive_runs SET held_until = clock_timestamp() + $2 WHERE holder = $1`,
+		holder, archiveHold)
 	if err == nil && done.RowsAffected() == 0 {
 		return archive.ErrHeld
 	}
@@ -482,10 +484,10 @@ func (s *Store) PartUnverified(ctx context.Context, holder uuid.UUID, p archive.
 	return explainArchive("note that part "+p.Name+" is not archived", err)
 }
 
-// PartFailed notes what went wrong with a part.
-func (s *Store) PartFailed(ctx context.Context, p archive.Part, failure string) error {
-	_, err := s.pool.Exec(ctx, `UPDATE archives SET failed_at = now(), failure = $2 WHERE part = $1`, p.Name,
-		ticket.CleanText(failure, MaxReason))
+// PartFailed notes what went wrong with a part, if this process still has the turn.
+func (s *Store) PartFailed(ctx context.Context, holder uuid.UUID, p archive.Part, failure string) error {
+	_, err := s.pool.Exec(ctx, `UPDATE archives SET failed_at = now(), failure = $2
+		WHERE part = $1 AND EXISTS (SELECT FROM archive_runs WHERE holder = $3)`, p.Name, ticket.CleanText(failure, MaxReason), holder)
 	return explain("note what went wrong with part "+p.Name, err)
 }
 

@@ -17,7 +17,7 @@ import (
 // ErrRangeTaken means that a part cannot be put back, because too much of its time is in tickets.
 var ErrRangeTaken = fmt.Errorf("tickets has a partition for that time with more than %d tickets or %d MiB, or one that another "+
 	"part was restored to, so the part cannot be put back beside it; single tickets can be had with "+
-	"\"myticket archive restore --ticket ID\"", maxUnfinished, maxUnfinishedBytes>>20)
+	"\"myticket tickets show ID\"", maxUnfinished, maxUnfinishedBytes>>20)
 
 // restoredColumns are the columns of tickets that Restoring.Add writes.
 var restoredColumns = []string{
