@@ -199,9 +199,9 @@ func (r *eventReader) Failing(ctx context.Context, why string) error {
 	return explain("note that a target fails", err)
 }
 
-// storingRate looks at the last batches, and of those at the ones of the last second: a burst begins with the first large one, and
-// a second after the last one it is over. A time ahead of the clock, which was set back then, says nothing. The length of a batch
-// is known without reading it.
+// storingRate looks at the last batches, and of those at the ones of the last second: a burst begins with the first large one,
+// and a second after the last one it is over. A time ahead of the clock, which was set back then, says nothing. The length of a
+// batch is known without reading it.
 const storingRate = `
 SELECT coalesce(sum(octet_length(tickets)) / 16 /
     CASE WHEN count(*) < 16 THEN 1 ELSE greatest(extract(epoch FROM clock_timestamp() - min(at)), 0.001) END, 0)::float8
