@@ -56,6 +56,7 @@ func (b *bench) compareVariants(ctx context.Context, variants []*variant) error 
 		"| tickets of | concurrency | server | tickets/s | p50 | p99 | ratio of tickets/s | ratio of the server's CPU a ticket "+
 		"| spans received a ticket | peak memory | processor time |\n|---|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|\n",
 		b.settings.rounds, b.settings.duration, b.settings.warmUp)
+	rates, works := make([][]float64, len(variants)), make([][]float64, len(variants)) // ratios of all rounds of all rows
 	for r := range b.rows() {
 		if r.isNew {
 			continue // each round would need fresh servers
@@ -63,6 +64,14 @@ func (b *bench) compareVariants(ctx context.Context, variants []*variant) error 
 		if err := b.compareRow(ctx, variants, r); err != nil {
 			return fmt.Errorf("%s, concurrency %d: %w", r.label(), r.concurrency, err)
 		}
+		for i, v := range variants {
+			rates[i] = append(rates[i], pairs(v.rates, variants[0].rates)...)
+			works[i] = append(works[i], pairs(v.serverWork(), variants[0].serverWork())...)
+		}
+	}
+	for i, v := range variants[1:] {
+		fmt.Fprintf(b.out, "| all | | %s | | | | %s | %s | | | |\n", v.name,
+			describeRatios(rates[i+1]), describeRatios(works[i+1]))
 	}
 	return nil
 }
@@ -121,7 +130,8 @@ func (b *bench) printComparison(variants []*variant, r row) {
 	for i, v := range variants {
 		rates, cpus, spans := "", "", ""
 		if i > 0 {
-			rates, cpus = ratios(v.rates, variants[0].rates), ratios(v.serverWork(), variants[0].serverWork())
+			rates = describeRatios(pairs(v.rates, variants[0].rates))
+			cpus = describeRatios(pairs(v.serverWork(), variants[0].serverWork()))
 		}
 		if v.spans != nil {
 			spans = fmt.Sprintf("%.3f", float64(v.spans.received.Swap(0))/float64(v.acked))
@@ -132,13 +142,13 @@ func (b *bench) printComparison(variants []*variant, r row) {
 	}
 }
 
-// ratios returns the median of a/b, round by round, and the interval that has the true median with 95 %: that of the order
-// statistics, by the normal approximation of the binomial distribution.
-func ratios(a, b []float64) string {
-	if len(a) == 0 || len(a) != len(b) {
+// describeRatios returns the median of ratios, and the interval that has the true one with 95 %: that of the order statistics, by
+// the normal approximation of the binomial distribution.
+func describeRatios(ratios []float64) string {
+	if len(ratios) == 0 {
 		return ""
 	}
-	all := slices.Sorted(slices.Values(pairs(a, b)))
+	all := slices.Sorted(slices.Values(ratios))
 	n := float64(len(all))
 	reach := 1.96 * math.Sqrt(n) / 2
 	low := max(int(math.Floor(n/2-reach)), 0)

@@ -129,8 +129,11 @@ func describeMemory(bytes int64) string {
 	return fmt.Sprintf("%d MiB", bytes>>20)
 }
 
-// pairs returns a/b, slice by slice.
+// pairs returns a/b, slice by slice; nothing if one of them is not known for each.
 func pairs(a, b []float64) []float64 {
+	if len(a) != len(b) {
+		return nil
+	}
 	all := make([]float64, len(a))
 	for i := range a {
 		all[i] = a[i] / b[i]
