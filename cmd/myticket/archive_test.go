@@ -92,6 +92,9 @@ func (b *archiveBundle) fill(t *testing.T, n int, status string) (ids []uuid.UUI
 	return ids
 }
 
+// allTickets says whether two times every column of every ticket is the same.
+const allTickets = `SELECT md5(string_agg(t::text, ',' ORDER BY received_at, id)) FROM tickets t`
+
 func (b *archiveBundle) args(more ...string) []string {
 	return append(more, "--archive=file://"+b.folder)
 }
@@ -209,11 +212,11 @@ func TestArchive_KilledAtEachStep_LosesNothing_AndIsFinishedByTheNextRun(t *test
 		t.Run(step, func(t *testing.T) {
 			t.Parallel()
 			b := setupArchive(t, 50, 2)
-			before := b.text(t, `SELECT md5(string_agg(t::text, '' ORDER BY id)) FROM tickets t`)
+			before := b.text(t, allTickets)
 			b.killedAt(t, step+":1")
 			b.everywhere(t, b.ids[0], b.ids[49], b.errors[1])
 			assert.LessOrEqual(t, len(b.objects(t)["manifests"]), 1)
-			b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`) // a minute later
+			b.minuteLater(t)
 
 			report := b.run(t)
 			require.NotEmpty(t, report.Parts)
@@ -225,7 +228,7 @@ func TestArchive_KilledAtEachStep_LosesNothing_AndIsFinishedByTheNextRun(t *test
 			b.everywhere(t, b.ids[0], b.ids[49], b.errors[1])
 
 			b.ok(t, b.args("archive", "restore", "20260801-20260802")...)
-			assert.Equal(t, before, b.text(t, `SELECT md5(string_agg(t::text, '' ORDER BY id)) FROM tickets t`), "every column is as it was")
+			assert.Equal(t, before, b.text(t, allTickets), "every column is as it was")
 		})
 	}
 }
@@ -241,6 +244,12 @@ func (b *archiveBundle) killedAt(t *testing.T, step string, more ...string) {
 	require.Error(t, err, string(out))
 	status, ok := p.ProcessState.Sys().(syscall.WaitStatus)
 	require.True(t, ok && status.Signaled() && status.Signal() == syscall.SIGKILL, "%v: %s", err, out)
+}
+
+// minuteLater ends the turn of a process that was killed or stopped.
+func (b *archiveBundle) minuteLater(t *testing.T) {
+	t.Helper()
+	b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`)
 }
 
 // waitStopped waits until a process has stopped itself.
@@ -261,7 +270,7 @@ func TestArchive_ProcessThatSleptThroughItsTurn_DeletesNothingOfTheNextOne(t *te
 	slept.Env = []string{runMain + "=1", "DATABASE_URL=" + b.url, stopAt + "=clean:1", "PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}
 	require.NoError(t, slept.Start())
 	waitStopped(t, slept.Process.Pid)
-	b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`) // a minute later
+	b.minuteLater(t)
 
 	assert.True(t, b.run(t).Parts[0].Archived)
 	require.NoError(t, slept.Process.Signal(syscall.SIGCONT))
@@ -282,7 +291,7 @@ func TestArchive_ProcessThatSleptThroughItsTurn_DoesNotTakeItAgain(t *testing.T)
 	b.exec(t, `INSERT INTO tickets (id, received_at, source, body, status, order_number, vat, total, parser_version)
 		VALUES (gen_random_uuid(), '2026-08-02 01:00Z', 'till', 'x', 'TREATED', '1', 1, 1, 1)`)
 	b.killedAt(t, "begin:1")
-	b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`)
+	b.minuteLater(t)
 
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -293,7 +302,7 @@ func TestArchive_ProcessThatSleptThroughItsTurn_DoesNotTakeItAgain(t *testing.T)
 	require.NoError(t, slept.Start())
 	waitStopped(t, slept.Process.Pid)
 	time.Sleep(10 * time.Second) // so it keeps its turn at once when it wakes
-	b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`)
+	b.minuteLater(t)
 	b.ok(t, b.args("archive", "restore", "20260801-20260802")...)
 	require.NoError(t, slept.Process.Signal(syscall.SIGCONT))
 	require.Error(t, slept.Wait())
@@ -355,7 +364,7 @@ func TestArchive_PartThatIsOnlyDetached_IsRestoredWithoutTheArchive(t *testing.T
 			b := setupArchive(t, 30, 2)
 			before := b.text(t, allTickets)
 			b.killedAt(t, step)
-			b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`)
+			b.minuteLater(t)
 			require.Equal(t, state, b.parts(t)[0].State)
 			require.Equal(t, "2", b.text(t, `SELECT count(*)::text FROM tickets`))
 			b.exec(t, `ALTER TABLE `+b.parts(t)[0].Table+` ADD CONSTRAINT restored CHECK (true)`) // of an attempt that was killed
@@ -393,7 +402,7 @@ func TestArchive_PartWhoseArchiveIsGone_IsReleasedIfItsTableWasNeverDropped(t *t
 	t.Parallel()
 	b := setupArchive(t, 30, 0)
 	b.killedAt(t, "written:1")
-	b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`)
+	b.minuteLater(t)
 	b.ok(t, b.args("archive", "restore", "20260801-20260802")...)
 	b.folder = t.TempDir()
 	code, _, stderr := b.myticket(t, b.args("archive", "release", "20260801-20260802")...)
@@ -417,7 +426,7 @@ func TestArchive_PartThatWasOnlyDetached_IsReleasedOnlyWhereItsAttemptsWrote(t *
 	t.Parallel()
 	b := setupArchive(t, 30, 0)
 	b.killedAt(t, "written:1")
-	b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`)
+	b.minuteLater(t)
 	b.ok(t, b.args("archive", "restore", "20260801-20260802")...)
 	there := b.folder
 	b.folder = t.TempDir()
@@ -447,7 +456,7 @@ func TestArchive_PartThatWasOnlyVerified_IsReleasedEvenIfTheArchiveIsDamaged(t *
 			t.Parallel()
 			b := setupArchive(t, 30, 0)
 			b.killedAt(t, "drop:1")
-			b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`)
+			b.minuteLater(t)
 			require.NoError(t, os.WriteFile(filepath.Join(b.folder, b.objects(t)[damage][0]), []byte("{"), 0o600))
 			b.ok(t, b.args("archive", "restore", "20260801-20260802")...)
 			b.ok(t, b.args("archive", "verify")...)
@@ -465,7 +474,7 @@ func TestArchive_RestoreOfADetachedPart_DoesNotWaitLongForOneWhoReadsIt(t *testi
 	t.Parallel()
 	b := setupArchive(t, 30, 0)
 	b.killedAt(t, "begin:1")
-	b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`)
+	b.minuteLater(t)
 	reader, err := pgx.Connect(t.Context(), b.url)
 	require.NoError(t, err)
 	_, err = reader.Exec(t.Context(), `BEGIN; SELECT FROM `+b.parts(t)[0].Table)
@@ -482,8 +491,6 @@ func TestArchive_RestoreOfADetachedPart_DoesNotWaitLongForOneWhoReadsIt(t *testi
 	require.NoError(t, reader.Close(t.Context()))
 	b.ok(t, b.args("archive", "restore", "20260801-20260802")...)
 }
-
-const allTickets = `SELECT md5(string_agg(t::text, ',' ORDER BY received_at, id)) FROM tickets t`
 
 func TestArchive_StoreThatChangesOrLosesBytes_IsNoticed(t *testing.T) {
 	t.Parallel()
@@ -517,7 +524,7 @@ func TestArchive_VerifiedPartWhoseFilesVanish_IsNotDropped(t *testing.T) {
 	b := setupArchive(t, 30, 0)
 	b.killedAt(t, "drop:1")
 	require.NoError(t, os.RemoveAll(filepath.Join(b.folder, "tickets")))
-	b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`)
+	b.minuteLater(t)
 	code, _, stderr := b.myticket(t, b.args("archive", "run", "--keep=2w", "--apply")...)
 	assert.Equal(t, 1, code)
 	assert.Contains(t, stderr, archive.ErrDamaged.Error())
@@ -612,7 +619,7 @@ func TestArchive_PartOfAnotherURL_IsNeitherForgottenNorWrittenAgain(t *testing.T
 	b := setupArchive(t, 30, 0)
 	right, wrong := b.folder, t.TempDir()
 	b.killedAt(t, "drop:1")
-	b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`)
+	b.minuteLater(t)
 	b.folder = wrong
 	code, _, stderr := b.myticket(t, b.args("archive", "run", "--keep=2w", "--apply")...)
 	assert.Equal(t, 1, code)

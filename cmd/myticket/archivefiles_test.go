@@ -54,7 +54,7 @@ func TestArchive_PartOfSeveralFiles_IsListed_Verified_AndFoundInEach(t *testing.
 	for i, at := range []string{"infinity", "-infinity", "9999-12-31 23:59:59.999999", "4713-01-01 BC"} { // as SQL may have set it
 		b.exec(t, `UPDATE tickets SET next_attempt_at = $2::text::timestamptz WHERE id = $1`, b.ids[i], at)
 	}
-	before := b.text(t, `SELECT md5(string_agg(t::text, '' ORDER BY id)) FROM tickets t`)
+	before := b.text(t, allTickets)
 	assert.True(t, b.run(t, "--file-size=1MiB").Parts[0].Archived)
 	m, files := b.manifest(t)
 	require.GreaterOrEqual(t, len(files), 3)
@@ -83,7 +83,7 @@ func TestArchive_PartOfSeveralFiles_IsListed_Verified_AndFoundInEach(t *testing.
 	require.NoError(t, os.Rename(last+".away", last))
 
 	b.ok(t, b.args("archive", "restore", "20260801-20260802")...)
-	assert.Equal(t, before, b.text(t, `SELECT md5(string_agg(t::text, '' ORDER BY id)) FROM tickets t`), "every column is as it was")
+	assert.Equal(t, before, b.text(t, allTickets), "every column is as it was")
 	b.ok(t, b.args("archive", "release", "20260801-20260802")...)
 	assert.Empty(t, b.objects(t)["tickets"], "all files of the part are deleted")
 }
@@ -100,7 +100,7 @@ func TestArchive_KilledBetweenTwoFiles_BeginsThePartAgain(t *testing.T) {
 			assert.Empty(t, left["manifests"])
 			assert.NotEmpty(t, left["tickets"])
 			b.everywhere(t, b.ids[0], b.ids[2999])
-			b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`) // a minute later
+			b.minuteLater(t)
 
 			assert.True(t, b.run(t, "--file-size=1MiB").Parts[0].Archived)
 			_, files := b.manifest(t)
