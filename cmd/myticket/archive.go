@@ -247,6 +247,9 @@ func restoredPart(parts []archive.Part, p postgres.OldPartition) string {
 	return ""
 }
 
+// tidyFor is how long after a part was archived each run looks for what late attempts have left of it.
+const tidyFor = 7 * 24 * time.Hour
+
 // apply finishes the parts that there are, and archives the partitions that are old enough. What fails does not stop the others.
 func (c archiveRunCmd) apply(ctx context.Context, turn *archiveTurn, by postgres.Person) (archiveReport, error) {
 	report := archiveReport{Applied: true, Parts: []archivePartReport{}}
@@ -264,6 +267,11 @@ func (c archiveRunCmd) apply(ctx context.Context, turn *archiveTurn, by postgres
 	for _, p := range parts {
 		if (p.State == archive.Detached || p.State == archive.Verified) && ctx.Err() == nil {
 			finish(p, 0)
+		}
+	}
+	for _, p := range parts {
+		if p.ArchivedAt != nil && time.Since(*p.ArchivedAt) < tidyFor && ctx.Err() == nil {
+			failures = append(failures, turn.files.Tidy(ctx, p))
 		}
 	}
 	old, err := turn.store.OldPartitions(ctx, c.before())
@@ -347,11 +355,11 @@ func (t *archiveTurn) finish(ctx context.Context, by postgres.Person, p archive.
 // be in two manifests.
 func (t *archiveTurn) confirm(ctx context.Context, p archive.Part) error {
 	if p.URL != t.run.URL {
-		_, _, err := t.files.Manifest(ctx, p.Name)
+		_, err := t.files.ManifestOf(ctx, p)
 		if errors.Is(err, archive.ErrNoManifest) {
 			return elsewhere(p)
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, archive.ErrDamaged) {
 			return err
 		}
 	}
@@ -678,20 +686,16 @@ func (t *archiveTurn) release(ctx context.Context, by postgres.Person, name stri
 			"nothing was changed", p.Name)
 	}
 	if gone {
-		return t.store.ReleasePart(ctx, by, t.run.Holder, p)
+		return t.store.ReleasePart(ctx, by, t.run.Holder, p, true)
 	}
 	if !p.InArchive() { // its table was never dropped
 		if p.URL != t.run.URL && p.URL != "" { // what attempts wrote would stay there, perhaps with a manifest
 			return elsewhere(p)
 		}
-		err := t.files.Delete(ctx, p)
-		if errors.Is(err, archive.ErrHeld) && ctx.Err() == nil {
-			err = fmt.Errorf("part %s: %w", p.Name, archive.ErrForeign) // an attempt that was stopped wrote it after a release
-		}
-		if err != nil {
+		if err := t.files.Delete(ctx, p); err != nil {
 			return err
 		}
-		return t.store.ReleasePart(ctx, by, t.run.Holder, p)
+		return t.store.ReleasePart(ctx, by, t.run.Holder, p, false)
 	}
 	m, err := t.files.ManifestOf(ctx, p)
 	switch {
@@ -710,7 +714,7 @@ func (t *archiveTurn) release(ctx context.Context, by postgres.Person, name stri
 	if err := t.files.Delete(ctx, p); err != nil {
 		return err
 	}
-	return t.store.ReleasePart(ctx, by, t.run.Holder, p)
+	return t.store.ReleasePart(ctx, by, t.run.Holder, p, false)
 }
 
 func (t *archiveTurn) allInPostgres(ctx context.Context, m archive.Manifest) error {

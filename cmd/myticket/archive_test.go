@@ -131,6 +131,14 @@ func (b *archiveBundle) objects(t *testing.T) map[string][]string {
 	return found
 }
 
+// manifestPath returns where the one manifest is.
+func (b *archiveBundle) manifestPath(t *testing.T) string {
+	t.Helper()
+	manifests := b.objects(t)["manifests"]
+	require.Len(t, manifests, 1)
+	return filepath.Join(b.folder, manifests[0])
+}
+
 // everywhere checks that each ticket can be shown, wherever it is, and how many manifests there are.
 func (b *archiveBundle) everywhere(t *testing.T, ids ...uuid.UUID) {
 	t.Helper()
@@ -161,7 +169,8 @@ func TestArchive_TakesAnOldPartition_DropsIt_AndShowsItsTickets(t *testing.T) {
 	assert.Equal(t, "3", b.text(t, `SELECT count(*)::text FROM tickets`), "the unfinished ones stay")
 	assert.Equal(t, "0", b.text(t, `SELECT count(*)::text FROM corrections`))
 	objects := b.objects(t)
-	assert.Equal(t, []string{"manifests/20260801-20260802.json"}, objects["manifests"])
+	require.Len(t, objects["manifests"], 1)
+	assert.Regexp(t, `^manifests/20260801-20260802\.[0-9a-f-]{36}\.json$`, objects["manifests"][0])
 	require.Len(t, objects["tickets"], 1)
 	assert.Regexp(t, `^tickets/day=2026-08-01/part-20260801-20260802\.[0-9a-f-]{36}\.0001\.parquet$`, objects["tickets"][0])
 	assert.Len(t, objects["corrections"], 1)
@@ -281,6 +290,91 @@ func TestArchive_ProcessThatSleptThroughItsTurn_DeletesNothingOfTheNextOne(t *te
 	b.everywhere(t, b.ids[0], b.ids[49])
 }
 
+// late makes the archive as an attempt left it that was killed at a step, and returns a function that has it write all that again,
+// as a request does that was held in the network. It writes a manifest, too.
+func (b *archiveBundle) late(t *testing.T, step string) func() {
+	t.Helper()
+	b.killedAt(t, step)
+	b.minuteLater(t)
+	run := b.text(t, `SELECT runs[1]::text FROM archives`)
+	held := map[string][]byte{"manifests/20260801-20260802." + run + ".json": []byte(`{"schema_version": 1, "part": "20260801-20260802", "run": "` + run + `"}`)}
+	for _, kind := range b.objects(t) {
+		for _, key := range kind {
+			content, err := os.ReadFile(filepath.Join(b.folder, key))
+			require.NoError(t, err)
+			held[key] = content
+		}
+	}
+	require.Len(t, held, 2)
+	return func() {
+		for key, content := range held {
+			path := filepath.Join(b.folder, key)
+			require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o700))
+			require.NoError(t, os.WriteFile(path, content, 0o600))
+		}
+	}
+}
+
+func TestArchive_WhatAnAttemptWritesLate_HidesNothing_AndIsDeleted(t *testing.T) {
+	t.Parallel()
+	b := setupArchive(t, 50, 0)
+	before := b.text(t, allTickets)
+	writeLate := b.late(t, "manifest:1")
+	assert.True(t, b.run(t).Parts[0].Archived)
+	right := b.objects(t)
+	require.Len(t, right["manifests"], 1)
+	require.Len(t, right["tickets"], 1)
+
+	writeLate()
+	require.Len(t, b.objects(t)["manifests"], 2)
+	manifests := b.objects(t)["manifests"]
+	assert.Equal(t, right["manifests"][0], manifests[1], "the last run sorts last, and counts")
+	b.everywhere(t, b.ids[0], b.ids[49])
+	assert.Contains(t, b.ok(t, b.args("archive", "verify")...), "right")
+	b.run(t)
+	assert.Equal(t, right, b.objects(t))
+
+	b.ok(t, b.args("archive", "restore", "20260801-20260802")...)
+	assert.Equal(t, before, b.text(t, allTickets))
+	b.ok(t, b.args("archive", "release", "20260801-20260802")...)
+	writeLate() // no attempt of the next part of this name, but this database knows it
+	assert.True(t, b.run(t).Parts[0].Archived)
+	assert.Len(t, b.objects(t)["manifests"], 1)
+	assert.Len(t, b.objects(t)["tickets"], 1)
+	assert.Contains(t, b.ok(t, b.args("archive", "verify")...), "right")
+	b.everywhere(t, b.ids[0], b.ids[49])
+}
+
+// A version before wrote the manifests of all attempts to one key.
+func TestArchive_ManifestWithoutARunInItsKey_IsReadAndReleased(t *testing.T) {
+	t.Parallel()
+	for _, step := range []string{"written:1", "drop:1", "done"} {
+		t.Run(step, func(t *testing.T) {
+			t.Parallel()
+			b := setupArchive(t, 50, 0)
+			if step == "done" {
+				b.run(t)
+			} else {
+				b.killedAt(t, step)
+				b.minuteLater(t)
+			}
+			shared := filepath.Join(b.folder, "manifests/20260801-20260802.json")
+			require.NoError(t, os.Rename(b.manifestPath(t), shared))
+			b.exec(t, `UPDATE archives SET manifest = 'manifests/20260801-20260802.json' WHERE manifest <> ''`)
+			b.run(t)
+			assert.Equal(t, archive.Archived, b.parts(t)[0].State)
+			assert.Contains(t, b.ok(t, b.args("archive", "verify")...), "right")
+			b.everywhere(t, b.ids[0], b.ids[49])
+			assert.Len(t, b.objects(t)["manifests"], 1)
+			assert.Len(t, b.objects(t)["tickets"], 1)
+			b.ok(t, b.args("archive", "restore", "20260801-20260802")...)
+			b.ok(t, b.args("archive", "release", "20260801-20260802")...)
+			assert.Empty(t, b.objects(t)["manifests"])
+			assert.Empty(t, b.objects(t)["tickets"])
+		})
+	}
+}
+
 // Another process had the turn, and was done with it, while this one was stopped. What this one knows of parts is out of date
 // then: it archived a partition again that had been restored in the meantime.
 func TestArchive_ProcessThatSleptThroughItsTurn_DoesNotTakeItAgain(t *testing.T) {
@@ -311,7 +405,7 @@ func TestArchive_ProcessThatSleptThroughItsTurn_DoesNotTakeItAgain(t *testing.T)
 	require.Len(t, parts, 2)
 	assert.Equal(t, archive.Restored, parts[0].State)
 	assert.Equal(t, "51", b.text(t, `SELECT ((SELECT count(*) FROM tickets) + (SELECT count(*) FROM `+parts[1].Table+`))::text`))
-	assert.NotContains(t, b.objects(t)["manifests"], "manifests/20260801-20260802-2.json", "its tickets are in two manifests")
+	assert.Len(t, b.objects(t)["manifests"], 1, "its tickets are in two manifests")
 }
 
 func TestArchive_RestoredPart_IsLeftAlone_UntilItIsReleased(t *testing.T) {
@@ -332,7 +426,7 @@ func TestArchive_RestoredPart_IsLeftAlone_UntilItIsReleased(t *testing.T) {
 	code, _, stderr = b.myticket(t, b.args("archive", "release", "20260801-20260802")...)
 	assert.Equal(t, 1, code)
 	assert.Contains(t, stderr, "are not in Postgres")
-	manifest := filepath.Join(b.folder, "manifests/20260801-20260802.json")
+	manifest := b.manifestPath(t)
 	text, err := os.ReadFile(manifest)
 	require.NoError(t, err)
 	begin, _, _ := strings.Cut(string(text), `"files"`)
@@ -410,6 +504,7 @@ func TestArchive_PartWhoseArchiveIsGone_IsReleasedIfItsTableWasNeverDropped(t *t
 	assert.Contains(t, stderr, "or --archive-gone")
 	b.ok(t, b.args("archive", "release", "20260801-20260802", "--archive-gone")...)
 	assert.Empty(t, b.parts(t))
+	assert.Equal(t, "true", b.text(t, `SELECT details->>'archive_gone' FROM audit WHERE action = 'archive.release'`))
 	assert.True(t, b.run(t).Parts[0].Archived)
 	b.everywhere(t, b.ids[0], b.ids[29])
 
@@ -513,7 +608,7 @@ func TestArchive_StoreThatChangesOrLosesBytes_IsNoticed(t *testing.T) {
 		assert.Equal(t, "0", b.text(t, `SELECT count(*)::text FROM tickets`), what)
 	}
 	require.NoError(t, os.WriteFile(file, good, 0o600))
-	require.NoError(t, os.Remove(filepath.Join(b.folder, "manifests/20260801-20260802.json")))
+	require.NoError(t, os.Remove(b.manifestPath(t)))
 	code, out, _ := b.myticket(t, b.args("archive", "verify")...)
 	assert.Equal(t, 1, code)
 	assert.Contains(t, out, "no manifest")
@@ -641,7 +736,7 @@ func TestArchive_ManifestThatLostItsFiles_HidesNoTicket(t *testing.T) {
 	t.Parallel()
 	b := setupArchive(t, 10, 0)
 	b.run(t)
-	path := filepath.Join(b.folder, "manifests/20260801-20260802.json")
+	path := b.manifestPath(t)
 	var m map[string]any
 	text, err := os.ReadFile(path)
 	require.NoError(t, err)

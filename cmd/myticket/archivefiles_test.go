@@ -24,7 +24,7 @@ func (b *archiveBundle) bulky(t *testing.T) {
 // manifest reads that of the one part, and returns it with its files with tickets.
 func (b *archiveBundle) manifest(t *testing.T) (m archive.Manifest, files []archive.File) {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(b.folder, "manifests/20260801-20260802.json"))
+	text, err := os.ReadFile(b.manifestPath(t))
 	require.NoError(t, err)
 	require.NoError(t, json.Unmarshal(text, &m))
 	for _, f := range m.Files {

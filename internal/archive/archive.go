@@ -6,8 +6,10 @@
 package archive
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -43,7 +45,7 @@ type Part struct {
 	Manifest    string      `json:"manifest,omitempty"` // its key
 	ManifestSum []byte      `json:"-"`                  // SHA-256 of the manifest
 	URL         string      `json:"archive,omitempty"`  // without credentials
-	Runs        []uuid.UUID `json:"-"`                  // its attempts
+	Runs        []uuid.UUID `json:"-"`                  // its attempts, the last one first
 	DetachedAt  time.Time   `json:"detached_at"`
 	VerifiedAt  *time.Time  `json:"verified_at"`
 	ArchivedAt  *time.Time  `json:"archived_at"`
@@ -162,8 +164,48 @@ type File struct {
 	Last       *time.Time `json:"last,omitempty"`
 }
 
-// ManifestKey returns where the manifest of a part is. It is the same for every attempt, so there are never two.
-func ManifestKey(part string) string { return "manifests/" + part + ".json" }
+// ManifestKey returns where an attempt writes the manifest of a part. Each attempt has a key of its own, so one that was given up
+// can neither overwrite nor delete the manifest of another one, however late it is. If a part has several, that of the last run
+// counts: their ids sort by time.
+func ManifestKey(part string, run uuid.UUID) string {
+	return ManifestPrefix(part) + run.String() + manifestSuffix
+}
+
+// ManifestPrefix returns how the keys of a part's manifests begin. The name of a part has no dot, so those of no other part do.
+func ManifestPrefix(part string) string { return "manifests/" + part + "." }
+
+const manifestSuffix = ".json"
+
+// ManifestRun returns the run that is in the key of a manifest. Shared means that there is none in it, because a version before
+// wrote it, at one key for all attempts. It returns false for other keys, such as those that people made.
+func ManifestRun(part, key string) (run uuid.UUID, shared, ok bool) {
+	name, ok := strings.CutPrefix(key, ManifestPrefix(part))
+	if !ok || "."+name == manifestSuffix {
+		return uuid.Nil, ok, ok
+	}
+	name, ok = strings.CutSuffix(name, manifestSuffix)
+	if !ok {
+		return uuid.Nil, false, false
+	}
+	run, err := uuid.Parse(name)
+	return run, false, err == nil
+}
+
+// NextRun returns the id of a further attempt. It sorts after those before, of which the last is the first, even if a clock was
+// set back.
+func NextRun(before []uuid.UUID) (uuid.UUID, error) {
+	run, err := uuid.NewV7()
+	if err != nil || len(before) == 0 || bytes.Compare(run[:], before[0][:]) > 0 {
+		return run, err
+	}
+	run = before[0]
+	for at := len(run) - 1; at >= 0; at-- {
+		if run[at]++; run[at] != 0 {
+			break
+		}
+	}
+	return run, nil
+}
 
 // FilePrefix returns how the keys of a part's files begin, of one kind and one day. The name of a part has no dot, so no other
 // part has files that begin so.

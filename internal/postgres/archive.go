@@ -462,7 +462,8 @@ func (s *Store) PartVerified(
 			first_at = $4, last_at = $5, files = $6, file_bytes = $7, sha256 = decode($8, 'hex'), manifest = $9, manifest_sha256 = $10,
 			table_bytes = $11, failure = '', failed_at = NULL, url = (SELECT url FROM archive_runs)
 			WHERE part = $1 AND state = 'detached'`,
-			p.Name, m.Tickets, m.Corrections, m.First, m.Last, len(m.Files), size, m.SHA256, archive.ManifestKey(p.Name), sum, tableBytes)
+			p.Name, m.Tickets, m.Corrections, m.First, m.Last, len(m.Files), size, m.SHA256, archive.ManifestKey(p.Name, m.Run), sum,
+			tableBytes)
 		if err == nil && done.RowsAffected() == 0 {
 			return archive.ErrHeld
 		}

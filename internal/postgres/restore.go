@@ -283,8 +283,9 @@ func (s *Store) MissingTickets(ctx context.Context, ids []uuid.UUID, times []tim
 	return missing, explain("look for restored tickets", err)
 }
 
-// ReleasePart forgets a restored part, which the archive must not have any more. Its partition is archived again by the next run.
-func (s *Store) ReleasePart(ctx context.Context, by Person, holder uuid.UUID, p archive.Part) error {
+// ReleasePart forgets a restored part, which the archive must not have any more, or is gone for good. Its partition is archived
+// again by the next run. The audit keeps its runs, for ReleasedRuns.
+func (s *Store) ReleasePart(ctx context.Context, by Person, holder uuid.UUID, p archive.Part, gone bool) error {
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		if err := stillHolds(ctx, tx, holder); err != nil {
 			return err
@@ -297,8 +298,24 @@ func (s *Store) ReleasePart(ctx context.Context, by Person, holder uuid.UUID, p 
 			return err
 		}
 		return audit(ctx, tx, AuditEntry{
-			Who: by.Who, Why: by.Why, Action: ActionRelease, Tickets: int(p.Tickets), Details: map[string]any{"part": p.Name},
+			Who: by.Who, Why: by.Why, Action: ActionRelease, Tickets: int(p.Tickets),
+			Details: map[string]any{"part": p.Name, "runs": p.Runs, "archive_gone": gone},
 		})
 	})
 	return explainArchive("release part "+p.Name, err)
+}
+
+// ReleasedRuns returns which of some runs were attempts of a part that was released. What they write after that counts for
+// nothing.
+func (s *Store) ReleasedRuns(ctx context.Context, runs []uuid.UUID) (released []uuid.UUID, err error) {
+	err = s.atLeisure(ctx, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, `SELECT run FROM unnest($1::uuid[]) run
+			WHERE EXISTS (SELECT FROM audit WHERE action = $2 AND details->'runs' ? run::text)`, runs, ActionRelease)
+		if err != nil {
+			return err
+		}
+		released, err = pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+		return err
+	})
+	return released, explain("look which runs of the archive were released", err)
 }

@@ -33,7 +33,7 @@ type Source interface {
 	PartChanges(ctx context.Context, p archive.Part) ([]archive.Change, error)
 	PartVerified(ctx context.Context, holder uuid.UUID, p archive.Part, m archive.Manifest, sum []byte, tableBytes int64) error
 	PartUnverified(ctx context.Context, holder uuid.UUID, p archive.Part) error
-	KeepArchive(ctx context.Context, holder uuid.UUID) error
+	ReleasedRuns(ctx context.Context, runs []uuid.UUID) ([]uuid.UUID, error)
 }
 
 // Config says where an Archiver works.
@@ -101,21 +101,23 @@ func (a *Archiver) Write(ctx context.Context, p archive.Part) (m archive.Manifes
 	if err != nil {
 		return m, err
 	}
-	m, sum, err := a.Manifest(ctx, p.Name)
-	switch {
-	case errors.Is(err, archive.ErrNoManifest):
-	case err != nil && !errors.Is(err, archive.ErrDamaged):
+	manifests, err := a.manifests(ctx, p)
+	if err != nil {
 		return m, err
-	case err == nil && !slices.Contains(p.Runs, m.Run):
-		return m, fmt.Errorf("part %s: %w", p.Name, archive.ErrForeign)
-	case err == nil && m.Run == p.Runs[0] && m.Tickets == tickets:
-		if err := a.Check(ctx, m); err == nil { // it was killed between the manifest and its note
-			return m, a.Source.PartVerified(ctx, a.Holder, p, m, sum, tableBytes)
-		} else if !errors.Is(err, archive.ErrDamaged) {
+	}
+	if len(p.Runs) > 0 && manifests[archive.ManifestKey(p.Name, p.Runs[0])] == p.Runs[0] {
+		// The last attempt may have been killed between its manifest and its note. No earlier one counts: others may be deleting it.
+		m, sum, err := a.manifest(ctx, p.Name, archive.ManifestKey(p.Name, p.Runs[0]))
+		if err == nil && m.Tickets == tickets {
+			if err = a.Check(ctx, m); err == nil {
+				return m, a.Source.PartVerified(ctx, a.Holder, p, m, sum, tableBytes)
+			}
+		}
+		if err != nil && !errors.Is(err, archive.ErrDamaged) && !errors.Is(err, archive.ErrNoManifest) {
 			return m, err
 		}
 	}
-	run, err := uuid.NewV7()
+	run, err := archive.NextRun(p.Runs)
 	if err != nil {
 		return m, err
 	}
@@ -125,14 +127,17 @@ func (a *Archiver) Write(ctx context.Context, p archive.Part) (m archive.Manifes
 	if err := a.Step(StepClean); err != nil {
 		return m, err
 	}
-	if err := a.Delete(ctx, p); err != nil {
+	if err := a.Delete(ctx, p); errors.Is(err, archive.ErrForeign) {
+		return m, archive.ErrHeld // there was none a moment ago: another process has taken the turn
+	} else if err != nil {
 		return m, err
 	}
 	m, err = a.files(ctx, p, run, tickets)
 	if err != nil {
 		return m, err
 	}
-	if sum, err = a.writeManifest(ctx, m); err != nil {
+	sum, err := a.writeManifest(ctx, m)
+	if err != nil {
 		return m, err
 	}
 	if err := a.Step(StepWritten); err != nil {
@@ -187,11 +192,11 @@ func altered(err error) bool {
 // maxManifest is the most bytes of a manifest. One of a part of 10,000 files has about 5 MB.
 const maxManifest = 32 << 20
 
-// Manifest reads the manifest of a part, and returns the SHA-256 of it, too. It returns archive.ErrNoManifest or
+// manifest reads a manifest of a part, and returns the SHA-256 of it, too. It returns archive.ErrNoManifest or
 // archive.ErrDamaged.
-func (a *Archiver) Manifest(ctx context.Context, part string) (m archive.Manifest, sum []byte, err error) {
+func (a *Archiver) manifest(ctx context.Context, part, key string) (m archive.Manifest, sum []byte, err error) {
 	var text bytes.Buffer
-	_, err = a.Bucket.Get(ctx, archive.ManifestKey(part), &text, maxManifest)
+	_, err = a.Bucket.Get(ctx, key, &text, maxManifest)
 	if errors.Is(err, bucket.ErrNotFound) {
 		return m, nil, fmt.Errorf("part %s: %w", part, archive.ErrNoManifest)
 	}
@@ -218,10 +223,10 @@ func (a *Archiver) Manifest(ctx context.Context, part string) (m archive.Manifes
 	return m, all[:], nil
 }
 
-// ManifestOf is Manifest for a part that was verified. A manifest that is not the one that was written is
-// archive.ErrDamaged, too.
+// ManifestOf reads the manifest of a part that was verified. It returns archive.ErrNoManifest, or archive.ErrDamaged if it is not
+// the one that was written.
 func (a *Archiver) ManifestOf(ctx context.Context, p archive.Part) (archive.Manifest, error) {
-	m, sum, err := a.Manifest(ctx, p.Name)
+	m, sum, err := a.manifest(ctx, p.Name, p.Manifest)
 	if err == nil && !bytes.Equal(sum, p.ManifestSum) {
 		err = fmt.Errorf("part %s: %w: its manifest was changed", p.Name, archive.ErrDamaged)
 	}
@@ -239,10 +244,11 @@ func (a *Archiver) writeManifest(ctx context.Context, m archive.Manifest) (sum [
 	if err != nil {
 		return nil, err
 	}
-	if err := a.Bucket.Put(ctx, archive.ManifestKey(m.Part), bytes.NewReader(text), true); err != nil {
+	key := archive.ManifestKey(m.Part, m.Run)
+	if err := a.Bucket.Put(ctx, key, bytes.NewReader(text), true); err != nil {
 		return nil, err
 	}
-	_, sum, err = a.Manifest(ctx, m.Part)
+	_, sum, err = a.manifest(ctx, m.Part, key)
 	if err != nil {
 		return nil, err
 	}
@@ -277,9 +283,86 @@ func (a *Archiver) present(ctx context.Context, m archive.Manifest) error {
 	return nil
 }
 
-// deleteFiles deletes the files of a part's attempts. Its manifest must be deleted before. Files of attempts that this process
-// does not know stay: another one may have taken the turn and written them while this one was stopped.
-func (a *Archiver) deleteFiles(ctx context.Context, p archive.Part) error {
+// manifests returns the runs of the manifests that the archive has of a part, by their keys: uuid.Nil if one cannot be read that
+// has no run in its key. The error is archive.ErrForeign if one is of neither the part's attempts nor those of one of that name
+// that was released.
+func (a *Archiver) manifests(ctx context.Context, p archive.Part) (map[string]uuid.UUID, error) {
+	found := map[string]uuid.UUID{}
+	var unknown []uuid.UUID
+	err := a.Bucket.List(ctx, archive.ManifestPrefix(p.Name), func(key string, _ int64, _ time.Time) error {
+		run, shared, ok := archive.ManifestRun(p.Name, key)
+		if !ok {
+			return nil
+		}
+		if shared {
+			m, _, err := a.manifest(ctx, p.Name, key)
+			if err != nil && !errors.Is(err, archive.ErrDamaged) {
+				return err
+			}
+			run = m.Run
+		}
+		found[key] = run
+		if run != uuid.Nil && !slices.Contains(p.Runs, run) {
+			unknown = append(unknown, run)
+		}
+		return nil
+	})
+	if err != nil || len(unknown) == 0 {
+		return found, err
+	}
+	released, err := a.Source.ReleasedRuns(ctx, unknown)
+	if err != nil {
+		return nil, err
+	}
+	for _, run := range unknown {
+		if !slices.Contains(released, run) {
+			return nil, fmt.Errorf("part %s: %w", p.Name, archive.ErrForeign)
+		}
+	}
+	return found, nil
+}
+
+// Delete deletes what the attempts of a part wrote to the archive, the manifests first, so none names files that are gone.
+// Postgres must have all its tickets. The error is archive.ErrForeign if there is a manifest of another run; nothing is deleted
+// then. Of a process that was stopped meanwhile, and has lost the turn, it deletes nothing that counts: all runs that it knows
+// were given up before another process could take the turn.
+func (a *Archiver) Delete(ctx context.Context, p archive.Part) error {
+	manifests, err := a.manifests(ctx, p)
+	if err != nil {
+		return err
+	}
+	runs := p.Runs
+	for key, run := range manifests {
+		if err := a.Bucket.Delete(ctx, key); err != nil {
+			return err
+		}
+		runs = append(slices.Clip(runs), run)
+	}
+	return a.deleteFiles(ctx, p, runs)
+}
+
+// Tidy deletes what the other attempts of an archived part left: one that was given up may have written something later, and
+// readers that list files would read its tickets twice.
+func (a *Archiver) Tidy(ctx context.Context, p archive.Part) error {
+	counts, shared, ok := archive.ManifestRun(p.Name, p.Manifest)
+	if p.State != archive.Archived || shared || !ok {
+		return nil
+	}
+	others := slices.DeleteFunc(slices.Clone(p.Runs), func(run uuid.UUID) bool { return run == counts })
+	if len(others) == 0 {
+		return nil
+	}
+	for _, run := range others {
+		if err := a.Bucket.Delete(ctx, archive.ManifestKey(p.Name, run)); err != nil {
+			return err
+		}
+	}
+	return a.deleteFiles(ctx, p, others)
+}
+
+// deleteFiles deletes the files of some runs of a part. Files of others stay: another process may have taken the turn and written
+// them while this one was stopped.
+func (a *Archiver) deleteFiles(ctx context.Context, p archive.Part, runs []uuid.UUID) error {
 	for _, kind := range []string{archive.KindTickets, archive.KindCorrections, archive.KindChanges} {
 		prefixes := []string{kind + "/"} // a long or endless time: all files are looked at
 		if p.From != nil && p.To.Sub(*p.From) <= 62*24*time.Hour {
@@ -293,7 +376,7 @@ func (a *Archiver) deleteFiles(ctx context.Context, p archive.Part) error {
 			err := a.Bucket.List(ctx, prefix, func(key string, _ int64, _ time.Time) error {
 				_, name, _ := strings.Cut(key, "/part-"+p.Name+".")
 				name, _, _ = strings.Cut(name, ".")
-				if run, err := uuid.Parse(name); err == nil && slices.Contains(p.Runs, run) {
+				if run, err := uuid.Parse(name); err == nil && slices.Contains(runs, run) {
 					old = append(old, key)
 				}
 				return nil
@@ -310,39 +393,6 @@ func (a *Archiver) deleteFiles(ctx context.Context, p archive.Part) error {
 	}
 	return nil
 }
-
-// Delete deletes what the attempts of a part wrote to the archive, its manifest first, so it never names files that are gone.
-// Postgres must have all its tickets. It returns archive.ErrHeld if the manifest is that of an attempt that this process does not
-// know: another one has taken the turn, and may have dropped the table already.
-func (a *Archiver) Delete(ctx context.Context, p archive.Part) error {
-	m, _, err := a.Manifest(ctx, p.Name)
-	switch {
-	case errors.Is(err, archive.ErrNoManifest): // one that appears now is another process's
-	case err == nil && !slices.Contains(p.Runs, m.Run):
-		return fmt.Errorf("part %s: %w", p.Name, archive.ErrHeld)
-	case err == nil || errors.Is(err, archive.ErrDamaged):
-		if err := a.deleteManifest(ctx, p); err != nil {
-			return err
-		}
-	default:
-		return err
-	}
-	return a.deleteFiles(ctx, p)
-}
-
-// deleteManifest deletes a manifest at the beginning of a turn that lasts longer than that may take: all manifests of a part have
-// the same key, and after the turn it may be that of another process.
-func (a *Archiver) deleteManifest(ctx context.Context, p archive.Part) error {
-	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
-	defer cancel()
-	if err := a.Source.KeepArchive(ctx, a.Holder); err != nil {
-		return err
-	}
-	return a.Bucket.Delete(ctx, archive.ManifestKey(p.Name))
-}
-
-// deleteTimeout is less than a turn has left after it was kept.
-const deleteTimeout = 30 * time.Second
 
 // files writes and checks all files of a part, and returns the manifest that is to be written.
 func (a *Archiver) files(ctx context.Context, p archive.Part, run uuid.UUID, tickets int64) (archive.Manifest, error) {
