@@ -35,7 +35,7 @@ type Ticket struct {
 	OrderNumber string // empty if it was not read, as are the amounts
 	VAT, Total  string // decimal, as they were written
 	Lines       []ticket.Line
-	Problems    []ticket.Problem
+	Problems    []ticket.Problem // valid UTF-8, as it is stored
 
 	ContentType string // empty if there was none
 	Corrected   bool   // a person's text was read, not the body
@@ -90,7 +90,7 @@ func EncodeTicket(t *Ticket, at time.Time) (Event, error) {
 	b = appendUnlessEmpty(b, `,"vat":`, t.VAT)
 	b = appendUnlessEmpty(b, `,"total":`, t.Total)
 	b = appendLines(append(b, `,"lines":`...), t.Lines)
-	b = appendProblems(append(b, `,"problems":`...), t.Problems)
+	b = ticket.AppendProblems(append(b, `,"problems":`...), t.Problems)
 	b = appendUnlessEmpty(b, `,"content_type":`, t.ContentType)
 	b = strconv.AppendBool(append(b, `,"corrected":`...), t.Corrected)
 	if t.Body != nil {
@@ -185,20 +185,6 @@ func appendLines(b []byte, lines []ticket.Line) []byte {
 	return append(b, ']')
 }
 
-func appendProblems(b []byte, problems []ticket.Problem) []byte {
-	b = append(b, '[')
-	for i := range problems {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = strconv.AppendInt(append(b, `{"line":`...), int64(problems[i].Line), 10)
-		b = appendText(append(b, `,"code":`...), problems[i].Code)
-		b = appendText(append(b, `,"message":`...), problems[i].Message)
-		b = append(b, '}')
-	}
-	return append(b, ']')
-}
-
 func appendTime(b []byte, at time.Time) []byte {
 	b = append(b, '"')
 	return append(at.UTC().AppendFormat(b, time.RFC3339Nano), '"')
@@ -212,34 +198,10 @@ func appendUnlessEmpty(b []byte, name, value string) []byte {
 	return appendText(append(b, name...), value)
 }
 
-// appendText appends s as a JSON string (RFC 8259, section 7). Bytes that are no UTF-8 become U+FFFD.
+// appendText appends s as a JSON string. Each byte that is no UTF-8 becomes U+FFFD, as with encoding/json.
 func appendText(b []byte, s string) []byte {
-	const digits = "0123456789abcdef"
-	b = append(b, '"')
-	plain := 0 // s[plain:i] is not appended yet
-	for i := 0; i < len(s); {
-		c := s[i]
-		if c >= utf8.RuneSelf {
-			r, size := utf8.DecodeRuneInString(s[i:])
-			if r == utf8.RuneError && size == 1 {
-				b = append(append(b, s[plain:i]...), "\uFFFD"...)
-				plain = i + 1
-			}
-			i += size
-			continue
-		}
-		i++
-		if c >= 0x20 && c != '"' && c != '\\' {
-			continue
-		}
-		b = append(b, s[plain:i-1]...)
-		plain = i
-		if c < 0x20 {
-			b = append(b, '\\', 'u', '0', '0', digits[c>>4], digits[c&0xf])
-		} else {
-			b = append(b, '\\', c)
-		}
+	if !utf8.ValidString(s) {
+		s = string([]rune(s))
 	}
-	b = append(b, s[plain:]...)
-	return append(b, '"')
+	return ticket.AppendJSON(b, s)
 }

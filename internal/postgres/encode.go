@@ -3,7 +3,6 @@ package postgres
 import (
 	"encoding/binary"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -250,7 +249,7 @@ func problemsJSON(a *array, problems []ticket.Problem) {
 		a.null()
 		return
 	}
-	a.jsonb(func(b []byte) []byte { return appendProblems(b, problems) })
+	a.jsonb(func(b []byte) []byte { return ticket.AppendProblems(b, problems) })
 }
 
 func fieldsJSON(a *array, fields []ticket.Field) {
@@ -261,53 +260,15 @@ func fieldsJSON(a *array, fields []ticket.Field) {
 	a.jsonb(func(b []byte) []byte { return appendFields(b, fields) })
 }
 
-// appendProblems appends the same JSON as json.Marshal, but does not escape characters that are only special in HTML.
-// Ticket.Cost counts its bytes.
-func appendProblems(b []byte, problems []ticket.Problem) []byte {
-	b = append(b, '[')
-	for i := range problems {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = strconv.AppendInt(append(b, `{"line":`...), int64(problems[i].Line), 10)
-		b = appendJSON(append(b, `,"code":`...), problems[i].Code)
-		b = appendJSON(append(b, `,"message":`...), problems[i].Message)
-		b = append(b, '}')
-	}
-	return append(b, ']')
-}
-
 func appendFields(b []byte, fields []ticket.Field) []byte {
 	b = append(b, '[')
 	for i := range fields {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = appendJSON(append(b, `{"name":`...), fields[i].Name)
-		b = appendJSON(append(b, `,"value":`...), fields[i].Value)
+		b = ticket.AppendJSON(append(b, `{"name":`...), fields[i].Name)
+		b = ticket.AppendJSON(append(b, `,"value":`...), fields[i].Value)
 		b = append(b, '}')
 	}
 	return append(b, ']')
-}
-
-// appendJSON appends s as a JSON string (RFC 8259, section 7). s is valid UTF-8. Ticket.Cost counts its bytes.
-func appendJSON(b []byte, s string) []byte {
-	const digits = "0123456789abcdef"
-	b = append(b, '"')
-	plain := 0 // s[plain:i] is not appended yet
-	for i := range len(s) {
-		c := s[i]
-		if c >= 0x20 && c != '"' && c != '\\' {
-			continue
-		}
-		b = append(b, s[plain:i]...)
-		plain = i + 1
-		if c < 0x20 {
-			b = append(b, '\\', 'u', '0', '0', digits[c>>4], digits[c&0xf])
-		} else {
-			b = append(b, '\\', c)
-		}
-	}
-	b = append(b, s[plain:]...)
-	return append(b, '"')
 }

@@ -148,23 +148,6 @@ func TestNoTicketBecomesMoreThanItsLimits(t *testing.T) {
 	}
 }
 
-func TestParams_AreTheJSONThatTheyShouldBe(t *testing.T) {
-	t.Parallel()
-	var all strings.Builder
-	for c := range rune(0x250) {
-		all.WriteRune(c)
-	}
-	all.WriteString("\u2028\u2029\ufffd😀")
-	var got string
-	require.NoError(t, json.Unmarshal(appendJSON(nil, all.String()), &got))
-	assert.Equal(t, all.String(), got)
-
-	problems := []ticket.Problem{{Line: 12, Code: "a", Message: all.String()}, {Code: "b"}}
-	var read []ticket.Problem
-	require.NoError(t, json.Unmarshal(appendProblems(nil, problems), &read))
-	assert.Equal(t, problems, read)
-}
-
 // TestCost_BoundsTheMemoryOfATicketThatWaits runs alone, because it measures the memory of the whole process.
 func TestCost_BoundsTheMemoryOfATicketThatWaits(t *testing.T) { //nolint:paralleltest // see above
 	for name, body := range shapes() {
