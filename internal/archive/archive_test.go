@@ -26,6 +26,9 @@ func TestNextRun_SortsAfterThoseBefore_EvenIfTheClockWasSetBack(t *testing.T) {
 			before = append([]uuid.UUID{run}, before...)
 		}
 	}
+	run, err := archive.NextRun([]uuid.UUID{first, ahead})
+	require.NoError(t, err)
+	require.Positive(t, bytes.Compare(run[:], ahead[:]), "in whatever order they are")
 }
 
 func TestManifestRun_KnowsOnlyKeysThatAProgramMakes(t *testing.T) {
