@@ -272,11 +272,21 @@ func waitStopped(t *testing.T, pid int) {
 
 func TestArchive_ProcessThatSleptThroughItsTurn_DeletesNothingOfTheNextOne(t *testing.T) {
 	t.Parallel()
+	for _, step := range []string{"clean", "upload", "read-back", "manifest", "written"} {
+		t.Run(step, func(t *testing.T) {
+			t.Parallel()
+			sleptThrough(t, step)
+		})
+	}
+}
+
+func sleptThrough(t *testing.T, step string) {
+	t.Helper()
 	b := setupArchive(t, 50, 0)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	slept := exec.CommandContext(ctx, os.Args[0], b.args("archive", "run", "--keep=2w", "--apply")...)
-	slept.Env = []string{runMain + "=1", "DATABASE_URL=" + b.url, stopAt + "=clean:1", "PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}
+	slept.Env = []string{runMain + "=1", "DATABASE_URL=" + b.url, stopAt + "=" + step + ":1", "PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}
 	require.NoError(t, slept.Start())
 	waitStopped(t, slept.Process.Pid)
 	b.minuteLater(t)
@@ -347,7 +357,7 @@ func TestArchive_WhatAnAttemptWritesLate_HidesNothing_AndIsDeleted(t *testing.T)
 
 func TestArchive_WhatAReleasedAttemptWritesLate_IsDeleted(t *testing.T) {
 	t.Parallel()
-	for _, what := range []string{"file", "file and manifest"} {
+	for _, what := range []string{"file", "file and manifest", "file and manifest of a version before"} {
 		for _, when := range []string{"before", "after"} {
 			t.Run(what+" "+when+" the part is archived again", func(t *testing.T) {
 				t.Parallel()
@@ -359,8 +369,12 @@ func TestArchive_WhatAReleasedAttemptWritesLate_IsDeleted(t *testing.T) {
 						return
 					}
 					writeLate()
-					if what == "file" {
-						require.NoError(t, os.Remove(filepath.Join(b.folder, "manifests/20260801-20260802."+run+".json")))
+					manifest := filepath.Join(b.folder, "manifests/20260801-20260802."+run+".json")
+					switch what {
+					case "file":
+						require.NoError(t, os.Remove(manifest))
+					case "file and manifest of a version before":
+						require.NoError(t, os.Rename(manifest, filepath.Join(b.folder, "manifests/20260801-20260802.json")))
 					}
 				}
 				b.ok(t, b.args("archive", "restore", "20260801-20260802")...)
@@ -398,6 +412,7 @@ func TestArchive_TwoDatabasesAtOnce_OnlyOneWritesItsManifest(t *testing.T) {
 	assert.Contains(t, parts[0].Failure, archive.ErrForeign.Error())
 	slow.everywhere(t, slow.ids[0], slow.ids[49])
 	assert.Len(t, fast.objects(t)["manifests"], 1)
+	assert.Len(t, fast.objects(t)["tickets"], 1, "the slow one deletes what it wrote, because it may use another prefix now")
 	fast.everywhere(t, fast.ids[0], fast.ids[39])
 	fast.ok(t, fast.args("archive", "restore", "20260801-20260802")...)
 	fast.ok(t, fast.args("archive", "release", "20260801-20260802")...)

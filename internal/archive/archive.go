@@ -189,7 +189,7 @@ func ManifestRun(part, key string) (run uuid.UUID, shared, ok bool) {
 		return uuid.Nil, false, false
 	}
 	run, err := uuid.Parse(name)
-	return run, false, err == nil
+	return run, false, err == nil && run != uuid.Nil && run.String() == name // not in the other forms that Parse takes
 }
 
 // NextRun returns the id of a further attempt. It sorts after those before, even if a clock was set back.

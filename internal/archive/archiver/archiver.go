@@ -112,7 +112,7 @@ func (a *Archiver) Write(ctx context.Context, p archive.Part) (m archive.Manifes
 	}
 	manifests, err := a.manifests(ctx, p.Name, known)
 	if err != nil {
-		return m, err
+		return m, a.foreign(ctx, err)
 	}
 	if len(p.Runs) > 0 && manifests[archive.ManifestKey(p.Name, p.Runs[0])] == p.Runs[0] {
 		// The last attempt may have been killed between its manifest and its note. No earlier one counts: others may be deleting it.
@@ -144,7 +144,10 @@ func (a *Archiver) Write(ctx context.Context, p archive.Part) (m archive.Manifes
 		return m, err
 	}
 	if _, err := a.manifests(ctx, p.Name, known); err != nil { // another database may have written its own meanwhile
-		return m, a.foreign(ctx, err)
+		if errors.Is(err, archive.ErrForeign) { // the next attempt may use another prefix
+			err = errors.Join(a.foreign(ctx, err), a.deleteFiles(ctx, p, []uuid.UUID{run}))
+		}
+		return m, err
 	}
 	sum, err := a.writeManifest(ctx, m)
 	if err != nil {
@@ -304,8 +307,8 @@ func (a *Archiver) known(ctx context.Context, p archive.Part) (runs []uuid.UUID,
 	return slices.Concat(p.Runs, a.released[p.Name]), nil
 }
 
-// foreign returns archive.ErrHeld instead of archive.ErrForeign if this process has lost the turn: the manifest is that of the one
-// that took it then.
+// foreign returns archive.ErrHeld instead of archive.ErrForeign if this process has lost the turn: the manifest is that of the
+// one that took it then.
 func (a *Archiver) foreign(ctx context.Context, err error) error {
 	if errors.Is(err, archive.ErrForeign) {
 		if held := a.Source.KeepArchive(ctx, a.Holder); held != nil {
