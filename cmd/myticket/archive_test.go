@@ -272,11 +272,21 @@ func waitStopped(t *testing.T, pid int) {
 
 func TestArchive_ProcessThatSleptThroughItsTurn_DeletesNothingOfTheNextOne(t *testing.T) {
 	t.Parallel()
+	for _, step := range []string{"clean", "upload", "read-back", "manifest", "written"} {
+		t.Run(step, func(t *testing.T) {
+			t.Parallel()
+			sleptThrough(t, step)
+		})
+	}
+}
+
+func sleptThrough(t *testing.T, step string) {
+	t.Helper()
 	b := setupArchive(t, 50, 0)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	slept := exec.CommandContext(ctx, os.Args[0], b.args("archive", "run", "--keep=2w", "--apply")...)
-	slept.Env = []string{runMain + "=1", "DATABASE_URL=" + b.url, stopAt + "=clean:1", "PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}
+	slept.Env = []string{runMain + "=1", "DATABASE_URL=" + b.url, stopAt + "=" + step + ":1", "PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}
 	require.NoError(t, slept.Start())
 	waitStopped(t, slept.Process.Pid)
 	b.minuteLater(t)
@@ -343,6 +353,70 @@ func TestArchive_WhatAnAttemptWritesLate_HidesNothing_AndIsDeleted(t *testing.T)
 	assert.Len(t, b.objects(t)["tickets"], 1)
 	assert.Contains(t, b.ok(t, b.args("archive", "verify")...), "right")
 	b.everywhere(t, b.ids[0], b.ids[49])
+}
+
+func TestArchive_WhatAReleasedAttemptWritesLate_IsDeleted(t *testing.T) {
+	t.Parallel()
+	for _, what := range []string{"file", "file and manifest", "file and manifest of a version before"} {
+		for _, when := range []string{"before", "after"} {
+			t.Run(what+" "+when+" the part is archived again", func(t *testing.T) {
+				t.Parallel()
+				b := setupArchive(t, 50, 0)
+				writeLate := b.late(t, "manifest:1")
+				run := b.text(t, `SELECT runs[1]::text FROM archives`)
+				late := func(now string) {
+					if now != when {
+						return
+					}
+					writeLate()
+					manifest := filepath.Join(b.folder, "manifests/20260801-20260802."+run+".json")
+					switch what {
+					case "file":
+						require.NoError(t, os.Remove(manifest))
+					case "file and manifest of a version before":
+						require.NoError(t, os.Rename(manifest, filepath.Join(b.folder, "manifests/20260801-20260802.json")))
+					}
+				}
+				b.ok(t, b.args("archive", "restore", "20260801-20260802")...)
+				b.ok(t, b.args("archive", "release", "20260801-20260802")...)
+				late("before")
+				assert.True(t, b.run(t).Parts[0].Archived)
+				late("after")
+				b.run(t)
+				assert.Len(t, b.objects(t)["manifests"], 1)
+				assert.Len(t, b.objects(t)["tickets"], 1)
+				assert.Contains(t, b.ok(t, b.args("archive", "verify")...), "right")
+				b.everywhere(t, b.ids[0], b.ids[49])
+			})
+		}
+	}
+}
+
+// Otherwise no part of that name could be released any more in either of them: each has a manifest that the other does not know.
+func TestArchive_TwoDatabasesAtOnce_OnlyOneWritesItsManifest(t *testing.T) {
+	t.Parallel()
+	slow, fast := setupArchive(t, 50, 0), setupArchive(t, 40, 0)
+	fast.folder = slow.folder
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	p := exec.CommandContext(ctx, os.Args[0], slow.args("archive", "run", "--keep=2w", "--apply")...)
+	p.Env = []string{runMain + "=1", "DATABASE_URL=" + slow.url, stopAt + "=upload:1", "PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}
+	require.NoError(t, p.Start())
+	waitStopped(t, p.Process.Pid)
+	assert.True(t, fast.run(t).Parts[0].Archived)
+	require.NoError(t, p.Process.Signal(syscall.SIGCONT))
+	require.Error(t, p.Wait())
+
+	parts := slow.parts(t)
+	assert.Equal(t, archive.Detached, parts[0].State)
+	assert.Contains(t, parts[0].Failure, archive.ErrForeign.Error())
+	slow.everywhere(t, slow.ids[0], slow.ids[49])
+	assert.Len(t, fast.objects(t)["manifests"], 1)
+	assert.Len(t, fast.objects(t)["tickets"], 1, "the slow one deletes what it wrote, because it may use another prefix now")
+	fast.everywhere(t, fast.ids[0], fast.ids[39])
+	fast.ok(t, fast.args("archive", "restore", "20260801-20260802")...)
+	fast.ok(t, fast.args("archive", "release", "20260801-20260802")...)
+	assert.True(t, slow.run(t).Parts[0].Archived)
 }
 
 // A version before wrote the manifests of all attempts to one key.

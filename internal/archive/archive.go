@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -188,17 +189,20 @@ func ManifestRun(part, key string) (run uuid.UUID, shared, ok bool) {
 		return uuid.Nil, false, false
 	}
 	run, err := uuid.Parse(name)
-	return run, false, err == nil
+	return run, false, err == nil && run != uuid.Nil && run.String() == name // not in the other forms that Parse takes
 }
 
-// NextRun returns the id of a further attempt. It sorts after those before, of which the last is the first, even if a clock was
-// set back.
+// NextRun returns the id of a further attempt. It sorts after those before, even if a clock was set back.
 func NextRun(before []uuid.UUID) (uuid.UUID, error) {
 	run, err := uuid.NewV7()
-	if err != nil || len(before) == 0 || bytes.Compare(run[:], before[0][:]) > 0 {
+	if err != nil || len(before) == 0 {
 		return run, err
 	}
-	run = before[0]
+	last := slices.MaxFunc(before, func(a, b uuid.UUID) int { return bytes.Compare(a[:], b[:]) })
+	if bytes.Compare(run[:], last[:]) > 0 {
+		return run, nil
+	}
+	run = last
 	for at := len(run) - 1; at >= 0; at-- {
 		if run[at]++; run[at] != 0 {
 			break

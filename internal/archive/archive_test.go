@@ -2,6 +2,7 @@ package archive_test
 
 import (
 	"bytes"
+	"strings"
 	"testing"
 
 	"github.com/google/uuid"
@@ -26,6 +27,9 @@ func TestNextRun_SortsAfterThoseBefore_EvenIfTheClockWasSetBack(t *testing.T) {
 			before = append([]uuid.UUID{run}, before...)
 		}
 	}
+	run, err := archive.NextRun([]uuid.UUID{first, ahead})
+	require.NoError(t, err)
+	require.Positive(t, bytes.Compare(run[:], ahead[:]), "in whatever order they are")
 }
 
 func TestManifestRun_KnowsOnlyKeysThatAProgramMakes(t *testing.T) {
@@ -41,6 +45,8 @@ func TestManifestRun_KnowsOnlyKeysThatAProgramMakes(t *testing.T) {
 	for _, key := range []string{
 		"", "manifests/20260801-20260802-2.json", "manifests/20260801-20260802.json.old", "manifests/20260801-20260802.x.json",
 		"manifests/20260801-20260802." + run.String(), "manifests/20260801-20260802.." + run.String() + ".json",
+		"manifests/20260801-20260802." + strings.ToUpper(run.String()) + ".json", "manifests/20260801-20260802.(" + run.String() + ").json",
+		"manifests/20260801-20260802." + uuid.Nil.String() + ".json",
 	} {
 		_, _, ok := archive.ManifestRun("20260801-20260802", key)
 		assert.False(t, ok, key)

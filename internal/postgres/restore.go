@@ -305,16 +305,22 @@ func (s *Store) ReleasePart(ctx context.Context, by Person, holder uuid.UUID, p 
 	return explainArchive("release part "+p.Name, err)
 }
 
-// ReleasedRuns returns which of some runs were attempts of a part that was released. What they write after that counts for
+// ReleasedRuns returns the attempts of all parts that were released, by the names of those. What they write after that counts for
 // nothing.
-func (s *Store) ReleasedRuns(ctx context.Context, runs []uuid.UUID) (released []uuid.UUID, err error) {
-	err = s.atLeisure(ctx, func(tx pgx.Tx) error {
-		rows, err := tx.Query(ctx, `SELECT run FROM unnest($1::uuid[]) run
-			WHERE EXISTS (SELECT FROM audit WHERE action = $2 AND details->'runs' ? run::text)`, runs, ActionRelease)
+func (s *Store) ReleasedRuns(ctx context.Context) (map[string][]uuid.UUID, error) {
+	released := map[string][]uuid.UUID{}
+	err := s.atLeisure(ctx, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, `SELECT details->>'part', (jsonb_path_query(details, '$.runs[*]') #>> '{}')::uuid FROM audit
+			WHERE action = $1`, ActionRelease)
 		if err != nil {
 			return err
 		}
-		released, err = pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+		var part string
+		var run uuid.UUID
+		_, err = pgx.ForEachRow(rows, []any{&part, &run}, func() error {
+			released[part] = append(released[part], run)
+			return nil
+		})
 		return err
 	})
 	return released, explain("look which runs of the archive were released", err)

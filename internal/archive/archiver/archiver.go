@@ -33,7 +33,8 @@ type Source interface {
 	PartChanges(ctx context.Context, p archive.Part) ([]archive.Change, error)
 	PartVerified(ctx context.Context, holder uuid.UUID, p archive.Part, m archive.Manifest, sum []byte, tableBytes int64) error
 	PartUnverified(ctx context.Context, holder uuid.UUID, p archive.Part) error
-	ReleasedRuns(ctx context.Context, runs []uuid.UUID) ([]uuid.UUID, error)
+	ReleasedRuns(ctx context.Context) (map[string][]uuid.UUID, error)
+	KeepArchive(ctx context.Context, holder uuid.UUID) error
 }
 
 // Config says where an Archiver works.
@@ -58,7 +59,11 @@ type Config struct {
 }
 
 // Archiver writes and reads an archive. Only one goroutine uses it at a time.
-type Archiver struct{ Config }
+type Archiver struct {
+	Config
+
+	released map[string][]uuid.UUID // see known; nil until it was read. While this process has the turn, nobody releases others
+}
 
 // New returns an Archiver.
 func New(config Config) *Archiver {
@@ -74,7 +79,7 @@ func New(config Config) *Archiver {
 	if config.Tmp == "" {
 		config.Tmp = os.TempDir()
 	}
-	return &Archiver{config}
+	return &Archiver{Config: config}
 }
 
 // The steps of Write, in order. Those of a file are repeated.
@@ -101,9 +106,13 @@ func (a *Archiver) Write(ctx context.Context, p archive.Part) (m archive.Manifes
 	if err != nil {
 		return m, err
 	}
-	manifests, err := a.manifests(ctx, p)
+	known, err := a.known(ctx, p)
 	if err != nil {
 		return m, err
+	}
+	manifests, err := a.manifests(ctx, p.Name, known)
+	if err != nil {
+		return m, a.foreign(ctx, err)
 	}
 	if len(p.Runs) > 0 && manifests[archive.ManifestKey(p.Name, p.Runs[0])] == p.Runs[0] {
 		// The last attempt may have been killed between its manifest and its note. No earlier one counts: others may be deleting it.
@@ -117,7 +126,7 @@ func (a *Archiver) Write(ctx context.Context, p archive.Part) (m archive.Manifes
 			return m, err
 		}
 	}
-	run, err := archive.NextRun(p.Runs)
+	run, err := archive.NextRun(known)
 	if err != nil {
 		return m, err
 	}
@@ -127,13 +136,17 @@ func (a *Archiver) Write(ctx context.Context, p archive.Part) (m archive.Manifes
 	if err := a.Step(StepClean); err != nil {
 		return m, err
 	}
-	if err := a.Delete(ctx, p); errors.Is(err, archive.ErrForeign) {
-		return m, archive.ErrHeld // there was none a moment ago: another process has taken the turn
-	} else if err != nil {
-		return m, err
+	if err := a.Delete(ctx, p); err != nil {
+		return m, a.foreign(ctx, err)
 	}
 	m, err = a.files(ctx, p, run, tickets)
 	if err != nil {
+		return m, err
+	}
+	if _, err := a.manifests(ctx, p.Name, known); err != nil { // another database may have written its own meanwhile
+		if errors.Is(err, archive.ErrForeign) { // the next attempt may use another prefix
+			err = errors.Join(a.foreign(ctx, err), a.deleteFiles(ctx, p, []uuid.UUID{run}))
+		}
 		return m, err
 	}
 	sum, err := a.writeManifest(ctx, m)
@@ -283,40 +296,58 @@ func (a *Archiver) present(ctx context.Context, m archive.Manifest) error {
 	return nil
 }
 
-// manifests returns the runs of the manifests that the archive has of a part, by their keys: uuid.Nil if one cannot be read that
-// has no run in its key. The error is archive.ErrForeign if one is of neither the part's attempts nor those of one of that name
-// that was released.
-func (a *Archiver) manifests(ctx context.Context, p archive.Part) (map[string]uuid.UUID, error) {
+// known returns the runs of a part's attempts, and of those of one of that name that was released. All but the one that counts
+// were given up.
+func (a *Archiver) known(ctx context.Context, p archive.Part) (runs []uuid.UUID, err error) {
+	if a.released == nil {
+		if a.released, err = a.Source.ReleasedRuns(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return slices.Concat(p.Runs, a.released[p.Name]), nil
+}
+
+// foreign returns archive.ErrHeld instead of archive.ErrForeign if this process has lost the turn: the manifest is that of the
+// one that took it then.
+func (a *Archiver) foreign(ctx context.Context, err error) error {
+	if errors.Is(err, archive.ErrForeign) {
+		if held := a.Source.KeepArchive(ctx, a.Holder); held != nil {
+			return held
+		}
+	}
+	return err
+}
+
+// found returns the runs of the manifests that the archive has of a part, by their keys: uuid.Nil if one cannot be read that has
+// no run in its key.
+func (a *Archiver) found(ctx context.Context, part string) (map[string]uuid.UUID, error) {
 	found := map[string]uuid.UUID{}
-	var unknown []uuid.UUID
-	err := a.Bucket.List(ctx, archive.ManifestPrefix(p.Name), func(key string, _ int64, _ time.Time) error {
-		run, shared, ok := archive.ManifestRun(p.Name, key)
+	return found, a.Bucket.List(ctx, archive.ManifestPrefix(part), func(key string, _ int64, _ time.Time) error {
+		run, shared, ok := archive.ManifestRun(part, key)
 		if !ok {
 			return nil
 		}
 		if shared {
-			m, _, err := a.manifest(ctx, p.Name, key)
+			m, _, err := a.manifest(ctx, part, key)
 			if err != nil && !errors.Is(err, archive.ErrDamaged) {
 				return err
 			}
 			run = m.Run
 		}
 		found[key] = run
-		if run != uuid.Nil && !slices.Contains(p.Runs, run) {
-			unknown = append(unknown, run)
-		}
 		return nil
 	})
-	if err != nil || len(unknown) == 0 {
-		return found, err
-	}
-	released, err := a.Source.ReleasedRuns(ctx, unknown)
+}
+
+// manifests is found if all runs are known, and archive.ErrForeign otherwise.
+func (a *Archiver) manifests(ctx context.Context, part string, known []uuid.UUID) (map[string]uuid.UUID, error) {
+	found, err := a.found(ctx, part)
 	if err != nil {
 		return nil, err
 	}
-	for _, run := range unknown {
-		if !slices.Contains(released, run) {
-			return nil, fmt.Errorf("part %s: %w", p.Name, archive.ErrForeign)
+	for _, run := range found {
+		if run != uuid.Nil && !slices.Contains(known, run) {
+			return nil, fmt.Errorf("part %s: %w", part, archive.ErrForeign)
 		}
 	}
 	return found, nil
@@ -327,33 +358,46 @@ func (a *Archiver) manifests(ctx context.Context, p archive.Part) (map[string]uu
 // then. Of a process that was stopped meanwhile, and has lost the turn, it deletes nothing that counts: all runs that it knows
 // were given up before another process could take the turn.
 func (a *Archiver) Delete(ctx context.Context, p archive.Part) error {
-	manifests, err := a.manifests(ctx, p)
+	known, err := a.known(ctx, p)
 	if err != nil {
 		return err
 	}
-	runs := p.Runs
-	for key, run := range manifests {
+	manifests, err := a.manifests(ctx, p.Name, known)
+	if err != nil {
+		return err
+	}
+	for key := range manifests {
 		if err := a.Bucket.Delete(ctx, key); err != nil {
 			return err
 		}
-		runs = append(slices.Clip(runs), run)
 	}
-	return a.deleteFiles(ctx, p, runs)
+	return a.deleteFiles(ctx, p, known)
 }
 
-// Tidy deletes what the other attempts of an archived part left: one that was given up may have written something later, and
-// readers that list files would read its tickets twice.
+// Tidy deletes what the other attempts of an archived part left, also those before it was released last: one that was given up
+// may have written something later, and readers that list files would read its tickets twice.
 func (a *Archiver) Tidy(ctx context.Context, p archive.Part) error {
 	counts, shared, ok := archive.ManifestRun(p.Name, p.Manifest)
 	if p.State != archive.Archived || shared || !ok {
 		return nil
 	}
-	others := slices.DeleteFunc(slices.Clone(p.Runs), func(run uuid.UUID) bool { return run == counts })
+	known, err := a.known(ctx, p)
+	if err != nil {
+		return err
+	}
+	others := slices.DeleteFunc(known, func(run uuid.UUID) bool { return run == counts })
 	if len(others) == 0 {
 		return nil
 	}
-	for _, run := range others {
-		if err := a.Bucket.Delete(ctx, archive.ManifestKey(p.Name, run)); err != nil {
+	manifests, err := a.found(ctx, p.Name)
+	if err != nil {
+		return err
+	}
+	for key, run := range manifests {
+		if !slices.Contains(others, run) {
+			continue
+		}
+		if err := a.Bucket.Delete(ctx, key); err != nil {
 			return err
 		}
 	}
