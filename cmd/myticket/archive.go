@@ -340,6 +340,13 @@ func (t *archiveTurn) finish(ctx context.Context, by postgres.Person, p archive.
 		r.Tickets, r.FileBytes, r.Bytes = p.Tickets, p.FileBytes, p.TableBytes
 		return t.store.DropPart(ctx, by, t.run.Holder, p)
 	}()
+	if err != nil && ctx.Err() == nil {
+		// Whoever has the turn now may have written other manifests and dropped the table: what this process says of them is wrong.
+		if held := t.store.KeepArchive(ctx, t.run.Holder); errors.Is(held, archive.ErrHeld) {
+			r.Verdict = held.Error()
+			return r, fmt.Errorf("part %s: %w", p.Name, held)
+		}
+	}
 	if err != nil {
 		r.Verdict = "in Postgres as table " + p.Table + ", and tried again by the next run: " + err.Error()
 		if ctx.Err() == nil {
@@ -356,10 +363,10 @@ func (t *archiveTurn) finish(ctx context.Context, by postgres.Person, p archive.
 func (t *archiveTurn) confirm(ctx context.Context, p archive.Part) error {
 	if p.URL != t.run.URL {
 		_, err := t.files.ManifestOf(ctx, p)
-		if errors.Is(err, archive.ErrNoManifest) {
+		if errors.Is(err, archive.ErrNoManifest) || errors.Is(err, archive.ErrDamaged) {
 			return elsewhere(p)
 		}
-		if err != nil && !errors.Is(err, archive.ErrDamaged) {
+		if err != nil {
 			return err
 		}
 	}

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -28,10 +30,10 @@ const (
 )
 
 func init() { //nolint:gochecknoinits // it must be set before TestMain runs the program
-	signal := syscall.SIGKILL
+	sent := syscall.SIGKILL
 	step, times, ok := strings.Cut(os.Getenv(killAt), ":")
 	if !ok {
-		signal = syscall.SIGSTOP
+		sent = syscall.SIGSTOP
 		if step, times, ok = strings.Cut(os.Getenv(stopAt), ":"); !ok {
 			return
 		}
@@ -40,10 +42,10 @@ func init() { //nolint:gochecknoinits // it must be set before TestMain runs the
 	archiveStep = func(name string) error {
 		if name == step {
 			if n--; n == 0 {
-				_ = syscall.Kill(os.Getpid(), signal)
-				if signal == syscall.SIGKILL {
-					select {}
-				}
+				continued := make(chan os.Signal, 1)
+				signal.Notify(continued, syscall.SIGCONT)
+				_ = syscall.Kill(os.Getpid(), sent) // which may return before the process has stopped
+				<-continued
 			}
 		}
 		return nil
@@ -287,6 +289,8 @@ func sleptThrough(t *testing.T, step string) {
 	defer cancel()
 	slept := exec.CommandContext(ctx, os.Args[0], b.args("archive", "run", "--keep=2w", "--apply")...)
 	slept.Env = []string{runMain + "=1", "DATABASE_URL=" + b.url, stopAt + "=" + step + ":1", "PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}
+	var said bytes.Buffer
+	slept.Stdout, slept.Stderr = &said, &said
 	require.NoError(t, slept.Start())
 	waitStopped(t, slept.Process.Pid)
 	b.minuteLater(t)
@@ -294,6 +298,8 @@ func sleptThrough(t *testing.T, step string) {
 	assert.True(t, b.run(t).Parts[0].Archived)
 	require.NoError(t, slept.Process.Signal(syscall.SIGCONT))
 	require.Error(t, slept.Wait())
+	assert.Contains(t, said.String(), archive.ErrHeld.Error())
+	assert.NotContains(t, said.String(), "tickets are lost", "the next one has dropped the table")
 
 	assert.Len(t, b.objects(t)["manifests"], 1)
 	assert.Contains(t, b.ok(t, b.args("archive", "verify")...), "right")
@@ -793,6 +799,14 @@ func TestArchive_PartOfAnotherURL_IsNeitherForgottenNorWrittenAgain(t *testing.T
 	code, _, stderr := b.myticket(t, b.args("archive", "run", "--keep=2w", "--apply")...)
 	assert.Equal(t, 1, code)
 	assert.Contains(t, stderr, "was written to file://"+right)
+	damaged := filepath.Join(wrong, b.parts(t)[0].Manifest) // of a copy
+	require.NoError(t, os.MkdirAll(filepath.Dir(damaged), 0o700))
+	require.NoError(t, os.WriteFile(damaged, []byte("{"), 0o600))
+	code, _, stderr = b.myticket(t, b.args("archive", "run", "--keep=2w", "--apply")...)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, stderr, "was written to file://"+right)
+	assert.Equal(t, archive.Verified, b.parts(t)[0].State)
+	require.NoError(t, os.RemoveAll(filepath.Dir(damaged)))
 	b.folder = right
 	assert.True(t, b.run(t).Parts[0].Archived)
 

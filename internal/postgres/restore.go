@@ -311,7 +311,7 @@ func (s *Store) ReleasedRuns(ctx context.Context) (map[string][]uuid.UUID, error
 	released := map[string][]uuid.UUID{}
 	err := s.atLeisure(ctx, func(tx pgx.Tx) error {
 		rows, err := tx.Query(ctx, `SELECT details->>'part', (jsonb_path_query(details, '$.runs[*]') #>> '{}')::uuid FROM audit
-			WHERE action = $1`, ActionRelease)
+			WHERE action = $1 AND jsonb_typeof(details->'runs') = 'array'`, ActionRelease)
 		if err != nil {
 			return err
 		}

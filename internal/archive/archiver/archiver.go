@@ -34,7 +34,6 @@ type Source interface {
 	PartVerified(ctx context.Context, holder uuid.UUID, p archive.Part, m archive.Manifest, sum []byte, tableBytes int64) error
 	PartUnverified(ctx context.Context, holder uuid.UUID, p archive.Part) error
 	ReleasedRuns(ctx context.Context) (map[string][]uuid.UUID, error)
-	KeepArchive(ctx context.Context, holder uuid.UUID) error
 }
 
 // Config says where an Archiver works.
@@ -112,7 +111,7 @@ func (a *Archiver) Write(ctx context.Context, p archive.Part) (m archive.Manifes
 	}
 	manifests, err := a.manifests(ctx, p.Name, known)
 	if err != nil {
-		return m, a.foreign(ctx, err)
+		return m, err
 	}
 	if len(p.Runs) > 0 && manifests[archive.ManifestKey(p.Name, p.Runs[0])] == p.Runs[0] {
 		// The last attempt may have been killed between its manifest and its note. No earlier one counts: others may be deleting it.
@@ -137,7 +136,7 @@ func (a *Archiver) Write(ctx context.Context, p archive.Part) (m archive.Manifes
 		return m, err
 	}
 	if err := a.Delete(ctx, p); err != nil {
-		return m, a.foreign(ctx, err)
+		return m, err
 	}
 	m, err = a.files(ctx, p, run, tickets)
 	if err != nil {
@@ -145,7 +144,7 @@ func (a *Archiver) Write(ctx context.Context, p archive.Part) (m archive.Manifes
 	}
 	if _, err := a.manifests(ctx, p.Name, known); err != nil { // another database may have written its own meanwhile
 		if errors.Is(err, archive.ErrForeign) { // the next attempt may use another prefix
-			err = errors.Join(a.foreign(ctx, err), a.deleteFiles(ctx, p, []uuid.UUID{run}))
+			err = errors.Join(err, a.deleteFiles(ctx, p, []uuid.UUID{run}))
 		}
 		return m, err
 	}
@@ -305,17 +304,6 @@ func (a *Archiver) known(ctx context.Context, p archive.Part) (runs []uuid.UUID,
 		}
 	}
 	return slices.Concat(p.Runs, a.released[p.Name]), nil
-}
-
-// foreign returns archive.ErrHeld instead of archive.ErrForeign if this process has lost the turn: the manifest is that of the
-// one that took it then.
-func (a *Archiver) foreign(ctx context.Context, err error) error {
-	if errors.Is(err, archive.ErrForeign) {
-		if held := a.Source.KeepArchive(ctx, a.Holder); held != nil {
-			return held
-		}
-	}
-	return err
 }
 
 // found returns the runs of the manifests that the archive has of a part, by their keys: uuid.Nil if one cannot be read that has
