@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/google/uuid"
 
@@ -35,7 +34,7 @@ type Ticket struct {
 	OrderNumber string // empty if it was not read, as are the amounts
 	VAT, Total  string // decimal, as they were written
 	Lines       []ticket.Line
-	Problems    []ticket.Problem // valid UTF-8, as it is stored
+	Problems    []ticket.Problem
 
 	ContentType string // empty if there was none
 	Corrected   bool   // a person's text was read, not the body
@@ -83,8 +82,8 @@ func EncodeTicket(t *Ticket, at time.Time) (Event, error) {
 	b = e.appendHead(b, subject, TicketSchema)
 	b = append(append(append(b, `{"id":"`...), subject...), `","version":`...)
 	b = strconv.AppendInt(b, int64(t.Version), 10)
-	b = appendText(append(b, `,"status":`...), string(t.Status))
-	b = appendText(append(b, `,"source":`...), t.Source)
+	b = ticket.AppendJSON(append(b, `,"status":`...), string(t.Status))
+	b = ticket.AppendJSON(append(b, `,"source":`...), t.Source)
 	b = appendTime(append(b, `,"received_at":`...), t.ReceivedAt)
 	b = appendUnlessEmpty(b, `,"order_number":`, t.OrderNumber)
 	b = appendUnlessEmpty(b, `,"vat":`, t.VAT)
@@ -139,10 +138,10 @@ func EncodeProduct(p *Product, at time.Time) (Event, error) {
 	}
 	b := make([]byte, 0, 640+len(e.ID)+len(e.Key)*4+len(subject)+len(p.ID)+len(p.Name))
 	b = e.appendHead(b, subject, ProductSchema)
-	b = appendText(append(b, `{"product_id":`...), p.ID)
-	b = appendText(append(b, `,"name":`...), p.Name)
-	b = appendText(append(b, `,"price":`...), p.Price)
-	b = appendText(append(b, `,"source":`...), p.Source)
+	b = ticket.AppendJSON(append(b, `{"product_id":`...), p.ID)
+	b = ticket.AppendJSON(append(b, `,"name":`...), p.Name)
+	b = ticket.AppendJSON(append(b, `,"price":`...), p.Price)
+	b = ticket.AppendJSON(append(b, `,"source":`...), p.Source)
 	b = append(append(append(b, `,"ticket_id":"`...), said...), '"')
 	b = appendTime(append(b, `,"first_seen_at":`...), p.FirstSeenAt)
 	b = appendTime(append(b, `,"changed_at":`...), p.ChangedAt)
@@ -155,10 +154,10 @@ func EncodeProduct(p *Product, at time.Time) (Event, error) {
 // (https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md#context-attributes). The key is an extension
 // (https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/extensions/partitioning.md).
 func (e *Event) appendHead(b []byte, subject, schema string) []byte {
-	b = appendText(append(b, `{"specversion":"1.0","id":`...), e.ID)
-	b = appendText(append(b, `,"source":`...), SourcePrefix+url.PathEscape(e.Key))
-	b = appendText(append(b, `,"type":`...), e.Type)
-	b = appendText(append(b, `,"subject":`...), subject)
+	b = ticket.AppendJSON(append(b, `{"specversion":"1.0","id":`...), e.ID)
+	b = ticket.AppendJSON(append(b, `,"source":`...), SourcePrefix+url.PathEscape(e.Key))
+	b = ticket.AppendJSON(append(b, `,"type":`...), e.Type)
+	b = ticket.AppendJSON(append(b, `,"subject":`...), subject)
 	b = appendTime(append(b, `,"time":`...), e.Time)
 	b = appendUnlessEmpty(b, `,"partitionkey":`, e.Key)
 	b = append(append(b, `,"datacontenttype":"application/json","dataschema":"`...), schema...)
@@ -174,8 +173,8 @@ func appendLines(b []byte, lines []ticket.Line) []byte {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = appendText(append(b, `{"product":`...), lines[i].Name)
-		b = appendText(append(b, `,"product_id":`...), lines[i].ProductID)
+		b = ticket.AppendJSON(append(b, `{"product":`...), lines[i].Name)
+		b = ticket.AppendJSON(append(b, `,"product_id":`...), lines[i].ProductID)
 		if lines[i].Price.IsSet() {
 			b = lines[i].Price.AppendText(append(b, `,"price":"`...))
 			b = append(b, '"')
@@ -195,13 +194,5 @@ func appendUnlessEmpty(b []byte, name, value string) []byte {
 	if value == "" {
 		return b
 	}
-	return appendText(append(b, name...), value)
-}
-
-// appendText appends s as a JSON string. Each byte that is no UTF-8 becomes U+FFFD, as with encoding/json.
-func appendText(b []byte, s string) []byte {
-	if !utf8.ValidString(s) {
-		s = string([]rune(s))
-	}
-	return ticket.AppendJSON(b, s)
+	return ticket.AppendJSON(append(b, name...), value)
 }

@@ -1,11 +1,18 @@
 package ticket
 
-import "strconv"
+import (
+	"strconv"
+	"unicode/utf8"
+)
 
 // AppendJSON appends s as a JSON string (RFC 8259, section 7): as json.Marshal does, but it does not escape characters that are
-// only special in HTML. s must be valid UTF-8. Ticket.Cost counts its bytes.
+// only special in HTML. Each byte that is no UTF-8 becomes U+FFFD. Ticket.Cost counts its bytes; what is read from a ticket is
+// UTF-8.
 func AppendJSON(b []byte, s string) []byte {
 	const digits = "0123456789abcdef"
+	if !utf8.ValidString(s) {
+		s = string([]rune(s))
+	}
 	b = append(b, '"')
 	plain := 0 // s[plain:i] is not appended yet
 	for i := range len(s) {
@@ -25,7 +32,7 @@ func AppendJSON(b []byte, s string) []byte {
 	return append(b, '"')
 }
 
-// AppendProblems appends problems as a JSON array. Their texts must be valid UTF-8. Ticket.Cost counts its bytes.
+// AppendProblems appends problems as a JSON array. Ticket.Cost counts its bytes.
 func AppendProblems(b []byte, problems []Problem) []byte {
 	b = append(b, '[')
 	for i := range problems {
