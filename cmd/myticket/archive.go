@@ -271,7 +271,10 @@ func (c archiveRunCmd) apply(ctx context.Context, turn *archiveTurn, by postgres
 	}
 	for _, p := range parts {
 		if p.ArchivedAt != nil && time.Since(*p.ArchivedAt) < tidyFor && ctx.Err() == nil {
-			failures = append(failures, turn.files.Tidy(ctx, p))
+			if err := turn.files.Tidy(ctx, p); err != nil {
+				failures = append(failures, fmt.Errorf("part %s is archived, but what other attempts may have left of it was not "+
+					"deleted: readers that list files may read tickets twice, until a later run deletes it: %w", p.Name, err))
+			}
 		}
 	}
 	old, err := turn.store.OldPartitions(ctx, c.before())

@@ -150,6 +150,16 @@ func (b *archiveBundle) everywhere(t *testing.T, ids ...uuid.UUID) {
 	}
 }
 
+// inOneManifest checks that the archive has one manifest and one file with tickets, which are right, and that its first and last
+// ticket can be shown.
+func (b *archiveBundle) inOneManifest(t *testing.T) {
+	t.Helper()
+	assert.Len(t, b.objects(t)["manifests"], 1)
+	assert.Len(t, b.objects(t)["tickets"], 1)
+	assert.Contains(t, b.ok(t, b.args("archive", "verify")...), "right")
+	b.everywhere(t, b.ids[0], b.ids[len(b.ids)-1])
+}
+
 func TestArchive_TakesAnOldPartition_DropsIt_AndShowsItsTickets(t *testing.T) {
 	t.Parallel()
 	b := setupArchive(t, 500, 3)
@@ -263,13 +273,21 @@ func (b *archiveBundle) minuteLater(t *testing.T) {
 	b.exec(t, `UPDATE archive_runs SET held_until = '-infinity'`)
 }
 
-// waitStopped waits until a process has stopped itself.
-func waitStopped(t *testing.T, pid int) {
+// stoppedAt runs the real program, which stops itself at a step until it gets SIGCONT. It also returns what that says.
+func (b *archiveBundle) stoppedAt(t *testing.T, step string, more ...string) (*exec.Cmd, *bytes.Buffer) {
 	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	p := exec.CommandContext(ctx, os.Args[0], b.args(append([]string{"archive", "run", "--keep=2w", "--apply"}, more...)...)...)
+	p.Env = []string{runMain + "=1", "DATABASE_URL=" + b.url, stopAt + "=" + step, "PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}
+	var said bytes.Buffer
+	p.Stdout, p.Stderr = &said, &said
+	require.NoError(t, p.Start())
 	require.Eventually(t, func() bool {
-		stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+		stat, err := os.ReadFile("/proc/" + strconv.Itoa(p.Process.Pid) + "/stat")
 		return err == nil && strings.Contains(string(stat), ") T ")
 	}, 30*time.Second, 10*time.Millisecond)
+	return p, &said
 }
 
 func TestArchive_ProcessThatSleptThroughItsTurn_DeletesNothingOfTheNextOne(t *testing.T) {
@@ -285,14 +303,7 @@ func TestArchive_ProcessThatSleptThroughItsTurn_DeletesNothingOfTheNextOne(t *te
 func sleptThrough(t *testing.T, step string) {
 	t.Helper()
 	b := setupArchive(t, 50, 0)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	slept := exec.CommandContext(ctx, os.Args[0], b.args("archive", "run", "--keep=2w", "--apply")...)
-	slept.Env = []string{runMain + "=1", "DATABASE_URL=" + b.url, stopAt + "=" + step + ":1", "PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}
-	var said bytes.Buffer
-	slept.Stdout, slept.Stderr = &said, &said
-	require.NoError(t, slept.Start())
-	waitStopped(t, slept.Process.Pid)
+	slept, said := b.stoppedAt(t, step+":1")
 	b.minuteLater(t)
 
 	assert.True(t, b.run(t).Parts[0].Archived)
@@ -355,10 +366,7 @@ func TestArchive_WhatAnAttemptWritesLate_HidesNothing_AndIsDeleted(t *testing.T)
 	b.ok(t, b.args("archive", "release", "20260801-20260802")...)
 	writeLate() // no attempt of the next part of this name, but this database knows it
 	assert.True(t, b.run(t).Parts[0].Archived)
-	assert.Len(t, b.objects(t)["manifests"], 1)
-	assert.Len(t, b.objects(t)["tickets"], 1)
-	assert.Contains(t, b.ok(t, b.args("archive", "verify")...), "right")
-	b.everywhere(t, b.ids[0], b.ids[49])
+	b.inOneManifest(t)
 }
 
 func TestArchive_WhatAReleasedAttemptWritesLate_IsDeleted(t *testing.T) {
@@ -389,10 +397,7 @@ func TestArchive_WhatAReleasedAttemptWritesLate_IsDeleted(t *testing.T) {
 				assert.True(t, b.run(t).Parts[0].Archived)
 				late("after")
 				b.run(t)
-				assert.Len(t, b.objects(t)["manifests"], 1)
-				assert.Len(t, b.objects(t)["tickets"], 1)
-				assert.Contains(t, b.ok(t, b.args("archive", "verify")...), "right")
-				b.everywhere(t, b.ids[0], b.ids[49])
+				b.inOneManifest(t)
 			})
 		}
 	}
@@ -403,12 +408,7 @@ func TestArchive_TwoDatabasesAtOnce_OnlyOneWritesItsManifest(t *testing.T) {
 	t.Parallel()
 	slow, fast := setupArchive(t, 50, 0), setupArchive(t, 40, 0)
 	fast.folder = slow.folder
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	p := exec.CommandContext(ctx, os.Args[0], slow.args("archive", "run", "--keep=2w", "--apply")...)
-	p.Env = []string{runMain + "=1", "DATABASE_URL=" + slow.url, stopAt + "=upload:1", "PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}
-	require.NoError(t, p.Start())
-	waitStopped(t, p.Process.Pid)
+	p, _ := slow.stoppedAt(t, "upload:1")
 	assert.True(t, fast.run(t).Parts[0].Archived)
 	require.NoError(t, p.Process.Signal(syscall.SIGCONT))
 	require.Error(t, p.Wait())
@@ -443,10 +443,7 @@ func TestArchive_ManifestWithoutARunInItsKey_IsReadAndReleased(t *testing.T) {
 			b.exec(t, `UPDATE archives SET manifest = 'manifests/20260801-20260802.json' WHERE manifest <> ''`)
 			b.run(t)
 			assert.Equal(t, archive.Archived, b.parts(t)[0].State)
-			assert.Contains(t, b.ok(t, b.args("archive", "verify")...), "right")
-			b.everywhere(t, b.ids[0], b.ids[49])
-			assert.Len(t, b.objects(t)["manifests"], 1)
-			assert.Len(t, b.objects(t)["tickets"], 1)
+			b.inOneManifest(t)
 			b.ok(t, b.args("archive", "restore", "20260801-20260802")...)
 			b.ok(t, b.args("archive", "release", "20260801-20260802")...)
 			assert.Empty(t, b.objects(t)["manifests"])
@@ -467,14 +464,7 @@ func TestArchive_ProcessThatSleptThroughItsTurn_DoesNotTakeItAgain(t *testing.T)
 	b.killedAt(t, "begin:1")
 	b.minuteLater(t)
 
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	slept := exec.CommandContext(ctx, os.Args[0], b.args("archive", "run", "--keep=2w", "--apply")...)
-	slept.Env = []string{
-		runMain + "=1", "DATABASE_URL=" + b.url, stopAt + "=file:1", "PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(),
-	}
-	require.NoError(t, slept.Start())
-	waitStopped(t, slept.Process.Pid)
+	slept, _ := b.stoppedAt(t, "file:1")
 	time.Sleep(10 * time.Second) // so it keeps its turn at once when it wakes
 	b.minuteLater(t)
 	b.ok(t, b.args("archive", "restore", "20260801-20260802")...)

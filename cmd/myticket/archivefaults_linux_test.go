@@ -303,14 +303,7 @@ func TestArchive_FolderForTemporaryFilesThatIsFull_LosesNothing(t *testing.T) {
 	}
 
 	dir := mount(t, "size=3m") // becomes full between the upload and the check
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	p := exec.CommandContext(ctx, os.Args[0], b.args("archive", "run", "--keep=2w", "--apply", "--file-size=1MiB", "--tmp="+dir)...)
-	p.Env = []string{runMain + "=1", "DATABASE_URL=" + b.url, stopAt + "=upload:1", "PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}
-	var out strings.Builder
-	p.Stdout, p.Stderr = &out, &out
-	require.NoError(t, p.Start())
-	waitStopped(t, p.Process.Pid)
+	p, out := b.stoppedAt(t, "upload:1", "--file-size=1MiB", "--tmp="+dir)
 	other := fill(dir)
 	require.NoError(t, p.Process.Signal(syscall.SIGCONT))
 	require.Error(t, p.Wait())

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -354,12 +355,7 @@ func (a *Archiver) Delete(ctx context.Context, p archive.Part) error {
 	if err != nil {
 		return err
 	}
-	for key := range manifests {
-		if err := a.Bucket.Delete(ctx, key); err != nil {
-			return err
-		}
-	}
-	return a.deleteFiles(ctx, p, known)
+	return a.deleteAll(ctx, p, manifests, known)
 }
 
 // Tidy deletes what the other attempts of an archived part left, also those before it was released last: one that was given up
@@ -381,15 +377,18 @@ func (a *Archiver) Tidy(ctx context.Context, p archive.Part) error {
 	if err != nil {
 		return err
 	}
-	for key, run := range manifests {
-		if !slices.Contains(others, run) {
-			continue
-		}
+	maps.DeleteFunc(manifests, func(_ string, run uuid.UUID) bool { return !slices.Contains(others, run) })
+	return a.deleteAll(ctx, p, manifests, others)
+}
+
+// deleteAll deletes manifests of a part, and then the files of runs.
+func (a *Archiver) deleteAll(ctx context.Context, p archive.Part, manifests map[string]uuid.UUID, runs []uuid.UUID) error {
+	for key := range manifests {
 		if err := a.Bucket.Delete(ctx, key); err != nil {
 			return err
 		}
 	}
-	return a.deleteFiles(ctx, p, others)
+	return a.deleteFiles(ctx, p, runs)
 }
 
 // deleteFiles deletes the files of some runs of a part. Files of others stay: another process may have taken the turn and written
